@@ -1,0 +1,65 @@
+"""The command line: flags in, Rich out. One file a command; nothing is computed here."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cohortseg import __version__
+from cohortseg.cli import evaluate, infer, info, report, sample, scan, train
+from cohortseg.cli.console import print_error, set_verbosity
+from cohortseg.errors import CohortSegError
+
+
+class _Group(typer.core.TyperGroup):
+    """The one error boundary: an error made for the user is one line on stderr; anything else keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CohortSegError as error:
+            print_error(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print_error("interrupted; run the same command again to go on where it stopped")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="cohortseg",
+    help="COVID-19 lesion burden from whole cohorts of chest CT. Research software, not a medical device.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"cohortseg {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also details and tracebacks of failed series.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    set_verbosity(quiet=quiet, verbose=verbose)
+
+
+for _command in (sample, scan, train, evaluate, infer, report, info):
+    app.command()(getattr(_command, _command.__name__.rsplit(".", 1)[-1]))
+
+
+def main() -> None:
+    """Run the program."""
+    app()

@@ -1,0 +1,83 @@
+"""What every command prints with: messages and progress on stderr, results on stdout."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+Report = Callable[[int, int | None, str], None]
+"""Takes what is done, of how much (None: not known yet), and a short text."""
+
+out = Console(highlight=False)
+"""Results: standard output."""
+err = Console(stderr=True, highlight=False)
+"""Messages and progress: standard error."""
+
+_PLAIN_EVERY_S = 15.0
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Set what is shown: errors only, messages, or messages and details."""
+    err.quiet = quiet
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    for name in ("matplotlib", "PIL", "pydicom", "asyncio", "fsspec", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("cohortseg").setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
+
+
+def print_error(message: str) -> None:
+    """Print one error line on stderr, also when quiet."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(message)}")
+
+
+def say(message: str) -> None:
+    """Print one message on stderr unless quiet."""
+    err.print(_escape(message), soft_wrap=True)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Report]:
+    """Show progress with time left: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+    if err.quiet:
+        yield lambda _done, _total, _text: None
+        return
+    if not err.is_terminal:
+        yield _plain_reporter(title)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(title, total=None, text="")
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=_escape(text))
+
+
+def _plain_reporter(title: str) -> Report:
+    start = last = time.monotonic()
+
+    def report(done: int, total: int | None, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _PLAIN_EVERY_S:
+            return
+        last = now
+        left = f", {(now - start) / done * (total - done):.0f} s left" if done and total else ""
+        err.print(_escape(f"{title}: {done}/{total or '?'}{left} {text}".rstrip()), soft_wrap=True)
+
+    return report

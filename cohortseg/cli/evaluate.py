@@ -1,0 +1,125 @@
+"""``cohortseg evaluate``: how good a model is on labelled images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+from rich.table import Table
+
+from cohortseg.cli.console import out, progress, say
+from cohortseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from cohortseg.evaluate.split import Evaluation
+
+_TITLES: Final = {"ggo": "GGO", "consolidation": "Consolidation", "opacity": "Opacity"}
+_TOOLBOX: Final = {
+    "dice": "Dice",
+    "sensitivity": "Sen.",
+    "specificity": "Spe.",
+    "s_measure": "S",
+    "e_measure": "E",
+    "mae": "MAE",
+}
+_OVERLAP: Final = {"dice": "Dice", "sensitivity": "Sen.", "specificity": "Spe.", "ppv": "PPV"}
+_CLINICAL: Final = {"pooled": "all pixels", "per_image": "per image"}
+
+
+def evaluate(
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="COVID-SemiSeg folder.", show_default="$COHORTSEG_DATA, else ./COVID-SemiSeg"),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model file.", exists=True, dir_okay=False, show_default="the packaged model")
+    ] = None,
+    split: Annotated[
+        Literal["train", "val", "test"], typer.Option(help="Which labelled images; needs only that split's folders.")
+    ] = "val",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for tables, run.json and pictures.")
+    ] = None,
+    save_maps: Annotated[
+        bool, typer.Option("--save-maps", help="Also write label and probability maps at the image's own size.")
+    ] = False,
+) -> None:
+    """Measure a model on labelled images: the six metrics of the toolbox protocol, and overlap and area.
+
+    Example: cohortseg evaluate --data COVID-SemiSeg --split val -o evaluation
+    """
+    if save_maps and output is None:
+        raise ConfigError("--save-maps needs an output folder: add -o OUT")
+    from cohortseg.evaluate.split import evaluate_split
+
+    with progress("evaluate") as report:
+        result = evaluate_split(data, split, model_path=model, output=output, save_maps=save_maps, report=report)
+    _warn(result)
+    _print(result, split)
+    if output is not None:
+        say(f"written to {output}")
+
+
+def _warn(result: "Evaluation") -> None:
+    if result.seen:
+        total = result.images["image"].n_unique()
+        say(
+            f"warning: {len(result.seen)} of {total} images were among the model's training images; "
+            "these numbers are optimistic and say nothing about new patients"
+        )
+
+
+def _print(result: "Evaluation", split: str) -> None:
+    count = result.images["image"].n_unique()
+    out.print(f"{result.model} on {count} images (split {split})", markup=False)
+    for table in (_toolbox_table(result.metrics), _overlap_table(result.metrics), _area_table(result.metrics)):
+        out.print(table)
+
+
+def _toolbox_table(metrics: "pl.DataFrame") -> Table:
+    table = _table("Toolbox protocol (mean over 256 thresholds and all images)", "Maps", *_TOOLBOX.values())
+    for row in _rows(metrics, "toolbox"):
+        table.add_row(_TITLES[row["class_name"]], row["maps"], *(_number(row[name]) for name in _TOOLBOX))
+    return table
+
+
+def _overlap_table(metrics: "pl.DataFrame") -> Table:
+    table = _table(
+        "Overlap of labels (per image: mean over images that have the class)", "Over", *_OVERLAP.values(), "Images"
+    )
+    for class_name in _TITLES:
+        for protocol, title in _CLINICAL.items():
+            for row in _rows(metrics, protocol, class_name):
+                numbers = (_number(row[name]) for name in _OVERLAP)
+                table.add_row(_TITLES[class_name], title, *numbers, str(row["n_images"]))
+    return table
+
+
+def _area_table(metrics: "pl.DataFrame") -> Table:
+    table = _table("Area, % of the image", "Truth", "Predicted", "Pearson r", "Bias", "95 % limits")
+    for row in _rows(metrics, "area"):
+        limits = f"{_number(row['area_limit_low_pct'], 2)} to {_number(row['area_limit_high_pct'], 2)}"
+        areas = (_number(row[name], 2) for name in ("truth_area_pct", "predicted_area_pct"))
+        bias = _number(row["area_bias_pct"], 2)
+        table.add_row(_TITLES[row["class_name"]], *areas, _number(row["area_pearson_r"]), bias, limits)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("Class", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("Maps", "Over") else "right", no_wrap=True)
+    return table
+
+
+def _rows(metrics: "pl.DataFrame", protocol: str, class_name: str | None = None) -> list[dict[str, Any]]:
+    rows = metrics.rows(named=True)
+    return [row for row in rows if row["protocol"] == protocol and class_name in (None, row["class_name"])]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """Return a number for people; a dash where it is undefined."""
+    return "-" if value is None else f"{value:.{digits}f}"

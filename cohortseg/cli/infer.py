@@ -1,0 +1,109 @@
+"""``cohortseg infer``: from DICOM to masks, burden tables and a report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from cohortseg.cli.console import out as console
+from cohortseg.cli.console import progress, say
+from cohortseg.config import Engine, InferConfig, resolve_config
+from cohortseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cohortseg.pipeline import InferSummary
+
+_MOST_ROWS: Final = 60
+_NUMBERS: Final = ("lung_volume_ml", "ggo_pct", "consolidation_pct", "po_pct")
+_STATUS: Final = {"ok": "ok", "not_evaluable": "no lung", "failed": "failed"}
+_REMARKS: Final = "Remarks"
+_COLUMNS: Final[dict[str, Literal["left", "right"]]] = {
+    "Series": "left",
+    "Date": "left",
+    "Status": "left",
+    "Lung mL": "right",
+    "GGO %": "right",
+    "Cons %": "right",
+    "All %": "right",
+    _REMARKS: "left",
+}
+
+
+def infer(
+    cohort: Annotated[Path, typer.Argument(help="Folder of DICOM files, in any order or nesting.", show_default=False)],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", file_okay=False, help="Output folder.", show_default="./<cohort>-cohortseg"),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model file.", exists=True, dir_okay=False, show_default="the packaged model")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ray actors.", show_default="one per GPU, or per two cores, for large cohorts"),
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--no-resume", help="Keep what an earlier run has finished.", show_default="resume"),
+    ] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="This process, Ray Data, or whichever suits.", show_default=InferConfig.engine)
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use.", envvar="RAY_ADDRESS", show_default="this machine")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings (TOML); options win.", exists=True, dir_okay=False, show_default=False)
+    ] = None,
+) -> None:
+    """Segment every CT series of a cohort, and write masks, burden tables and a report.
+
+    The cohort is only read. A killed run goes on where it stopped; a second run does only what changed.
+    Exit code 3: finished, but some chosen series failed or could not be evaluated.
+
+    Example: [bold]cohortseg infer cohort/[/]
+    """
+    settings = resolve_config(InferConfig, config, {"workers": workers, "resume": resume, "engine": engine})
+    if not cohort.is_dir():
+        raise ConfigError(f"{cohort}: no such folder")
+    from cohortseg.pipeline import infer_cohort
+
+    target = output or Path(f"{cohort.resolve().name}-cohortseg")
+    summary = infer_cohort(cohort, target, config=settings, model_path=model, progress=progress, address=address)
+    _show(summary, target)
+    if not summary.complete:
+        raise typer.Exit(3)
+
+
+def _show(summary: "InferSummary", target: Path) -> None:
+    """Print the series on standard output, and where everything lies on standard error."""
+    title = f"{len(summary.burden)} of {summary.num_found} series were chosen; percents are of the lung"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, justify in _COLUMNS.items():
+        table.add_column(name, justify=justify, no_wrap=name != _REMARKS, overflow="fold")
+    for row in summary.burden.head(_MOST_ROWS).iter_rows(named=True):
+        numbers = (_number(row[name]) for name in _NUMBERS)
+        table.add_row(
+            row["series_key"][:8], str(row["study_date"] or "-"), _STATUS[row["status"]], *numbers, _remarks(row)
+        )
+    console.print(table)
+    if len(summary.burden) > _MOST_ROWS:
+        say(f"the first {_MOST_ROWS} of {len(summary.burden)} series are shown; all are in burden.parquet")
+    if summary.num_done == 0:
+        say("nothing to do: every chosen series was finished by an earlier run (--no-resume does them again)")
+    counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "no series was chosen"
+    say(f"{counts}; tables, masks, pictures and report.html are in {target}")
+
+
+def _remarks(row: dict[str, Any]) -> str:
+    """Return why a series was not measured, else its flags."""
+    return escape(row["reason"] or ", ".join(row["qc_flags"]))
+
+
+def _number(value: float | None) -> str:
+    """Return a number for people; a dash where nothing was measured."""
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,191 @@
+"""Ray: connect to a cluster or start one on this machine, and say at once whether the workers asked for fit.
+
+Nothing here is sent anywhere: usage statistics are off, and what is started on this machine listens on loopback only.
+Import ``ray`` only below `connected`, since some of its settings are read while it is imported.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from cohortseg.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_EVERYWHERE: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+_LOCAL: Final = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # The one way to make Ray's servers bind 127.0.0.1 rather than every interface; read while ray is imported.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Its C++ side writes harmless errors on stderr for every pool of actors.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+_OBJECT_STORE_BYTES: Final = 256 * 1024**2
+
+
+@dataclass(frozen=True)
+class Resources:
+    """CPUs and GPUs of the nodes that workers can run on."""
+
+    nodes: tuple[tuple[float, float], ...]
+    """(CPUs, GPUs) of each node."""
+    where: str
+    """How messages call it: "this machine" or "the cluster"."""
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs of all nodes."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs of all nodes."""
+        return sum(gpus for _, gpus in self.nodes)
+
+    def fitting(self, cpus_per_worker: float, gpus_per_worker: float) -> int:
+        """Return how many workers fit, each whole on one node."""
+        return sum(_fitting(node, (cpus_per_worker, gpus_per_worker)) for node in self.nodes)
+
+
+def _fitting(node: tuple[float, float], worker: tuple[float, float]) -> int:
+    # The small term keeps 8 x 0.25 in 2 from falling to rounding.
+    return min(
+        (int(have / need + 1e-9) for have, need in zip(node, worker, strict=True) if need > 0), default=sys.maxsize
+    )
+
+
+def local_resources() -> Resources:
+    """Return the CPUs this process may use and the GPUs torch sees."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    num_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return Resources(nodes=((float(num_cpus), float(torch.cuda.device_count())),), where="this machine")
+
+
+def cluster_address(address: str | None) -> str | None:
+    """Return the address of the cluster to use: the one given, else ``RAY_ADDRESS``; None: this machine alone."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+def require_workers(
+    num_workers: int,
+    cpus_per_worker: float,
+    gpus_per_worker: float = 0.0,
+    resources: Resources | None = None,
+    *,
+    cpus_flag: str | None = "--cpus-per-worker",
+) -> None:
+    """Refuse workers that would wait for ever for resources that are not there.
+
+    Parameters
+    ----------
+    num_workers
+        At least 1.
+    cpus_per_worker, gpus_per_worker
+        What each reserves; each worker lies whole on one node.
+    resources
+        What there is; None: this machine.
+    cpus_flag
+        The command's flag for the share of a worker, to be advised; None if it has none.
+
+    Raises
+    ------
+    ConfigError
+        If they do not fit; the message has the numbers and which flags would.
+    """
+    resources = local_resources() if resources is None else resources
+    fits = resources.fitting(cpus_per_worker, gpus_per_worker)
+    if num_workers <= fits:
+        return
+    lacks = [_lack(num_workers, cpus_per_worker, "CPU")]
+    if gpus_per_worker > 0:
+        lacks.append(_lack(num_workers, gpus_per_worker, "GPU"))
+    advice = [f"--workers {fits}"] if fits else []
+    # A share rounded down to a hundredth, at which all of them fit.
+    share = int(100 * resources.num_cpus / num_workers) / 100
+    if cpus_flag and share > 0 and resources.fitting(share, gpus_per_worker) >= num_workers:
+        advice.append(f"{cpus_flag} {share:g}")
+    spread = f" on {len(resources.nodes)} nodes" if len(resources.nodes) > 1 else ""
+    raise ConfigError(
+        f"{num_workers} workers x {' and '.join(lacks)}, {resources.where} has {resources.num_cpus:g}"
+        f"{f' and {resources.num_gpus:g}' if gpus_per_worker > 0 else ''}{spread}; "
+        f"use {' or '.join(advice) if advice else 'a larger machine'}"
+    )
+
+
+def _lack(num_workers: int, each: float, unit: str) -> str:
+    total = num_workers * each
+    return f"{each:g} {unit} need {total:g} {unit}{'s' if total != 1 else ''}"
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[Resources]:
+    """Connect to Ray for the length of the block, and give back what there is to work with.
+
+    Parameters
+    ----------
+    address
+        As in `cluster_address`: a cluster's address, or None for one that is started on this machine, bound to
+        loopback, and stopped at the end. A Ray that this process is connected to already is used as it is.
+
+    Raises
+    ------
+    ConfigError
+        If there is no cluster at the address.
+    StoreError
+        If Ray cannot be started on this machine.
+    """
+    address = cluster_address(address)
+    for name, value in {**_EVERYWHERE, **({} if address else _LOCAL)}.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield _resources_of(ray, "the cluster")
+        return
+    _init(ray, address)
+    try:
+        yield _resources_of(ray, "the cluster" if address else "this machine")
+    finally:
+        ray.shutdown()
+
+
+def _init(ray: "ModuleType", address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    if address is not None:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"no Ray cluster answers at {address} ({error}); check the address, "
+                "and RAY_AUTH_TOKEN_PATH if the cluster asks for a token"
+            ) from error
+        return
+    ((num_cpus, num_gpus),) = local_resources().nodes
+    try:
+        ray.init(
+            address="local",
+            num_cpus=int(num_cpus),
+            num_gpus=int(num_gpus),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+    except (OSError, ConnectionError, ValueError, RuntimeError) as error:
+        raise StoreError(f"Ray cannot be started on this machine: {error}") from error
+
+
+def _resources_of(ray: "ModuleType", where: str) -> Resources:
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Resources(tuple((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes), where)

@@ -1,0 +1,277 @@
+"""Settings of every command: the only home of defaults, with their ranges."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from cohortseg.errors import ConfigError
+
+Engine = Literal["auto", "local", "ray"]
+EncoderName = Literal["resnet18", "resnet34", "resnet50"]
+T = TypeVar("T")
+
+
+def _check(holds: bool, rule: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{rule}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanonicalConfig:
+    """The canonical slice: what every network input looks like, in training and in inference."""
+
+    size: int = 256
+    """Height and width, pixels; a multiple of 32."""
+    window_hu: tuple[float, float] = (-1350.0, 150.0)
+    """HU that become 0 and 1."""
+    margin: float = 0.05
+    """Border around the lungs, as a part of their height and width."""
+    min_box: float = 0.6
+    """A slice's crop is never smaller than this part of the whole series' crop, so that apices are not blown up."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; lists from JSON become tuples."""
+        object.__setattr__(self, "window_hu", tuple(self.window_hu))
+        _check(self.size >= 64 and self.size % 32 == 0, "size must be a multiple of 32, at least 64", self.size)
+        _check(self.window_hu[0] < self.window_hu[1], "window_hu must be (low, high) with low < high", self.window_hu)
+        _check(0 <= self.margin <= 0.5, "margin must be in [0, 0.5]", self.margin)
+        _check(0 < self.min_box <= 1, "min_box must be in (0, 1]", self.min_box)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The networks. What the paper leaves open is decided here (docs/method.md says why)."""
+
+    encoder: EncoderName = "resnet18"
+    """Residual encoder of the segmentation backbone."""
+    decoder_channels: tuple[int, int, int, int] = (128, 96, 64, 32)
+    """Channels of the decoder at strides 16, 8, 4 and 2."""
+    vq_branch: bool = True
+    """Whether the VQ-VAE branch exists (VVM in the paper's table 2)."""
+    codebook_size: int = 256
+    """Codes in the codebook that both levels share."""
+    code_dim: int = 64
+    """Length of a code."""
+    discriminator_channels: int = 32
+    """Channels of the discriminator's first layer; they double twice."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; lists from JSON become tuples."""
+        object.__setattr__(self, "decoder_channels", tuple(self.decoder_channels))
+        _check(len(self.decoder_channels) == 4, "decoder_channels must be four numbers", self.decoder_channels)
+        _check(self.codebook_size >= 2, "codebook_size must be at least 2", self.codebook_size)
+        _check(self.code_dim >= 1, "code_dim must be at least 1", self.code_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Two-phase training; the defaults are the paper's settings (METHOD: SGD 0.01, Adam 1e-4, 1000 iterations)."""
+
+    canonical: CanonicalConfig = field(default_factory=CanonicalConfig)
+    """The network input."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The networks."""
+    preset: str = "paper"
+    """Name of the recipe these settings started from; kept in the model card."""
+    supervised_iterations: int = 1000
+    """Iterations of phase 1 (labelled images only), at most."""
+    adversarial_iterations: int = 1000
+    """Iterations of phase 2 (semi-supervised adversarial)."""
+    warmup_iterations: int = 200
+    """First iterations of phase 2, in which the discriminator learns before pseudo labels count."""
+    saturation_patience: int = 0
+    """Phase 1 ends early once the smoothed loss has not fallen by 1 % for so many iterations; 0: never early."""
+    batch_labeled: int = 4
+    """Labelled images an iteration on each worker."""
+    batch_unlabeled: int = 4
+    """Unlabelled images an iteration on each worker."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser of the segmentation network."""
+    learning_rate: float = 0.01
+    """Of the segmentation network, at the start; it decays with the power 0.9 to zero over both phases."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 1e-4
+    """Of the segmentation network."""
+    discriminator_learning_rate: float = 1e-4
+    """Of Adam for the discriminator."""
+    proportion_weight: float = 0.5
+    """lambda of equation (11)."""
+    adversarial_weight: float = 0.01
+    """Weight of L_adv, equation (12)."""
+    semi_weight: float = 0.1
+    """Weight of L_semi, equation (13)."""
+    vq_weight: float = 1.0
+    """Weight of the VQ-VAE loss, equation (2); the paper gives none."""
+    dice_weight: float = 0.0
+    """Weight of an additional soft Dice loss; 0 as in the paper."""
+    commitment: float = 0.25
+    """beta of equation (2)."""
+    confidence_threshold: float = 0.2
+    """T of equation (13), in the paper's range [0.1, 0.3]."""
+    semi_supervised: bool = True
+    """Whether phase 2 runs (SSA in the paper's table 2)."""
+    truth_smoothing: float = 0.1
+    """One-hot truth is shown to the discriminator as 1 - s and s / 2, so that it cannot be told by its sharpness."""
+    ema_decay: float = 0.0
+    """Decay of the averaged weights that become the model; 0: the last weights."""
+    augment: bool = True
+    """Random flips, quarter turns, affine, intensity and noise."""
+    bf16: bool | None = None
+    """bfloat16 autocast; None: where the device has it in hardware."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
+    checkpoint_every: int = 100
+    """Iterations between checkpoints."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; nested settings may come as mappings (from JSON or TOML)."""
+        if isinstance(self.canonical, Mapping):
+            object.__setattr__(self, "canonical", config_from_mapping(CanonicalConfig, self.canonical))
+        if isinstance(self.model, Mapping):
+            object.__setattr__(self, "model", config_from_mapping(ModelConfig, self.model))
+        for name in ("supervised_iterations", "batch_labeled", "batch_unlabeled", "checkpoint_every"):
+            _check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        for name in ("adversarial_iterations", "warmup_iterations", "saturation_patience"):
+            _check(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
+        _check(self.optimizer in ("sgd", "adamw"), "optimizer must be sgd or adamw", self.optimizer)
+        _check(self.learning_rate > 0, "learning_rate must be positive", self.learning_rate)
+        _check(0 <= self.confidence_threshold < 1, "confidence_threshold must be in [0, 1)", self.confidence_threshold)
+        _check(0 <= self.truth_smoothing < 1, "truth_smoothing must be in [0, 1)", self.truth_smoothing)
+        _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
+
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "paper": {},
+    "cpu": {
+        "supervised_iterations": 550,
+        "adversarial_iterations": 350,
+        "warmup_iterations": 60,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-2,
+        "dice_weight": 1.0,
+        "ema_decay": 0.99,
+    },
+}
+"""Named recipes: what each changes of the defaults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """Segmentation of a cohort."""
+
+    engine: Engine = "auto"
+    """How series are spread: in this process, by Ray Data actors, or whichever suits the cohort's size."""
+    workers: int | None = None
+    """Actors, each with a model of its own; None: one per GPU, or one per two cores."""
+    batch_size: int = 16
+    """Slices a forward pass."""
+    flips: bool = True
+    """Average the probabilities over the slice and its mirror image."""
+    resume: bool = True
+    """Keep what an earlier run into the same output has finished."""
+    max_attempts: int = 3
+    """A series that ended its worker so many times is given up."""
+    overlays: bool = True
+    """Write one overlay picture a series."""
+    auto_ray_series: int = 64
+    """With engine auto, cohorts of at least so many chosen series go to Ray when more than one worker can run."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.engine in ("auto", "local", "ray"), "engine must be auto, local or ray", self.engine)
+        _check(self.workers is None or self.workers >= 1, "workers must be at least 1", self.workers)
+        _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        _check(self.max_attempts >= 1, "max_attempts must be at least 1", self.max_attempts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """The synthetic cohort."""
+
+    patients: int = 3
+    """Patients; every third is free of lesions."""
+    timepoints: int = 3
+    """Study dates a patient, at most; the first patient has one fewer."""
+    slices: int = 10
+    """Slices a series, spread over the height of the lungs."""
+    size: int = 256
+    """Rows and columns."""
+    seed: int = 0
+    """Same seed and versions, same bytes."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(1 <= self.patients <= 10_000, "patients must be in 1..10000", self.patients)
+        _check(1 <= self.timepoints <= 50, "timepoints must be in 1..50", self.timepoints)
+        _check(1 <= self.slices <= 1000, "slices must be in 1..1000", self.slices)
+        _check(64 <= self.size <= 1024, "size must be in 64..1024", self.size)
+
+
+def config_from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Return a settings object from plain values, refusing names that it does not have.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown or a value is out of range; the message lists the valid names.
+    """
+    valid = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - valid)
+    if unknown:
+        raise ConfigError(f"unknown setting(s) {', '.join(unknown)}; valid are {', '.join(sorted(valid))}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(str(error)) from error
+
+
+def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any], base: T | None = None) -> T:
+    """Return the settings of one command: overrides over the TOML file over the base (by default the defaults).
+
+    Parameters
+    ----------
+    cls
+        The settings class.
+    path
+        A TOML file whose keys are field names; None for no file.
+    overrides
+        Values from the command line; None means "not given".
+    base
+        What the file and the overrides change.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or a setting is unknown or out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    if base is None:
+        return config_from_mapping(cls, values)
+    known = asdict(base)  # type: ignore[call-overload]
+    for name, value in values.items():
+        if isinstance(value, Mapping) and isinstance(known.get(name), Mapping):
+            values[name] = {**known[name], **value}
+    return config_from_mapping(cls, {**known, **values})
+
+
+def preset_config(name: str) -> TrainConfig:
+    """Return the training settings of a named recipe.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such recipe.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return replace(TrainConfig(), preset=name, **PRESETS[name])

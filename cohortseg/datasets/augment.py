@@ -1,0 +1,85 @@
+"""Random geometry and scanner-like intensity, in batches on the device, each slice by a seed of its own."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+_ROTATION_DEG = 20.0
+_SCALE = (0.8, 1.25)
+_ASPECT = 0.12
+_SHIFT = 0.08
+_WARP = 0.03
+_WARP_GRID = 5
+_GAMMA = (0.7, 1.45)
+_GAIN = (0.85, 1.15)
+_OFFSET = 0.08
+_NOISE = 0.05
+_BLUR_PROBABILITY = 0.2
+_SMOOTHING = (1 / 16, 2 / 16, 1 / 16, 2 / 16, 4 / 16, 2 / 16, 1 / 16, 2 / 16, 1 / 16)
+
+
+def augment(
+    images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return changed slices and the labels that go with them.
+
+    Geometry: one of the eight flips and quarter turns, rotation, scale, aspect, shift, and a smooth warp. Intensity:
+    gamma, gain and offset (as other windows and scanners give), blur, and noise (as other doses and kernels give).
+
+    Parameters
+    ----------
+    images
+        (B, 1, H, W) float32 in [0, 1], H = W.
+    labels
+        (B, H, W) uint8.
+    seeds
+        One a slice; the same seed changes a slice in the same way, whatever else is in the batch.
+
+    Returns
+    -------
+    images, labels
+        Of the same shapes and types. Beyond the slice its edge is repeated.
+    """
+    device, size = images.device, images.shape[-1]
+    draws = [np.random.default_rng(seed) for seed in seeds]
+    theta = torch.tensor(np.stack([_affine(draw) for draw in draws]), dtype=torch.float32, device=device)
+    warp = np.stack([draw.uniform(-_WARP, _WARP, (2, _WARP_GRID, _WARP_GRID)) for draw in draws])
+    grid = functional.affine_grid(theta, [len(images), 1, size, size], align_corners=False)
+    grid = grid + functional.interpolate(
+        torch.tensor(warp, dtype=torch.float32, device=device), size=(size, size), mode="bicubic", align_corners=False
+    ).permute(0, 2, 3, 1)
+    images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    labels = functional.grid_sample(
+        labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+    )
+    return _intensity(images, draws), labels[:, 0].to(torch.uint8)
+
+
+def _affine(draw: np.random.Generator) -> np.ndarray:
+    """Return (2, 3): output to input coordinates in [-1, 1]."""
+    angle = math.radians(draw.uniform(-_ROTATION_DEG, _ROTATION_DEG)) + math.pi / 2 * draw.integers(4)
+    scale = math.exp(draw.uniform(math.log(_SCALE[0]), math.log(_SCALE[1])))
+    aspect = math.exp(draw.uniform(-_ASPECT, _ASPECT))
+    mirror = draw.choice([-1.0, 1.0])
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn @ np.diag([mirror * aspect / scale, 1 / (aspect * scale)])
+    return np.concatenate([matrix, draw.uniform(-_SHIFT, _SHIFT, (2, 1))], axis=1)
+
+
+def _intensity(images: torch.Tensor, draws: Sequence[np.random.Generator]) -> torch.Tensor:
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None, None]
+
+    gamma = column([math.exp(draw.uniform(math.log(_GAMMA[0]), math.log(_GAMMA[1]))) for draw in draws])
+    gain = column([draw.uniform(*_GAIN) for draw in draws])
+    offset = column([draw.uniform(-_OFFSET, _OFFSET) for draw in draws])
+    blurred = column([float(draw.random() < _BLUR_PROBABILITY) for draw in draws])
+    noise_level = column([_NOISE * draw.random() ** 2 for draw in draws])
+    noise = [torch.from_numpy(draw.standard_normal(images.shape[1:], dtype=np.float32)) for draw in draws]
+    kernel = torch.tensor(_SMOOTHING, device=images.device).view(1, 1, 3, 3)
+    images = torch.lerp(images, functional.conv2d(images, kernel, padding=1), blurred)
+    images = images.clamp(0, 1).pow(gamma) * gain + offset
+    return (images + noise_level * torch.stack(noise).to(images.device)).clamp(0, 1)

@@ -1,0 +1,83 @@
+"""Labelled and unlabelled batches: each a pure function of seed and iteration, so that a resumed run sees the same."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cohortseg.datasets.augment import augment
+from cohortseg.datasets.prepared import PreparedData
+
+_LABELED_STREAM, _UNLABELED_STREAM = 0, 1
+
+
+class Batch(NamedTuple):
+    """One worker's part of an iteration."""
+
+    labeled: torch.Tensor
+    """(B, 1, size, size) float32."""
+    labels: torch.Tensor
+    """(B, size, size) int64."""
+    unlabeled: torch.Tensor
+    """(B', 1, size, size) float32; B' is 0 in phase 1."""
+
+
+class Batches:
+    """Draws batches from data that lies on the device.
+
+    Parameters
+    ----------
+    data
+        Moved to ``device`` once.
+    device
+        Where batches are made and augmented.
+    seed
+        Of order and augmentation.
+    augmented
+        Whether slices are augmented.
+    rank, world
+        This worker's number and how many there are. The workers' batches together are the batch of one worker with as
+        many times the size.
+    """
+
+    def __init__(
+        self, data: PreparedData, *, device: torch.device, seed: int, augmented: bool, rank: int, world: int
+    ) -> None:
+        self._labeled = data.labeled.to(device)
+        self._labels = data.labels.to(device)
+        self._unlabeled = data.unlabeled.to(device)
+        self._seed, self._augmented, self._rank, self._world = seed, augmented, rank, world
+
+    def draw(self, iteration: int, num_labeled: int, num_unlabeled: int) -> Batch:
+        """Return this worker's batch of an iteration: so many labelled and unlabelled slices."""
+        images, labels = self._draw(self._labeled, self._labels, iteration, num_labeled, _LABELED_STREAM)
+        unlabeled, _ = self._draw(self._unlabeled, None, iteration, num_unlabeled, _UNLABELED_STREAM)
+        return Batch(images, labels.long(), unlabeled)
+
+    def _draw(
+        self, images: torch.Tensor, labels: torch.Tensor | None, iteration: int, count: int, stream: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start = (iteration * self._world + self._rank) * count
+        chosen = [_index(self._seed, stream, start + slot, len(images)) for slot in range(count)]
+        index = torch.tensor(chosen, device=images.device, dtype=torch.long)
+        batch = images[index].float()
+        batch_labels = (
+            labels[index]
+            if labels is not None
+            else torch.zeros(count, *images.shape[2:], dtype=torch.uint8, device=images.device)
+        )
+        if self._augmented and count:
+            seeds = [(self._seed, stream, start + slot) for slot in range(count)]
+            batch, batch_labels = augment(batch, batch_labels, seeds)
+        return batch.contiguous(memory_format=torch.channels_last), batch_labels
+
+
+def _index(seed: int, stream: int, position: int, size: int) -> int:
+    """Return the item at a position of an endless sequence of shuffled passes over all items."""
+    return int(_permutation(seed, stream, position // size, size)[position % size])
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, stream: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, stream, epoch)).permutation(size)

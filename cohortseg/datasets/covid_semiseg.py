@@ -1,0 +1,114 @@
+"""The COVID-SemiSeg data set (Fan et al. 2020) in its official folder layout."""
+
+import os
+import re
+from pathlib import Path
+from typing import Final, Literal
+
+from cohortseg.datasets.slices import LabeledSlice
+from cohortseg.errors import ConfigError
+from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, Orientation
+
+Split = Literal["train", "val", "test", "all"]
+
+DATA_VARIABLE: Final = "COHORTSEG_DATA"
+"""Environment variable that names the data folder when no option does."""
+TERMS: Final = (
+    "Trained on COVID-SemiSeg (Fan et al. 2020): for non-commercial use only, work derived from it included. "
+    "Research software, not a medical device."
+)
+"""Terms of a model trained on this data set."""
+VALIDATION: Final = frozenset({"2", "14", "24", "35", "52"})
+"""Names of the 5 validation images; the other 45 train (the paper's sizes; it does not name its images).
+
+None of them belongs to a group in `NEAR_DUPLICATES`."""
+NEAR_DUPLICATES: Final = (frozenset({"10", "43"}), frozenset({"5", "46"}), frozenset({"4", "17"}))
+"""Images of one CT slice or of neighbours: a fold must keep a group together."""
+
+_TRAIN = Path("TrainingSet/MultiClassInfection-Train")
+_TEST = Path("TestingSet/MultiClassInfection-Test")
+_UNLABELED = Path("TrainingSet/LungInfection-Train/Pseudo-label/Imgs")
+_ENDINGS = {".jpg", ".jpeg", ".png"}
+_LAYOUT = (
+    "it should hold TrainingSet/MultiClassInfection-Train/{Imgs,GT} (labelled), "
+    "TrainingSet/LungInfection-Train/Pseudo-label/Imgs (unlabelled) and TestingSet/MultiClassInfection-Test/{Imgs,GT}"
+)
+
+
+def find_data(data: Path | None) -> Path:
+    """Return the COVID-SemiSeg folder: the given one, else $COHORTSEG_DATA, else ./COVID-SemiSeg.
+
+    A folder that contains ``COVID-SemiSeg`` may be named too.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; the message names the layout.
+    """
+    named = data or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
+    folder = named or Path("COVID-SemiSeg")
+    for candidate in (folder, folder / "COVID-SemiSeg"):
+        if (candidate / "TrainingSet").is_dir() or (candidate / "TestingSet").is_dir():
+            return candidate
+    hint = "" if named else f"; name the folder with --data or ${DATA_VARIABLE}"
+    raise ConfigError(f"{folder}: no COVID-SemiSeg data here: {_LAYOUT}{hint}")
+
+
+def labelled_slices(data: Path, split: Split) -> list[LabeledSlice]:
+    """Return the labelled images of a split, in the order of their numbers.
+
+    Parameters
+    ----------
+    data
+        The COVID-SemiSeg folder; only the split's own folders must exist.
+    split
+        ``train`` (all labelled training images but `VALIDATION`), ``val``, ``all`` (both), or ``test``.
+
+    Raises
+    ------
+    ConfigError
+        If a folder, an image's label map, or a validation image is missing.
+    """
+    folder = data / (_TEST if split == "test" else _TRAIN)
+    images = _images(folder / "Imgs")
+    slices = []
+    for path in images:
+        mask = folder / "GT" / f"{path.stem}.png"
+        if split in ("train", "val") and (path.stem in VALIDATION) != (split == "val"):
+            continue
+        if not mask.is_file():
+            raise ConfigError(f"{mask}: the label map of {path.name} is missing")
+        slices.append(LabeledSlice(name=path.stem, image_path=path, mask_path=mask, orientation=TRANSPOSED))
+    if not slices:
+        raise ConfigError(f"{folder}: no image of the split {split!r} (its names: {', '.join(sorted(VALIDATION))})")
+    return slices
+
+
+def unlabelled_slices(data: Path) -> list[LabeledSlice]:
+    """Return the unlabelled images, in order.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is missing or empty.
+    """
+    return [
+        LabeledSlice(name=path.stem, image_path=path, orientation=_unlabelled_orientation(path.name))
+        for path in _images(data / _UNLABELED)
+    ]
+
+
+def _unlabelled_orientation(name: str) -> Orientation:
+    """Return how an image lies by its source: told by the side of the descending aorta and of the liver."""
+    return QUARTER_TURNED if "coronacases" in name else TRANSPOSED
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: folder is missing; {_LAYOUT}")
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS]
+    if not paths:
+        raise ConfigError(f"{folder}: holds no .jpg or .png image")
+    return sorted(
+        paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    )

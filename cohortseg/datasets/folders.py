@@ -1,0 +1,89 @@
+"""Any folders of images or DICOM: labelled ones with label maps beside them, unlabelled ones without."""
+
+from pathlib import Path
+from typing import Final
+
+from cohortseg.datasets.slices import DicomSlices, LabeledSlice
+from cohortseg.dicom.scan import scan_cohort
+from cohortseg.errors import ConfigError, DataError
+from cohortseg.preprocess import Orientation
+
+TERMS: Final = "Trained on data of the user's own: their terms apply. Research software, not a medical device."
+"""Terms of a model trained on such data."""
+
+_ENDINGS = {".jpg", ".jpeg", ".png"}
+_IMAGE_FOLDERS: Final = ("Imgs", "images")
+_MASK_FOLDERS: Final = ("GT", "masks")
+
+
+def labelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice | DicomSlices]:
+    """Return the slices of a labelled folder: ``Imgs`` or ``images``, and ``GT`` or ``masks`` with one PNG a slice.
+
+    A label map has the name of its image or DICOM file with the ending ``.png``, the same size, and values 0, 1, 2.
+
+    Parameters
+    ----------
+    folder
+        Holds the two folders.
+    orientation
+        How 8-bit images lie; DICOM says so itself.
+
+    Raises
+    ------
+    ConfigError
+        If a folder is missing or holds nothing to use.
+    DataError
+        If a slice has no label map.
+    """
+    images = _one_of(folder, _IMAGE_FOLDERS)
+    masks = _one_of(folder, _MASK_FOLDERS)
+
+    def mask_of(name: str) -> Path:
+        path = masks / f"{Path(name).stem}.png"
+        if not path.is_file():
+            raise DataError(f"{path}: the label map of {name} is missing")
+        return path
+
+    sources: list[LabeledSlice | DicomSlices] = [
+        LabeledSlice(name=path.stem, image_path=path, mask_path=mask_of(path.name), orientation=orientation)
+        for path in _image_files(images)
+    ]
+    if not sources:
+        for source in _dicom_series(images):
+            names = tuple(mask_of(name) for name in source.record.files)
+            sources.append(DicomSlices(record=source.record, root=source.root, mask_paths=names))
+    return sources
+
+
+def unlabelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice | DicomSlices]:
+    """Return the slices of a folder of 8-bit images or of a tree of DICOM files.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is missing or holds nothing to use.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    images = _image_files(folder)
+    if images:
+        return [LabeledSlice(name=path.stem, image_path=path, orientation=orientation) for path in images]
+    return list(_dicom_series(folder))
+
+
+def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    raise ConfigError(f"{folder}: a labelled folder must hold a folder {' or '.join(names)}")
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
+
+
+def _dicom_series(folder: Path) -> list[DicomSlices]:
+    records = [record for record in scan_cohort(folder).series if record.decision == "selected"]
+    if not records:
+        raise ConfigError(f"{folder}: holds neither .jpg or .png images nor an axial DICOM CT series")
+    return [DicomSlices(record=record, root=folder) for record in records]

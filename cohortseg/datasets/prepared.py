@@ -1,0 +1,114 @@
+"""Training data decoded once: all canonical slices of a run in one safetensors file that every worker maps."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cohortseg.config import CanonicalConfig
+from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, LabeledSlice, read_canonical, read_canonical_series
+from cohortseg.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_IMAGE_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """Canonical slices in memory."""
+
+    labeled: torch.Tensor
+    """(N, 1, size, size) float16 in [0, 1]."""
+    labels: torch.Tensor
+    """(N, size, size) uint8: 0, 1, 2."""
+    unlabeled: torch.Tensor
+    """(M, 1, size, size) float16; M may be 0."""
+    training_images: tuple[str, ...]
+    """SHA-256 of every image file among them, sorted."""
+    terms: str
+    """On what terms they, and so a model trained on them, may be used."""
+
+
+def prepare(
+    path: Path,
+    labeled: Sequence[LabeledSlice | DicomSlices],
+    unlabeled: Sequence[LabeledSlice | DicomSlices],
+    config: CanonicalConfig,
+    terms: str,
+    report: Callable[[int, int | None, str], None],
+) -> None:
+    """Bring all sources to canonical form and write them to one file.
+
+    Raises
+    ------
+    DataError
+        If a source cannot be used; the message names its file.
+    """
+    total = len(labeled) + len(unlabeled)
+    slices: list[CanonicalSlice] = []
+    num_labeled = 0
+    with ThreadPoolExecutor(_IMAGE_THREADS) as pool:
+        for done, group in enumerate(pool.map(lambda source: _read(source, config), [*labeled, *unlabeled]), start=1):
+            slices += group
+            num_labeled += len(group) if done <= len(labeled) else 0
+            report(done, total, "")
+    frames = sum(not item.lungs_found for item in slices)
+    if frames:
+        log.info("%d of %d training images show no lung by themselves and are used uncropped", frames, len(slices))
+    tensors = {
+        "labeled": _stack(slices[:num_labeled], config),
+        "labels": torch.from_numpy(np.stack([_labels(item) for item in slices[:num_labeled]])),
+        "unlabeled": _stack(slices[num_labeled:], config),
+    }
+    metadata = {
+        "canonical": json.dumps(asdict(config)),
+        "training_images": json.dumps(sorted({item.sha256 for item in slices})),
+        "terms": terms,
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)
+
+
+def load_prepared(path: Path) -> PreparedData:
+    """Load what `prepare` wrote.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            images, terms = json.loads(metadata["training_images"]), metadata["terms"]
+            tensors = {name: file.get_tensor(name) for name in ("labeled", "labels", "unlabeled")}
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
+    return PreparedData(**tensors, training_images=tuple(images), terms=terms)
+
+
+def _read(source: LabeledSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
+    if isinstance(source, LabeledSlice):
+        return [read_canonical(source, config)]
+    return list(read_canonical_series(source, config))
+
+
+def _labels(item: CanonicalSlice) -> np.ndarray:
+    if item.labels is None:
+        raise DataError(f"slice {item.name} among the labelled ones has no label map")
+    return item.labels
+
+
+def _stack(slices: Sequence[CanonicalSlice], config: CanonicalConfig) -> torch.Tensor:
+    if not slices:
+        return torch.empty(0, 1, config.size, config.size, dtype=torch.float16)
+    return torch.stack([item.image for item in slices]).half()

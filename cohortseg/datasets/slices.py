@@ -1,0 +1,190 @@
+"""Single slices with or without labels, brought to the canonical form: 8-bit images, and DICOM series with masks."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from cohortseg.config import CanonicalConfig
+from cohortseg.dicom.decode import read_volume
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.errors import DataError
+from cohortseg.labels import NUM_CLASSES
+from cohortseg.lungs import segment_lungs
+from cohortseg.preprocess import (
+    UPRIGHT,
+    CropBox,
+    Orientation,
+    canonical_batch,
+    canonical_labels,
+    hu_from_image,
+    lung_boxes,
+    orientation_from_affine,
+    restore,
+)
+
+_IMAGE_SPACING_MM = (None, 0.75, 0.75)
+"""Assumed for 8-bit images, which have no spacing; only the lung segmentation's filter sizes depend on it."""
+_MAX_PIXELS = 4096 * 4096
+_OLD_CODES = {38: 1, 75: 2}
+"""Label codes of older archives of COVID-SemiSeg."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabeledSlice:
+    """An 8-bit image file, with its label map if it has one."""
+
+    name: str
+    """File name without its ending."""
+    image_path: Path
+    mask_path: Path | None = None
+    orientation: Orientation = UPRIGHT
+    """How the image lies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomSlices:
+    """One axial DICOM series, with a label map for each slice or for none."""
+
+    record: SeriesRecord
+    root: Path
+    """Folder that the record's files are relative to."""
+    mask_paths: tuple[Path, ...] | None = None
+    """In slice order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanonicalSlice:
+    """A network input, and the way back to its image."""
+
+    name: str
+    image: torch.Tensor
+    """(1, size, size) float32 in [0, 1]."""
+    labels: NDArray[np.uint8] | None
+    """(size, size): 0, 1, 2; None without a label map."""
+    box: CropBox
+    orientation: Orientation
+    upright_shape: tuple[int, int]
+    sha256: str
+    """Of the image file."""
+    lungs_found: bool
+    """False: no lung was recognised, so that the whole frame is the crop."""
+
+    def restore(self, prob: torch.Tensor) -> NDArray[np.float32]:
+        """Return (C, size, size) probabilities as (C, H, W) on the image's own grid and in its own orientation."""
+        upright = restore(prob, self.box, self.upright_shape).numpy()
+        return np.ascontiguousarray(self.orientation.from_upright(upright), dtype=np.float32)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image file as (H, W) uint8 gray values.
+
+    Raises
+    ------
+    DataError
+        If the file is no image, damaged, or larger than 4096 x 4096.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise DataError(f"{path}: {image.width} x {image.height} pixels; at most 4096 x 4096 are read")
+            return np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: not a readable image: {error}") from error
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """Read a label map as (H, W) uint8 with values 0, 1, 2; the older codes 38 and 75 become 1 and 2.
+
+    Raises
+    ------
+    DataError
+        If the file is no image or holds other values.
+    """
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image if image.mode in ("L", "P") else image.convert("L"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: not a readable label map: {error}") from error
+    labels = values.astype(np.uint8)
+    present = set(np.unique(labels).tolist())
+    if not present <= set(range(NUM_CLASSES)):
+        if not present <= {0, *_OLD_CODES}:
+            raise DataError(f"{path}: labels must be 0, 1, 2 (or 0, 38, 75), found {sorted(present)[:10]}")
+        for old, new in _OLD_CODES.items():
+            labels[values == old] = new
+    return labels
+
+
+def read_canonical(source: LabeledSlice, config: CanonicalConfig) -> CanonicalSlice:
+    """Read one image file and bring it to the canonical form.
+
+    Raises
+    ------
+    DataError
+        If the image or label map cannot be used; the message names the file.
+    """
+    gray = read_image(source.image_path)
+    labels = None if source.mask_path is None else read_mask(source.mask_path)
+    if labels is not None and labels.shape != gray.shape:
+        raise DataError(f"{source.mask_path}: label map is {labels.shape}, its image {gray.shape}")
+    try:
+        hu = source.orientation.to_upright(hu_from_image(gray))
+    except DataError as error:
+        raise DataError(f"{source.image_path}: {error}") from error
+    upright_labels = None if labels is None else source.orientation.to_upright(labels)
+    lungs = segment_lungs(np.clip(hu, -1024, 3071).astype(np.int16)[None], _IMAGE_SPACING_MM).mask > 0
+    box = lung_boxes(lungs, config)[0]
+    frame = CropBox(0, hu.shape[0], 0, hu.shape[1])
+    box_or_frame = frame if box is None else box
+    return CanonicalSlice(
+        name=source.name,
+        image=canonical_batch(np.ascontiguousarray(hu)[None], [box_or_frame], config)[0],
+        labels=None
+        if upright_labels is None
+        else canonical_labels(np.ascontiguousarray(upright_labels), box_or_frame, config.size),
+        box=box_or_frame,
+        orientation=source.orientation,
+        upright_shape=(hu.shape[0], hu.shape[1]),
+        sha256=hashlib.sha256(source.image_path.read_bytes()).hexdigest(),
+        lungs_found=box is not None,
+    )
+
+
+def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[CanonicalSlice]:
+    """Read one DICOM series and yield its slices that hold lung, in canonical form.
+
+    Raises
+    ------
+    DicomError, GeometryError, DataError
+        If the series or one of its label maps cannot be used.
+    """
+    volume = read_volume(source.record, source.root)
+    orientation = orientation_from_affine(volume.affine)
+    hu = orientation.to_upright(volume.volume_hu)
+    lungs = segment_lungs(np.ascontiguousarray(hu), volume.spacing_mm).mask > 0
+    for index, box in enumerate(lung_boxes(lungs, config)):
+        if box is None:
+            continue
+        path = source.root / source.record.files[index]
+        labels = None
+        if source.mask_paths is not None:
+            stored = read_mask(source.mask_paths[index])
+            if stored.shape != volume.volume_hu.shape[1:]:
+                raise DataError(f"{source.mask_paths[index]}: label map is {stored.shape}, its image is not")
+            labels = canonical_labels(np.ascontiguousarray(orientation.to_upright(stored)), box, config.size)
+        yield CanonicalSlice(
+            name=Path(source.record.files[index]).stem,
+            image=canonical_batch(hu[index : index + 1], [box], config)[0],
+            labels=labels,
+            box=box,
+            orientation=orientation,
+            upright_shape=(hu.shape[1], hu.shape[2]),
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            lungs_found=True,
+        )

@@ -1,0 +1,203 @@
+"""Which series are one axial CT volume in HU, and in plain words why the others are not."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    SecondaryCaptureImageStorage,
+)
+
+from cohortseg.dicom.geometry import (
+    SAME_POSITION_MM,
+    SPACING_ATOL_MM,
+    SPACING_RTOL,
+    TILT_TOLERANCE_DEG,
+    Stack,
+    angle_to_axis_deg,
+    irregular,
+    plane_name,
+)
+from cohortseg.dicom.headers import Header, common
+
+MAX_SIDE: Final = 4096
+"""Largest Rows and Columns accepted: four times what CT scanners write; guards memory against damaged headers."""
+_OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
+REFORMAT_WORDS: Final = {"DERIVED", "REFORMATTED", "MPR"}
+_PROJECTION_WORDS: Final = {"MIP", "MINIP", "MAXIP", "MPROJECTION", "VRT", "SSD", "VOLUMERENDERED", "PROJECTIONIMAGE"}
+_PICTURE_WORDS: Final = {"SCREENSAVE", "SCREENCAPTURE", "PROT", "DOSEINFO"}
+_SCOUT_WORDS: Final = {"LOCALIZER", "SCOUT", "TOPOGRAM", "TOP"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a series is skipped, and the flag that goes with it."""
+
+    reason: str
+    flag: str | None = None
+
+
+def image_type_words(header: Header) -> set[str]:
+    """Return ImageType's values and their words, without signs between letters (MAX_IP and MAX IP: MAXIP)."""
+    values = [value.upper() for value in header.image_type]
+    words = {word for value in values for word in re.split(r"[^A-Z0-9]+", value)}
+    return words | {re.sub(r"[^A-Z0-9]+", "", value) for value in values}
+
+
+def content_problem(headers: Sequence[Header]) -> Problem | None:
+    """Return why these files are not the slices of one CT image in HU, or None; the first rule that holds."""
+    for rule in (_kind_problem, _source_problem, _image_type_problem, _pixel_problem, _rescale_problem):
+        reason = rule(headers)
+        if reason is not None:
+            return Problem(reason)
+    return None
+
+
+def _kind_problem(headers: Sequence[Header]) -> str | None:
+    """Modality and SOP class."""
+    other = sorted({header.modality for header in headers} - {"CT", None}, key=str)
+    if other:
+        return f"modality is {' and '.join(map(str, other))}, not CT"
+    classes = sorted({header.sop_class_uid for header in headers} - {CTImageStorage}, key=str)
+    if not classes:
+        return None
+    if classes[0] is None:
+        return "SOPClassUID is missing: the kind of object is not known"
+    if classes[0] in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
+        return "enhanced multi-frame CT is not read yet: export it as classic CT, one file a slice"
+    if classes[0] == SecondaryCaptureImageStorage:
+        return "secondary capture (a picture of a screen or a scanned page), not a CT image"
+    return f"{UID(classes[0]).name}, not a CT image"
+
+
+def _source_problem(headers: Sequence[Header]) -> str | None:
+    """One series belongs to one patient, one study and one frame of reference."""
+    for name, title in (
+        ("patient_id", "patients"),
+        ("study_instance_uid", "studies"),
+        ("frame_of_reference_uid", "frames of reference"),
+    ):
+        count = len({getattr(header, name) for header in headers})
+        if count > 1:
+            return f"mixed: files of {count} {title} share this SeriesInstanceUID"
+    return None
+
+
+def _image_type_problem(headers: Sequence[Header]) -> str | None:
+    """Scouts, projections and pictures, by ImageType."""
+    words = set().union(*map(image_type_words, headers))
+    if words & _SCOUT_WORDS:
+        return "localizer (scout), not a slice"
+    if words & _PROJECTION_WORDS:
+        return "projection or rendering (for example MIP): its values are not those of one slice"
+    if words & _PICTURE_WORDS:
+        return "screen capture or protocol page, not a slice"
+    return None
+
+
+def _pixel_problem(headers: Sequence[Header]) -> str | None:
+    """Pixel format and image size."""
+    if any(header.rows is None or header.columns is None for header in headers):
+        return "no image: Rows or Columns are missing"
+    if any((header.number_of_frames or 1) > 1 for header in headers):
+        return "multi-frame files: one file a slice is expected"
+    if any((header.samples_per_pixel or 1) != 1 for header in headers):
+        return "colour image, not HU"
+    kinds = {header.photometric_interpretation for header in headers} - {"MONOCHROME2"}
+    if kinds:
+        return f"PhotometricInterpretation is {' and '.join(sorted(map(str, kinds)))}; CT in HU is MONOCHROME2"
+    if any(header.transfer_syntax_uid is None for header in headers):
+        return "TransferSyntaxUID is missing: it is not known how the pixels are stored"
+    sizes = sorted({(header.rows or 0, header.columns or 0) for header in headers})
+    if len(sizes) > 1:
+        return "different image sizes: " + ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:4])
+    if not all(1 <= side <= MAX_SIDE for side in sizes[0]):
+        return f"image size must be 1 to {MAX_SIDE} pixels a side, got {sizes[0][0]} x {sizes[0][1]}"
+    return None
+
+
+def _rescale_problem(headers: Sequence[Header]) -> str | None:
+    """Values must be Hounsfield units."""
+    if any(header.rescale_slope is None or header.rescale_intercept is None for header in headers):
+        return "RescaleSlope or RescaleIntercept is missing: values are not in HU"
+    if any(header.rescale_slope == 0 for header in headers):
+        return "RescaleSlope is 0: values are not in HU"
+    # PS3.3 C.11.1.1.2. Absent means HU in CT (C.8.2.1); US ("unspecified") and free text are left to the HU check.
+    types = {(header.rescale_type or "HU").upper() for header in headers} & _OTHER_UNITS
+    return f"values are not in HU: RescaleType is {' and '.join(sorted(types))}" if types else None
+
+
+def geometry_problem(headers: Sequence[Header], orientation: str | None, stack: Stack | None) -> Problem | None:
+    """Return why these slices are not one axial volume, or None; the first rule that holds."""
+    if orientation == "mixed":
+        return Problem(_mixed_reason(headers), "mixed_orientation")
+    if orientation is None:
+        return Problem("ImageOrientationPatient is missing or not two perpendicular unit vectors")
+    if orientation != "axial":
+        return Problem(_not_axial_reason(headers[0], orientation))
+    if common(headers, "pixel_spacing_mm") is None or min(headers[0].pixel_spacing_mm or (0,)) <= 0:
+        return Problem("PixelSpacing is missing, not positive, or differs between slices")
+    if stack is None:
+        missing = sum(header.image_position_patient is None for header in headers)
+        return Problem(f"ImagePositionPatient is missing in {missing} of {len(headers)} files")
+    checks: tuple[Callable[[Stack], Problem | None], ...] = (_conflict, _tilt, _uneven)
+    return next((problem for check in checks if (problem := check(stack)) is not None), _repeated_uid(headers))
+
+
+def _mixed_reason(headers: Sequence[Header]) -> str:
+    planes = [plane_name(header.image_orientation_patient) for header in headers if header.image_orientation_patient]
+    counts = ", ".join(f"{planes.count(plane)} {plane}" for plane in sorted(set(planes)))
+    return f"mixed orientations in one series: {counts}"
+
+
+def _not_axial_reason(header: Header, orientation: str) -> str:
+    noun = "reformat" if image_type_words(header) & REFORMAT_WORDS else "slices"
+    angle = f" ({angle_to_axis_deg(header.image_orientation_patient or ()):.0f} degrees off the nearest axis)"
+    return f"{orientation} {noun}{angle if orientation == 'oblique' else ''}: only axial series are segmented"
+
+
+def _conflict(stack: Stack) -> Problem | None:
+    count = int((stack.distances_mm < SAME_POSITION_MM).sum())
+    if not count:
+        return None
+    return Problem(
+        f"different pixels at the same position ({count} of {len(stack.order)} slices)", "conflicting_slices"
+    )
+
+
+def _tilt(stack: Stack) -> Problem | None:
+    if stack.tilt_deg > TILT_TOLERANCE_DEG:
+        return Problem(f"gantry tilt: slices are sheared by {stack.tilt_deg:.1f} degrees", "gantry_tilt")
+    if stack.offset_mm > SPACING_ATOL_MM + SPACING_RTOL * (stack.spacing_z_mm or 0.0):
+        return Problem(f"slices are shifted against each other, by up to {stack.offset_mm:.1f} mm sideways")
+    return None
+
+
+def _uneven(stack: Stack) -> Problem | None:
+    """Volumes need one spacing: nothing is interpolated into a gap."""
+    odd = irregular(stack.distances_mm)
+    if not len(odd):
+        return None
+    median = float(np.median(stack.distances_mm))
+    multiples = stack.distances_mm[odd] / median
+    gaps = np.rint(multiples) >= 2
+    if (
+        gaps.all()
+        and (np.abs(multiples - np.rint(multiples)) * median <= SPACING_ATOL_MM + SPACING_RTOL * median).all()
+    ):
+        first, missing = int(odd[0]), int((np.rint(multiples) - 1).sum())
+        where = f"{stack.distances_mm[first]:.2f} mm after slice {first + 1} of {len(stack.order)}"
+        return Problem(f"gap: {where}, spacing is {median:.2f} mm, {missing} slice(s) missing in all", "slice_gap")
+    low, high = float(stack.distances_mm.min()), float(stack.distances_mm.max())
+    return Problem(f"uneven spacing: {low:.2f} to {high:.2f} mm between {len(stack.order)} slices", "uneven_spacing")
+
+
+def _repeated_uid(headers: Sequence[Header]) -> Problem | None:
+    count = len(headers) - len({header.sop_instance_uid for header in headers})
+    return Problem(f"{count} slice(s) carry the SOPInstanceUID of another slice") if count else None

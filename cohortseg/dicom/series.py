@@ -1,0 +1,188 @@
+"""From the headers of one series to one manifest row: identity, geometry, findings, and whether it is segmented."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Final
+
+import numpy as np
+
+from cohortseg.dicom.geometry import (
+    AXIS_TOLERANCE_DEG,
+    COSINE_ATOL,
+    Stack,
+    irregular,
+    is_orthonormal,
+    plane_name,
+    stack_slices,
+)
+from cohortseg.dicom.headers import Header, common
+from cohortseg.dicom.rules import REFORMAT_WORDS, Problem, content_problem, geometry_problem, image_type_words
+from cohortseg.identity import series_key
+
+FLAGS: Final = {
+    "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
+    "derived_reformat": "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
+    "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
+    "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
+    "sparse_slices": "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
+    "rotated_in_plane": "image rows are turned by more than 10 degrees against the patient's axes",
+    "duplicates_dropped": "files that repeat a slice with the same pixels were left out",
+    "missing_patient_id": "PatientID is absent or empty: the series cannot be followed over time",
+    "missing_study_date": "StudyDate is absent, empty or no date: the series has no place in time",
+    "mixed_orientation": "slices of different orientation under one SeriesInstanceUID; skipped",
+    "slice_gap": "slices are missing between others; skipped",
+    "uneven_spacing": "distances between slices differ by more than 5 % + 0.1 mm; skipped",
+    "gantry_tilt": "slices are sheared against their normal by more than 0.5 degrees; skipped",
+    "conflicting_slices": "different pixels at the same position; skipped",
+    "hu_implausible": "too few voxels like air or like soft tissue: the values may not be Hounsfield units",
+}
+"""Every flag in ``qc_flags``, and what it means."""
+
+THICK_MM: Final = 5.05
+"""Slices thicker or farther apart are thick: 5 mm and rounding."""
+SPARSE_RATIO: Final = 1.5
+"""Spacing beyond so many slice thicknesses is sparse."""
+
+_COS_AXIS_TOLERANCE: Final = math.cos(math.radians(AXIS_TOLERANCE_DEG))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesRecord:
+    """One row of the manifest; the fields are its columns (meanings: ``store/schemas.py``)."""
+
+    patient_id: str | None
+    study_date: date | None
+    study_instance_uid: str | None
+    series_instance_uid: str
+    series_description: str | None
+    modality: str | None
+    sop_class_uid: str | None
+    image_type: tuple[str, ...]
+    orientation: str | None
+    manufacturer: str | None
+    convolution_kernel: str | None
+    slice_thickness_mm: float | None
+    n_files: int
+    n_slices: int
+    n_duplicates: int
+    rows: int | None
+    columns: int | None
+    spacing_z_mm: float | None
+    spacing_y_mm: float | None
+    spacing_x_mm: float | None
+    qc_flags: tuple[str, ...]
+    decision: str
+    reason: str | None
+    series_key: str
+    files: tuple[str, ...]
+    fingerprint: str
+
+
+def series_from_headers(headers: Sequence[Header], *, n_duplicates: int = 0) -> SeriesRecord:
+    """Decide about one series and describe it.
+
+    Parameters
+    ----------
+    headers
+        Files with one SeriesInstanceUID, copies already dropped, at least one.
+    n_duplicates
+        Files dropped as copies before.
+
+    Returns
+    -------
+    SeriesRecord
+        Files in slice order if the slices form a stack, else in the order given.
+    """
+    orientation = _orientation(headers)
+    stack = _stack(headers) if orientation not in (None, "mixed") else None
+    if stack is not None:
+        headers = [headers[index] for index in stack.order]
+    first = headers[0]
+    problem = content_problem(headers) or geometry_problem(headers, orientation, stack)
+    spacing = common(headers, "pixel_spacing_mm") or (None, None)
+    spacing_z = stack.spacing_z_mm if stack is not None and not len(irregular(stack.distances_mm)) else None
+    record = SeriesRecord(
+        patient_id=common(headers, "patient_id"),
+        study_date=_earliest_date(headers),
+        study_instance_uid=common(headers, "study_instance_uid"),
+        series_instance_uid=first.series_instance_uid,
+        series_description=first.series_description,
+        modality=first.modality,
+        sop_class_uid=first.sop_class_uid,
+        image_type=first.image_type,
+        orientation=orientation,
+        manufacturer=first.manufacturer,
+        convolution_kernel=first.convolution_kernel,
+        slice_thickness_mm=common(headers, "slice_thickness_mm"),
+        n_files=len(headers) + n_duplicates,
+        n_slices=len(headers),
+        n_duplicates=n_duplicates,
+        rows=common(headers, "rows"),
+        columns=common(headers, "columns"),
+        spacing_z_mm=spacing_z or None,  # 0 if all slices are at one position
+        spacing_y_mm=spacing[0],
+        spacing_x_mm=spacing[1],
+        qc_flags=(),
+        decision="selected" if problem is None else "skipped",
+        reason=None if problem is None else problem.reason,
+        series_key=series_key(first.series_instance_uid),
+        files=tuple(header.path for header in headers),
+        fingerprint=_fingerprint(headers),
+    )
+    return replace(record, qc_flags=_flags(record, headers, problem))
+
+
+def _earliest_date(headers: Sequence[Header]) -> date | None:
+    """Return the earliest StudyDate: a study that runs past midnight can carry two."""
+    return min((header.study_date for header in headers if header.study_date is not None), default=None)
+
+
+def _fingerprint(headers: Sequence[Header]) -> str:
+    """Return the SHA-256 over path, size and modification time of each file, in slice order."""
+    digest = hashlib.sha256()
+    for header in headers:
+        digest.update(f"{header.path}\0{header.size_bytes}\0{header.mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _orientation(headers: Sequence[Header]) -> str | None:
+    """Return axial, coronal, sagittal, oblique or mixed; None if a file has no usable orientation."""
+    cosines = [header.image_orientation_patient for header in headers]
+    usable = [values for values in cosines if values is not None and is_orthonormal(values)]
+    if len(usable) < len(cosines):
+        return None
+    if not np.allclose(usable, usable[0], atol=COSINE_ATOL, rtol=0):
+        return "mixed"
+    return plane_name(usable[0])
+
+
+def _stack(headers: Sequence[Header]) -> Stack | None:
+    """Return the slices' geometry, or None if a file lacks its part of it. The orientation is one for all."""
+    positions = [header.image_position_patient for header in headers]
+    known = [position for position in positions if position is not None]
+    orientation, spacing = headers[0].image_orientation_patient, headers[0].pixel_spacing_mm
+    if len(known) < len(positions) or orientation is None or spacing is None:
+        return None
+    return stack_slices(known, orientation, spacing)
+
+
+def _flags(record: SeriesRecord, headers: Sequence[Header], problem: Problem | None) -> tuple[str, ...]:
+    """Return the names of all findings, in the order of ``FLAGS``."""
+    selected = problem is None
+    thickness, spacing = record.slice_thickness_mm or 0.0, record.spacing_z_mm or 0.0
+    cosines = headers[0].image_orientation_patient
+    found = {
+        "single_slice": selected and len(headers) == 1,
+        "derived_reformat": selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
+        "lossy_compression": any(header.lossy for header in headers),
+        "thick_slices": selected and max(thickness, spacing) > THICK_MM,
+        "sparse_slices": selected and 0 < SPARSE_RATIO * thickness < spacing,
+        "rotated_in_plane": selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
+        "duplicates_dropped": record.n_duplicates > 0,
+        "missing_patient_id": all(header.patient_id is None for header in headers),
+        "missing_study_date": record.study_date is None,
+    }
+    return tuple(name for name in FLAGS if found.get(name, False) or (problem is not None and problem.flag == name))

@@ -1,0 +1,53 @@
+"""The errors a user can repair; anything else that escapes is a bug and keeps its traceback."""
+
+
+from typing import ClassVar
+
+
+class CohortSegError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+    exit_code: ClassVar[int] = 1
+    """Of the command line: 1 the run failed, 2 wrong usage, configuration or unreadable input."""
+
+
+class ConfigError(CohortSegError, ValueError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class DataError(CohortSegError):
+    """A training image, mask or data folder that cannot be used."""
+
+    exit_code = 2
+
+
+class DicomError(CohortSegError):
+    """A DICOM file or series that cannot be read."""
+
+    exit_code = 2
+
+
+class GeometryError(CohortSegError, ValueError):
+    """Slices that do not form a volume, or an orientation that is not axial."""
+
+    exit_code = 2
+
+
+class NotEvaluableError(CohortSegError):
+    """A readable series in which burden cannot be measured, for example without lung."""
+
+
+class ModelError(CohortSegError):
+    """A model file that is missing, damaged, or not made by cohortseg."""
+
+    exit_code = 2
+
+
+class StoreError(CohortSegError):
+    """An output folder, mask store or table that cannot be read or written."""
+
+
+class SchemaError(StoreError, ValueError):
+    """A table whose columns or types are not those of its schema."""

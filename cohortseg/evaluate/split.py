@@ -1,0 +1,188 @@
+"""A model over a split of COVID-SemiSeg: predict, score, write."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import torch
+
+from cohortseg import __version__
+from cohortseg.config import InferConfig
+from cohortseg.datasets.covid_semiseg import Split, find_data, labelled_slices
+from cohortseg.datasets.slices import CanonicalSlice, LabeledSlice, read_canonical, read_image, read_mask
+from cohortseg.errors import DataError, StoreError
+from cohortseg.evaluate.maps import overlay_pair, write_maps, write_picture
+from cohortseg.evaluate.score import Case, label_map, score_images, summarise
+from cohortseg.evaluate.tables import IMAGES, METRICS
+from cohortseg.preprocess import hu_from_image
+from cohortseg.store.tables import write_table
+from cohortseg.weights import LoadedModel, load_model
+
+Report = Callable[[int, int | None, str], None]
+"""Takes what is done, of how much, and a short text."""
+
+_BATCH: Final = 8
+_VERSIONS_OF: Final = ("numpy", "pillow", "polars", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    metrics: pl.DataFrame
+    """Table `METRICS`."""
+    images: pl.DataFrame
+    """Table `IMAGES`."""
+    data: Path
+    """The COVID-SemiSeg folder that was read."""
+    model: str
+    """Name of the model."""
+    seen: tuple[str, ...]
+    """Images of the split that the model was trained on: numbers that count them are optimistic."""
+
+
+def evaluate_split(
+    data: Path | None,
+    split: Split,
+    *,
+    model_path: Path | None = None,
+    output: Path | None = None,
+    save_maps: bool = False,
+    flips: bool = InferConfig.flips,
+    report: Report = lambda _done, _total, _text: None,
+) -> Evaluation:
+    """Run a model over a split and return its numbers; with an output folder, write them.
+
+    Parameters
+    ----------
+    data
+        The COVID-SemiSeg folder, or the folder that contains it; None: $COHORTSEG_DATA, else ./COVID-SemiSeg.
+    split
+        Which labelled images; only the split's own folders must exist.
+    model_path
+        A model file; None: the packaged model.
+    output
+        Folder for ``metrics.parquet``, ``images.parquet``, ``run.json`` and ``pictures/``; None: nothing is written.
+    save_maps
+        Also write ``labels/`` and ``maps/``; needs ``output``.
+    flips
+        Average the probabilities over each slice and its mirror image, by default as ``infer`` does.
+    report
+        Called after each image.
+
+    Raises
+    ------
+    ConfigError
+        If the data are not there.
+    DataError
+        If an image or its label map cannot be used.
+    ModelError
+        If the model cannot be loaded.
+    StoreError
+        If the output cannot be written.
+    """
+    started = time.perf_counter()
+    folder = find_data(data)
+    slices = labelled_slices(folder, split)
+    model = load_model(model_path)
+    if output is not None:
+        _make_folder(output)
+    cases = predicted_cases(slices, model, flips=flips, report=report)
+    if output is not None:
+        cases = _written(zip(slices, cases, strict=True), output, save_maps=save_maps)
+    images = score_images(cases)
+    seen = tuple(images.filter(pl.col("in_training"))["image"].unique(maintain_order=True).to_list())
+    result = Evaluation(metrics=summarise(images), images=images, data=folder, model=model.name, seen=seen)
+    if output is not None:
+        arguments = {"data": str(folder), "split": split, "model": model.name, "save_maps": save_maps, "flips": flips}
+        provenance = _provenance(arguments, model, len(slices), len(seen)) | {
+            "seconds": round(time.perf_counter() - started, 3)
+        }
+        _write(output, result, provenance)
+    return result
+
+
+def predicted_cases(
+    slices: Sequence[LabeledSlice],
+    model: LoadedModel,
+    *,
+    flips: bool = InferConfig.flips,
+    report: Report = lambda _done, _total, _text: None,
+) -> Iterator[Case]:
+    """Yield each labelled image with its prediction at the image's own size, a batch in memory at a time.
+
+    Raises
+    ------
+    DataError
+        If an image cannot be used, or has no label map.
+    """
+    done = 0
+    for start in range(0, len(slices), _BATCH):
+        sources = slices[start : start + _BATCH]
+        inputs = [read_canonical(source, model.config.canonical) for source in sources]
+        prob = model.predict(torch.stack([item.image for item in inputs]), flips=flips).prob
+        for source, item, canonical_prob in zip(sources, inputs, prob, strict=True):
+            yield _case(source, item, canonical_prob, model)
+            done += 1
+            report(done, len(slices), source.name)
+
+
+def _case(source: LabeledSlice, item: CanonicalSlice, canonical_prob: torch.Tensor, model: LoadedModel) -> Case:
+    if source.mask_path is None:
+        raise DataError(f"{source.image_path}: has no label map to compare with")
+    return Case(
+        name=source.name,
+        prob=item.restore(canonical_prob),
+        truth=read_mask(source.mask_path),
+        in_training=item.sha256 in model.training_images,
+    )
+
+
+def _written(pairs: Iterable[tuple[LabeledSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:
+    """Pass images on, writing each: the picture upright, as a radiologist reads it, the maps as the image is stored."""
+    for source, case in pairs:
+        if save_maps:
+            write_maps(output, case.name, case.prob)
+        slice_hu = np.rint(hu_from_image(read_image(source.image_path))).clip(-1024, 3071).astype(np.int16)
+        upright_hu = source.orientation.to_upright(slice_hu).astype(np.int16)
+        truth, labels = (
+            source.orientation.to_upright(array).astype(np.uint8) for array in (case.truth, label_map(case.prob))
+        )
+        write_picture(output, case.name, overlay_pair(upright_hu, truth, labels))
+        yield case
+
+
+def _provenance(arguments: dict[str, Any], model: LoadedModel, num_images: int, num_seen: int) -> dict[str, Any]:
+    return {
+        "command": "evaluate",
+        "arguments": arguments,
+        "versions": {"cohortseg": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in _VERSIONS_OF},
+        "model_sha256": model.sha256,
+        "n_images": num_images,
+        "n_images_in_training": num_seen,
+    }
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: the output folder cannot be made: {error}") from error
+
+
+def _write(output: Path, result: Evaluation, provenance: dict[str, Any]) -> None:
+    write_table(output / "images.parquet", result.images, IMAGES, provenance)
+    write_table(output / "metrics.parquet", result.metrics, METRICS, provenance)
+    path = output / "run.json"
+    try:
+        path.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error

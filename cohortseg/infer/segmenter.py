@@ -1,0 +1,180 @@
+"""One series in; its masks on its own grid, its burden row and its picture out."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cohortseg.burden import series_burden, slice_areas
+from cohortseg.config import InferConfig
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.infer.commit import SeriesResult
+from cohortseg.labels import GGO, LESIONS
+from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
+from cohortseg.overlays import overview, png_bytes
+from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore
+from cohortseg.store.masks import SeriesMasks, mask_attributes
+from cohortseg.store.schemas import BURDEN
+from cohortseg.volume import Volume
+from cohortseg.weights import LoadedModel
+
+_FROM_RECORD: Final = tuple(
+    column for column in BURDEN.polars_schema if column in {item.name for item in fields(SeriesRecord)} - {"reason"}
+)
+"""Columns that a burden row takes over from the manifest."""
+
+
+def segment_series(record: SeriesRecord, volume: Volume, model: LoadedModel, config: InferConfig) -> SeriesResult:
+    """Segment and measure one series.
+
+    Parameters
+    ----------
+    record
+        Its row of the manifest.
+    volume
+        The same series, decoded.
+    model
+        Segments canonical slices.
+    config
+        ``batch_size``, ``flips`` and ``overlays`` are used.
+
+    Returns
+    -------
+    SeriesResult
+        With status ok, or not_evaluable if no lung is in view. It depends on the arguments alone.
+
+    Raises
+    ------
+    GeometryError
+        If the slices are not axial.
+    """
+    orientation = orientation_from_affine(volume.affine)
+    upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
+    spacing_z, spacing_y, spacing_x = volume.spacing_mm
+    upright_spacing = (spacing_z, spacing_x, spacing_y) if orientation.transpose else volume.spacing_mm
+
+    lungs = segment_lungs(upright_hu, upright_spacing)
+    flags = {"qc_flags": _joined(record.qc_flags, volume.qc_flags, lungs.flags)}
+    if not lungs.mask.any():
+        missing = {"status": "not_evaluable", "reason": "no lung was found in any slice", "n_lung_slices": 0}
+        return SeriesResult(burden=series_row(record, model) | flags | missing)
+    labels, confidence = segment_slices(upright_hu, lungs.mask, model, config)
+
+    measured = series_burden(labels, lungs.mask, zone_thirds(lungs.mask), upright_hu, volume.voxel_volume_ml)
+    row = series_row(record, model) | flags | measured | {"status": "ok", "confidence": confidence}
+    masks = SeriesMasks(
+        labels=np.ascontiguousarray(orientation.from_upright(labels)),
+        lungs=np.ascontiguousarray(orientation.from_upright(lungs.mask)),
+        attributes=mask_attributes(
+            volume,
+            study_instance_uid=record.study_instance_uid,
+            model={"name": model.name, "sha256": model.sha256},
+            lung_method=LUNG_METHOD,
+        ),
+    )
+    return SeriesResult(
+        burden=row,
+        slices=tuple(_slice_rows(record, volume, labels, lungs)),
+        masks=masks,
+        picture_png=_picture(upright_hu, labels, lungs, upright_spacing[1:], row) if config.overlays else None,
+    )
+
+
+def segment_slices(
+    upright_hu: NDArray[np.int16], lungs: NDArray[np.uint8], model: LoadedModel, config: InferConfig
+) -> tuple[NDArray[np.uint8], float | None]:
+    """Return the label map of an upright volume, and the discriminator's confidence in it.
+
+    Parameters
+    ----------
+    upright_hu : (Z, Y, X) HU
+        Anterior up, the patient's right on the left.
+    lungs : (Z, Y, X) uint8
+        Anything above 0 is lung; slices without lung are skipped, labels outside are background.
+    model
+        Segments canonical slices.
+    config
+        ``batch_size`` and ``flips`` are used.
+
+    Returns
+    -------
+    labels : (Z, Y, X) uint8
+        0 background, 1 ground-glass opacity, 2 consolidation.
+    confidence
+        Mean over the lesion pixels, 0 to 1; None without lesion.
+    """
+    labels = np.zeros(upright_hu.shape, np.uint8)
+    confidence_sum, num_lesion = 0.0, 0
+    boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.config.canonical)) if box is not None}
+    for batch in _batches(boxes, config.batch_size):
+        images = canonical_batch(upright_hu[list(batch)], list(batch.values()), model.config.canonical)
+        prediction = model.predict(images, flips=config.flips)
+        # Confidence rides along as a fourth channel, so that it comes back through the same inverse.
+        for z, maps in zip(batch, torch.cat(prediction, dim=1), strict=True):
+            restored = restore(maps, batch[z], upright_hu.shape[1:]).numpy()
+            labels[z] = np.where(lungs[z] > 0, restored[:-1].argmax(axis=0), 0)
+            lesion = labels[z] > 0
+            confidence_sum += float(restored[-1][lesion].sum(dtype=np.float64))
+            num_lesion += int(lesion.sum())
+    return labels, confidence_sum / num_lesion if num_lesion else None
+
+
+def series_row(record: SeriesRecord, model: LoadedModel) -> dict[str, Any]:
+    """Return the part of a burden row that is known before segmentation; what is not measured yet is null."""
+    row: dict[str, Any] = dict.fromkeys(BURDEN.polars_schema)
+    row |= {name: getattr(record, name) for name in _FROM_RECORD}
+    return row | {"qc_flags": list(record.qc_flags), "lung_method": LUNG_METHOD, "model_sha256": model.sha256}
+
+
+def _batches(boxes: dict[int, CropBox], size: int) -> Iterator[dict[int, CropBox]]:
+    """Split the crops of slices into batches."""
+    entries = list(boxes.items())
+    return (dict(entries[start : start + size]) for start in range(0, len(entries), size))
+
+
+def _joined(*parts: tuple[str, ...]) -> list[str]:
+    """Join flags in order, each once."""
+    return list(dict.fromkeys(flag for part in parts for flag in part))
+
+
+def _slice_rows(
+    record: SeriesRecord, volume: Volume, labels: NDArray[np.uint8], lungs: Lungs
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the slices table."""
+    normal = np.cross(volume.affine[:3, 2], volume.affine[:3, 1])
+    normal = normal / np.linalg.norm(normal)
+    if normal @ volume.affine[:3, 0] < 0:  # positions rise with the slice index
+        normal = -normal
+    for area, uid in zip(slice_areas(labels, lungs.mask, volume.pixel_area_mm2), volume.sop_instance_uids, strict=True):
+        origin = volume.affine[:3, 3] + area["slice_index"] * volume.affine[:3, 0]
+        yield {
+            "study_instance_uid": record.study_instance_uid,
+            "series_instance_uid": record.series_instance_uid,
+            "sop_instance_uid": uid,
+            "position_mm": float(normal @ origin),
+            **area,
+        }
+
+
+def _picture(
+    upright_hu: NDArray[np.int16],
+    labels: NDArray[np.uint8],
+    lungs: Lungs,
+    pixel_spacing_mm: tuple[float, float],
+    row: dict[str, Any],
+) -> bytes:
+    """Return the series' overview as PNG; its caption holds numbers and flags, and nothing that names a patient."""
+    numbers = f"of the lung: GGO {row['ggo_pct']:.1f} %, consolidation {row['consolidation_pct']:.1f} %"
+    if row["lung_volume_ml"] is not None:
+        numbers += f"; lung {row['lung_volume_ml']:.0f} mL, opacity {row['opacity_volume_ml']:.0f} mL"
+    colours = ", ".join(f"{label.title} {'red' if label is GGO else 'green'}" for label in LESIONS)
+    caption = (
+        f"series {row['series_key']}   {numbers}",
+        f"flags: {', '.join(row['qc_flags']) or 'none'}",
+        f"{colours}, lungs outlined blue. The patient's right is on the left. Research software, not a medical device.",
+    )
+    picture = overview(upright_hu, labels, lungs.mask, pixel_spacing_mm=pixel_spacing_mm, caption=caption)
+    return png_bytes(picture)

@@ -1,0 +1,49 @@
+"""The three classes: codes, names, colours and terminology, in one place."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One class of a label map."""
+
+    value: int
+    """Pixel value in label maps."""
+    name: str
+    """Name as used in columns, folders and Zarr attributes."""
+    title: str
+    """Name for people."""
+    rgb: tuple[int, int, int]
+    """Overlay colour, as in the paper's figures 2 and 3."""
+    snomed_code: str | None
+    """SNOMED CT concept identifier."""
+    snomed_meaning: str | None
+    """SNOMED CT preferred term."""
+
+
+BACKGROUND: Final = Label(
+    value=0, name="background", title="Background", rgb=(0, 0, 0), snomed_code=None, snomed_meaning=None
+)
+GGO: Final = Label(
+    value=1,
+    name="ggo",
+    title="Ground-glass opacity",
+    rgb=(230, 40, 40),
+    snomed_code="1217294009",
+    snomed_meaning="Ground glass lung opacity",
+)
+CONSOLIDATION: Final = Label(
+    value=2,
+    name="consolidation",
+    title="Consolidation",
+    rgb=(40, 200, 60),
+    snomed_code="95436008",
+    snomed_meaning="Lung consolidation",
+)
+
+LABELS: Final = (BACKGROUND, GGO, CONSOLIDATION)
+"""All classes, in the order of their values."""
+LESIONS: Final = (GGO, CONSOLIDATION)
+"""The lesion classes; together they are called opacity."""
+NUM_CLASSES: Final = len(LABELS)

@@ -1,0 +1,141 @@
+"""From one row per series to one row per patient and date, and one row per patient. Pure functions of tables.
+
+Rules. The baseline of a patient is the earliest study date among the chosen series. Several series of one date: one of
+them stands for the date, the first in the order ok before not ok, most slices, smallest slice spacing, series UID. A
+series without a study date is kept as a row of its own (one a study), with null in every column that counts days and
+in every change. Series without a patient identifier are never put together into one patient: each study counts as one.
+"""
+
+from typing import Final
+
+import polars as pl
+
+_PERSON: Final = "__person"
+_UNDATED: Final = "__undated"
+_TIMELINE_COLUMNS: Final = (
+    *("patient_id", "study_date", "days_since_baseline", "timepoint", "series_instance_uid", "n_series", "status"),
+    *("qc_flags", "lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "opacity_volume_ml"),
+    *("ggo_pct", "consolidation_pct", "po_pct", "delta_po_pct", "delta_opacity_volume_ml"),
+)
+_PATIENTS_COLUMNS: Final = (
+    *("patient_id", "n_timepoints", "n_evaluable", "first_date", "last_date", "baseline_po_pct", "last_po_pct"),
+    *("peak_po_pct", "days_to_peak", "delta_po_pct", "delta_opacity_volume_ml"),
+)
+
+
+def with_time(burden: pl.DataFrame) -> pl.DataFrame:
+    """Return the burden table with ``days_since_baseline`` and ``timepoint`` filled in.
+
+    Parameters
+    ----------
+    burden
+        Columns of the burden table; the two time columns are overwritten. Both stay null where the study date or the
+        patient is not known.
+    """
+    known = pl.col("study_date").is_not_null() & _text("patient_id").is_not_null()
+    days = (pl.col("study_date") - pl.col("study_date").min().over("patient_id")).dt.total_days()
+    rank = pl.col("study_date").rank("dense").over("patient_id") - 1
+    return burden.with_columns(
+        pl.when(known).then(days).cast(pl.Int64).alias("days_since_baseline"),
+        pl.when(known).then(rank).cast(pl.Int64).alias("timepoint"),
+    )
+
+
+def timeline_table(burden: pl.DataFrame) -> pl.DataFrame:
+    """Return the timeline table: one row per patient and study date, in order of patient and date.
+
+    Parameters
+    ----------
+    burden
+        The burden table; its time columns are recomputed.
+
+    Returns
+    -------
+    pl.DataFrame
+        The columns of the timeline table. ``delta_*`` is the value minus that of the patient's first evaluable date
+        (so 0 at that date), null where either was not measured.
+    """
+    keys = [_PERSON, "study_date", _UNDATED]
+    chosen = (
+        _with_keys(with_time(burden))
+        .with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
+        .sort(
+            pl.col("status") != "ok",
+            pl.col("n_slices").fill_null(0),
+            "spacing_z_mm",
+            "series_instance_uid",
+            descending=[False, True, False, False],
+            nulls_last=True,
+        )
+        .unique(subset=keys, keep="first", maintain_order=True)
+        .sort(_PERSON, "study_date", _UNDATED, nulls_last=True)
+    )
+    changes = [
+        (pl.col(value) - pl.col(value).filter(_evaluable()).first().over(_PERSON)).alias(delta)
+        for value, delta in (("po_pct", "delta_po_pct"), ("opacity_volume_ml", "delta_opacity_volume_ml"))
+    ]
+    changes = [pl.when(_evaluable()).then(change).alias(change.meta.output_name()) for change in changes]
+    return chosen.with_columns(changes).select(_TIMELINE_COLUMNS)
+
+
+def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
+    """Return the patients table: one row per patient, in order of patient.
+
+    Parameters
+    ----------
+    burden
+        The burden table.
+
+    Returns
+    -------
+    pl.DataFrame
+        The columns of the patients table. Only dated rows count as time points; the peak is the highest measured
+        percentage, the earliest of equals.
+    """
+    timeline = timeline_table(burden)
+    person = _with_keys(burden).select("series_instance_uid", _PERSON)
+    rows = timeline.join(person, on="series_instance_uid", how="left", validate="1:1").sort(
+        _PERSON, "study_date", nulls_last=True
+    )
+    dated = pl.col("study_date").is_not_null()
+    measured = rows.filter(_evaluable())
+    peak = measured.sort("po_pct", "study_date", descending=[True, False], nulls_last=True)
+    every = rows.group_by(_PERSON, maintain_order=True).agg(
+        pl.col("patient_id").first(),
+        dated.sum().cast(pl.Int64).alias("n_timepoints"),
+        _evaluable().sum().cast(pl.Int64).alias("n_evaluable"),
+        pl.col("study_date").min().alias("first_date"),
+        pl.col("study_date").max().alias("last_date"),
+    )
+    burdens = measured.group_by(_PERSON, maintain_order=True).agg(
+        pl.col("po_pct").first().alias("baseline_po_pct"),
+        pl.col("po_pct").last().alias("last_po_pct"),
+        pl.when(pl.len() > 1).then(pl.col("delta_po_pct").last()).alias("delta_po_pct"),
+        pl.when(pl.len() > 1).then(pl.col("delta_opacity_volume_ml").last()).alias("delta_opacity_volume_ml"),
+    )
+    peaks = peak.group_by(_PERSON, maintain_order=True).agg(
+        pl.col("po_pct").first().alias("peak_po_pct"), pl.col("days_since_baseline").first().alias("days_to_peak")
+    )
+    joined = every.join(burdens, on=_PERSON, how="left").join(peaks, on=_PERSON, how="left").sort(_PERSON)
+    return joined.select(_PATIENTS_COLUMNS)
+
+
+def _text(name: str) -> pl.Expr:
+    """Return a text column in which the empty string is null."""
+    return pl.when(pl.col(name).str.strip_chars() != "").then(pl.col(name))
+
+
+def _evaluable() -> pl.Expr:
+    """Rows of a known date at which burden was measured."""
+    measured = (pl.col("status") == "ok") & pl.col("po_pct").is_not_null() & pl.col("study_date").is_not_null()
+    return measured.fill_null(value=False)
+
+
+def _with_keys(burden: pl.DataFrame) -> pl.DataFrame:
+    """Add who a row belongs to (the patient, else the study) and, for undated rows, the study that keeps them apart."""
+    patient, study = _text("patient_id"), pl.col("study_instance_uid").fill_null("")
+    return burden.with_columns(
+        # The prefix keeps an identifier and a UID apart and puts patients before unknown ones.
+        pl.coalesce(pl.lit("0:") + patient, pl.lit("1:") + study).alias(_PERSON),
+        pl.when(pl.col("study_date").is_null()).then(study).alias(_UNDATED),
+    )

@@ -1,0 +1,213 @@
+"""The paper's losses, one function an equation (Jin et al. 2022, doi 10.1016/j.ins.2022.08.059).
+
+The paper writes sums over pixels in (2), (11) to (14); all functions here return means, so that a loss does not change
+with the image size and the paper's weights stay comparable between terms. Labels are int64 (B, H, W); `IGNORE` marks
+pixels without a label.
+"""
+
+from typing import Final
+
+import torch
+from torch.nn import functional
+
+from cohortseg.labels import LESIONS, NUM_CLASSES
+
+IGNORE: Final = 255
+"""Label of a pixel that takes no part in a loss: an untrusted pixel of a pseudo label."""
+
+
+def codebook_loss(latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return the second term of equation (2), ||sg[E(x)] - e||^2: moves the codes to the latents."""
+    return functional.mse_loss(codes, latents.detach())
+
+
+def commitment_loss(latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return the third term of equation (2) without beta, ||sg[e] - E(x)||^2: keeps latents near their codes."""
+    return functional.mse_loss(latents, codes.detach())
+
+
+def vq_loss(
+    images: torch.Tensor,
+    reconstruction: torch.Tensor,
+    codebook: torch.Tensor,
+    commitment: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Return the VQ-VAE objective, equation (2).
+
+    Parameters
+    ----------
+    images, reconstruction
+        (B, 1, H, W): x and D(e).
+    codebook, commitment
+        Second and third term, each summed over the code levels.
+    beta
+        Weight of the commitment, 0.25 in the paper.
+    """
+    return functional.mse_loss(reconstruction, images) + codebook + beta * commitment
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return L_ce: the mean cross-entropy over all pixels, (B, C, H, W) logits against (B, H, W) labels."""
+    return functional.cross_entropy(logits, labels)
+
+
+def class_proportions(labels: torch.Tensor, num_classes: int = NUM_CLASSES) -> torch.Tensor:
+    """Return the ground-truth proportions y_k = |Omega_k| / |Omega|, equation (3).
+
+    Parameters
+    ----------
+    labels
+        (B, H, W) int64; pixels marked `IGNORE` are left out of Omega.
+    num_classes
+        Number of classes K.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, K) float32, rows summing to 1; zeros for an image without any labelled pixel.
+    """
+    valid = labels != IGNORE
+    one_hot = functional.one_hot(labels.masked_fill(~valid, 0), num_classes) * valid[..., None]
+    counts = one_hot.sum(dim=(1, 2)).float()
+    return counts / valid.sum(dim=(1, 2)).clamp_min(1)[:, None]
+
+
+def label_marginal_kl(target: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """Return the label-marginal divergence D_KL(y || p) = sum_k y_k log(y_k / p_k), equation (9).
+
+    The term hidden in the cross-entropy by equation (10), CE = H(F|K) + D_KL(y || p) up to a constant. Not part of the
+    training objective: `proportion_loss` stands for it; kept to watch and to test the identity.
+
+    Parameters
+    ----------
+    target, predicted
+        (B, K) proportions; 0 log 0 counts as 0.
+    """
+    return (torch.xlogy(target, target) - torch.xlogy(target, predicted)).sum(dim=1)
+
+
+def proportion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the proportion loss (y - p)^2, second part of equation (11), summed over classes, averaged over images.
+
+    y are the label's proportions, equation (3), and p the mean softmax over the same pixels. Cross-entropy already
+    holds such a pull towards the right proportions (section 3.3), but mixed with the per-pixel term and out of
+    reach. The squared form pushes every pixel of an image alike by the whole class's error: for a class that covers
+    1 % of the pixels (y = 0.01) of which nothing is predicted, the cross-entropy's gradient on background pixels of
+    the class falls with its tiny probability, while this term's gradient, 2 (p - y) dp, still asks for 1 %. The other
+    way round it is bounded: a class that small can never cost more than (1 - 0.01)^2, so large regions do not drown it.
+
+    Parameters
+    ----------
+    logits
+        (B, K, H, W).
+    labels
+        (B, H, W) int64; `IGNORE` pixels are left out of both y and p. An image with no other pixels costs 0.
+    """
+    valid = (labels != IGNORE).float()[:, None]
+    num_valid = valid.sum(dim=(2, 3))
+    predicted = (logits.softmax(dim=1) * valid).sum(dim=(2, 3)) / num_valid.clamp_min(1)
+    squared = (class_proportions(labels, logits.shape[1]) - predicted).square().sum(dim=1)
+    return (squared * (num_valid[:, 0] > 0)).mean()
+
+
+def adversarial_loss(confidence_logits: torch.Tensor) -> torch.Tensor:
+    """Return L_adv = -log D(S(I)), equation (12): low where the discriminator takes the prediction for ground truth.
+
+    Parameters
+    ----------
+    confidence_logits
+        (B, 1, H, W), the discriminator's logits for predictions.
+    """
+    return functional.softplus(-confidence_logits).mean()
+
+
+def refined_pseudo_labels(logits: torch.Tensor, confidence_logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Return refined pseudo labels, equation (13): argmax S(U) where D(S(U)) > T, `IGNORE` elsewhere.
+
+    Parameters
+    ----------
+    logits
+        (B, K, H, W) of unlabelled images.
+    confidence_logits
+        (B, 1, H, W), the discriminator's logits for the same.
+    threshold
+        T, in [0.1, 0.3] in the paper.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, H, W) int64 without gradient.
+    """
+    trusted = confidence_logits.detach()[:, 0].sigmoid() > threshold
+    return logits.detach().argmax(dim=1).masked_fill(~trusted, IGNORE)
+
+
+def semi_loss(logits: torch.Tensor, pseudo_labels: torch.Tensor, num_trusted: torch.Tensor) -> torch.Tensor:
+    """Return L_semi, equation (13): cross-entropy against refined pseudo labels, a mean over trusted pixels.
+
+    Parameters
+    ----------
+    logits
+        (B, K, H, W) of unlabelled images.
+    pseudo_labels
+        (B, H, W) int64 with `IGNORE` where untrusted.
+    num_trusted
+        Trusted pixels that the mean is over. With several workers: their mean number per worker, so that the average
+        of the workers' losses is the loss of the whole batch. 0 gives a loss of 0 with gradient 0, never a skipped
+        backward pass, on which the workers would fall out of step.
+    """
+    total = functional.cross_entropy(logits, pseudo_labels, ignore_index=IGNORE, reduction="sum")
+    return total / num_trusted.clamp_min(1)
+
+
+def discriminator_loss(predicted_logits: torch.Tensor, truth_logits: torch.Tensor) -> torch.Tensor:
+    """Return L_D, equation (14): binary spatial cross-entropy, predictions to 0 and one-hot ground truth to 1.
+
+    Parameters
+    ----------
+    predicted_logits, truth_logits
+        (B, 1, H, W), the discriminator's logits for predictions and for ground truth.
+    """
+    return functional.softplus(predicted_logits).mean() + functional.softplus(-truth_logits).mean()
+
+
+def smoothed_one_hot(labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Return ground truth as the discriminator sees it: 1 - s for the class and s / (K - 1) for the others.
+
+    Parameters
+    ----------
+    labels
+        (B, H, W) int64.
+    smoothing
+        s in [0, 1); 0: plain one-hot, which a discriminator tells from any softmax at a glance.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, K, H, W) float32.
+    """
+    one_hot = functional.one_hot(labels, NUM_CLASSES).permute(0, 3, 1, 2).float()
+    return one_hot * (1 - smoothing) + (1 - one_hot) * smoothing / (NUM_CLASSES - 1)
+
+
+def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return one minus the soft Dice coefficient of the lesion classes, averaged over them (not in the paper).
+
+    Each class is pooled over the pixels of one image and smoothed by one part in a thousand of its pixels, so that an
+    empty class still has a gradient against false positives; an empty class predicted empty costs 0.
+
+    Parameters
+    ----------
+    logits
+        (B, K, H, W).
+    labels
+        (B, H, W) int64 without `IGNORE`.
+    """
+    classes = [label.value for label in LESIONS]
+    prob = logits.softmax(dim=1)[:, classes]
+    truth = torch.stack([labels == value for value in classes], dim=1).float()
+    smooth = 1e-3 * labels.shape[-1] * labels.shape[-2]
+    overlap = (prob * truth).sum(dim=(2, 3))
+    total = prob.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
+    return 1 - ((2 * overlap + smooth) / (total + smooth)).mean()

@@ -1,0 +1,181 @@
+"""What composes the stages: scan, segment and measure, report."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cohortseg import __version__
+from cohortseg.config import InferConfig
+from cohortseg.dicom.scan import CohortScan, scan_cohort
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.errors import ConfigError, StoreError
+from cohortseg.infer.commit import MASKS, claimed, forget, read_committed, sweep
+from cohortseg.infer.run import Job, check_workers, pending_series, run_series
+from cohortseg.longitudinal import with_time
+from cohortseg.report.write import write_report
+from cohortseg.store.masks import create_mask_store
+from cohortseg.store.schemas import BURDEN, MANIFEST, SLICES
+from cohortseg.store.tables import table_from_rows, write_table
+from cohortseg.weights import LoadedModel, load_model
+
+Report = Callable[[int, int | None, str], None]
+"""Takes what is done, of how much (None: not known yet), and a short text."""
+Progress = Callable[[str], AbstractContextManager[Report]]
+"""Opens the progress display of one stage, named by its title."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferSummary:
+    """What a run of `infer_cohort` did."""
+
+    out: Path
+    burden: pl.DataFrame
+    """All chosen series, those of earlier runs included."""
+    counts: Mapping[str, int]
+    """Chosen series by status, those without any result left out."""
+    num_found: int
+    """Series found in the cohort."""
+    num_done: int
+    """Series segmented by this run; 0: there was nothing to do."""
+    engine: str
+    """How: local or ray; "none" if there was nothing to do."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chosen series was measured."""
+        return set(self.counts) <= {"ok"}
+
+
+def infer_cohort(
+    cohort: Path,
+    out: Path,
+    *,
+    config: InferConfig,
+    model_path: Path | None,
+    progress: Progress,
+    address: str | None = None,
+) -> InferSummary:
+    """Find, segment, measure and report every series of a cohort; what an earlier run finished is kept.
+
+    Parameters
+    ----------
+    cohort
+        Folder of DICOM files; it is only read.
+    out
+        Output folder; it is created.
+    config
+        Settings.
+    model_path
+        Model file; None: the one in the package.
+    progress
+        Shows how far scanning (in files) and segmentation (in series) are.
+    address
+        Of a Ray cluster that sees both folders under the same paths; None: ``RAY_ADDRESS``, else this machine.
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` lies inside the cohort, the cohort holds no DICOM, or the workers do not fit.
+    StoreError
+        If another run writes into ``out``, or it cannot be written.
+    ModelError
+        If the model cannot be loaded.
+    """
+    begin = time.perf_counter()
+    cohort, out = cohort.resolve(), out.resolve()
+    if out == cohort or out.is_relative_to(cohort):
+        raise ConfigError(f"{out}: the output must not lie inside the cohort, which is only read; choose another -o")
+    check_workers(config, address)
+    model = load_model(model_path)
+    with claimed(out):
+        with progress("Scanning") as report:
+            scan = scan_cohort(cohort, report)
+        scan_s = time.perf_counter() - begin
+        chosen = [record for record in scan.series if record.decision == "selected"]
+        job = Job(
+            root=cohort,
+            out=out,
+            model_path=model_path and model_path.resolve(),
+            model_sha256=model.sha256,
+            config=config,
+        )
+        pending = _prepare(job, chosen)
+        engine = "none"
+        if pending:
+            with progress("Segmenting") as report:
+                engine = run_series(job, model, pending, report, address)
+        burden = _write_tables(scan, job)
+        write_report(out)
+        counts = dict(burden["status"].value_counts().sort("status").rows())
+        summary = InferSummary(
+            out=out, burden=burden, counts=counts, num_found=len(scan.series), num_done=len(pending), engine=engine
+        )
+        if not pending and (out / "run.json").is_file():
+            return summary  # the file keeps telling of the run that made the results
+        timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
+        _write_provenance(summary, scan, config, model, timings)
+    return summary
+
+
+def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:
+    """Make the output folder ready and return the series that are still to be done."""
+    create_mask_store(job.out / MASKS)
+    sweep(job.out)
+    if not job.config.resume:
+        forget(job.out)
+    return pending_series(job, chosen)
+
+
+def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
+    """Write manifest, burden and slices, in the scan's order whoever finished first; return the burden table."""
+    provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
+    manifest = table_from_rows([_manifest_row(asdict(record)) for record in scan.series], MANIFEST)
+    burden, slices = read_committed(
+        job.out, [record.series_key for record in scan.series if record.decision == "selected"]
+    )
+    burden = with_time(burden)
+    write_table(job.out / "manifest.parquet", manifest, MANIFEST, provenance)
+    write_table(job.out / "slices.parquet", slices, SLICES, provenance)
+    write_table(job.out / "burden.parquet", burden, BURDEN, provenance)
+    return burden
+
+
+def _manifest_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
+
+
+def _write_provenance(
+    summary: InferSummary, scan: CohortScan, config: InferConfig, model: LoadedModel, timings: Mapping[str, float]
+) -> None:
+    """Write ``run.json``: what ran, with what and on how much; no path or identifier, since it could name a patient."""
+    document = {
+        "command": "infer",
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"cohortseg": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "pydicom", "polars", "ray", "zarr")},
+        "config": asdict(config),
+        "model": {"name": model.name, "sha256": model.sha256, "device": str(model.device), "bf16": model.bf16},
+        "engine": summary.engine,
+        "counts": {
+            "series_found": summary.num_found,
+            "series_chosen": len(summary.burden),
+            "series_segmented_by_this_run": summary.num_done,
+            "files_skipped": len(scan.skipped),
+            "status": dict(summary.counts),
+        },
+        "timings": dict(timings),
+    }
+    path = summary.out / "run.json"
+    try:
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error

@@ -1,0 +1,253 @@
+"""The canonical slice and its exact inverse: the one form of network input, for training and for inference.
+
+A canonical slice is axial, anterior up, the patient's right on the image's left, cropped to the lungs with a margin,
+on one intensity scale (a lung window mapped to [0, 1]) and of one size. DICOM comes here with its geometry and HU;
+8-bit images come here turned upright by their source's known orientation and brought to HU by landmarks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch.nn import functional
+
+from cohortseg.config import CanonicalConfig
+from cohortseg.errors import DataError, GeometryError
+
+AXIAL_TOLERANCE_DEG = 20.0
+"""An image counts as axial when its normal leans less than this from the body's long axis."""
+
+AIR_LANDMARK_HU = -900.0
+"""HU of the lower landmark of an 8-bit image: the 10th percentile of its dark (lung) pixels."""
+TISSUE_LANDMARK_HU = 50.0
+"""HU of the upper landmark of an 8-bit image: the commonest value of its bright (soft tissue) pixels."""
+
+_SATURATED = 4
+"""So many of the topmost gray values count as cut off by the window."""
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a stored slice lies: a transposition, then flips, set it upright."""
+
+    transpose: bool = False
+    flip_y: bool = False
+    flip_x: bool = False
+
+    def to_upright(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return a view of (..., Y, X) set upright: row 0 anterior, column 0 the patient's right."""
+        if self.transpose:
+            array = np.swapaxes(array, -1, -2)
+        return array[..., :: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+    def from_upright(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return a view of an upright (..., Y, X) as it was stored: the inverse of `to_upright`."""
+        array = array[..., :: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+        return np.swapaxes(array, -1, -2) if self.transpose else array
+
+
+UPRIGHT = Orientation()
+TRANSPOSED = Orientation(transpose=True)
+"""Anterior left, the patient's right on top: COVID-SemiSeg's labelled and radiopaedia images."""
+QUARTER_TURNED = Orientation(transpose=True, flip_y=True)
+"""Spine left; a quarter turn counter-clockwise sets it upright: COVID-SemiSeg's coronacases images."""
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """Pixels [y0, y1) x [x0, x1) of an upright slice; it may reach beyond the slice, where the edge goes on."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+
+def orientation_from_affine(affine: NDArray[np.float64]) -> Orientation:
+    """Return how the slices of an axial volume lie.
+
+    Parameters
+    ----------
+    affine
+        (4, 4) array index (z, y, x) to patient space (LPS, mm).
+
+    Raises
+    ------
+    GeometryError
+        If the slices are not axial within `AXIAL_TOLERANCE_DEG`.
+    """
+    down, right = (affine[:3, axis] / np.linalg.norm(affine[:3, axis]) for axis in (1, 2))
+    tilt_deg = float(np.degrees(np.arccos(np.clip(abs(np.cross(right, down)[2]), 0, 1))))
+    if tilt_deg > AXIAL_TOLERANCE_DEG:
+        raise GeometryError(f"slices must be axial within {AXIAL_TOLERANCE_DEG:g} degrees, they lean {tilt_deg:.0f}")
+    transpose = abs(down[0]) > abs(down[1])
+    if transpose:
+        down, right = right, down
+    return Orientation(transpose=bool(transpose), flip_y=bool(down[1] < 0), flip_x=bool(right[0] < 0))
+
+
+def lung_boxes(lungs: NDArray[np.bool_], config: CanonicalConfig) -> list[CropBox | None]:
+    """Return the crop of each slice: its lungs plus a margin, and never much smaller than the crop of the whole series.
+
+    Parameters
+    ----------
+    lungs
+        (Z, Y, X) bool, upright.
+    config
+        ``margin`` and ``min_box`` are used.
+
+    Returns
+    -------
+    list of CropBox or None
+        One entry a slice; None where the slice holds no lung.
+    """
+    whole = _bounds(np.any(lungs, axis=0), config.margin)
+    if whole is None:
+        return [None] * len(lungs)
+    smallest = (config.min_box * (whole.y1 - whole.y0), config.min_box * (whole.x1 - whole.x0))
+    boxes = (_bounds(slice_, config.margin) for slice_ in lungs)
+    return [None if box is None else _grown(box, smallest) for box in boxes]
+
+
+def _bounds(mask: NDArray[np.bool_], margin: float) -> CropBox | None:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    border_y = round(margin * (rows[-1] + 1 - rows[0]))
+    border_x = round(margin * (columns[-1] + 1 - columns[0]))
+    return CropBox(
+        int(rows[0]) - border_y,
+        int(rows[-1]) + 1 + border_y,
+        int(columns[0]) - border_x,
+        int(columns[-1]) + 1 + border_x,
+    )
+
+
+def _grown(box: CropBox, smallest: tuple[float, float]) -> CropBox:
+    grow_y = max(0, round((smallest[0] - (box.y1 - box.y0)) / 2))
+    grow_x = max(0, round((smallest[1] - (box.x1 - box.x0)) / 2))
+    return CropBox(box.y0 - grow_y, box.y1 + grow_y, box.x0 - grow_x, box.x1 + grow_x)
+
+
+def canonical_batch(
+    slices_hu: NDArray[np.int16] | NDArray[np.float32], boxes: Sequence[CropBox], config: CanonicalConfig
+) -> torch.Tensor:
+    """Return upright slices as network input.
+
+    Parameters
+    ----------
+    slices_hu
+        (B, Y, X) HU, upright.
+    boxes
+        The crop of each slice.
+    config
+        ``size`` and ``window_hu`` are used.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, 1, size, size) float32 in [0, 1].
+    """
+    low, high = config.window_hu
+    batch = torch.empty(len(boxes), 1, config.size, config.size)
+    for index, (slice_hu, box) in enumerate(zip(slices_hu, boxes, strict=True)):
+        crop = torch.from_numpy(_crop(slice_hu, box).astype(np.float32))
+        image = ((crop - low) / (high - low)).clamp_(0, 1)
+        batch[index] = functional.interpolate(
+            image[None, None], size=(config.size, config.size), mode="bilinear", antialias=True, align_corners=False
+        )[0]
+    return batch
+
+
+def canonical_labels(labels: NDArray[np.uint8], box: CropBox, size: int) -> NDArray[np.uint8]:
+    """Return an upright label map (Y, X) on the canonical grid (size, size) by nearest neighbour: no class invented."""
+    crop = torch.from_numpy(_crop(labels, box))
+    # "nearest-exact" samples at pixel centres, as the image's interpolation does; "nearest" would shift by half a pixel
+    resized = functional.interpolate(crop[None, None].float(), size=(size, size), mode="nearest-exact")
+    return resized[0, 0].to(torch.uint8).numpy()
+
+
+def restore(prob: torch.Tensor, box: CropBox, shape: tuple[int, int]) -> torch.Tensor:
+    """Return class probabilities on the upright slice's own grid: the inverse of the crop and the resizing.
+
+    Parameters
+    ----------
+    prob
+        (C, size, size) probabilities of the canonical slice; class 0 is background.
+    box
+        The crop that made the canonical slice.
+    shape
+        (Y, X) of the upright slice.
+
+    Returns
+    -------
+    torch.Tensor
+        (C, Y, X) float32; outside the crop the background has probability 1.
+    """
+    height, width = box.y1 - box.y0, box.x1 - box.x0
+    shrinks = height < prob.shape[-2] or width < prob.shape[-1]
+    inside = functional.interpolate(
+        prob[None].float(), size=(height, width), mode="bilinear", antialias=shrinks, align_corners=False
+    )[0]
+    result = torch.zeros(prob.shape[0], *shape)
+    result[0] = 1.0
+    y0, y1, x0, x1 = max(box.y0, 0), min(box.y1, shape[0]), max(box.x0, 0), min(box.x1, shape[1])
+    result[:, y0:y1, x0:x1] = inside[:, y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0]
+    return result
+
+
+def _crop(array: NDArray[Any], box: CropBox) -> NDArray[Any]:
+    """Return the box cut out of (Y, X); beyond the array its edge is repeated, which looks like more chest wall."""
+    height, width = array.shape
+    y0, y1, x0, x1 = max(box.y0, 0), min(box.y1, height), max(box.x0, 0), min(box.x1, width)
+    border = ((y0 - box.y0, box.y1 - y1), (x0 - box.x0, box.x1 - x1))
+    return np.pad(array[y0:y1, x0:x1], border, mode="edge")
+
+
+def hu_from_image(gray: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Bring an 8-bit CT image of unknown window to HU by two landmarks of its own, lung air and soft tissue.
+
+    Parameters
+    ----------
+    gray
+        (Y, X) uint8, a lung slice in any window that shows both lung and soft tissue.
+
+    Returns
+    -------
+    (Y, X) float32
+        HU, approximate; what the image's window had cut off stays cut off.
+
+    Raises
+    ------
+    DataError
+        If the image has no two landmarks (blank, or nearly one value).
+    """
+    histogram = np.bincount(gray.ravel(), minlength=256).astype(np.float64)
+    if np.count_nonzero(histogram) < 2:
+        raise DataError("the image is blank: no lung air and soft tissue to tell its intensity scale by")
+    split = _otsu(histogram)
+    dark, bright = histogram[: split + 1], histogram[split + 1 :]
+    air = float(np.searchsorted(np.cumsum(dark), 0.1 * dark.sum()))
+    # Where the window cuts bone off, the topmost value is a spike, not soft tissue, unless nearly all is cut off.
+    if bright[:-_SATURATED].sum() > 0.4 * bright.sum():
+        bright = bright[:-_SATURATED]
+    tissue = split + 1 + int(np.argmax(ndimage.gaussian_filter1d(bright, 2.0, mode="nearest")))
+    if tissue - air < 20:
+        raise DataError("the image has too little contrast to tell lung air from soft tissue")
+    slope = (TISSUE_LANDMARK_HU - AIR_LANDMARK_HU) / (tissue - air)
+    return (AIR_LANDMARK_HU + slope * (gray.astype(np.float32) - air)).astype(np.float32)
+
+
+def _otsu(histogram: NDArray[np.float64]) -> int:
+    """Return the value that best splits a histogram in two (Otsu 1979): the last of the lower class."""
+    values = np.arange(len(histogram))
+    weight = np.cumsum(histogram)
+    total = np.cumsum(histogram * values)
+    rest = weight[-1] - weight
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = weight * rest * (total / weight - (total[-1] - total) / rest) ** 2
+    return int(np.nanargmax(between))

@@ -1,0 +1,1 @@
+"""Trajectories of patients as tables, pictures and one self-contained page."""

@@ -1,0 +1,53 @@
+"""The report of an output folder: who changed how, from burden.parquet alone; nothing is measured again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from cohortseg.longitudinal import patients_table, timeline_table
+from cohortseg.report.page import report_html
+from cohortseg.report.pictures import trajectories_png
+from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
+from cohortseg.store.tables import read_table, write_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was written."""
+
+    burden: pl.DataFrame
+    """Read, not written: schema ``BURDEN``."""
+    timeline: pl.DataFrame
+    """Schema ``TIMELINE``."""
+    patients: pl.DataFrame
+    """Schema ``PATIENTS``."""
+    page: Path
+    """The self-contained HTML page."""
+
+
+def write_report(out: Path) -> Report:
+    """Write ``timeline.parquet``, ``patients.parquet``, the trajectories picture and ``report.html``.
+
+    Parameters
+    ----------
+    out
+        Output folder of ``infer``: its ``burden.parquet`` and ``pictures/`` are read.
+
+    Raises
+    ------
+    StoreError
+        If there is no readable burden table, or the report cannot be written.
+    """
+    burden = read_table(out / "burden.parquet", BURDEN)
+    timeline, patients = timeline_table(burden), patients_table(burden)
+    provenance = {"model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()), "rows": len(burden)}
+    write_table(out / "timeline.parquet", timeline, TIMELINE, provenance)
+    write_table(out / "patients.parquet", patients, PATIENTS, provenance)
+    pictures = out / "pictures"
+    pictures.mkdir(exist_ok=True)
+    trajectories = trajectories_png(timeline)
+    (pictures / "trajectories.png").write_bytes(trajectories)
+    page = out / "report.html"
+    page.write_text(report_html(burden, timeline, patients, trajectories, pictures), encoding="utf-8")
+    return Report(burden=burden, timeline=timeline, patients=patients, page=page)

@@ -1,0 +1,219 @@
+"""Label and lung masks in one Zarr v3 store: one group a series, written whole, on the series' own grid.
+
+Each group holds two arrays (z, y, x) uint8, slices ordered as in `Volume`, rows and columns as in the DICOM files:
+``labels`` (0 background, 1 GGO, 2 consolidation) and ``lungs`` (0 none, 1 the patient's right, 2 the left lung). The
+group's attributes carry NGFF 0.5 image-label metadata under ``ome`` and geometry, identity, terminology and model under
+``cohortseg``. Each array is a single shard, since two writers of one shard lose data; a group appears by renaming.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from cohortseg import __version__
+from cohortseg.errors import StoreError
+from cohortseg.labels import LABELS, LESIONS
+from cohortseg.volume import Volume
+
+_CHUNK: Final = (32, 128, 128)
+_TEMPORARY: Final = ".tmp-"
+_AXES: Final = ("z", "y", "x")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesMasks:
+    """The masks of one series, on the grid of its volume."""
+
+    labels: NDArray[np.uint8]
+    """(Z, Y, X) uint8: 0 background, 1 GGO, 2 consolidation."""
+    lungs: NDArray[np.uint8]
+    """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left one."""
+    attributes: Mapping[str, Any]
+    """The group's attributes; see `mask_attributes`."""
+
+
+def mask_attributes(
+    volume: Volume, *, study_instance_uid: str | None, model: Mapping[str, Any], lung_method: str
+) -> dict[str, Any]:
+    """Return the attributes of a series' group.
+
+    Parameters
+    ----------
+    volume
+        The series, for geometry and identity.
+    study_instance_uid
+        StudyInstanceUID (0020,000D).
+    model
+        Name and hash of the model, as they shall be stored.
+    lung_method
+        Name and version of the lung segmentation.
+
+    Returns
+    -------
+    dict
+        ``ome``: NGFF 0.5 ``multiscales`` with one level and ``image-label``; the axis z of a single slice has no unit,
+        since its extent is not known. ``cohortseg``: see docs/tables.md.
+    """
+    return {
+        "ome": _ome(volume.spacing_mm),
+        "cohortseg": {
+            "version": __version__,
+            "affine_zyx_to_lps_mm": volume.affine.tolist(),
+            "spacing_zyx_mm": list(volume.spacing_mm),
+            "study_instance_uid": study_instance_uid,
+            "series_instance_uid": volume.series_instance_uid,
+            "frame_of_reference_uid": volume.frame_of_reference_uid,
+            "sop_instance_uids": list(volume.sop_instance_uids),
+            "classes": [
+                {
+                    "value": label.value,
+                    "name": label.name,
+                    "title": label.title,
+                    "rgb": list(label.rgb),
+                    "snomed_code": label.snomed_code,
+                    "snomed_meaning": label.snomed_meaning,
+                }
+                for label in LABELS
+            ],
+            "lungs": {"0": "none", "1": "right", "2": "left"},
+            "lung_method": lung_method,
+            "model": dict(model),
+        },
+    }
+
+
+def _ome(spacing_mm: tuple[float | None, float, float]) -> dict[str, Any]:
+    """Return NGFF 0.5 label-image metadata (https://ngff.openmicroscopy.org/0.5/#labels-md)."""
+    axes = [
+        {"name": name, "type": "space"} | ({} if spacing is None else {"unit": "millimeter"})
+        for name, spacing in zip(_AXES, spacing_mm, strict=True)
+    ]
+    scale = [1.0 if spacing is None else spacing for spacing in spacing_mm]
+    level = {"path": "labels", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+    return {
+        "version": "0.5",
+        "multiscales": [{"name": "labels", "axes": axes, "datasets": [level]}],
+        "image-label": {
+            "colors": [{"label-value": label.value, "rgba": [*label.rgb, 255]} for label in LESIONS],
+            "properties": [{"label-value": label.value, "class": label.title} for label in LESIONS],
+        },
+    }
+
+
+def create_mask_store(path: Path) -> None:
+    """Create the store's root group unless it exists, and sweep what killed runs left under temporary names.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot be created or is no Zarr v3 group.
+    """
+    try:
+        zarr.open_group(path, mode="a", zarr_format=3)
+        for leftover in path.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be used as a mask store: {error}") from error
+
+
+def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
+    """Write the group of one series, or replace it: a reader sees the whole old one, none, or the whole new one.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written (disk full, permissions).
+    """
+    temporary = path / f"{_TEMPORARY}{series_key}-{uuid.uuid4().hex}"
+    try:
+        group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=dict(masks.attributes))
+        for name, array in (("labels", masks.labels), ("lungs", masks.lungs)):
+            _write_array(group, name, array)
+        _sync(temporary)
+        remove_masks(path, series_key)
+        temporary.rename(path / series_key)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StoreError(f"{path}: masks of series {series_key} cannot be written: {error}") from error
+
+
+def remove_masks(path: Path, series_key: str) -> None:
+    """Remove the group of one series if there is one; it vanishes at once, under a temporary name.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be removed.
+    """
+    aside = path / f"{_TEMPORARY}{series_key}-{uuid.uuid4().hex}"
+    try:
+        (path / series_key).rename(aside)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"{path}: masks of series {series_key} cannot be removed: {error}") from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_masks(path: Path, series_key: str) -> SeriesMasks:
+    """Read the group of one series.
+
+    Raises
+    ------
+    StoreError
+        If there are no masks of this series, or they cannot be read.
+    """
+    try:
+        group = zarr.open_group(path / series_key, mode="r")
+        labels, lungs = (_read_array(group, name) for name in ("labels", "lungs"))
+        return SeriesMasks(labels=labels, lungs=lungs, attributes=group.attrs.asdict())
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: no readable masks of series {series_key}: {error}") from error
+
+
+def has_masks(path: Path, series_key: str) -> bool:
+    """Return whether the store holds masks of this series."""
+    return (path / series_key / "zarr.json").is_file()
+
+
+def _write_array(group: zarr.Group, name: str, array: NDArray[np.uint8]) -> None:
+    chunks = tuple(min(chunk, size) for chunk, size in zip(_CHUNK, array.shape, strict=True))
+    shard = tuple(-(-size // chunk) * chunk for chunk, size in zip(chunks, array.shape, strict=True))
+    stored = group.create_array(
+        name,
+        shape=array.shape,
+        dtype="uint8",
+        chunks=chunks,
+        shards=shard,
+        compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
+        fill_value=0,
+        dimension_names=_AXES,
+    )
+    stored[...] = array
+
+
+def _read_array(group: zarr.Group, name: str) -> NDArray[np.uint8]:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise KeyError(name)
+    return np.asarray(array[...], dtype=np.uint8)
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file below a folder to disk, so that after a power cut a renamed group is a whole one."""
+    for path in _files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,202 @@
+"""Every table cohortseg writes: columns, types, units and meanings, in one place."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+SCHEMA_VERSION: Final = "1"
+"""Raised whenever a column is added, removed or changes its meaning."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    dtype: pl.DataType
+    meaning: str
+    """What it holds, its unit, and its DICOM attribute or formula. Null always means: not measured or not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSchema:
+    """One table: its file name in the output folder and its columns in order."""
+
+    name: str
+    row: str
+    """What one row is."""
+    columns: tuple[Column, ...]
+
+    @property
+    def polars_schema(self) -> pl.Schema:
+        """The same as a Polars schema."""
+        return pl.Schema({column.name: column.dtype for column in self.columns})
+
+
+_TEXT, _INT, _REAL, _DATE, _TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Date(), pl.List(pl.String())
+
+_PATIENT = (Column("patient_id", _TEXT, "PatientID (0010,0020)"),)
+_TIME = (
+    Column("study_date", _DATE, "StudyDate (0008,0020)"),
+    Column("days_since_baseline", _INT, "days since the patient's earliest study date in the cohort"),
+    Column("timepoint", _INT, "0 for the patient's earliest study date, then 1, 2, ... in order of date"),
+)
+_SERIES = (
+    Column("study_instance_uid", _TEXT, "StudyInstanceUID (0020,000D)"),
+    Column("series_instance_uid", _TEXT, "SeriesInstanceUID (0020,000E)"),
+)
+_SPACING = (
+    Column(
+        "spacing_z_mm", _REAL, "distance between slice centres along the normal, from positions; null for one slice"
+    ),
+    Column("spacing_y_mm", _REAL, "PixelSpacing (0028,0030), between rows"),
+    Column("spacing_x_mm", _REAL, "PixelSpacing (0028,0030), between columns"),
+)
+_ACQUISITION = (
+    Column("manufacturer", _TEXT, "Manufacturer (0008,0070)"),
+    Column("convolution_kernel", _TEXT, "ConvolutionKernel (0018,1210)"),
+    Column("slice_thickness_mm", _REAL, "SliceThickness (0018,0050); never used as spacing"),
+)
+_QC = (Column("qc_flags", _TEXTS, "findings about the series, an empty list if there are none (see docs/tables.md)"),)
+_VOLUMES = (
+    Column("lung_volume_ml", _REAL, "both lungs, vessels and lesions included, trachea and main bronchi excluded, mL"),
+    Column("ggo_volume_ml", _REAL, "ground-glass opacity inside the lungs, mL"),
+    Column("consolidation_volume_ml", _REAL, "consolidation inside the lungs, mL"),
+    Column("opacity_volume_ml", _REAL, "ground-glass opacity plus consolidation, mL"),
+)
+_PERCENTS = (
+    Column("ggo_pct", _REAL, "100 x ground-glass opacity / lung"),
+    Column("consolidation_pct", _REAL, "100 x consolidation / lung"),
+    Column("po_pct", _REAL, "percentage of opacity: 100 x (ground-glass opacity + consolidation) / lung"),
+)
+_SIDES = tuple(
+    column
+    for side in ("right", "left")
+    for column in (
+        Column(f"lung_{side}_volume_ml", _REAL, f"the patient's {side} lung, mL"),
+        Column(f"opacity_{side}_volume_ml", _REAL, f"opacity in the patient's {side} lung, mL"),
+        Column(f"po_{side}_pct", _REAL, f"100 x opacity / lung, the patient's {side} lung"),
+    )
+)
+_ZONES = tuple(
+    Column(f"po_{side}_{zone}_pct", _REAL, f"100 x opacity / lung in the {zone} third (by height) of the {side} lung")
+    for side in ("right", "left")
+    for zone in ("upper", "middle", "lower")
+)
+
+MANIFEST: Final = TableSchema(
+    name="manifest",
+    row="one series found in the cohort",
+    columns=(
+        *_PATIENT,
+        _TIME[0],
+        *_SERIES,
+        Column("series_description", _TEXT, "SeriesDescription (0008,103E)"),
+        Column("modality", _TEXT, "Modality (0008,0060)"),
+        Column("sop_class_uid", _TEXT, "SOPClassUID (0008,0016)"),
+        Column("image_type", _TEXTS, "ImageType (0008,0008)"),
+        Column(
+            "orientation", _TEXT, "axial, coronal, sagittal, oblique or mixed, from ImageOrientationPatient (0020,0037)"
+        ),
+        *_ACQUISITION,
+        Column("n_files", _INT, "files of the series, copies included"),
+        Column("n_slices", _INT, "slices left once copies are dropped"),
+        Column("n_duplicates", _INT, "files dropped as copies of another"),
+        Column("rows", _INT, "Rows (0028,0010)"),
+        Column("columns", _INT, "Columns (0028,0011)"),
+        *_SPACING,
+        *_QC,
+        Column("decision", _TEXT, "selected or skipped"),
+        Column("reason", _TEXT, "why it was skipped; null for a selected series"),
+        Column("series_key", _TEXT, "name of the series in masks.zarr and pictures/: a hash of its UID"),
+        Column("files", _TEXTS, "paths relative to the cohort, in slice order"),
+        Column("fingerprint", _TEXT, "hash of paths, sizes and modification times: tells a changed input"),
+    ),
+)
+
+BURDEN: Final = TableSchema(
+    name="burden",
+    row="one series that was chosen for segmentation",
+    columns=(
+        *_PATIENT,
+        *_TIME,
+        *_SERIES,
+        Column("series_key", _TEXT, "name of the series in masks.zarr and pictures/: a hash of its UID"),
+        Column("status", _TEXT, "ok, not_evaluable (readable, but burden cannot be measured) or failed"),
+        Column("reason", _TEXT, "why the status is not ok; null if it is"),
+        *_QC,
+        Column("n_slices", _INT, "slices of the series"),
+        Column("n_lung_slices", _INT, "slices in which lung was found"),
+        *_SPACING,
+        *_ACQUISITION,
+        *_VOLUMES,
+        *_PERCENTS,
+        Column("pho_pct", _REAL, "percentage of high opacity: 100 x lesion voxels of at least -200 HU / lung"),
+        Column("lesion_mean_hu", _REAL, "mean HU of all lesion voxels; null without lesion"),
+        Column("lung_mean_hu", _REAL, "mean HU of all lung voxels"),
+        *_SIDES,
+        *_ZONES,
+        Column("confidence", _REAL, "mean discriminator confidence over lesion pixels, 0 to 1; null without lesion"),
+        Column("lung_method", _TEXT, "name and version of the lung segmentation"),
+        Column("model_sha256", _TEXT, "SHA-256 of the model file"),
+        Column("runtime_s", _REAL, "seconds from reading the series to its finished masks"),
+    ),
+)
+
+SLICES: Final = TableSchema(
+    name="slices",
+    row="one slice of a series whose status is ok",
+    columns=(
+        *_SERIES,
+        Column("slice_index", _INT, "z index in the mask, 0 nearest the feet"),
+        Column("sop_instance_uid", _TEXT, "SOPInstanceUID (0008,0018)"),
+        Column("position_mm", _REAL, "position of the slice along its normal, mm"),
+        Column("lung_area_mm2", _REAL, "lung, mm2"),
+        Column("ggo_area_mm2", _REAL, "ground-glass opacity, mm2"),
+        Column("consolidation_area_mm2", _REAL, "consolidation, mm2"),
+    ),
+)
+
+TIMELINE: Final = TableSchema(
+    name="timeline",
+    row="one patient at one study date",
+    columns=(
+        *_PATIENT,
+        *_TIME,
+        Column("series_instance_uid", _TEXT, "the series that stands for the date (rule: see docs/tables.md)"),
+        Column("n_series", _INT, "chosen series of that date"),
+        Column("status", _TEXT, "status of the series that stands for the date"),
+        *_QC,
+        *_VOLUMES,
+        *_PERCENTS,
+        Column("delta_po_pct", _REAL, "po_pct minus that of the first evaluable date, percentage points"),
+        Column("delta_opacity_volume_ml", _REAL, "opacity_volume_ml minus that of the first evaluable date, mL"),
+    ),
+)
+
+PATIENTS: Final = TableSchema(
+    name="patients",
+    row="one patient",
+    columns=(
+        *_PATIENT,
+        Column("n_timepoints", _INT, "study dates with a chosen series"),
+        Column("n_evaluable", _INT, "study dates at which burden was measured"),
+        Column("first_date", _DATE, "earliest study date"),
+        Column("last_date", _DATE, "latest study date"),
+        Column("baseline_po_pct", _REAL, "po_pct at the first evaluable date"),
+        Column("last_po_pct", _REAL, "po_pct at the last evaluable date"),
+        Column("peak_po_pct", _REAL, "highest po_pct"),
+        Column("days_to_peak", _INT, "days from the earliest study date to the peak"),
+        Column("delta_po_pct", _REAL, "last minus baseline po_pct, percentage points; null with one evaluable date"),
+        Column("delta_opacity_volume_ml", _REAL, "last minus baseline opacity volume, mL"),
+    ),
+)
+
+TRUTH: Final = TableSchema(
+    name="truth",
+    row="one series of a synthetic cohort",
+    columns=(*_PATIENT, *_TIME, *_SERIES, *_VOLUMES, *_PERCENTS),
+)
+
+TABLES: Final = (MANIFEST, BURDEN, SLICES, TIMELINE, PATIENTS, TRUTH)

@@ -1,0 +1,83 @@
+"""Checked Parquet: a table is written whole or not at all, with its schema's version and provenance inside."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cohortseg import __version__
+from cohortseg.errors import SchemaError, StoreError
+from cohortseg.store.schemas import SCHEMA_VERSION, TableSchema
+
+
+def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> pl.DataFrame:
+    """Return a data frame with exactly the schema's columns; a column a row does not name is null.
+
+    Raises
+    ------
+    SchemaError
+        If a row names a column that the schema does not have, or a value has the wrong type.
+    """
+    rows = list(rows)
+    unknown = sorted({name for row in rows for name in row} - set(schema.polars_schema))
+    if unknown:
+        raise SchemaError(f"table {schema.name}: unknown column(s) {', '.join(unknown)}")
+    try:
+        return pl.DataFrame([dict(row) for row in rows], schema=schema.polars_schema, orient="row", strict=True)
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        raise SchemaError(f"table {schema.name}: {error}") from error
+
+
+def write_table(path: Path, frame: pl.DataFrame, schema: TableSchema, provenance: Mapping[str, Any]) -> None:
+    """Write a Parquet file by way of a temporary name, so that a reader never sees half of it.
+
+    Parameters
+    ----------
+    path
+        The ``.parquet`` file; an existing one is replaced.
+    frame
+        Columns and types as in ``schema``.
+    schema
+        The table's schema.
+    provenance
+        Stored as JSON under the key ``cohortseg`` of the Parquet metadata, with the schema's name and version.
+
+    Raises
+    ------
+    SchemaError
+        If the columns or types differ from the schema.
+    StoreError
+        If the file cannot be written.
+    """
+    if frame.schema != schema.polars_schema:
+        raise SchemaError(f"table {schema.name}: columns must be {schema.polars_schema}, got {frame.schema}")
+    document = {"table": schema.name, "schema_version": SCHEMA_VERSION, "version": __version__, **provenance}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        frame.write_parquet(temporary, metadata={"cohortseg": json.dumps(document, sort_keys=True, default=str)})
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written: {error}") from error
+
+
+def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
+    """Read a Parquet file and check it against its schema.
+
+    Raises
+    ------
+    StoreError
+        If the file is missing or damaged.
+    SchemaError
+        If its columns or types differ from the schema.
+    """
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise StoreError(f"{path}: cannot be read as Parquet: {error}") from error
+    if frame.schema != schema.polars_schema:
+        raise SchemaError(f"{path}: not a {schema.name} table of schema version {SCHEMA_VERSION}")
+    return frame

@@ -1,0 +1,1 @@
+"""The sample cohort: synthetic patients with known lesions, written as DICOM."""

@@ -1,0 +1,1 @@
+"""Two-phase semi-supervised adversarial training."""

@@ -1,0 +1,39 @@
+"""The loss curves of a run as a picture."""
+
+from pathlib import Path
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from cohortseg.train.history import read_history
+
+CURVES: Final = "curves.png"
+
+_PANELS: Final = (
+    ("segmenter, labelled", ("ce", "dice", "proportion")),
+    ("segmenter, unlabelled", ("semi", "proportion_unlabeled", "adversarial")),
+    ("VQ-VAE", ("vq",)),
+    ("discriminator", ("discriminator", "confidence_truth", "confidence_predicted", "trusted")),
+)
+
+
+def draw_curves(run: Path) -> Path | None:
+    """Draw the losses of both phases into ``curves.png``; return its path, or None while there is no history."""
+    rows = read_history(run)
+    if not rows:
+        return None
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    boundary = max((row["iteration"] for row in rows if row["phase"] == 1), default=None)
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        for name in names:
+            points = [(row["iteration"], row[name]) for row in rows if name in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.2)
+        if boundary is not None and boundary < rows[-1]["iteration"]:
+            axes.axvline(boundary, color="0.6", linestyle=":", linewidth=1)
+        axes.set(title=title, xlabel="iteration", xlim=(0, rows[-1]["total_iterations"]))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    path = run / CURVES
+    figure.savefig(path, dpi=110)
+    return path

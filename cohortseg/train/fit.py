@@ -1,0 +1,238 @@
+"""Ray Train around the loop: workers, checkpoints, restarts. The only place in training that knows Ray."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from cohortseg.cluster import Resources, connected, local_resources, require_workers
+from cohortseg.config import TrainConfig, config_from_mapping
+from cohortseg.datasets.prepared import load_prepared
+from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.train.history import read_history
+from cohortseg.train.loop import MODEL, train
+from cohortseg.train.state import check_same_settings
+
+DATA = "data.safetensors"
+SETTINGS = "settings.json"
+
+_RAY_FOLDER = "checkpoints"
+_MAX_FAILURES = 3
+_MAX_CONTROLLER_FAILURES = 2
+_KEPT_CHECKPOINTS = 2
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRequest:
+    """How many workers, and what each needs."""
+
+    num_workers: int
+    cpus_per_worker: float
+    """Also, rounded down, the number of threads of each."""
+    gpus_per_worker: float
+
+    def check(self, resources: Resources) -> None:
+        """Refuse workers that do not fit.
+
+        Raises
+        ------
+        ConfigError
+            Saying what is missing and which flags would fit.
+        """
+        require_workers(self.num_workers, self.cpus_per_worker, self.gpus_per_worker, resources)
+
+
+def worker_request(num_workers: int | None, cpus_per_worker: float | None, resources: Resources) -> WorkerRequest:
+    """Return the request of a user who may have left things open: one worker a GPU, or one worker with all cores."""
+    gpus = int(resources.num_gpus)
+    count = num_workers or max(gpus, 1)
+    gpus_per_worker = 1.0 if gpus else 0.0
+    cpus = cpus_per_worker or max(1.0, resources.num_cpus // count)
+    return WorkerRequest(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=gpus_per_worker)
+
+
+def check_local(num_workers: int | None, cpus_per_worker: float | None) -> None:
+    """Refuse, before any other work, workers that this machine cannot hold.
+
+    Raises
+    ------
+    ConfigError
+        Saying what is missing and which flags would fit.
+    """
+    resources = local_resources()
+    worker_request(num_workers, cpus_per_worker, resources).check(resources)
+
+
+def check_run_folder(run: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Refuse a folder that a run would overwrite, or one that it cannot go on in.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a run and ``resume`` is false, or holds none, or one with other settings, and it is true.
+    """
+    settings = run / SETTINGS
+    if not resume:
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
+        return
+    if not settings.is_file():
+        raise ConfigError(f"{run}: holds no run to resume")
+    try:
+        saved = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{settings}: cannot be read: {error}") from error
+    check_same_settings(saved, config)
+
+
+def fit(
+    config: TrainConfig,
+    run: Path,
+    *,
+    num_workers: int | None = None,
+    cpus_per_worker: float | None = None,
+    address: str | None = None,
+    on_history: Callable[[dict[str, Any]], None] = lambda _row: None,
+) -> Path:
+    """Train on Ray workers and return the model file.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    run
+        The run's folder, which holds the prepared data. All nodes must see it under the same path. Checkpoints of an
+        earlier start in it are gone on from.
+    num_workers, cpus_per_worker
+        None: found from what there is.
+    address
+        A running Ray cluster; None: this machine.
+    on_history
+        Takes each new line of the history, from another thread.
+
+    Raises
+    ------
+    ConfigError
+        If the workers do not fit.
+    CohortSegError
+        If training fails.
+    """
+    run = run.resolve()
+    if not (run / SETTINGS).exists():
+        (run / SETTINGS).write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
+    with connected(address) as resources:
+        request = worker_request(num_workers, cpus_per_worker, resources)
+        request.check(resources)
+        with _following(run, on_history):
+            _run_trainer(config, run, request)
+    if not (run / MODEL).is_file():
+        raise StoreError(f"{run}: the workers left no {MODEL} here; the folder must be on storage that all nodes share")
+    return run / MODEL
+
+
+def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> None:
+    import ray.train
+    import ray.train.torch
+
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={"config": asdict(config), "run": str(run), "threads": max(1, int(request.cpus_per_worker))},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=request.num_workers,
+            use_gpu=request.gpus_per_worker > 0,
+            resources_per_worker={"CPU": request.cpus_per_worker}
+            | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=_RAY_FOLDER,
+            storage_path=str(run),
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # the stub is of Train V1
+                max_failures=_MAX_FAILURES, controller_failure_limit=_MAX_CONTROLLER_FAILURES
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        causes = {str(cause) for cause in error.worker_failures.values()}
+        for cause in error.worker_failures.values():
+            if isinstance(cause, CohortSegError):
+                raise cause from error
+        raise CohortSegError(f"training failed on a worker: {'; '.join(sorted(causes))}") from error
+    except ray.train.ControllerError as error:
+        raise CohortSegError(f"training could not be started: {error}") from error
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    """Run in each Ray worker: set up the process, then the loop."""
+    import ray.train
+    import ray.train.torch
+
+    torch.set_num_threads(settings["threads"])
+    config = config_from_mapping(TrainConfig, settings["config"])
+    run = Path(settings["run"])
+    context = ray.train.get_context()
+
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+    def train_from(restore: Path | None) -> None:
+        train(
+            config,
+            load_prepared(run / DATA),
+            run,
+            wrap=lambda module: ray.train.torch.prepare_model(module, move_to_device=False),
+            sum_over_workers=_sum_over_workers,
+            report=report,
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            device=ray.train.torch.get_device(),
+            restore=restore,
+        )
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        train_from(None)
+    else:
+        with checkpoint.as_directory() as folder:
+            train_from(Path(folder))
+
+
+def _sum_over_workers(values: torch.Tensor) -> torch.Tensor:
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+    return values
+
+
+@contextmanager
+def _following(run: Path, on_history: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Read the growing history in a thread and hand each new line on, until the block ends."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen = max((row["iteration"] for row in read_history(run)), default=0)
+        stopping = False
+        while not stopping:
+            stopping = stop.wait(_POLL_S)
+            for row in read_history(run):
+                if row["iteration"] > seen:
+                    seen = row["iteration"]
+                    on_history(row)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,54 @@
+"""The history of a run: one JSON object a line, and the same numbers for TensorBoard."""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+
+HISTORY = "history.jsonl"
+
+
+class History:
+    """Writes the history; only one worker has one.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    iteration
+        Iterations already done: later lines, of a run that broke off, are dropped.
+    """
+
+    def __init__(self, run: Path, iteration: int) -> None:
+        self._path = run / HISTORY
+        kept = [row for row in read_history(run) if row["iteration"] <= iteration]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        temporary.replace(self._path)
+        self._lines = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=iteration + 1 if iteration else None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add one line; ``iteration`` must be among its keys."""
+        self._lines.write(json.dumps(row) + "\n")
+        self._lines.flush()
+        for name, value in row.items():
+            if name != "iteration":
+                self._board.add_scalar(name, value, row["iteration"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._board.close()
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's history so far; a line that is still being written is left out."""
+    path = run / HISTORY
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -1,0 +1,206 @@
+"""The training loop, top to bottom. It knows neither Ray nor files other than those of its own run folder.
+
+- ``cohortseg train -o runs/a``: one worker, all cores or one GPU.
+- ``cohortseg train -o runs/a --workers 8``: eight workers, gradients averaged.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cohortseg import __version__
+from cohortseg.config import TrainConfig
+from cohortseg.datasets.batches import Batches
+from cohortseg.datasets.prepared import PreparedData
+from cohortseg.errors import CohortSegError
+from cohortseg.models.device import has_fast_bf16
+from cohortseg.train.history import History
+from cohortseg.train.phases import Losses, Workers, adversarial_step, supervised_step
+from cohortseg.train.state import ADVERSARIAL, SUPERVISED, TrainState, build_state, load_state, save_state
+from cohortseg.weights import ModelCard, save_model
+
+MODEL = "model.safetensors"
+PHASE_1_MODEL = "model-phase1.safetensors"
+LOG_EVERY = 10
+"""Iterations between lines of the history; only then do losses leave the device."""
+
+_DECAY_POWER = 0.9
+_RAMP_ITERATIONS = 20
+_LOSS_SMOOTHING = 0.8
+_LEAST_GAIN = 0.99
+
+Report = Callable[[dict[str, Any], Path | None], None]
+"""Takes metrics and, on the first worker, the folder of a checkpoint; every worker calls it equally often."""
+
+
+def learning_rate_at(iteration: int, total: int, start: float) -> float:
+    """Return the learning rate: a short linear ramp, then polynomial decay with power 0.9 to zero."""
+    ramp = min(1.0, (iteration + 1) / _RAMP_ITERATIONS)
+    return float(start * ramp * max(0.0, 1 - iteration / total) ** _DECAY_POWER)
+
+
+def train(
+    config: TrainConfig,
+    data: PreparedData,
+    run: Path,
+    *,
+    wrap: Callable[[nn.Module], nn.Module],
+    sum_over_workers: Callable[[torch.Tensor], torch.Tensor],
+    report: Report,
+    rank: int,
+    world: int,
+    device: torch.device,
+    restore: Path | None,
+) -> None:
+    """Train both phases; the first worker writes the history and the model into the run folder.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    data
+        Canonical slices.
+    run
+        An existing folder, visible to the first worker.
+    wrap
+        Makes a network average its gradients over the workers.
+    sum_over_workers
+        Adds a tensor over the workers.
+    report
+        Called at every checkpoint and at the end.
+    rank, world
+        This worker's number and how many there are.
+    device
+        Where to train.
+    restore
+        Folder of a checkpoint to go on from.
+
+    Raises
+    ------
+    CohortSegError
+        If the loss is no longer a finite number.
+    """
+    # every rank: the same state, from the same seed or the same checkpoint
+    state = build_state(config, device)
+    if restore is not None:
+        load_state(state, restore)
+    workers = Workers(
+        segmenter=wrap(state.segmenter),
+        discriminator=wrap(state.discriminator),
+        sum_over_workers=sum_over_workers,
+        rank=rank,
+        world=world,
+        device=device,
+        bf16=has_fast_bf16(device) if config.bf16 is None else config.bf16,
+    )
+    batches = Batches(data, device=device, seed=config.seed, augmented=config.augment, rank=rank, world=world)
+    history = History(run, state.iteration) if rank == 0 else None
+    recent: list[Losses] = []
+    clock = time.perf_counter()
+
+    while state.iteration < state.total_iterations:
+        # every rank: one step of the present phase
+        for group in state.segmenter_optimizer.param_groups:
+            group["lr"] = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
+        num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL else 0
+        batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled)
+        step = supervised_step if state.phase == SUPERVISED else adversarial_step
+        recent.append(step(state, workers, batch))
+        if state.averaged is not None:
+            state.averaged.update_parameters(state.segmenter)
+        state.iteration += 1
+        phase_ends = state.phase == SUPERVISED and state.iteration >= config.supervised_iterations
+
+        # every rank, now and then: losses leave the device, summed over the workers
+        if state.iteration % LOG_EVERY == 0 or phase_ends or state.iteration == state.total_iterations:
+            row = _mean_losses(recent, workers)
+            seconds = time.perf_counter() - clock
+            images = len(recent) * world * (config.batch_labeled + num_unlabeled)
+            row |= {"learning_rate": group["lr"], "images_per_s": images / seconds}
+            phase_ends = phase_ends or _is_saturated(state, row["total"])
+            if history is not None:
+                position = {"iteration": state.iteration, "total_iterations": state.total_iterations}
+                history.add(position | {"phase": state.phase} | row)
+            recent, clock = [], time.perf_counter()
+
+        # rank 0: the model of phase 1, for comparison; every rank: on to phase 2
+        if phase_ends and config.semi_supervised:
+            if rank == 0:
+                _write_model(run / PHASE_1_MODEL, state, data, phase=SUPERVISED)
+            state.phase, state.phase_start = ADVERSARIAL, state.iteration
+
+        # every rank reports, rank 0 writes
+        if state.iteration % config.checkpoint_every == 0:
+            _checkpoint(state, report, rank)
+            clock = time.perf_counter()
+
+    if history is not None:
+        history.__exit__()
+        _write_model(run / MODEL, state, data, phase=state.phase)
+    _checkpoint(state, report, rank)
+
+
+def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
+    """Return each loss's mean over the latest iterations and all workers.
+
+    Raises
+    ------
+    CohortSegError
+        If one is not finite.
+    """
+    names = sorted(recent[0])
+    table = torch.stack([torch.stack([losses[name].float() for name in names]) for losses in recent])
+    means = (workers.sum_over_workers(table.mean(dim=0)) / workers.world).tolist()
+    row = dict(zip(names, means, strict=True))
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise CohortSegError(
+            f"training stopped: not finite any more: {', '.join(bad)}; try a lower learning_rate, or bf16 = false"
+        )
+    return row
+
+
+def _is_saturated(state: TrainState, loss: float) -> bool:
+    """Tell whether phase 1 has saturated: its smoothed loss has not fallen by 1 % for the patience asked for."""
+    patience = state.config.saturation_patience
+    if not patience or state.phase != SUPERVISED:
+        return False
+    previous = loss if state.smoothed_loss is None else state.smoothed_loss
+    state.smoothed_loss = _LOSS_SMOOTHING * previous + (1 - _LOSS_SMOOTHING) * loss
+    if state.best_loss is None or state.smoothed_loss < _LEAST_GAIN * state.best_loss:
+        state.best_loss, state.best_iteration = state.smoothed_loss, state.iteration
+    return state.iteration - state.best_iteration >= patience
+
+
+def _checkpoint(state: TrainState, report: Report, rank: int) -> None:
+    metrics = {"iteration": state.iteration, "phase": state.phase}
+    if rank != 0:
+        report(metrics, None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(state, Path(folder))
+        report(metrics, Path(folder))
+
+
+def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) -> None:
+    config = state.config
+    semi = f" + {len(data.unlabeled)} unlabelled" if phase == ADVERSARIAL else ""
+    name = f"{config.model.encoder}, recipe {config.preset}, {len(data.labeled)} labelled{semi} slices"
+    card = ModelCard(
+        name=name,
+        model=config.model,
+        canonical=config.canonical,
+        recipe=asdict(config) | {"iterations_done": state.iteration, "phase": phase},
+        training_images=data.training_images,
+        licence=data.terms,
+        versions={"cohortseg": __version__, "torch": version("torch")},
+    )
+    save_model(path, state.final_segmenter(), state.discriminator, card)

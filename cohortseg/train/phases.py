@@ -1,0 +1,172 @@
+"""The two training steps: one labelled batch (phase 1), labelled and unlabelled ones with a discriminator (phase 2)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cohortseg.datasets.batches import Batch
+from cohortseg.losses import (
+    IGNORE,
+    adversarial_loss,
+    cross_entropy,
+    discriminator_loss,
+    proportion_loss,
+    refined_pseudo_labels,
+    semi_loss,
+    smoothed_one_hot,
+    soft_dice_loss,
+    vq_loss,
+)
+from cohortseg.models.segmenter import SegmenterOutput
+from cohortseg.models.vqvae import revive_codes, update_usage
+from cohortseg.train.state import TrainState
+
+Losses = dict[str, torch.Tensor]
+"""Detached scalars on the device, for the history."""
+
+_REVIVE_EVERY = 25
+_REVIVE_BELOW = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How this process works together with the other workers."""
+
+    segmenter: nn.Module
+    """The segmenter as it is called in training: wrapped for gradient averaging if there are several workers."""
+    discriminator: nn.Module
+    """Likewise."""
+    sum_over_workers: Callable[[torch.Tensor], torch.Tensor]
+    """Adds a tensor over all workers; every worker must call it equally often."""
+    rank: int
+    world: int
+    device: torch.device
+    bf16: bool
+
+
+def supervised_step(state: TrainState, workers: Workers, batch: Batch) -> Losses:
+    """Phase 1: L_comp = L_ce + lambda L_prop (11), and the VQ-VAE loss (2), on labelled slices.
+
+    The paper calls L_comp the only objective of this phase and gives the VQ-VAE loss no weight anywhere; a branch that
+    is to reconstruct must be trained, so its loss is added from the start.
+    """
+    config = state.config
+    with torch.autocast(workers.device.type, torch.bfloat16, enabled=workers.bf16):
+        output: SegmenterOutput = workers.segmenter(batch.labeled)
+    losses = _labeled_losses(state, output.logits, batch.labels)
+    losses |= _vq_losses(state, output, batch.labeled)
+    total = (
+        losses["ce"]
+        + config.proportion_weight * losses["proportion"]
+        + config.dice_weight * losses["dice"]
+        + config.vq_weight * losses["vq"]
+    )
+    _step(state.segmenter_optimizer, total)
+    _care_for_codebook(state, workers, output)
+    return _detached({"total": total, **losses})
+
+
+def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losses:
+    """Phase 2: S learns from labels, from trusted pseudo labels and from D, which stands still; then D learns.
+
+    Labelled branch: L_ce, L_prop, L_adv. Unlabelled branch: L_semi, L_prop, L_adv; its L_semi and L_prop count only
+    after the first iterations of the phase, since an untrained D trusts everything.
+    """
+    config = state.config
+    num_labeled = len(batch.labeled)
+    images = torch.cat([batch.labeled, batch.unlabeled]).contiguous(memory_format=torch.channels_last)
+
+    # S moves, D stands still
+    with _frozen(state.discriminator), torch.autocast(workers.device.type, torch.bfloat16, enabled=workers.bf16):
+        output: SegmenterOutput = workers.segmenter(images)
+        prob = output.logits.softmax(dim=1)
+        confidence = state.discriminator(prob)
+    logits, unlabeled_logits = output.logits[:num_labeled], output.logits[num_labeled:]
+    losses = _labeled_losses(state, logits, batch.labels)
+    losses |= _vq_losses(state, output, images)
+    losses["adversarial"] = adversarial_loss(confidence)
+    losses |= _unlabeled_losses(state, workers, unlabeled_logits, confidence[num_labeled:])
+    self_taught = float(state.iteration - state.phase_start >= config.warmup_iterations)
+    total = (
+        losses["ce"]
+        + config.proportion_weight * (losses["proportion"] + self_taught * losses["proportion_unlabeled"])
+        + config.dice_weight * losses["dice"]
+        + config.vq_weight * losses["vq"]
+        + config.adversarial_weight * losses["adversarial"]
+        + self_taught * config.semi_weight * losses["semi"]
+    )
+    _step(state.segmenter_optimizer, total)
+
+    # D moves, S stands still: its predictions come in without gradient
+    truth = smoothed_one_hot(batch.labels, config.truth_smoothing)
+    with torch.autocast(workers.device.type, torch.bfloat16, enabled=workers.bf16):
+        both = workers.discriminator(torch.cat([prob[:num_labeled].detach(), truth]))
+    losses["discriminator"] = discriminator_loss(both[:num_labeled], both[num_labeled:])
+    _step(state.discriminator_optimizer, losses["discriminator"])
+    losses["confidence_predicted"] = both[:num_labeled].sigmoid().mean()
+    losses["confidence_truth"] = both[num_labeled:].sigmoid().mean()
+    return _detached({"total": total, **losses})
+
+
+def _labeled_losses(state: TrainState, logits: torch.Tensor, labels: torch.Tensor) -> Losses:
+    losses = {"ce": cross_entropy(logits, labels), "proportion": proportion_loss(logits, labels)}
+    losses["dice"] = soft_dice_loss(logits, labels) if state.config.dice_weight else losses["ce"].new_zeros(())
+    return losses
+
+
+def _unlabeled_losses(state: TrainState, workers: Workers, logits: torch.Tensor, confidence: torch.Tensor) -> Losses:
+    """Equation (13) and L_prop against the refined pseudo label's own proportions, both over trusted pixels."""
+    pseudo = refined_pseudo_labels(logits, confidence, state.config.confidence_threshold)
+    trusted = (pseudo != IGNORE).sum()
+    # every worker runs the same backward, also one without a trusted pixel
+    trusted_mean = workers.sum_over_workers(trusted.float()) / workers.world
+    return {
+        "semi": semi_loss(logits, pseudo, trusted_mean),
+        "proportion_unlabeled": proportion_loss(logits, pseudo),
+        "trusted": trusted / max(pseudo.numel(), 1),
+    }
+
+
+def _vq_losses(state: TrainState, output: SegmenterOutput, images: torch.Tensor) -> Losses:
+    if output.reconstruction is None:
+        return {"vq": images.new_zeros(())}
+    codebook = torch.stack([level.codebook_loss for level in output.levels]).sum()
+    commitment = torch.stack([level.commitment_loss for level in output.levels]).sum()
+    return {"vq": vq_loss(images, output.reconstruction, codebook, commitment, state.config.commitment)}
+
+
+def _care_for_codebook(state: TrainState, workers: Workers, output: SegmenterOutput) -> None:
+    """Keep count of used codes, and revive dead ones, in the same way on every worker."""
+    if state.segmenter.vq is None:
+        return
+    quantizer = state.segmenter.vq.quantizer
+    indices = torch.cat([level.indices.flatten() for level in output.levels])
+    counts = torch.zeros_like(quantizer.usage).scatter_add_(0, indices, torch.ones_like(indices, dtype=torch.float32))
+    update_usage(quantizer, workers.sum_over_workers(counts))
+    if (state.iteration + 1) % _REVIVE_EVERY:
+        return
+    latents = torch.cat([level.latents.detach().permute(0, 2, 3, 1).flatten(0, 2) for level in output.levels])
+    # rank 0's latents for everybody: the others add zeros
+    shared = workers.sum_over_workers(latents if workers.rank == 0 else torch.zeros_like(latents))
+    generator = torch.Generator(latents.device).manual_seed(state.config.seed * 1_000_003 + state.iteration)
+    revive_codes(quantizer, shared, generator, _REVIVE_BELOW)
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    module.requires_grad_(requires_grad=False)
+    yield
+    module.requires_grad_(requires_grad=True)
+
+
+def _detached(losses: Losses) -> Losses:
+    return {name: value.detach() for name, value in losses.items()}

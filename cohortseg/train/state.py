@@ -1,0 +1,146 @@
+"""Everything a training run is made of between two iterations, and its checkpoint."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cohortseg.config import TrainConfig
+from cohortseg.errors import ConfigError, ModelError
+from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.segmenter import Segmenter
+
+SUPERVISED: Final = 1
+ADVERSARIAL: Final = 2
+
+_FILE = "state.pt"
+_FREE_TO_CHANGE: Final = frozenset({"checkpoint_every", "bf16", "batch_labeled", "batch_unlabeled"})
+"""Settings that may differ on resume: they do not change what is being minimised."""
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Networks, optimisers, averaged weights, and where in the schedule the run is."""
+
+    config: TrainConfig
+    segmenter: Segmenter
+    discriminator: Discriminator
+    segmenter_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+    """Exponential moving average of the segmenter; None when not asked for."""
+    iteration: int = 0
+    """Iterations done."""
+    phase_start: int = 0
+    """Iteration at which phase 2 began; 0 while phase 1 lasts."""
+    phase: int = SUPERVISED
+    smoothed_loss: float | None = None
+    """Of the saturation detector, with the best value so far and when it was seen."""
+    best_loss: float | None = None
+    best_iteration: int = 0
+
+    @property
+    def total_iterations(self) -> int:
+        """Iterations of the whole run, as far as known now."""
+        if not self.config.semi_supervised:
+            return self.config.supervised_iterations
+        if self.phase == ADVERSARIAL:
+            return self.phase_start + self.config.adversarial_iterations
+        return self.config.supervised_iterations + self.config.adversarial_iterations
+
+    def final_segmenter(self) -> Segmenter:
+        """Return the segmenter that becomes the model: the averaged one if there is one."""
+        module = self.segmenter if self.averaged is None else self.averaged.module
+        if not isinstance(module, Segmenter):
+            raise TypeError(f"expected a Segmenter, got {type(module)}")
+        return module
+
+
+def build_state(config: TrainConfig, device: torch.device) -> TrainState:
+    """Return the state before the first iteration; the same seed gives the same weights on every worker."""
+    torch.manual_seed(config.seed)
+    segmenter = Segmenter(config.model)
+    discriminator = Discriminator(config.model.discriminator_channels)
+    for module in (segmenter, discriminator):
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    averaged = None
+    if config.ema_decay > 0:
+        averaged = AveragedModel(segmenter, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    return TrainState(
+        config=config,
+        segmenter=segmenter,
+        discriminator=discriminator,
+        segmenter_optimizer=_segmenter_optimizer(config, segmenter),
+        discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_learning_rate),
+        averaged=averaged,
+    )
+
+
+def _segmenter_optimizer(config: TrainConfig, segmenter: Segmenter) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            segmenter.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.AdamW(segmenter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+_MODULES: Final = ("segmenter", "discriminator", "segmenter_optimizer", "discriminator_optimizer", "averaged")
+_NUMBERS: Final = ("iteration", "phase_start", "phase", "smoothed_loss", "best_loss", "best_iteration")
+
+
+def save_state(state: TrainState, folder: Path) -> None:
+    """Write all of the state into a folder. Order and augmentation need none: they follow from seed and iteration."""
+    document: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
+    for name in _MODULES:
+        module = getattr(state, name)
+        document[name] = None if module is None else module.state_dict()
+    document["config"] = asdict(state.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(document, folder / _FILE)
+
+
+def load_state(state: TrainState, folder: Path) -> None:
+    """Fill a freshly built state from a checkpoint; nothing in the file is executed.
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint cannot be read.
+    ConfigError
+        If it was made with other settings.
+    """
+    device = next(state.segmenter.parameters()).device
+    try:
+        document = torch.load(folder / _FILE, map_location=device, weights_only=True)
+        check_same_settings(document["config"], state.config)
+        for name in _NUMBERS:
+            setattr(state, name, document[name])
+        for name in _MODULES:
+            module = getattr(state, name)
+            if module is not None:
+                module.load_state_dict(document[name])
+    except (OSError, RuntimeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{folder}: not a readable checkpoint: {error}") from error
+
+
+def check_same_settings(saved: dict[str, Any], config: TrainConfig) -> None:
+    """Refuse to resume a run with settings that change its objective.
+
+    Raises
+    ------
+    ConfigError
+        Naming each setting that differs, with both values.
+    """
+    now = asdict(config)
+    differing = [
+        f"{name} was {saved.get(name)!r}, is {value!r}"
+        for name, value in now.items()
+        if name not in _FREE_TO_CHANGE and saved.get(name) != value
+    ]
+    if differing:
+        raise ConfigError(f"cannot resume with other settings: {'; '.join(differing)}; use a new run folder")

@@ -1,0 +1,199 @@
+"""The model file: safetensors with the networks' weights and, in its header, everything needed to use them rightly."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
+from cohortseg.errors import ConfigError, ModelError
+from cohortseg.models.device import find_device, has_fast_bf16
+from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.segmenter import Segmenter, SegmenterOutput
+
+_FORMAT: Final = 1
+_HEADER_KEY: Final = "cohortseg"
+_DEFAULT_NAME: Final = "default.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What the header of a model file says."""
+
+    name: str
+    """For people: recipe and data."""
+    model: ModelConfig
+    """The networks."""
+    canonical: CanonicalConfig
+    """The input they were trained on."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The training settings."""
+    training_images: tuple[str, ...] = ()
+    """SHA-256 of every image file that took part in training, labelled or not."""
+    licence: str = ""
+    """Terms of the weights."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of cohortseg and torch at training."""
+
+
+class Prediction(NamedTuple):
+    """What a model says of a batch of canonical slices."""
+
+    prob: torch.Tensor
+    """(B, 3, size, size) float32 on the CPU: background, ground-glass opacity, consolidation."""
+    confidence: torch.Tensor
+    """(B, 1, size, size) float32 on the CPU: the discriminator's probability that a pixel is ground truth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to predict."""
+
+    segmenter: Segmenter
+    discriminator: Discriminator
+    card: ModelCard
+    sha256: str
+    """Of the model file."""
+    device: torch.device
+    bf16: bool
+    """Whether it predicts in bfloat16."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.card.name
+
+    @property
+    def config(self) -> ModelCard:
+        """The card: ``config.canonical`` is the network input."""
+        return self.card
+
+    @property
+    def training_images(self) -> frozenset[str]:
+        """SHA-256 of every image file that took part in training."""
+        return frozenset(self.card.training_images)
+
+    @torch.inference_mode()
+    def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
+        """Segment canonical slices.
+
+        Parameters
+        ----------
+        images
+            (B, 1, size, size) float32 in [0, 1].
+        flips
+            Average the probabilities over each slice and its mirror image.
+        """
+        batch = images.to(self.device, memory_format=torch.channels_last)
+        prob = self._probabilities(batch)
+        if flips:
+            prob = (prob + self._probabilities(batch.flip(-1)).flip(-1)) / 2
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            confidence = self.discriminator(prob).sigmoid()
+        return Prediction(prob.cpu(), confidence.float().cpu())
+
+    def _probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            output: SegmenterOutput = self.segmenter(batch, reconstruct=False)
+        return output.logits.softmax(dim=1)
+
+
+def default_model_path() -> Path:
+    """Return the model file inside the package."""
+    return Path(str(resources.files("cohortseg.weights") / _DEFAULT_NAME))
+
+
+def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, card: ModelCard) -> None:
+    """Write a model file, weights in float16, by way of a temporary name."""
+    tensors = {
+        f"{prefix}.{name}": value.detach().to("cpu", torch.float16).contiguous()
+        for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator))
+        for name, value in module.state_dict().items()
+    }
+    header = json.dumps({"format": _FORMAT, **asdict(card)}, sort_keys=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary, {_HEADER_KEY: header})
+    temporary.replace(path)
+
+
+def load_model(
+    path: Path | None = None, *, device: torch.device | None = None, bf16: bool | None = None
+) -> LoadedModel:
+    """Load a model file; nothing in it is ever executed.
+
+    Parameters
+    ----------
+    path
+        The file; None for the model inside the package.
+    device
+        None: the first GPU, else the CPU.
+    bf16
+        Whether to predict in bfloat16; None: where the device has it in hardware.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or not one of cohortseg's.
+    """
+    path = path or default_model_path()
+    card, tensors = _read(path)
+    device = device or find_device()
+    segmenter, discriminator = Segmenter(card.model), Discriminator(card.model.discriminator_channels)
+    for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator)):
+        state = {
+            name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")
+        }
+        try:
+            module.load_state_dict({name: value.float() for name, value in state.items()})
+        except RuntimeError as error:
+            raise ModelError(f"{path}: the {prefix}'s weights do not fit its settings: {error}") from error
+        if not all(torch.isfinite(value).all() for value in module.state_dict().values()):
+            raise ModelError(f"{path}: the {prefix}'s weights are not all finite numbers")
+        module.eval().requires_grad_(requires_grad=False)
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return LoadedModel(
+        segmenter=segmenter,
+        discriminator=discriminator,
+        card=card,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        device=device,
+        bf16=has_fast_bf16(device) if bf16 is None else bf16,
+    )
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read only the header of a model file.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or not one of cohortseg's.
+    """
+    return _read(path, weights=False)[0]
+
+
+def _read(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file; train one with 'cohortseg train', or leave --model out")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118 (no dict)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+    if not isinstance(header, dict) or header.pop("format", None) != _FORMAT:
+        raise ModelError(f"{path}: not a model file of this version of cohortseg (its header lacks format {_FORMAT})")
+    try:
+        header["model"] = config_from_mapping(ModelConfig, header["model"])
+        header["canonical"] = config_from_mapping(CanonicalConfig, header["canonical"])
+        header["training_images"] = tuple(header["training_images"])
+        return ModelCard(**header), tensors
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ModelError(f"{path}: the header does not describe a model: {error}") from error

@@ -1,0 +1,53 @@
+"""Write docs/tables.md from the schemas: run this after changing one; a test compares them."""
+
+from pathlib import Path
+
+from cohortseg.dicom.series import FLAGS
+from cohortseg.labels import LABELS
+from cohortseg.lungs import LUNG_FLAGS
+from cohortseg.store.schemas import SCHEMA_VERSION, TABLES, TableSchema
+
+_INTRO = """# The tables and masks
+
+Made from `cohortseg/store/schemas.py` by `docs/make_tables.py`; do not edit. Schema version {version}.
+
+**Null means not measured or not known, never 0.** Units are in the names: `_ml`, `_mm`, `_mm2`, `_hu`, `_pct`, `_s`.
+Each Parquet file carries its schema version and provenance as JSON under the metadata key `cohortseg`.
+
+## Which series stands for a date
+
+A patient's baseline is the earliest study date among the chosen series. Where several series have one date, one of
+them stands for it in `timeline.parquet`: the first in the order status ok before any other, most slices, smallest slice
+spacing, series UID. A series without a study date is a row of its own, with null in all columns that count days and in
+all changes; it counts as no time point. Series without a patient identifier are never put together: each study counts
+as one patient. `delta_*` is the value minus that of the first evaluable date.
+
+A single slice has percents (of area), but no volumes and no zones. A series without lung in view is `not_evaluable`.
+
+## Masks
+
+`masks.zarr/<series_key>` (Zarr v3) holds `labels` and `lungs`, uint8 (z, y, x): slices ordered along their normal
+towards the head, rows and columns as in the DICOM files. `labels`: {labels}. `lungs`: 0 none, 1 the patient's right lung,
+2 the left lung. The group's attributes are `ome` (NGFF 0.5 image-label) and `cohortseg`: `affine_zyx_to_lps_mm` (4 x 4, array
+index to patient space, LPS; the first column of a single slice is the unit normal), `spacing_zyx_mm`, UIDs of study,
+series, frame of reference and of each slice, classes with colours and SNOMED CT codes, and the model's name and hash.
+"""
+
+
+def tables_markdown() -> str:
+    """Return the whole page."""
+    labels = ", ".join(f"{label.value} {label.title.lower()}" for label in LABELS)
+    parts = [_INTRO.format(version=SCHEMA_VERSION, labels=labels)]
+    parts += [_table(schema) for schema in TABLES]
+    lines = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in {**FLAGS, **LUNG_FLAGS}.items())
+    parts.append(f"## Flags in `qc_flags`\n\n| flag | meaning |\n|---|---|\n{lines}\n")
+    return "\n".join(parts)
+
+
+def _table(schema: TableSchema) -> str:
+    rows = "\n".join(f"| `{column.name}` | {column.dtype} | {column.meaning} |" for column in schema.columns)
+    return f"## {schema.name}.parquet\n\nOne row: {schema.row}.\n\n| column | type | meaning |\n|---|---|---|\n{rows}\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("tables.md").write_text(tables_markdown(), encoding="utf-8")

@@ -1,0 +1,88 @@
+"""Batches and augmentation: pure functions of seed and iteration, the same however many workers share them."""
+
+import numpy as np
+import pytest
+import torch
+
+from cohortseg.datasets.augment import augment
+from cohortseg.datasets.batches import Batches
+from cohortseg.datasets.prepared import PreparedData
+
+CPU = torch.device("cpu")
+
+
+def numbered(num_labeled: int = 7, num_unlabeled: int = 5, size: int = 64) -> PreparedData:
+    """Slices that hold their own number, so that a batch shows what was drawn."""
+
+    def stack(count: int) -> torch.Tensor:
+        return (torch.arange(count).view(-1, 1, 1, 1) / 100).expand(-1, 1, size, size).half()
+
+    return PreparedData(
+        labeled=stack(num_labeled),
+        labels=torch.zeros(num_labeled, size, size, dtype=torch.uint8),
+        unlabeled=stack(num_unlabeled),
+        training_images=(),
+        terms="",
+    )
+
+
+def batches(*, seed: int = 0, rank: int = 0, world: int = 1, augmented: bool = False) -> Batches:
+    return Batches(numbered(), device=CPU, seed=seed, augmented=augmented, rank=rank, world=world)
+
+
+def numbers(images: torch.Tensor) -> list[int]:
+    return (images[:, 0, 0, 0] * 100).round().int().tolist()
+
+
+def test_every_slice_comes_once_a_pass_in_another_order_each_time():
+    drawn = [number for iteration in range(14) for number in numbers(batches().draw(iteration, 1, 0).labeled)]
+    assert sorted(drawn[:7]) == sorted(drawn[7:]) == list(range(7))
+    assert drawn[:7] != drawn[7:]
+    other = [number for iteration in range(7) for number in numbers(batches(seed=1).draw(iteration, 1, 0).labeled)]
+    assert other != drawn[:7]
+
+
+def test_two_workers_together_draw_what_one_worker_with_twice_the_batch_draws():
+    one = batches(augmented=True).draw(3, 4, 4)
+    two = [batches(rank=rank, world=2, augmented=True).draw(3, 2, 2) for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat([part.labeled for part in two]), one.labeled)
+    torch.testing.assert_close(torch.cat([part.unlabeled for part in two]), one.unlabeled)
+
+
+def test_a_batch_depends_on_seed_and_iteration_only():
+    first = batches(augmented=True)
+    first.draw(0, 4, 4)
+    torch.testing.assert_close(first.draw(5, 4, 4), batches(augmented=True).draw(5, 4, 4))
+
+
+def test_phase_1_draws_no_unlabelled_slice():
+    assert batches(augmented=True).draw(0, 4, 0).unlabeled.shape == (0, 1, 64, 64)
+
+
+def test_labels_move_with_their_image():
+    """A bright disc and its label stay together under every change of geometry."""
+    rows, columns = np.mgrid[:64, :64]
+    disc = torch.from_numpy(np.hypot(rows - 24, columns - 38) < 10)
+    images, labels = disc.float().view(1, 1, 64, 64).repeat(20, 1, 1, 1), (2 * disc.to(torch.uint8)).repeat(20, 1, 1)
+    changed, moved = augment(images, labels, [(0, seed) for seed in range(20)])
+    assert set(moved.unique().tolist()) <= {0, 2}
+    for image, label in zip(changed[:, 0], moved, strict=True):
+        bright = image > (image.min() + image.max()) / 2
+        overlap = 2 * (bright & (label == 2)).sum() / (bright.sum() + (label == 2).sum())
+        assert overlap > 0.9
+    assert not torch.equal(moved[0], moved[1])
+
+
+def test_a_seed_changes_its_slice_in_the_same_way_whatever_its_neighbours():
+    images, labels = torch.rand(3, 1, 64, 64), torch.randint(0, 3, (3, 64, 64), dtype=torch.uint8)
+    together = augment(images, labels, [(1,), (2,), (3,)])
+    alone = augment(images[1:2], labels[1:2], [(2,)])
+    torch.testing.assert_close(together[0][1:2], alone[0])
+    assert torch.equal(together[1][1:2], alone[1])
+
+
+def test_augmented_slices_stay_in_range():
+    images, _ = augment(torch.rand(8, 1, 64, 64), torch.zeros(8, 64, 64, dtype=torch.uint8), [(s,) for s in range(8)])
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert images.std() == pytest.approx(0.25, abs=0.15)

@@ -1,0 +1,302 @@
+"""From files to HU on the true grid; damage is an error that names the file."""
+
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from phantoms import CORONAL, body_hu, write_series
+from pydicom.data import get_testdata_file
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
+
+from cohortseg.dicom.decode import is_plausible_hu, read_volume
+from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.errors import CohortSegError, DicomError, GeometryError
+from cohortseg.volume import HU_MAX, HU_MIN, Volume
+
+SHAPE = (4, 32, 24)
+LARGE = (4, 64, 80)
+"""As small as the JPEG 2000 encoder takes."""
+
+
+def read_only(root: Path) -> Volume:
+    """Read the one series of a folder."""
+    (record,) = scan_cohort(root).series
+    return read_volume(record, root)
+
+
+def copy_testdata(name: str, folder: Path) -> Path:
+    """Copy one of pydicom's own test files."""
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy(str(get_testdata_file(name, download=False)), folder / "file"))
+
+
+def test_values_and_geometry(tmp_path: Path) -> None:
+    write_series(tmp_path, shuffle=1, origin=(-10, -20, 100), spacing_mm=(2.5, 0.8, 0.6))
+    volume = read_only(tmp_path)
+    np.testing.assert_array_equal(volume.volume_hu, body_hu(SHAPE))
+    assert volume.volume_hu.dtype == np.int16
+    np.testing.assert_allclose(volume.affine, [[0, 0, 0.6, -10], [0, 0.8, 0, -20], [2.5, 0, 0, 100], [0, 0, 0, 1]])
+    assert volume.spacing_mm == pytest.approx((2.5, 0.8, 0.6))
+    assert volume.voxel_volume_ml == pytest.approx(0.0012)
+    assert volume.qc_flags == ()
+    assert len(set(volume.sop_instance_uids)) == 4
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [(1, 0, 0, 0, 1, 0), (1, 0, 0, 0, np.cos(0.1), np.sin(0.1)), (-1, 0, 0, 0, -1, 0), (0, 1, 0, -1, 0, 0)],
+)
+def test_agrees_with_simpleitk(tmp_path: Path, orientation: tuple[float, ...]) -> None:
+    paths = write_series(tmp_path, orientation=orientation, slope=2, intercept=-1000)
+    volume = read_only(tmp_path)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(path) for path in paths])
+    image = reader.Execute()
+    np.testing.assert_array_equal(volume.volume_hu, sitk.GetArrayFromImage(image))
+    for index in [(0, 0, 0), (3, 0, 0), (0, 31, 0), (0, 0, 23), (2, 7, 5)]:
+        expected = image.TransformIndexToPhysicalPoint(index[::-1])
+        np.testing.assert_allclose((volume.affine @ [*index, 1])[:3], expected, atol=1e-4)
+
+
+def test_falling_positions_give_the_same_volume_turned_up(tmp_path: Path) -> None:
+    write_series(tmp_path, spacing_mm=(-2.5, 0.8, 0.6), origin=(0, 0, 50))
+    volume = read_only(tmp_path)
+    np.testing.assert_array_equal(volume.volume_hu, body_hu(SHAPE)[::-1])
+    np.testing.assert_allclose(volume.affine[:3, 3], [0, 0, 42.5])
+    assert volume.affine[2, 0] == pytest.approx(2.5)
+
+
+def test_single_slice(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(1, 32, 24))
+    volume = read_only(tmp_path)
+    assert volume.spacing_mm == (None, 0.8, 0.6)
+    assert volume.voxel_volume_ml is None
+    np.testing.assert_allclose(volume.affine[:3, 0], [0, 0, 1])
+    assert volume.qc_flags == ("single_slice",)
+
+
+def test_rescale_is_per_slice(tmp_path: Path) -> None:
+    # Slice i is stored with intercept -1024; a header that says -1000 - i moves it by 24 - i.
+    write_series(tmp_path, hu=0, attributes=lambda index: {"RescaleIntercept": str(-1000 - index)})
+    assert read_only(tmp_path).volume_hu[:, 0, 0].tolist() == [24, 23, 22, 21]
+
+
+def test_fractional_slope_is_rounded(tmp_path: Path) -> None:
+    write_series(tmp_path, hu=0, intercept=0, attributes={"RescaleSlope": "0.5", "RescaleIntercept": "-10.8"})
+    assert (read_only(tmp_path).volume_hu == -11).all()
+
+
+def test_values_are_clipped(tmp_path: Path) -> None:
+    hu = body_hu(SHAPE)
+    hu[:, 0, 0], hu[:, 0, 1] = -3024, 9000
+    write_series(tmp_path, hu=hu)
+    corner = read_only(tmp_path).volume_hu[:, 0, :2]
+    assert (corner == [HU_MIN, HU_MAX]).all()
+
+
+@pytest.mark.parametrize("declared", [-3000, 62536])
+def test_padding_becomes_air(tmp_path: Path, declared: int) -> None:
+    hu = body_hu(SHAPE)
+    hu[:, :2] = -2000  # stored as -3000
+    paths = write_series(tmp_path, hu=hu, intercept=1000)
+    for path in paths:  # the VR decides the sign: SS is signed, US is what many scanners write all the same
+        content = path.read_bytes()
+        element = b"\x28\x00\x20\x01" + (b"SS" if declared < 0 else b"US") + b"\x02\x00"
+        element += (declared % 65536).to_bytes(2, "little")
+        place = content.index(b"\x28\x00\x52\x10")  # before Rescale Intercept, so that tags rise
+        path.write_bytes(content[:place] + element + content[place:])
+    volume = read_only(tmp_path)
+    assert (volume.volume_hu[:, :2] == HU_MIN).all()
+    np.testing.assert_array_equal(volume.volume_hu[:, 2:], hu[:, 2:])
+
+
+def test_padding_range(tmp_path: Path) -> None:
+    hu = body_hu(SHAPE)
+    hu[:, 0] = np.linspace(2000, 2023, 24)
+    attributes = {"PixelPaddingValue": 2010 + 1024, "PixelPaddingRangeLimit": 2000 + 1024}
+    write_series(tmp_path, hu=hu, attributes=attributes)
+    row = read_only(tmp_path).volume_hu[0, 0]
+    assert row.tolist() == [HU_MIN] * 11 + list(range(2011, 2024))
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless],
+    ids=lambda syntax: syntax.keyword,
+)
+def test_transfer_syntaxes_give_the_same_volume(tmp_path: Path, syntax: str) -> None:
+    write_series(tmp_path, shape=LARGE, transfer_syntax=syntax)
+    np.testing.assert_array_equal(read_only(tmp_path).volume_hu, body_hu(LARGE))
+
+
+def test_real_scanner_file_agrees_with_simpleitk(tmp_path: Path) -> None:
+    path = copy_testdata("CT_small.dcm", tmp_path)
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    np.testing.assert_array_equal(read_only(tmp_path).volume_hu, expected)
+
+
+def test_real_lossy_jpeg_2000_is_read_and_flagged(tmp_path: Path) -> None:
+    copy_testdata("693_J2KI.dcm", tmp_path)
+    volume = read_only(tmp_path)
+    assert volume.volume_hu.shape == (1, 512, 512)
+    assert "lossy_compression" in volume.qc_flags
+
+
+@pytest.mark.parametrize(
+    ("hu", "flagged"),
+    [
+        (body_hu(SHAPE), False),
+        (body_hu(SHAPE) + 1024, True),  # rescale forgotten
+        (body_hu(SHAPE) - 1024, True),  # rescale applied twice
+        (np.clip((body_hu(SHAPE) + 1350) / 1500 * 255, 0, 255), True),  # an 8-bit window
+        (np.zeros(SHAPE), True),
+    ],
+)
+def test_values_that_are_not_hu_are_flagged(tmp_path: Path, hu: np.ndarray, flagged: bool) -> None:
+    write_series(tmp_path, hu=hu)
+    assert ("hu_implausible" in read_only(tmp_path).qc_flags) == flagged
+
+
+def test_padding_is_no_air() -> None:
+    volume = np.zeros((1, 10, 10), dtype=np.int16)
+    volume[:, :5] = HU_MIN
+    assert not is_plausible_hu(volume)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+def test_truncated_file_is_an_error_with_its_name(tmp_path: Path, syntax: str) -> None:
+    paths = write_series(tmp_path, shape=LARGE, transfer_syntax=syntax)
+    (record,) = scan_cohort(tmp_path).series
+    paths[2].write_bytes(paths[2].read_bytes()[:-60])
+    with pytest.raises(DicomError, match=r"0002\.dcm"):
+        read_volume(record, tmp_path)
+
+
+def test_claimed_size_beyond_the_file_is_an_error(tmp_path: Path) -> None:
+    write_series(tmp_path, attributes={"Rows": 4096, "Columns": 4096})
+    with pytest.raises(DicomError, match=r"0000\.dcm: pixel data \(Explicit VR Little Endian\) cannot be decoded"):
+        read_only(tmp_path)
+
+
+def test_no_decoder_says_what_is_missing(tmp_path: Path) -> None:
+    copy_testdata("JPEG-lossy.dcm", tmp_path)  # 12 bit JPEG: no installed decoder reads it
+    (record,) = scan_cohort(tmp_path).series
+    with pytest.raises(DicomError, match=r"JPEG Extended.*cannot be decoded.*pylibjpeg-libjpeg"):
+        read_volume(record, tmp_path)
+
+
+def test_unknown_transfer_syntax(tmp_path: Path) -> None:
+    for path in write_series(tmp_path, shape=(1, 8, 8)):
+        path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0", 1))
+    with pytest.raises(DicomError, match=r"0000\.dcm: transfer syntax .* is not supported"):
+        read_only(tmp_path)
+
+
+def scanned(folder: Path) -> tuple[SeriesRecord, list[Path]]:
+    """Write a series, scan it, and return its record and files."""
+    paths = write_series(folder)
+    (record,) = scan_cohort(folder).series
+    return record, paths
+
+
+def test_a_file_that_went_away(tmp_path: Path) -> None:
+    record, paths = scanned(tmp_path)
+    paths[1].unlink()
+    with pytest.raises(
+        DicomError, match=r"0001\.dcm: cannot be read: No such file or directory; scan the cohort again"
+    ):
+        read_volume(record, tmp_path)
+
+
+def test_a_file_that_became_another(tmp_path: Path) -> None:
+    record, _ = scanned(tmp_path)
+    write_series(tmp_path, patient_id="P2")
+    with pytest.raises(DicomError, match=r"0000\.dcm: belongs to another series than the scan saw"):
+        read_volume(record, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [({"shape": (4, 8, 8)}, "image size differs"), ({"spacing_mm": (3.0, 0.8, 0.6)}, "positions differ")],
+)
+def test_a_series_that_changed(tmp_path: Path, change: dict[str, tuple[float, ...]], match: str) -> None:
+    record, _ = scanned(tmp_path)
+    write_series(tmp_path, **change)  # type: ignore[arg-type]
+    with pytest.raises(DicomError, match=match):
+        read_volume(record, tmp_path)
+
+
+def test_a_series_with_a_gap_is_never_given_an_affine(tmp_path: Path) -> None:
+    record, paths = scanned(tmp_path)
+    with pytest.raises(GeometryError, match="3 slices do not form a volume"):
+        read_volume(replace(record, files=(*record.files[:1], *record.files[2:])), tmp_path)
+    paths[1].unlink()
+    (skipped,) = scan_cohort(tmp_path).series
+    assert skipped.decision == "skipped"
+
+
+def test_lost_rescale_is_an_error(tmp_path: Path) -> None:
+    record, _ = scanned(tmp_path)
+    write_series(tmp_path, attributes={"RescaleSlope": None})
+    with pytest.raises(DicomError, match="RescaleSlope or RescaleIntercept is missing"):
+        read_volume(record, tmp_path)
+
+
+def test_errors_hold_no_identity(tmp_path: Path) -> None:
+    write_series(tmp_path, patient_id="Secret7", attributes={"Rows": 4096, "Columns": 4096})
+    with pytest.raises(DicomError) as caught:
+        read_only(tmp_path)
+    assert "Secret" not in str(caught.value)
+
+
+def test_other_planes_can_be_read_too(tmp_path: Path) -> None:
+    write_series(tmp_path, orientation=CORONAL, origin=(0, 0, 0))
+    assert read_only(tmp_path).affine[1, 0] == pytest.approx(2.5)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damage_anywhere_is_a_cohortseg_error_or_a_volume(tmp_path: Path, data: st.DataObject) -> None:
+    if not (tmp_path / "good").exists():
+        write_series(tmp_path / "good", shape=(1, 4, 4), transfer_syntax=RLELossless)
+        (tmp_path / "bad").mkdir()
+    (record,) = scan_cohort(tmp_path / "good").series
+    content = bytearray((tmp_path / "good" / "0000.dcm").read_bytes())
+    for position in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+        content[position] = data.draw(st.integers(0, 255))
+    (tmp_path / "bad" / "0000.dcm").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            shape = read_volume(record, tmp_path / "bad").volume_hu.shape
+        except CohortSegError:
+            shape = (1, 4, 4)
+    assert shape == (1, 4, 4)
+
+
+@pytest.mark.realdata
+def test_hospital_slices_are_plausible_and_agree_with_simpleitk(realdata: Path) -> None:
+    root = realdata / "COVID-19-NY-SBU"
+    selected = [record for record in scan_cohort(root).series if record.decision == "selected"]
+    for record in selected:
+        volume = read_volume(record, root)
+        assert "hu_implausible" not in volume.qc_flags
+        image = sitk.ReadImage(str(root / record.files[0]))
+        expected = np.clip(sitk.GetArrayFromImage(image), HU_MIN, HU_MAX)
+        np.testing.assert_array_equal(volume.volume_hu, expected)
+        np.testing.assert_allclose(volume.affine[:3, 3], image.GetOrigin(), atol=1e-3)

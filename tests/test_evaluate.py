@@ -1,0 +1,394 @@
+"""Evaluation of maps and of a model over a split: tables, files, the command."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from cohortseg.cli import app
+from cohortseg.config import CanonicalConfig, ModelConfig
+from cohortseg.datasets.covid_semiseg import VALIDATION, find_data, labelled_slices
+from cohortseg.datasets.slices import read_canonical, read_mask
+from cohortseg.errors import ConfigError, DataError, ModelError
+from cohortseg.evaluate.score import Case, eight_bit, label_map, score_images, summarise
+from cohortseg.evaluate.split import evaluate_split
+from cohortseg.evaluate.tables import IMAGES, METRICS, TOOLBOX_METRICS
+from cohortseg.metrics import toolbox_scores
+from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.segmenter import Segmenter
+from cohortseg.store.tables import read_table
+from cohortseg.weights import ModelCard, load_model, save_model
+
+SIZE = (132, 96)  # stored height and width: upright the image is 96 high and 132 wide
+
+
+def one_hot(labels: list[list[int]] | np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(labels) == value for value in range(3)]).astype(np.float32)
+
+
+def row(metrics: pl.DataFrame, class_name: str, protocol: str, maps: str = "labels") -> dict[str, object]:
+    found = metrics.filter(
+        (pl.col("class_name") == class_name) & (pl.col("protocol") == protocol) & (pl.col("maps") == maps)
+    )
+    assert len(found) == 1
+    return found.row(0, named=True)
+
+
+# Two images of 2 x 5. In the first one GGO pixel of two is found and one is invented, consolidation is right.
+# The second has no consolidation, but one pixel of it is predicted; its one GGO pixel is missed.
+FIRST = Case("a", one_hot([[1, 0, 1, 0, 0], [2, 2, 0, 0, 0]]), np.array([[1, 1, 0, 0, 0], [2, 2, 0, 0, 0]], np.uint8))
+SECOND = Case("b", one_hot([[2, 0, 0, 0, 0], [0, 0, 0, 0, 0]]), np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], np.uint8))
+
+
+@pytest.fixture
+def metrics() -> pl.DataFrame:
+    return summarise(score_images([FIRST, SECOND]))
+
+
+# ---- tables by hand
+
+
+def test_one_row_per_class_map_and_protocol(metrics: pl.DataFrame):
+    rows = list(zip(metrics["protocol"], metrics["class_name"], metrics["maps"], strict=True))
+    assert rows == [
+        ("toolbox", "ggo", "labels"),
+        ("toolbox", "ggo", "softmax"),
+        ("toolbox", "consolidation", "labels"),
+        ("toolbox", "consolidation", "softmax"),
+        *(
+            (protocol, name, "labels")
+            for protocol in ("pooled", "per_image", "area")
+            for name in ("ggo", "consolidation", "opacity")
+        ),
+    ]
+    assert metrics.schema == METRICS.polars_schema
+
+
+def test_toolbox_row_is_the_mean_over_all_images(metrics: pl.DataFrame):
+    # Consolidation: image a perfect (n = 2 of 10), image b without the class counts 0.
+    found = row(metrics, "consolidation", "toolbox")
+    assert found["dice"] == pytest.approx((255 + 1 / 3) / 256 / 2)
+    assert found["sensitivity"] == pytest.approx(0.5)
+    assert found["specificity"] == pytest.approx(255 / 256 / 2)
+    assert found["mae"] == pytest.approx(0.1 / 2)
+    assert found["n_images"] == 2
+    assert found["ppv"] is None
+
+
+def test_pooled_row_counts_pixels(metrics: pl.DataFrame):
+    ggo = row(metrics, "ggo", "pooled")  # TP 1, FP 1, FN 2, TN 16
+    assert ggo["dice"] == pytest.approx(2 / 5)
+    assert ggo["sensitivity"] == pytest.approx(1 / 3)
+    assert ggo["specificity"] == pytest.approx(16 / 17)
+    assert ggo["ppv"] == pytest.approx(1 / 2)
+    opacity = row(metrics, "opacity", "pooled")  # TP 3 + 1, FP 1, FN 1, TN 14: class does not matter
+    assert opacity["dice"] == pytest.approx(8 / 10)
+    assert opacity["s_measure"] is None
+
+
+def test_per_image_row_leaves_out_images_without_the_class(metrics: pl.DataFrame):
+    consolidation = row(metrics, "consolidation", "per_image")
+    assert (consolidation["dice"], consolidation["n_images"]) == (1, 1)
+    ggo = row(metrics, "ggo", "per_image")
+    assert ggo["dice"] == pytest.approx((0.5 + 0) / 2)
+    assert ggo["n_images"] == 2
+    # Image b predicts no GGO: its PPV is undefined and not part of the mean.
+    assert (ggo["ppv"], ggo["n_ppv"]) == (0.5, 1)
+
+
+def test_area_row_is_in_percent_of_the_image(metrics: pl.DataFrame):
+    ggo = row(metrics, "ggo", "area")  # truth 20 and 10 %, predicted 20 and 0 %
+    assert ggo["truth_area_pct"] == pytest.approx(15)
+    assert ggo["predicted_area_pct"] == pytest.approx(10)
+    assert ggo["area_bias_pct"] == pytest.approx(-5)
+    assert ggo["area_limit_low_pct"] == pytest.approx(-5 - 1.96 * 50**0.5)
+    assert ggo["area_limit_high_pct"] == pytest.approx(-5 + 1.96 * 50**0.5)
+    assert ggo["area_pearson_r"] is None  # two images
+
+
+def test_image_rows_hold_null_where_nothing_is_defined():
+    images = score_images([SECOND])
+    assert images.schema == IMAGES.polars_schema
+    consolidation = images.filter(pl.col("class_name") == "consolidation").row(0, named=True)
+    assert (consolidation["dice"], consolidation["sensitivity"], consolidation["ppv"]) == (0, None, 0)
+    assert consolidation["toolbox_labels_dice"] == 0  # the toolbox's own rule
+    assert consolidation["in_training"] is None
+    opacity = images.filter(pl.col("class_name") == "opacity").row(0, named=True)
+    assert opacity["toolbox_labels_dice"] is None
+    reals = images.select(pl.col(pl.Float64))
+    assert not any(reals[name].is_nan().any() for name in reals.columns)
+
+
+def test_class_that_is_nowhere_is_null_and_not_zero():
+    empty = Case("a", one_hot(np.zeros((4, 5), int)), np.zeros((4, 5), np.uint8))
+    metrics = summarise(score_images([empty]))
+    pooled = row(metrics, "ggo", "pooled")
+    assert (pooled["dice"], pooled["sensitivity"], pooled["ppv"], pooled["specificity"]) == (None, None, None, 1)
+    per_image = row(metrics, "ggo", "per_image")
+    assert (per_image["dice"], per_image["n_images"], per_image["n_ppv"]) == (None, 0, 0)
+
+
+def test_label_rows_do_not_depend_on_how_sure_the_model_is():
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(3, 20, 30)).astype(np.float32))
+    truth = rng.integers(0, 3, (20, 30)).astype(np.uint8)
+    unsure, sure = (
+        summarise(score_images([Case("a", (scale * logits).softmax(0).numpy(), truth)])) for scale in (0.5, 5.0)
+    )
+    labels, softmax = pl.col("maps") == "labels", pl.col("maps") == "softmax"
+    assert unsure.filter(labels).equals(sure.filter(labels))
+    assert not unsure.filter(softmax).equals(sure.filter(softmax))
+
+
+def test_label_map_of_one_class_enters_as_its_binary_map():
+    images = score_images([FIRST])
+    ggo = images.filter(pl.col("class_name") == "ggo").row(0, named=True)
+    expected = toolbox_scores(label_map(FIRST.prob) == 1, FIRST.truth == 1)
+    assert [ggo[f"toolbox_labels_{name}"] for name in TOOLBOX_METRICS] == [
+        getattr(expected, name) for name in TOOLBOX_METRICS
+    ]
+
+
+def test_order_of_images_changes_nothing():
+    forward, backward = (summarise(score_images(cases)) for cases in ([FIRST, SECOND], [SECOND, FIRST]))
+    assert forward.equals(backward)
+
+
+@pytest.mark.parametrize(
+    ("cases", "message"),
+    [
+        ([], "no image"),
+        ([FIRST, FIRST], "image a: comes twice"),
+        ([FIRST._replace(prob=FIRST.prob[:2])], r"image a: maps must have shape \(3, H, W\)"),
+        ([FIRST._replace(truth=FIRST.truth.T)], r"image a: maps must have shape \(3, H, W\)"),
+        ([FIRST._replace(truth=FIRST.truth * 38)], "image a: truth must hold 0, 1 and 2"),
+        ([FIRST._replace(prob=FIRST.prob * 255)], r"image a: maps must hold probabilities in \[0, 1\], got 0 to 255"),
+        ([FIRST._replace(prob=FIRST.prob * np.nan)], "image a: maps must hold probabilities"),
+    ],
+    ids=["none", "twice", "two classes", "transposed", "old codes", "8-bit", "nan"],
+)
+def test_unusable_cases_are_named(cases: list[Case], message: str):
+    with pytest.raises(DataError, match=message):
+        score_images(cases)
+
+
+# ---- a model over a split
+
+
+def chest(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """An upright 8-bit slice with two lungs, and its labels."""
+    y, x = np.mgrid[: SIZE[1], : SIZE[0]]
+    gray = np.where(((y - 48) / 46) ** 2 + ((x - 66) / 64) ** 2 < 1, 230.0, 20.0)
+    labels = np.zeros(gray.shape, np.uint8)
+    for centre in (36, 96):
+        lung = ((y - 48) / 34) ** 2 + ((x - centre) / 22) ** 2 < 1
+        gray[lung] = 70
+        row, radius = rng.integers(35, 60), rng.integers(5, 10)
+        labels[lung & ((y - row) ** 2 + (x - centre) ** 2 < radius**2)] = 1 + (centre > 66)
+    gray[labels == 1], gray[labels == 2] = 140, 215
+    return np.clip(gray + rng.normal(0, 3, gray.shape), 0, 255).astype(np.uint8), labels
+
+
+def write_split(folder: Path, names: list[str]) -> None:
+    rng = np.random.default_rng(len(names))
+    for part in ("Imgs", "GT"):
+        (folder / part).mkdir(parents=True)
+    for name in names:
+        gray, labels = chest(rng)
+        Image.fromarray(gray.T).save(folder / "Imgs" / f"{name}.jpg", quality=95)  # stored lying on its side
+        Image.fromarray(np.ascontiguousarray(labels.T)).save(folder / "GT" / f"{name}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that contains COVID-SemiSeg with the validation images, two others, and two test images."""
+    root = tmp_path_factory.mktemp("data")
+    write_split(root / "COVID-SemiSeg/TrainingSet/MultiClassInfection-Train", [*sorted(VALIDATION), "1", "3"])
+    write_split(root / "COVID-SemiSeg/TestingSet/MultiClassInfection-Test", ["1", "2"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def model_path(data: Path) -> Path:
+    """An untrained model that claims to have seen one validation image."""
+    torch.manual_seed(0)
+    config = ModelConfig(decoder_channels=(16, 16, 8, 8), codebook_size=8, code_dim=8, discriminator_channels=4)
+    seen = data / "COVID-SemiSeg/TrainingSet/MultiClassInfection-Train/Imgs/14.jpg"
+    card = ModelCard(
+        name="untrained",
+        model=config,
+        canonical=CanonicalConfig(size=64),
+        training_images=(hashlib.sha256(seen.read_bytes()).hexdigest(),),
+    )
+    path = data / "untrained.safetensors"
+    save_model(path, Segmenter(config), Discriminator(config.discriminator_channels), card)
+    return path
+
+
+def test_output_holds_tables_pictures_and_provenance(data: Path, model_path: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    result = evaluate_split(data, "val", model_path=model_path, output=output)
+    assert read_table(output / "metrics.parquet", METRICS).equals(result.metrics)
+    images = read_table(output / "images.parquet", IMAGES)
+    assert images.equals(result.images)
+    assert summarise(images).equals(result.metrics)  # the summary can be made again from the images alone
+    assert set(images["image"]) == VALIDATION
+    assert result.seen == ("14",)
+    assert images.filter(pl.col("in_training"))["image"].unique().to_list() == ["14"]
+    run = json.loads((output / "run.json").read_text())
+    assert run["model_sha256"] == hashlib.sha256(model_path.read_bytes()).hexdigest()
+    assert (run["n_images"], run["n_images_in_training"], run["arguments"]["split"]) == (5, 1, "val")
+    assert {path.stem for path in (output / "pictures").iterdir()} == VALIDATION
+    assert not (output / "labels").exists()
+    with Image.open(output / "pictures" / "2.png") as picture:  # upright, truth beside prediction
+        assert picture.width > 2 * SIZE[0]
+        assert SIZE[1] <= picture.height < 2 * SIZE[1]
+
+
+def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):
+    result = evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
+    truth_folder = data / "COVID-SemiSeg/TrainingSet/MultiClassInfection-Train/GT"
+    for scores in result.images.filter(pl.col("class_name") != "opacity").to_dicts():
+        name, class_name = f"{scores['image']}.png", scores["class_name"]
+        value = {"ggo": 1, "consolidation": 2}[class_name]
+        truth = np.asarray(Image.open(truth_folder / name)) == value
+        labels = np.asarray(Image.open(tmp_path / "labels" / name))
+        probability = np.asarray(Image.open(tmp_path / "maps" / class_name / name))
+        assert labels.shape == probability.shape == truth.shape == SIZE
+        assert set(np.unique(labels).tolist()) <= {0, 1, 2}
+        for maps, class_map in (("labels", labels == value), ("softmax", probability)):
+            expected = toolbox_scores(class_map, truth)
+            for metric in TOOLBOX_METRICS:
+                assert scores[f"toolbox_{maps}_{metric}"] == getattr(expected, metric)
+
+
+def test_batches_and_flips_are_those_of_the_model(data: Path, model_path: Path, tmp_path: Path):
+    evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True, flips=False)
+    model = load_model(model_path)
+    source = next(item for item in labelled_slices(data / "COVID-SemiSeg", "val") if item.name == "24")
+    item = read_canonical(source, model.config.canonical)
+    alone = eight_bit(item.restore(model.predict(item.image[None]).prob[0])[1])
+    saved = np.asarray(Image.open(tmp_path / "maps" / "ggo" / "24.png"))
+    assert np.abs(saved.astype(int) - alone).max() <= 1  # rounding
+
+
+def test_truth_taken_for_prediction_lands_where_it_lies(data: Path):
+    # The way to the canonical slice and back keeps place and orientation: labels survive it but for their borders.
+    model_config = CanonicalConfig(size=128)
+    for source in labelled_slices(data / "COVID-SemiSeg", "val"):
+        item = read_canonical(source, model_config)
+        assert item.labels is not None
+        assert source.mask_path is not None
+        prob = item.restore(torch.from_numpy(one_hot(item.labels)))
+        images = score_images([Case(source.name, prob, read_mask(source.mask_path))])
+        assert min(images["dice"].to_list()) > 0.9
+
+
+def test_only_the_folders_of_the_split_are_needed(data: Path, model_path: Path, tmp_path: Path):
+    (tmp_path / "TestingSet").symlink_to(data / "COVID-SemiSeg" / "TestingSet")
+    result = evaluate_split(tmp_path, "test", model_path=model_path)
+    assert set(result.images["image"]) == {"1", "2"}
+    assert result.seen == ()
+    with pytest.raises(ConfigError, match=r"TrainingSet/MultiClassInfection-Train"):
+        evaluate_split(tmp_path, "val", model_path=model_path)
+
+
+def test_missing_model_is_named(data: Path, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"nowhere\.safetensors"):
+        evaluate_split(data, "val", model_path=tmp_path / "nowhere.safetensors")
+
+
+def test_labels_of_another_size_are_named(data: Path, model_path: Path, tmp_path: Path):
+    folder = tmp_path / "TestingSet/MultiClassInfection-Test"
+    write_split(folder, ["1"])
+    Image.fromarray(np.zeros((10, 10), np.uint8)).save(folder / "GT" / "1.png")
+    with pytest.raises(DataError, match=r"1\.png"):
+        evaluate_split(tmp_path, "test", model_path=model_path)
+
+
+# ---- the command
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_command_prints_labels_before_softmax_and_the_clinical_tables(data: Path, model_path: Path):
+    code, stdout, stderr = run("evaluate", "--data", data, "--model", model_path)
+    assert code == 0
+    assert "untrained on 5 images (split val)" in stdout
+    lines = [line for line in stdout.splitlines() if "GGO" in line]
+    assert "labels" in lines[0]
+    assert "softmax" in lines[1]
+    for text in ("Dice", "Sen.", "Spe.", "PPV", "Pearson r", "95 % limits", "Opacity", "per image"):
+        assert text in stdout
+    assert "…" not in stdout  # nothing is cut in 80 columns
+    assert "1 of 5 images" in stderr
+    assert "optimistic" in stderr
+    assert "optimistic" not in stdout
+
+
+def test_command_does_not_warn_about_images_the_model_never_saw(data: Path, model_path: Path):
+    code, _, stderr = run("evaluate", "--data", data / "COVID-SemiSeg", "--model", model_path, "--split", "test")
+    assert code == 0
+    assert "training images" not in stderr
+
+
+def test_command_writes_maps(data: Path, model_path: Path, tmp_path: Path):
+    code, _, stderr = run("evaluate", "--data", data, "--model", model_path, "-o", tmp_path / "out", "--save-maps")
+    assert code == 0
+    assert "written to" in stderr
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert {"metrics.parquet", "images.parquet", "run.json", "labels/2.png", "maps/consolidation/2.png"} <= written
+
+
+def test_command_finds_data_in_the_environment(data: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COHORTSEG_DATA", str(data))
+    assert run("evaluate", "--model", model_path)[0] == 0
+
+
+def test_command_without_data_names_the_layout(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("COHORTSEG_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = run("evaluate", "--model", model_path)
+    assert code == 2
+    assert stdout == ""
+    assert "TrainingSet/MultiClassInfection-Train/{Imgs,GT}" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--save-maps"], "add -o OUT"),
+        (["--split", "all-of-them"], "--split"),
+        (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
+    ],
+)
+def test_command_refuses_wrong_usage(data: Path, arguments: list[str], message: str):
+    code, stdout, stderr = run("evaluate", "--data", data, *arguments)
+    assert code == 2
+    assert stdout == ""
+    assert message in stderr
+
+
+@pytest.mark.realdata
+def test_canonical_slice_costs_little_on_real_labels(realdata: Path):
+    # The best any model can reach: the truth itself, sent through the canonical slice and back.
+    cases = []
+    for source in labelled_slices(find_data(realdata), "val"):
+        item = read_canonical(source, CanonicalConfig())
+        assert item.labels is not None
+        assert source.mask_path is not None
+        cases.append(
+            Case(source.name, item.restore(torch.from_numpy(one_hot(item.labels))), read_mask(source.mask_path))
+        )
+    metrics = summarise(score_images(cases))
+    assert row(metrics, "ggo", "pooled")["dice"] > 0.93
+    assert row(metrics, "consolidation", "pooled")["dice"] > 0.93

@@ -1,0 +1,125 @@
+"""The rules of time points and changes, on tables made by hand."""
+
+from datetime import date
+from typing import Any
+
+import polars as pl
+
+from cohortseg.longitudinal import patients_table, timeline_table, with_time
+from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
+from cohortseg.store.tables import table_from_rows
+
+
+def series(patient: str | None, day: int | None, uid: str, po: float | None = None, **columns: Any) -> dict[str, Any]:
+    """One burden row of March 2020; measured if ``po`` is given, with 10 mL of opacity a percent."""
+    measured = po is not None
+    return {
+        "patient_id": patient,
+        "study_date": None if day is None else date(2020, 3, day),
+        "study_instance_uid": f"study-{uid}",
+        "series_instance_uid": uid,
+        "status": "ok" if measured else "not_evaluable",
+        "qc_flags": [],
+        "n_slices": 10,
+        "spacing_z_mm": 5.0,
+        "po_pct": po,
+        "opacity_volume_ml": None if po is None else 10 * po,
+    } | columns
+
+
+def burden(*rows: dict[str, Any]) -> pl.DataFrame:
+    return table_from_rows(rows, BURDEN)
+
+
+def test_tables_have_their_schemas() -> None:
+    frame = burden(series("A", 1, "1", 10.0), series("A", None, "2", 20.0))
+    assert with_time(frame).schema == BURDEN.polars_schema
+    assert timeline_table(frame).schema == TIMELINE.polars_schema
+    assert patients_table(frame).schema == PATIENTS.polars_schema
+    empty = burden()
+    assert timeline_table(empty).schema == TIMELINE.polars_schema
+    assert patients_table(empty).schema == PATIENTS.polars_schema
+
+
+def test_days_and_changes_by_hand() -> None:
+    frame = burden(
+        series("A", 11, "c", 20.0), series("A", 1, "a", 10.0), series("A", 4, "b", 35.0), series("B", 2, "d", 5.0)
+    )
+    timeline = timeline_table(frame)
+    assert timeline["patient_id"].to_list() == ["A", "A", "A", "B"]
+    assert timeline["days_since_baseline"].to_list() == [0, 3, 10, 0]
+    assert timeline["timepoint"].to_list() == [0, 1, 2, 0]
+    assert timeline["delta_po_pct"].to_list() == [0.0, 25.0, 10.0, 0.0]
+    assert timeline["delta_opacity_volume_ml"].to_list() == [0.0, 250.0, 100.0, 0.0]
+    first, second = patients_table(frame).to_dicts()
+    assert (first["n_timepoints"], first["n_evaluable"]) == (3, 3)
+    assert (first["baseline_po_pct"], first["last_po_pct"], first["peak_po_pct"]) == (10.0, 20.0, 35.0)
+    assert (first["days_to_peak"], first["delta_po_pct"], first["delta_opacity_volume_ml"]) == (3, 10.0, 100.0)
+    assert (first["first_date"], first["last_date"]) == (date(2020, 3, 1), date(2020, 3, 11))
+    assert (second["baseline_po_pct"], second["delta_po_pct"]) == (5.0, None), "one date is no change"
+
+
+def test_changes_start_at_the_first_evaluable_date_but_days_at_the_first_date() -> None:
+    frame = burden(series("A", 1, "a"), series("A", 6, "b", 10.0), series("A", 8, "c"), series("A", 9, "d", 4.0))
+    timeline = timeline_table(frame)
+    assert timeline["days_since_baseline"].to_list() == [0, 5, 7, 8]
+    assert timeline["po_pct"].to_list() == [None, 10.0, None, 4.0]
+    assert timeline["delta_po_pct"].to_list() == [None, 0.0, None, -6.0]
+    (patient,) = patients_table(frame).to_dicts()
+    assert (patient["n_timepoints"], patient["n_evaluable"], patient["days_to_peak"]) == (4, 2, 5)
+    assert patient["delta_po_pct"] == -6.0
+
+
+def test_series_that_stands_for_a_date() -> None:
+    rows = [
+        series("A", 1, "few", 1.0, n_slices=5, spacing_z_mm=1.0),
+        series("A", 1, "not-ok", n_slices=500),
+        series("A", 1, "thick", 2.0, n_slices=40, spacing_z_mm=5.0),
+        series("A", 1, "thin-b", 3.0, n_slices=40, spacing_z_mm=1.0),
+        series("A", 1, "thin-a", 4.0, n_slices=40, spacing_z_mm=1.0),
+        series("A", 1, "unknown", 5.0, n_slices=40, spacing_z_mm=None),
+    ]
+    winners = []
+    while rows:
+        (row,) = timeline_table(burden(*rows)).to_dicts()
+        assert row["n_series"] == len(rows)
+        winners.append(row["series_instance_uid"])
+        rows = [other for other in rows if other["series_instance_uid"] != winners[-1]]
+    assert winners == ["thin-a", "thin-b", "thick", "unknown", "few", "not-ok"]
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    rows = [series("A", 3, "a", 1.0), series("A", 3, "b", 2.0), series("A", 1, "c", 3.0), series(None, None, "d", 4.0)]
+    assert timeline_table(burden(*rows)).equals(timeline_table(burden(*rows[::-1])))
+    assert patients_table(burden(*rows)).equals(patients_table(burden(*rows[::-1])))
+
+
+def test_unknown_date_is_kept_without_days_or_changes() -> None:
+    frame = burden(series("A", 1, "a", 10.0), series("A", None, "b", 50.0), series("A", None, "c", 60.0))
+    timeline = timeline_table(frame)
+    assert timeline["po_pct"].to_list() == [10.0, 50.0, 60.0]
+    assert timeline["days_since_baseline"].to_list() == [0, None, None]
+    assert timeline["delta_po_pct"].to_list() == [0.0, None, None]
+    (patient,) = patients_table(frame).to_dicts()
+    assert (patient["n_timepoints"], patient["n_evaluable"], patient["peak_po_pct"]) == (1, 1, 10.0)
+
+
+def test_unknown_patients_are_never_joined() -> None:
+    frame = burden(series(None, 1, "a", 10.0), series("", 5, "b", 20.0))
+    timeline = timeline_table(frame)
+    assert len(timeline) == 2
+    assert timeline["days_since_baseline"].to_list() == [None, None]
+    assert patients_table(frame)["baseline_po_pct"].to_list() == [10.0, 20.0]
+    assert patients_table(frame)["delta_po_pct"].to_list() == [None, None]
+
+
+def test_patient_never_evaluable_has_a_row_of_nulls() -> None:
+    (patient,) = patients_table(burden(series("A", 1, "a"))).to_dicts()
+    assert (patient["n_timepoints"], patient["n_evaluable"]) == (1, 0)
+    assert patient["baseline_po_pct"] is patient["peak_po_pct"] is patient["days_to_peak"] is None
+
+
+def test_single_slice_has_no_change_in_volume() -> None:
+    frame = burden(series("A", 1, "a", 10.0, opacity_volume_ml=None), series("A", 2, "b", 20.0))
+    assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, 10.0]
+    assert timeline_table(frame)["delta_opacity_volume_ml"].to_list() == [None, None]

@@ -1,0 +1,176 @@
+"""Lung masks: known phantoms, invariants, and real slices looked at by eye."""
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from lung_phantoms import Chest, dice, make_chest
+from numpy.typing import NDArray
+from PIL import Image
+
+from cohortseg.lungs import LEFT, LOWER, LUNG_FLAGS, MIDDLE, RIGHT, UPPER, segment_lungs, zone_thirds
+
+
+@pytest.fixture(scope="module")
+def chest() -> Chest:
+    return make_chest()
+
+
+@pytest.fixture(scope="module")
+def mask(chest: Chest) -> NDArray[np.uint8]:
+    return segment_lungs(chest.volume_hu, chest.spacing_mm).mask
+
+
+@pytest.mark.parametrize("side", [RIGHT, LEFT])
+def test_each_lung_is_found_on_its_side(chest: Chest, mask: NDArray[np.uint8], side: int) -> None:
+    assert dice(mask == side, chest.truth == side) > 0.96
+
+
+def test_mask_has_the_shape_and_type_of_a_label_map(chest: Chest, mask: NDArray[np.uint8]) -> None:
+    assert mask.shape == chest.volume_hu.shape
+    assert mask.dtype == np.uint8
+    assert set(np.unique(mask)) == {0, RIGHT, LEFT}
+
+
+def test_trachea_outside_air_and_table_stay_out(chest: Chest, mask: NDArray[np.uint8]) -> None:
+    assert chest.trachea.sum() > 300
+    assert (mask[chest.trachea] > 0).mean() < 0.01
+    assert not mask[:, -24:].any()
+    assert not mask[:, :, :20].any()
+
+
+def test_vessels_are_inside(chest: Chest, mask: NDArray[np.uint8]) -> None:
+    vessels = (chest.truth > 0) & (chest.volume_hu > -100)
+    assert (mask[vessels] > 0).mean() > 0.93
+
+
+@pytest.mark.parametrize("spacing_mm", [(8.0, 1.6, 1.2), (25.0, 1.4, 1.4), (4.0, 1.1, 1.9)])
+def test_dense_dorsal_consolidation_stays_inside(spacing_mm: tuple[float, float, float]) -> None:
+    shape = tuple(int(length / s) for length, s in zip((224.0, 350.0, 400.0), spacing_mm, strict=True))
+    ill = make_chest(spacing_mm, shape=shape, consolidated=True)
+    mask = segment_lungs(ill.volume_hu, spacing_mm).mask > 0
+    assert ill.consolidation.sum() > 0.1 * (ill.truth > 0).sum()
+    assert mask[ill.consolidation].mean() > 0.9
+    assert dice(mask, ill.truth > 0) > 0.92
+
+
+def test_mirrored_chest_swaps_the_sides(chest: Chest, mask: NDArray[np.uint8]) -> None:
+    mirrored = segment_lungs(np.ascontiguousarray(chest.volume_hu[:, :, ::-1]), chest.spacing_mm).mask[:, :, ::-1]
+    for side, other in ((RIGHT, LEFT), (LEFT, RIGHT)):
+        assert dice(mirrored == other, mask == side) > 0.97
+
+
+def test_slice_alone_is_segmented_as_within_its_volume(chest: Chest, mask: NDArray[np.uint8]) -> None:
+    for z in (10, 14, 18):
+        alone = segment_lungs(chest.volume_hu[z : z + 1], (None, *chest.spacing_mm[1:]))
+        assert dice(alone.mask[0] > 0, mask[z] > 0) > 0.97
+        assert (
+            alone.mask[0][(alone.mask[0] > 0) & (mask[z] > 0)] == mask[z][(alone.mask[0] > 0) & (mask[z] > 0)]
+        ).all()
+
+
+def test_thin_slices_agree_with_truth_between_the_slices_worked_on() -> None:
+    thin = make_chest((1.5, 2.0, 2.0), shape=(130, 170, 200))
+    assert dice(segment_lungs(thin.volume_hu, thin.spacing_mm).mask > 0, thin.truth > 0) > 0.95
+
+
+@pytest.mark.parametrize("gas", [False, True])
+def test_no_lung_in_view_gives_an_empty_mask(gas: bool) -> None:
+    belly = make_chest(shape=(4, 224, 320), with_lungs=False, gas=gas)
+    for volume, spacing in ((belly.volume_hu, belly.spacing_mm), (belly.volume_hu[:1], (None, 1.6, 1.2))):
+        lungs = segment_lungs(volume, spacing)
+        assert not lungs.mask.any()
+        assert lungs.flags == ()
+
+
+def test_constant_volumes_hold_no_lung() -> None:
+    for value in (-1024, -860, 40):
+        assert not segment_lungs(np.full((3, 64, 64), value, np.int16), (5.0, 3.0, 3.0)).mask.any()
+
+
+def test_picture_cropped_to_the_lungs_keeps_lung_that_touches_the_frame(chest: Chest) -> None:
+    z = 14
+    rows, columns = (np.flatnonzero((chest.truth[z] > 0).any(axis=axis)) for axis in (1, 0))
+    box = np.s_[rows[0] + 4 : rows[-1] - 3, columns[0] + 4 : columns[-1] - 3]
+    found = segment_lungs(chest.volume_hu[z][box][None], (None, *chest.spacing_mm[1:]))
+    assert dice(found.mask[0] > 0, chest.truth[z][box] > 0) > 0.95
+    assert "lung_cut_by_field_of_view" in found.flags
+
+
+def test_flags_name_what_is_missing(chest: Chest) -> None:
+    lower_half = segment_lungs(chest.volume_hu[:14], chest.spacing_mm)
+    assert "lung_cut_at_end_slice" in lower_half.flags
+    solid = np.where(chest.truth == LEFT, np.int16(40), chest.volume_hu)
+    one = segment_lungs(solid, chest.spacing_mm)
+    assert "one_lung" in one.flags
+    assert dice(one.mask == RIGHT, chest.truth == RIGHT) > 0.9
+    assert set(lower_half.flags + one.flags) <= set(LUNG_FLAGS)
+
+
+def test_input_is_checked_and_not_changed(chest: Chest) -> None:
+    with pytest.raises(ValueError, match=r"\(Z, Y, X\), got shape \(8, 8\)"):
+        segment_lungs(np.zeros((8, 8), np.int16), (1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="spacing_mm must be positive"):
+        segment_lungs(np.zeros((1, 8, 8), np.int16), (None, 0.0, 1.0))
+    before = chest.volume_hu[:2].copy()
+    segment_lungs(before, chest.spacing_mm)
+    np.testing.assert_array_equal(before, chest.volume_hu[:2])
+
+
+def test_zones_are_thirds_of_each_lungs_own_height() -> None:
+    mask = np.zeros((10, 1, 2), np.uint8)
+    mask[1:7, 0, 0] = RIGHT  # six slices: two a third
+    mask[8:10, 0, 1] = LEFT  # two slices have no thirds
+    zones = zone_thirds(mask)
+    assert zones[:, 0, 0].tolist() == [0, LOWER, LOWER, MIDDLE, MIDDLE, UPPER, UPPER, 0, 0, 0]
+    assert not zones[:, 0, 1].any()
+
+
+def _axial(path: Path) -> tuple[NDArray[np.int16], tuple[None, float, float]]:
+    """Return one upright slice in HU."""
+    dataset = pydicom.dcmread(path)
+    hu = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    y, x = (float(value) for value in dataset.PixelSpacing)
+    return np.clip(hu, -1024, 3071).astype(np.int16)[None], (None, y, x)
+
+
+def _sides_cm2(path: Path) -> tuple[float, float]:
+    volume, spacing = _axial(path)
+    mask = segment_lungs(volume, spacing).mask
+    right, left = (float((mask == side).sum() * spacing[1] * spacing[2] / 100) for side in (RIGHT, LEFT))
+    return right, left
+
+
+@pytest.mark.realdata
+def test_hospital_slices_without_lung_are_empty(realdata: Path) -> None:
+    paths = sorted((realdata / "COVID-19-NY-SBU" / "A062055" / "axial").glob("*.dcm"))
+    assert len(paths) == 2
+    assert [_sides_cm2(path) for path in paths] == [(0.0, 0.0)] * 2
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["19001111-045", "19010101-23"])
+def test_nearly_white_lungs_are_not_lost(realdata: Path, name: str) -> None:
+    # outlined by eye: right about 90, left about 48 cm2; a threshold at -500 HU leaves less than half
+    right, left = _sides_cm2(realdata / "COVID-19-NY-SBU" / "A046441" / "axial" / f"{name}.dcm")
+    assert 76 < right < 100
+    assert 38 < left < 58
+
+
+@pytest.mark.realdata
+def test_labelled_lesions_lie_inside_the_lungs(realdata: Path) -> None:
+    folder = realdata / "COVID-SemiSeg" / "TrainingSet" / "MultiClassInfection-Train"
+    inside, areas = [], []
+    for path in sorted((folder / "Imgs").glob("*.jpg"))[::3]:
+        gray = np.asarray(Image.open(path).convert("L")).T.astype(float)
+        lesion = np.asarray(Image.open(folder / "GT" / f"{path.stem}.png")).T > 0
+        air, tissue = np.median(gray[gray < 150]), np.median(gray[gray >= 150])
+        hu = np.clip((gray - air) / (tissue - air) * 900 - 860, -1024, 3071).astype(np.int16)
+        mask = segment_lungs(hu[None], (None, 0.75, 0.75)).mask[0] > 0
+        inside.append((int((mask & lesion).sum()), int(lesion.sum())))
+        areas.append(mask.mean())
+    hit, total = np.array(inside).T
+    assert hit.sum() / total.sum() > 0.94
+    assert np.mean(hit / total > 0.9) > 0.8
+    assert max(areas) < 0.75

@@ -1,0 +1,153 @@
+"""The mask store: what goes in comes out, with its geometry, and half-written groups are never seen."""
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cohortseg.errors import StoreError
+from cohortseg.store.masks import (
+    SeriesMasks,
+    create_mask_store,
+    has_masks,
+    mask_attributes,
+    read_masks,
+    remove_masks,
+    write_masks,
+)
+from cohortseg.volume import Volume
+
+KEY = "0123456789abcdef"
+
+
+def volume(shape: tuple[int, int, int] = (3, 40, 50), *, single: bool = False) -> Volume:
+    affine = np.array([[0, 0, 0.7, -100], [0, 0.8, 0, -120], [5, 0, 0, 30], [0, 0, 0, 1.0]])
+    return Volume(
+        volume_hu=np.zeros(shape, np.int16),
+        affine=affine,
+        spacing_mm=(None if single else 5.0, 0.8, 0.7),
+        series_instance_uid="1.2.3",
+        sop_instance_uids=tuple(f"1.2.3.{z}" for z in range(shape[0])),
+        frame_of_reference_uid="1.2.9",
+        study_date=date(2020, 3, 1),
+    )
+
+
+def masks(source: Volume, seed: int = 0) -> SeriesMasks:
+    rng = np.random.default_rng(seed)
+    attributes = mask_attributes(
+        source, study_instance_uid="1.2", model={"name": "m", "sha256": "ab"}, lung_method="lungs 1"
+    )
+    labels, lungs = (rng.integers(0, 3, source.volume_hu.shape, np.uint8) for _ in range(2))
+    return SeriesMasks(labels=labels, lungs=lungs, attributes=attributes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    create_mask_store(tmp_path / "masks.zarr")
+    return tmp_path / "masks.zarr"
+
+
+def test_round_trip_with_geometry_by_plain_zarr(store: Path) -> None:
+    written = masks(volume())
+    write_masks(store, KEY, written)
+    group = zarr.open(store, mode="r")[KEY]
+    assert np.array_equal(group["labels"][:], written.labels)
+    assert np.array_equal(group["lungs"][:], written.lungs)
+    ours = group.attrs["cohortseg"]
+    assert ours["affine_zyx_to_lps_mm"] == volume().affine.tolist()
+    assert ours["spacing_zyx_mm"] == [5.0, 0.8, 0.7]
+    assert ours["sop_instance_uids"] == ["1.2.3.0", "1.2.3.1", "1.2.3.2"]
+    assert (ours["series_instance_uid"], ours["frame_of_reference_uid"]) == ("1.2.3", "1.2.9")
+    assert ours["model"] == {"name": "m", "sha256": "ab"}
+    codes = {item["name"]: item["snomed_code"] for item in ours["classes"]}
+    assert codes == {"background": None, "ggo": "1217294009", "consolidation": "95436008"}
+
+
+def test_ngff_label_metadata(store: Path) -> None:
+    write_masks(store, KEY, masks(volume()))
+    ome = zarr.open(store, mode="r")[KEY].attrs["ome"]
+    assert ome["version"] == "0.5"
+    (multiscale,) = ome["multiscales"]
+    assert [axis["name"] for axis in multiscale["axes"]] == ["z", "y", "x"]
+    assert {axis["unit"] for axis in multiscale["axes"]} == {"millimeter"}
+    (level,) = multiscale["datasets"]
+    assert level["path"] == "labels"
+    assert level["coordinateTransformations"] == [{"type": "scale", "scale": [5.0, 0.8, 0.7]}]
+    assert [colour["label-value"] for colour in ome["image-label"]["colors"]] == [1, 2]
+
+
+def test_single_slice_claims_no_thickness(store: Path) -> None:
+    write_masks(store, KEY, masks(volume((1, 8, 8), single=True)))
+    attributes = read_masks(store, KEY).attributes
+    assert attributes["cohortseg"]["spacing_zyx_mm"] == [None, 0.8, 0.7]
+    assert "unit" not in attributes["ome"]["multiscales"][0]["axes"][0]
+
+
+def test_one_shard_an_array(store: Path) -> None:
+    write_masks(store, KEY, masks(volume((70, 300, 200))))
+    group = zarr.open(store, mode="r")[KEY]
+    for name in ("labels", "lungs"):
+        assert all(shard >= size for shard, size in zip(group[name].shards, group[name].shape, strict=True))
+        assert sum(path.is_file() for path in (store / KEY / name).rglob("*")) == 2, "zarr.json and one shard"
+
+
+@settings(max_examples=10, deadline=None)
+@given(shape=st.tuples(st.integers(1, 40), st.integers(1, 150), st.integers(1, 150)), seed=st.integers(0, 9))
+def test_round_trip_of_any_shape(
+    shape: tuple[int, int, int], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = tmp_path_factory.mktemp("store") / "masks.zarr"
+    create_mask_store(store)
+    written = masks(volume(shape), seed)
+    write_masks(store, KEY, written)
+    read = read_masks(store, KEY)
+    assert np.array_equal(read.labels, written.labels)
+    assert np.array_equal(read.lungs, written.lungs)
+
+
+def test_writing_again_replaces(store: Path) -> None:
+    write_masks(store, KEY, masks(volume()))
+    second = masks(volume((2, 16, 16)), seed=1)
+    write_masks(store, KEY, second)
+    assert np.array_equal(read_masks(store, KEY).labels, second.labels)
+    assert [path.name for path in store.iterdir() if path.is_dir()] == [KEY], "nothing temporary is left"
+
+
+def test_failed_write_leaves_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match=f"series {KEY} cannot be written"):
+        write_masks(store, KEY, masks(volume()))
+    assert not has_masks(store, KEY)
+    assert [path for path in store.iterdir() if path.is_dir()] == []
+
+
+def test_leftovers_of_killed_runs_are_swept(store: Path) -> None:
+    write_masks(store, KEY, masks(volume()))
+    (store / KEY).rename(store / f".tmp-{KEY}-1")
+    create_mask_store(store)
+    assert [path.name for path in store.iterdir()] == ["zarr.json"]
+
+
+def test_removing_and_missing(store: Path) -> None:
+    remove_masks(store, KEY)
+    write_masks(store, KEY, masks(volume()))
+    assert has_masks(store, KEY)
+    remove_masks(store, KEY)
+    assert not has_masks(store, KEY)
+    with pytest.raises(StoreError, match=f"no readable masks of series {KEY}"):
+        read_masks(store, KEY)
+
+
+def test_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "masks.zarr"
+    path.write_text("not a store")
+    with pytest.raises(StoreError, match="cannot be used as a mask store"):
+        create_mask_store(path)

@@ -1,0 +1,139 @@
+"""The canonical slice: orientation, crop, intensity, and the way back."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cohortseg.config import CanonicalConfig
+from cohortseg.errors import DataError, GeometryError
+from cohortseg.preprocess import (
+    QUARTER_TURNED,
+    TRANSPOSED,
+    CropBox,
+    Orientation,
+    canonical_batch,
+    canonical_labels,
+    hu_from_image,
+    lung_boxes,
+    orientation_from_affine,
+    restore,
+)
+
+ORIENTATIONS = [Orientation(t, y, x) for t in (False, True) for y in (False, True) for x in (False, True)]
+
+
+def affine_of(down: list[float], right: list[float]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, 0] = 5 * np.cross(right, down)
+    affine[:3, 1] = 0.7 * np.array(down)
+    affine[:3, 2] = 0.8 * np.array(right)
+    return affine
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_orientation_from_geometry_sets_a_marked_slice_upright(orientation):
+    """A slice whose anterior right corner is marked shows the mark at row 0, column 0 once upright."""
+    stored = orientation.from_upright(np.arange(6).reshape(1, 2, 3))
+    posterior, left = [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]
+    down, right = (left, posterior) if orientation.transpose else (posterior, left)
+    flip_down, flip_right = (
+        (orientation.flip_x, orientation.flip_y) if orientation.transpose else (orientation.flip_y, orientation.flip_x)
+    )
+    down = [-value if flip_down else value for value in down]
+    right = [-value if flip_right else value for value in right]
+    found = orientation_from_affine(affine_of(down, right))
+    assert found == orientation
+    assert np.array_equal(found.to_upright(stored)[0], [[0, 1, 2], [3, 4, 5]])
+
+
+def test_slightly_leaning_slices_are_axial_and_coronal_ones_are_refused():
+    lean = np.radians(10)
+    orientation_from_affine(affine_of([0, np.cos(lean), np.sin(lean)], [1, 0, 0]))
+    with pytest.raises(GeometryError, match="axial"):
+        orientation_from_affine(affine_of([0, 0, -1], [1, 0, 0]))
+
+
+def test_the_two_ways_covid_semiseg_lies():
+    upright = np.array([[1, 2], [3, 4], [5, 6]])
+    assert np.array_equal(TRANSPOSED.to_upright(upright.T), upright)
+    assert np.array_equal(QUARTER_TURNED.to_upright(upright), np.rot90(upright))
+
+
+@given(
+    orientation=st.sampled_from(ORIENTATIONS), height=st.integers(1, 7), width=st.integers(1, 7), slices=st.integers(1, 3)
+)
+def test_orientation_is_undone_exactly(orientation, height, width, slices):
+    array = np.arange(slices * height * width).reshape(slices, height, width)
+    assert np.array_equal(orientation.from_upright(orientation.to_upright(array)), array)
+
+
+def test_boxes_hold_the_lungs_with_a_margin_and_small_slices_are_not_blown_up():
+    lungs = np.zeros((3, 100, 200), dtype=bool)
+    lungs[0, 20:80, 40:160] = True  # 60 x 120
+    lungs[1, 48:52, 98:102] = True  # an apex of 4 x 4
+    boxes = lung_boxes(lungs, CanonicalConfig(margin=0.05, min_box=0.5))
+    assert boxes[0] == CropBox(17, 83, 34, 166)
+    assert boxes[1] is not None
+    assert (boxes[1].y1 - boxes[1].y0, boxes[1].x1 - boxes[1].x0) == (32, 66)  # about half of 66 x 132, grown evenly
+    assert boxes[2] is None
+    assert lung_boxes(np.zeros((2, 4, 4), dtype=bool), CanonicalConfig()) == [None, None]
+
+
+def test_window_maps_hu_to_zero_and_one():
+    volume = np.array([[[-2000, -1350], [-600, 150]]], dtype=np.int16).repeat(64, axis=1).repeat(64, axis=2)
+    batch = canonical_batch(volume, [CropBox(0, 128, 0, 128)], CanonicalConfig(size=128))
+    assert batch.shape == (1, 1, 128, 128)
+    assert [batch[0, 0, y, x].item() for y, x in ((10, 10), (10, 100), (100, 10), (100, 100))] == pytest.approx(
+        [0, 0, 0.5, 1], abs=1e-6
+    )
+
+
+@given(
+    y0=st.integers(-20, 60), x0=st.integers(-20, 60), height=st.integers(40, 120), width=st.integers(40, 120)
+)
+def test_a_disc_comes_back_where_it_was(y0, x0, height, width):
+    """Whatever the box: what goes through the canonical grid and back lies where it lay, to a pixel at the rim."""
+    shape = (128, 128)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    centre = (min(max(y0 + height / 2, 14), 113), min(max(x0 + width / 2, 14), 113))
+    distance = np.hypot(rows - centre[0], columns - centre[1])
+    labels = (distance < 12).astype(np.uint8)
+    box = CropBox(y0, y0 + height, x0, x0 + width)
+    canonical = canonical_labels(labels, box, 256)
+    prob = torch.nn.functional.one_hot(torch.from_numpy(canonical).long(), 3).permute(2, 0, 1).float()
+    back = restore(prob, box, shape)
+    assert back.sum(dim=0).numpy() == pytest.approx(np.ones(shape), abs=1e-5)
+    found = back.argmax(dim=0).numpy()
+    inside = (rows >= y0 + 1) & (rows < y0 + height - 1) & (columns >= x0 + 1) & (columns < x0 + width - 1)
+    sure = inside & (abs(distance - 12) > 1.5)
+    assert np.array_equal(found[sure], labels[sure])
+    outside = (rows < y0) | (rows >= y0 + height) | (columns < x0) | (columns >= x0 + width)
+    assert (found[outside] == 0).all()
+
+
+def test_labels_never_get_values_that_were_not_there():
+    labels = np.kron(np.array([[0, 2], [2, 0]], dtype=np.uint8), np.ones((13, 9), dtype=np.uint8))
+    assert set(np.unique(canonical_labels(labels, CropBox(-3, 30, 2, 17), 64)).tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("window", [(-1350.0, 150.0), (-1000.0, 1500.0), (-1150.0, 350.0)])
+def test_an_8_bit_image_finds_back_to_hu_whatever_its_window(window):
+    rng = np.random.default_rng(0)
+    hu = np.full((200, 200), 50.0)
+    hu[40:160, 30:90] = -870
+    hu[40:160, 110:170] = -870
+    hu[90:110, 95:105] = 700  # bone
+    hu += rng.normal(0, 15, hu.shape)
+    gray = np.clip((hu - window[0]) / (window[1] - window[0]) * 255, 0, 255).round().astype(np.uint8)
+    found = hu_from_image(gray)
+    assert np.median(found[50:150, 40:80]) == pytest.approx(-870, abs=35)
+    assert np.median(found[5:30, 5:30]) == pytest.approx(50, abs=35)
+
+
+def test_an_image_without_two_landmarks_is_refused():
+    with pytest.raises(DataError, match="blank"):
+        hu_from_image(np.full((20, 20), 7, dtype=np.uint8))
+    with pytest.raises(DataError, match="contrast"):
+        hu_from_image(np.arange(400, dtype=np.uint16).reshape(20, 20).astype(np.uint8) // 32)

@@ -1,0 +1,180 @@
+"""The training loop in this process: it learns, stops, resumes bit for bit, and leaves a model that loads."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_data import prepared
+
+from cohortseg.config import ModelConfig, TrainConfig
+from cohortseg.datasets.prepared import PreparedData
+from cohortseg.errors import CohortSegError, ConfigError
+from cohortseg.train import loop
+from cohortseg.train.curves import draw_curves
+from cohortseg.train.history import read_history
+from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
+from cohortseg.train.state import check_same_settings
+from cohortseg.weights import load_model
+
+SMALL = ModelConfig(decoder_channels=(32, 32, 16, 16), codebook_size=16, code_dim=8, discriminator_channels=8)
+QUICK = TrainConfig(
+    model=SMALL,
+    supervised_iterations=6,
+    adversarial_iterations=6,
+    warmup_iterations=2,
+    batch_labeled=2,
+    batch_unlabeled=2,
+    checkpoint_every=5,
+    bf16=False,
+)
+
+
+class Stopped(Exception):
+    """The test's own way of ending a run at a checkpoint."""
+
+
+def train(
+    config: TrainConfig, run: Path, *, data: PreparedData | None = None, stop_at: int | None = None, restore: Path | None = None
+) -> Path:
+    """Run the loop with one worker; return the folder of the latest checkpoint."""
+    run.mkdir(exist_ok=True)
+    kept = run / "checkpoint"
+
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        assert folder is not None
+        kept.mkdir(exist_ok=True)
+        (kept / "state.pt").write_bytes((folder / "state.pt").read_bytes())
+        if metrics["iteration"] == stop_at:
+            raise Stopped
+
+    loop.train(
+        config,
+        data or prepared(),
+        run,
+        wrap=lambda module: module,
+        sum_over_workers=lambda values: values,
+        report=report,
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
+        restore=restore,
+    )
+    return kept
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
+    config = replace(QUICK, ema_decay=0.9, optimizer="adamw", learning_rate=1e-3)
+    train(config, tmp_path / "unbroken")
+    for stop_at in (5, 10):  # in phase 1, in phase 2
+        run = tmp_path / f"broken{stop_at}"
+        with pytest.raises(Stopped):
+            train(config, run, stop_at=stop_at)
+        train(config, run, restore=run / "checkpoint")
+        assert (run / MODEL).read_bytes() == (tmp_path / "unbroken" / MODEL).read_bytes()
+        iterations = [row["iteration"] for row in read_history(run)]
+        assert iterations == sorted(set(iterations))
+        assert iterations[-1] == 12
+
+
+def test_it_learns_to_segment_what_it_is_shown(tmp_path):
+    config = replace(
+        QUICK, supervised_iterations=60, semi_supervised=False, optimizer="adamw", learning_rate=3e-3, dice_weight=1.0,
+        augment=False,
+    )  # fmt: skip
+    data = prepared(2, 0)
+    train(config, tmp_path / "run", data=data)
+    predicted = load_model(tmp_path / "run" / MODEL, bf16=False).predict(data.labeled.float()).prob.argmax(dim=1)
+    for value in (1, 2):
+        overlap = 2 * ((predicted == value) & (data.labels == value)).sum()
+        assert overlap / ((predicted == value).sum() + (data.labels == value).sum()) > 0.8
+    assert not (tmp_path / "run" / PHASE_1_MODEL).exists()
+
+
+def test_both_phases_leave_a_model_a_history_and_curves(tmp_path):
+    run = tmp_path / "run"
+    train(QUICK, run)
+    rows = read_history(run)
+    assert [row["phase"] for row in rows] == [1, 1, 2][: len(rows)] or {row["phase"] for row in rows} == {1, 2}
+    assert {"ce", "proportion", "vq", "semi", "adversarial", "discriminator", "trusted"} <= set(rows[-1])
+    assert all(json.dumps(row) for row in rows)
+    assert list((run / "tensorboard").iterdir())
+    curves = draw_curves(run)
+    assert curves is not None
+    assert curves.stat().st_size > 10_000
+    first, last = load_model(run / PHASE_1_MODEL), load_model(run / MODEL)
+    assert first.sha256 != last.sha256
+    assert last.card.recipe["phase"] == 2
+    assert last.training_images == frozenset({"0" * 64})
+    assert "6 labelled + 6 unlabelled" in last.name
+
+
+def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path):
+    one = load_model(_model(tmp_path / "a", replace(QUICK, semi_supervised=False)))
+    two = load_model(_model(tmp_path / "b", QUICK))
+    torch.manual_seed(QUICK.seed)
+    fresh = loop.build_state(QUICK, torch.device("cpu")).discriminator.state_dict()
+    for name, value in fresh.items():
+        assert torch.equal(one.discriminator.state_dict()[name], value.half().float())
+    assert any(not torch.equal(two.discriminator.state_dict()[name], value.half().float()) for name, value in fresh.items())
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"semi_supervised": False},
+        {"proportion_weight": 0.0},
+        {"model": replace(SMALL, vq_branch=False)},
+        {"dice_weight": 1.0},
+        {"adversarial_weight": 0.0},
+        {"semi_weight": 0.0},
+        {"vq_weight": 0.0},
+        {"truth_smoothing": 0.0},
+    ],
+    ids=lambda switch: next(iter(switch)),
+)
+def test_each_switch_changes_what_is_learned(tmp_path, switch):
+    reference, changed = _model(tmp_path / "a", QUICK), _model(tmp_path / "b", replace(QUICK, **switch))
+    state = load_model(reference).segmenter.state_dict()
+    other = load_model(changed).segmenter.state_dict()
+    assert any(name not in other or not torch.equal(value, other[name]) for name, value in state.items())
+
+
+def _model(run: Path, config: TrainConfig) -> Path:
+    train(config, run)
+    return run / MODEL
+
+
+def test_phase_1_ends_early_once_its_loss_is_saturated(tmp_path):
+    config = replace(QUICK, supervised_iterations=200, saturation_patience=20, learning_rate=1e-9)
+    train(config, tmp_path / "run")
+    rows = read_history(tmp_path / "run")
+    assert max(row["iteration"] for row in rows if row["phase"] == 1) < 100
+    assert rows[-1]["iteration"] == rows[-1]["total_iterations"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path):
+    with pytest.raises(CohortSegError, match=r"not finite any more: .*lower learning_rate"):
+        train(replace(QUICK, learning_rate=1e12, supervised_iterations=30), tmp_path / "run")
+    assert not (tmp_path / "run" / MODEL).exists()
+
+
+def test_resuming_with_other_settings_is_refused_by_name():
+    saved = json.loads(json.dumps(_asdict(QUICK)))
+    check_same_settings(saved, replace(QUICK, checkpoint_every=7))
+    with pytest.raises(ConfigError, match=r"semi_weight was 0\.1, is 0\.3"):
+        check_same_settings(saved, replace(QUICK, semi_weight=0.3))
+
+
+def _asdict(config: TrainConfig) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(config)
+
+
+def test_learning_rate_ramps_up_then_decays_to_zero():
+    assert learning_rate_at(0, 1000, 0.01) == pytest.approx(0.01 / 20)
+    assert learning_rate_at(500, 1000, 0.01) == pytest.approx(0.01 * 0.5**0.9)
+    assert learning_rate_at(1000, 1000, 0.01) == 0.0
