@@ -4,12 +4,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from cohortseg.errors import ConfigError
 
 Engine = Literal["auto", "local", "ray"]
-EncoderName = Literal["resnet18", "resnet34", "resnet50"]
+EncoderName = Literal["resnet18", "resnet34", "resnet50", "efficientnet-lite0"]
 T = TypeVar("T")
 
 
@@ -45,7 +45,9 @@ class ModelConfig:
     """The networks. What the paper leaves open is decided here (docs/method.md says why)."""
 
     encoder: EncoderName = "resnet18"
-    """Residual encoder of the segmentation backbone."""
+    """Encoder of the segmentation backbone."""
+    imagenet: bool = False
+    """Start the encoder from ImageNet weights; there are some for efficientnet-lite0."""
     decoder_channels: tuple[int, int, int, int] = (128, 96, 64, 32)
     """Channels of the decoder at strides 16, 8, 4 and 2."""
     vq_branch: bool = True
@@ -61,6 +63,13 @@ class ModelConfig:
         """Check ranges; lists from JSON become tuples."""
         object.__setattr__(self, "decoder_channels", tuple(self.decoder_channels))
         _check(len(self.decoder_channels) == 4, "decoder_channels must be four numbers", self.decoder_channels)
+        encoders = get_args(EncoderName)
+        _check(self.encoder in encoders, f"encoder must be one of {', '.join(encoders)}", self.encoder)
+        _check(
+            not self.imagenet or self.encoder == "efficientnet-lite0",
+            "imagenet weights are there for encoder efficientnet-lite0 only",
+            self.encoder,
+        )
         _check(self.codebook_size >= 2, "codebook_size must be at least 2", self.codebook_size)
         _check(self.code_dim >= 1, "code_dim must be at least 1", self.code_dim)
 
@@ -113,8 +122,9 @@ class TrainConfig:
     """T of equation (13), in the paper's range [0.1, 0.3]."""
     semi_supervised: bool = True
     """Whether phase 2 runs (SSA in the paper's table 2)."""
-    truth_smoothing: float = 0.1
-    """One-hot truth is shown to the discriminator as 1 - s and s / 2, so that it cannot be told by its sharpness."""
+    truth_confidence: float = 0.8
+    """tau: truth is shown to the discriminator as the prediction itself, raised to at least tau for the right class, so
+    that it cannot be told by its sharpness; 1: plain one-hot."""
     ema_decay: float = 0.0
     """Decay of the averaged weights that become the model; 0: the last weights."""
     augment: bool = True
@@ -139,7 +149,7 @@ class TrainConfig:
         _check(self.optimizer in ("sgd", "adamw"), "optimizer must be sgd or adamw", self.optimizer)
         _check(self.learning_rate > 0, "learning_rate must be positive", self.learning_rate)
         _check(0 <= self.confidence_threshold < 1, "confidence_threshold must be in [0, 1)", self.confidence_threshold)
-        _check(0 <= self.truth_smoothing < 1, "truth_smoothing must be in [0, 1)", self.truth_smoothing)
+        _check(0.5 < self.truth_confidence <= 1, "truth_confidence must be in (0.5, 1]", self.truth_confidence)
         _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
 
 

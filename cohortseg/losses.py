@@ -172,23 +172,34 @@ def discriminator_loss(predicted_logits: torch.Tensor, truth_logits: torch.Tenso
     return functional.softplus(predicted_logits).mean() + functional.softplus(-truth_logits).mean()
 
 
-def smoothed_one_hot(labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Return ground truth as the discriminator sees it: 1 - s for the class and s / (K - 1) for the others.
+def softened_truth(labels: torch.Tensor, prob: torch.Tensor, confidence: float) -> torch.Tensor:
+    """Return ground truth as the discriminator sees it: as soft as the prediction of the same image.
+
+    One-hot truth is told from any softmax at a glance, pixel by pixel; the discriminator then wins at once, trusts
+    nothing, and teaches nothing. The "scale" encoding of Luc et al. 2016 (arXiv 1611.08408, section 3.2) raises the
+    right class to at least tau and shares the rest in proportion to the prediction: where the prediction is right and
+    sure, truth and prediction are the same, and only errors and doubt can be told.
 
     Parameters
     ----------
     labels
         (B, H, W) int64.
-    smoothing
-        s in [0, 1); 0: plain one-hot, which a discriminator tells from any softmax at a glance.
+    prob
+        (B, K, H, W), the prediction's probabilities for the same images; no gradient flows through them.
+    confidence
+        tau in (1/K, 1]; 1: plain one-hot.
 
     Returns
     -------
     torch.Tensor
-        (B, K, H, W) float32.
+        (B, K, H, W) float32, summing to 1 over the classes.
     """
-    one_hot = functional.one_hot(labels, NUM_CLASSES).permute(0, 3, 1, 2).float()
-    return one_hot * (1 - smoothing) + (1 - one_hot) * smoothing / (NUM_CLASSES - 1)
+    prob = prob.detach().float()
+    one_hot = functional.one_hot(labels, prob.shape[1]).permute(0, 3, 1, 2).float()
+    right = (prob * one_hot).sum(dim=1, keepdim=True)
+    raised = right.clamp_min(confidence)
+    share = (1 - raised) / (1 - right).clamp_min(1e-6)
+    return one_hot * raised + (1 - one_hot) * prob * share
 
 
 def soft_dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -109,9 +109,14 @@ def test_equation_14_by_hand():
     assert loss.item() == pytest.approx(-math.log(1 - 0.5) - math.log(0.75))
 
 
-def test_truth_is_smoothed_for_the_discriminator():
-    shown = losses.smoothed_one_hot(labels_of(2), smoothing=0.1)
-    torch.testing.assert_close(shown.flatten(), torch.tensor([0.05, 0.05, 0.9]))
+def test_truth_is_shown_as_soft_as_the_prediction():
+    """Luc et al. 2016: a sure and right pixel stays as predicted; elsewhere the right class is raised to tau."""
+    prob = torch.tensor([[0.9, 0.06, 0.04], [0.6, 0.3, 0.1], [0.0, 0.0, 1.0]]).t()[None, :, None, :]
+    shown = losses.softened_truth(labels_of(0, 1, 2), prob, confidence=0.8)[0, :, 0].t()
+    expected = torch.tensor([[0.9, 0.06, 0.04], [0.2 * 6 / 7, 0.8, 0.2 / 7], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(shown, expected)
+    one_hot = losses.softened_truth(labels_of(0, 1, 2), prob, confidence=1.0)[0, :, 0].t()
+    torch.testing.assert_close(one_hot, torch.eye(3))
 
 
 def test_soft_dice_of_a_perfect_prediction_is_zero_and_empty_classes_cost_nothing():

@@ -24,7 +24,7 @@ def mask(chest: Chest) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("side", [RIGHT, LEFT])
 def test_each_lung_is_found_on_its_side(chest: Chest, mask: NDArray[np.uint8], side: int) -> None:
-    assert dice(mask == side, chest.truth == side) > 0.96
+    assert dice(mask == side, chest.truth == side) > 0.98
 
 
 def test_mask_has_the_shape_and_type_of_a_label_map(chest: Chest, mask: NDArray[np.uint8]) -> None:
@@ -72,7 +72,7 @@ def test_slice_alone_is_segmented_as_within_its_volume(chest: Chest, mask: NDArr
 
 def test_thin_slices_agree_with_truth_between_the_slices_worked_on() -> None:
     thin = make_chest((1.5, 2.0, 2.0), shape=(130, 170, 200))
-    assert dice(segment_lungs(thin.volume_hu, thin.spacing_mm).mask > 0, thin.truth > 0) > 0.95
+    assert dice(segment_lungs(thin.volume_hu, thin.spacing_mm).mask > 0, thin.truth > 0) > 0.97
 
 
 @pytest.mark.parametrize("gas", [False, True])
@@ -152,7 +152,8 @@ def test_hospital_slices_without_lung_are_empty(realdata: Path) -> None:
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["19001111-045", "19010101-23"])
 def test_nearly_white_lungs_are_not_lost(realdata: Path, name: str) -> None:
-    # outlined by eye: right about 90, left about 48 cm2; a threshold at -500 HU leaves less than half
+    # Masks judged by eye as whole but for the hila: 85 to 90 and 45 to 47 cm2. Of these, pixels below -500 HU are only
+    # 31 and 7 cm2 (first slice), 20 and 8 cm2 (second).
     right, left = _sides_cm2(realdata / "COVID-19-NY-SBU" / "A046441" / "axial" / f"{name}.dcm")
     assert 76 < right < 100
     assert 38 < left < 58

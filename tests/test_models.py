@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from cohortseg.config import ModelConfig
+from cohortseg.errors import ModelError
 from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.models.vqvae import VectorQuantizer, revive_codes, update_usage
 
 SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50", "efficientnet-lite0"])
 def test_logits_and_reconstruction_have_the_input_s_size(encoder):
     network = Segmenter(ModelConfig(encoder=encoder, codebook_size=8, code_dim=4))
     output = network(torch.rand(1, 1, 64, 96))
@@ -69,6 +71,28 @@ def test_dead_codes_are_revived_from_the_batch_and_living_ones_stay():
     assert torch.equal(quantizer.codes[0], alive)
     assert torch.equal(quantizer.codes[2], latents[0])
     assert revive_codes(quantizer, latents, torch.Generator().manual_seed(0), minimum=0.1) == 0
+
+
+def test_imagenet_weights_load_without_internet_and_are_checked(tmp_path):
+    encoder = EfficientNetLite0Encoder()
+    before = [value.clone() for value in encoder(torch.zeros(1, 1, 64, 64))]
+    encoder.load_imagenet()
+    after = encoder(torch.zeros(1, 1, 64, 64))
+    assert not torch.allclose(before[-1], after[-1])
+    assert encoder._bn0.running_var.std() > 0
+    (tmp_path / "other.pth").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="not the published EfficientNet-lite0 weights"):
+        encoder.load_imagenet(tmp_path / "other.pth")
+    with pytest.raises(ModelError, match="cannot be read"):
+        encoder.load_imagenet(tmp_path / "missing.pth")
+
+
+def test_imagenet_statistics_stay_in_training():
+    encoder = EfficientNetLite0Encoder().train()
+    mean = encoder._bn0.running_mean.clone()
+    encoder(torch.rand(4, 1, 64, 64))
+    assert torch.equal(encoder._bn0.running_mean, mean)
+    assert encoder._bn0.weight.requires_grad
 
 
 def test_the_confidence_map_has_the_size_of_the_prediction():

@@ -131,7 +131,7 @@ def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path
         {"adversarial_weight": 0.0},
         {"semi_weight": 0.0},
         {"vq_weight": 0.0},
-        {"truth_smoothing": 0.0},
+        {"truth_confidence": 1.0},
     ],
     ids=lambda switch: next(iter(switch)),
 )

@@ -27,7 +27,7 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
         format="%(levelname)s %(name)s: %(message)s",
         force=True,
     )
-    for name in ("matplotlib", "PIL", "pydicom", "asyncio", "fsspec", "ray"):
+    for name in ("matplotlib", "PIL", "pydicom", "asyncio", "fsspec", "ray", "numcodecs", "filelock", "zarr"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("cohortseg").setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
 

@@ -112,7 +112,14 @@ def run_series(
     if _engine(job.config, len(pending), address) == "local":
         _run_local(job, model, pending, tally)
         return "local"
-    _run_ray(job, pending, tally, address)
+    try:
+        _run_ray(job, pending, tally, address)
+    except KeyboardInterrupt:
+        # The actors are gone with the cluster's job; what they were at is not to blame.
+        for record in pending:
+            if count_attempts(job.out, record.series_key, job.token(record)) > 0:
+                withdraw_attempt(job.out, record.series_key, job.token(record))
+        raise
     return "ray"
 
 

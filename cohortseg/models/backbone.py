@@ -7,8 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cohortseg.config import EncoderName
-
 _NORM_GROUPS = 8
 STRIDES: Final = (2, 4, 8, 16, 32)
 """Strides of the feature maps that an encoder returns."""
@@ -77,7 +75,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     return nn.Sequential(conv(in_channels, out_channels, kernel_size=1, stride=stride), norm(out_channels))
 
 
-_DEPTHS: Final[dict[EncoderName, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]]] = {
+_DEPTHS: Final[dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
@@ -93,7 +91,7 @@ class ResNetEncoder(nn.Module):
         ``resnet18``, ``resnet34`` or ``resnet50``.
     """
 
-    def __init__(self, name: EncoderName) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
         block, depths = _DEPTHS[name]
         widths = (64, 128, 256, 512)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from cohortseg.config import ModelConfig
 from cohortseg.labels import NUM_CLASSES
 from cohortseg.models.backbone import ConvNormReLU, ResNetEncoder
+from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.vqvae import Quantized, VQBranch
 
 _BOTTOM, _TOP = 2, 4  # places of strides 8 and 32 among the encoder's feature maps
@@ -36,7 +37,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = ResNetEncoder(config.encoder)
+        self.encoder = _build_encoder(config)
         channels = self.encoder.out_channels
         self.vq = (
             VQBranch(channels[_BOTTOM], channels[_TOP], config.codebook_size, config.code_dim)
@@ -68,6 +69,12 @@ class Segmenter(nn.Module):
             self.vq.reconstruct(fused) if self.vq is not None and fused is not None and reconstruct else None
         )
         return SegmenterOutput(logits, reconstruction, levels)
+
+
+def _build_encoder(config: ModelConfig) -> EfficientNetLite0Encoder | ResNetEncoder:
+    if config.encoder == "efficientnet-lite0":
+        return EfficientNetLite0Encoder()
+    return ResNetEncoder(config.encoder)
 
 
 class Decoder(nn.Module):

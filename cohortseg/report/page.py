@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import polars as pl
 
+from cohortseg.report.pictures import smaller_jpeg
+
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1c1c1c }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
@@ -91,8 +93,8 @@ def _figures(burden: pl.DataFrame, numbers: dict[str, int], pictures: Path) -> I
         yield "<h2>Overlays</h2>"
     for row in rows[:_MOST_PICTURES]:
         title = f"Patient {_person(row, numbers)}, day {_number(row['days_since_baseline'])}"
-        png = (pictures / f"{row['series_key']}.png").read_bytes()
-        yield f"<h3>{title}</h3>{_image(png, title)}"
+        jpeg = smaller_jpeg((pictures / f"{row['series_key']}.png").read_bytes())
+        yield f"<h3>{title}</h3>{_image(jpeg, title, 'jpeg')}"
     if len(rows) > _MOST_PICTURES:
         yield f"<p>{len(rows) - _MOST_PICTURES} more in pictures/.</p>"
 
@@ -118,5 +120,6 @@ def _number(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.1f}"
 
 
-def _image(png: bytes, text: str) -> str:
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
+def _image(content: bytes, text: str, kind: str = "png") -> str:
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return f'<img alt="{html.escape(text)}" src="{source}">'

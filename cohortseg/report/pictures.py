@@ -1,4 +1,4 @@
-"""Trajectories of patients as a picture. No identifier is drawn."""
+"""The pictures of a report. No identifier is drawn."""
 
 import io
 from typing import Final
@@ -7,6 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 _PANELS: Final = (
     ("po_pct", "Opacity, % of the lung"),
@@ -14,6 +15,8 @@ _PANELS: Final = (
     ("consolidation_pct", "Consolidation, % of the lung"),
 )
 _MOST_COLOURS: Final = 10
+_LEAST_TOP_PCT: Final = 5.0
+"""The axis reaches at least so far, so that noise near zero does not look like a course."""
 
 
 def trajectories_png(timeline: pl.DataFrame) -> bytes:
@@ -32,10 +35,19 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
     for axes, (column, title) in zip(figure.subplots(1, len(_PANELS), sharex=True), _PANELS, strict=True):
         _draw(axes, timeline, people, column)
         axes.set(title=title, xlabel="days since baseline")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(_LEAST_TOP_PCT, axes.get_ylim()[1]))
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def smaller_jpeg(png: bytes, width: int = 1320) -> bytes:
+    """Return a picture as JPEG, at most so many pixels wide: small enough to put dozens into one page."""
+    with Image.open(io.BytesIO(png)) as image:
+        image.thumbnail((width, 10 * width))
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, format="JPEG", quality=82)
     return buffer.getvalue()
 
 

@@ -16,8 +16,8 @@ from cohortseg.losses import (
     proportion_loss,
     refined_pseudo_labels,
     semi_loss,
-    smoothed_one_hot,
     soft_dice_loss,
+    softened_truth,
     vq_loss,
 )
 from cohortseg.models.segmenter import SegmenterOutput
@@ -101,7 +101,7 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
     _step(state.segmenter_optimizer, total)
 
     # D moves, S stands still: its predictions come in without gradient
-    truth = smoothed_one_hot(batch.labels, config.truth_smoothing)
+    truth = softened_truth(batch.labels, prob[:num_labeled], config.truth_confidence)
     with torch.autocast(workers.device.type, torch.bfloat16, enabled=workers.bf16):
         both = workers.discriminator(torch.cat([prob[:num_labeled].detach(), truth]))
     losses["discriminator"] = discriminator_loss(both[:num_labeled], both[num_labeled:])

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cohortseg.config import TrainConfig
 from cohortseg.errors import ConfigError, ModelError
+from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
 
@@ -62,6 +63,8 @@ def build_state(config: TrainConfig, device: torch.device) -> TrainState:
     """Return the state before the first iteration; the same seed gives the same weights on every worker."""
     torch.manual_seed(config.seed)
     segmenter = Segmenter(config.model)
+    if config.model.imagenet and isinstance(segmenter.encoder, EfficientNetLite0Encoder):
+        segmenter.encoder.load_imagenet()
     discriminator = Discriminator(config.model.discriminator_channels)
     for module in (segmenter, discriminator):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -140,6 +140,23 @@ def test_report_needs_an_output_folder(tmp_path: Path) -> None:
     assert "no burden.parquet here" in result.stderr
 
 
+@pytest.mark.realdata
+def test_hospital_slices(realdata: Path, model_path: Path, tmp_path: Path) -> None:
+    if not (realdata / "COVID-19-NY-SBU").is_dir():
+        pytest.skip(f"no COVID-19-NY-SBU in {realdata}")
+    out = tmp_path / "out"
+    assert infer(realdata / "COVID-19-NY-SBU", "-o", out, "--model", model_path).exit_code == 3
+    manifest = read_table(out / "manifest.parquet", MANIFEST)
+    skipped = manifest.filter(pl.col("decision") == "skipped")
+    assert skipped["reason"].null_count() == 0
+    not_axial = manifest.filter(pl.col("orientation").is_in(["coronal", "sagittal"]))
+    assert set(not_axial["decision"]) == {"skipped"}
+    burden = read_table(out / "burden.parquet", BURDEN)
+    assert burden["status"].value_counts().sort("status").rows() == [("not_evaluable", 2), ("ok", 8)]
+    assert burden.filter(pl.col("status") == "not_evaluable")["po_pct"].null_count() == 2
+    assert burden["lung_volume_ml"].null_count() == 10, "all are single slices"
+
+
 @pytest.mark.ray
 def test_ray_equals_local_and_gives_up_what_kills_its_actors(
     cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,33 @@
+"""Lung masks from CT in HU, made so that dense disease stays inside: the denominator of burden.
+
+A plain threshold at -500 HU loses consolidated lung, which is no longer air. Here each slice goes three steps:
+
+1. *Aerated lung*: air inside the body, without outside air, bowel gas, trachea and main bronchi.
+2. *Thoracic cavity*: a closed curve around it by dynamic programming in polar coordinates. It wants rib just outside
+   and none just inside, leaves no aerated lung out, and keeps near the convex hull of both lungs and to the mirror
+   image of the other lung.
+3. *Dense lung*: soft tissue of that cavity near signs of air (dark inclusions such as air bronchograms count), unless
+   it lies in a thick homogeneous core: heart, great vessels, liver, or effusion.
+
+A large homogeneous region without a sign of air cannot be told from effusion by HU alone; it is left out, and flagged.
+All lengths are in mm, so that spacing does not matter; a slice is segmented alike alone and within its volume, but for
+the midline (smoothed along z) and for small pieces that nothing above or below supports.
+
+Axes: Z Y X; row 0 anterior, column 0 the patient's right, z rising to the head.
+"""
+
+from cohortseg.lungs.segment import LUNG_FLAGS, LUNG_METHOD, Lungs, segment_lungs
+from cohortseg.lungs.zones import LEFT, LOWER, MIDDLE, RIGHT, UPPER, zone_thirds
+
+__all__ = [
+    "LEFT",
+    "LOWER",
+    "LUNG_FLAGS",
+    "LUNG_METHOD",
+    "MIDDLE",
+    "RIGHT",
+    "UPPER",
+    "Lungs",
+    "segment_lungs",
+    "zone_thirds",
+]

@@ -1,0 +1,160 @@
+"""Step 1: the aerated lung of each slice, which is air inside the body but not bowel gas, trachea or main bronchi."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from scipy import ndimage
+
+from cohortseg.lungs.morphology import Image, Mask, dilate, erode, frame_pixels, opening, select_components
+
+AIR_HU: Final = -400.0
+"""Below: aerated, ground glass included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LungSlice:
+    """A slice on the working grid (Y, X) with its aerated lung."""
+
+    hu: Image
+    smooth: Image
+    body: Mask
+    aerated: Mask
+    airway: Mask
+    cropped: bool
+    """Whether the frame lies within the body, with hardly any air around it."""
+    midline: float
+    pixel_mm: float
+
+
+def aerated_slice(hu: Image, pixel_mm: float) -> LungSlice:
+    """Return step 1: the aerated lung of a slice, and the midline of the body."""
+    smooth = ndimage.gaussian_filter(hu, 0.7)
+    outside = _outside(hu, smooth)
+    cropped = bool(outside.mean() < 0.12)
+    body = _body(hu, smooth, outside, cropped, pixel_mm)
+    columns = np.flatnonzero(body.any(axis=0))
+    midline = float(columns[[0, -1]].mean()) if columns.size else hu.shape[1] / 2
+    air = (smooth < AIR_HU) & body
+    if not cropped and air.any():
+        air &= ndimage.distance_transform_edt(~outside) > 6 / pixel_mm
+    aerated = _lung_pieces(hu, air, midline, cropped, pixel_mm)
+    found = np.flatnonzero(aerated.any(axis=0))
+    if found.size and (found[0] - midline) * (found[-1] - midline) < 0:
+        midline = 0.5 * midline + 0.25 * float(found[0] + found[-1])
+    airway = _airway(hu, smooth, aerated, midline, pixel_mm) & body
+    return LungSlice(
+        hu=hu,
+        smooth=smooth,
+        body=body,
+        aerated=aerated & ~airway,
+        airway=airway,
+        cropped=cropped,
+        midline=midline,
+        pixel_mm=pixel_mm,
+    )
+
+
+def _outside(hu: Image, smooth: Image) -> Mask:
+    """Return padding and air around the body.
+
+    Lung that touches the frame is not outside. Outside air holds a corner of the image and is small or runs along most
+    of the frame, or it runs along much of it (or of the padding's border) and is darker than lung.
+    """
+    outside = np.zeros(hu.shape, bool)
+    frame = frame_pixels(hu.shape)
+    for air in (hu < -1023.5, smooth < -500):
+        edge = (frame | dilate(outside, 1.5)) & ~outside
+        labels, count = ndimage.label(air & ~outside)
+        hits = np.bincount(labels[edge], minlength=count + 1)
+        area = np.bincount(labels.ravel(), minlength=count + 1)
+        corner = np.isin(np.arange(count + 1), labels[[0, 0, -1, -1], [0, -1, 0, -1]])
+        share = hits / max(1, edge.sum())
+        dark = np.append(0, ndimage.median(hu, labels, np.arange(1, count + 1))) < -940
+        outside |= select_components(
+            labels, (corner & ((share > 0.5) | (area < 0.03 * hu.size))) | ((share > 0.3) & dark)
+        )
+    return outside
+
+
+def _body(hu: Image, smooth: Image, outside: Mask, cropped: bool, pixel_mm: float) -> Mask:
+    """Return the largest body of tissue with the air in it, and lung that the field of view cuts off, or almost.
+
+    Such lung still has chest wall in front and behind; air in the table has not.
+    """
+    labels, count = ndimage.label(opening((smooth > AIR_HU) & ~outside, 2.5 / pixel_mm))
+    if count == 0:
+        return np.zeros(smooth.shape, bool)
+    tissue = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    body = ndimage.binary_fill_holes(tissue)
+    labels, count = ndimage.label((smooth < AIR_HU) & ~body & ~outside)
+    padding = opening(outside & (hu < -1023.5), 3.0)
+    cut = np.isin(np.arange(count + 1), labels[dilate(frame_pixels(smooth.shape) | padding, 5 / pixel_mm)])
+    between = np.maximum.accumulate(tissue, axis=0) & np.maximum.accumulate(tissue[::-1], axis=0)[::-1]
+    walled = np.append(0, ndimage.mean(between, labels, np.arange(1, count + 1))) > 0.7
+    return dilate(body | select_components(labels, cut & (cropped | walled)), 1.0) & ~outside
+
+
+def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: float) -> Mask:
+    """Return the pieces of air that are lung: large ones with vessels in them, and small ones beside those.
+
+    Gas is dark throughout (95th percentile below -840 HU); lung, even emphysema, holds vessels. A cropped picture is
+    one of lungs, where a dark lateral piece is a bulla rather than stomach.
+    """
+    labels, count = ndimage.label(air)
+    index = np.arange(1, count + 1)
+    if count == 0:
+        return air
+    area = np.bincount(labels.ravel(), minlength=count + 1)[1:] * pixel_mm**2
+    core = np.where(erode(air, 1.5), labels, 0)
+    lateral = np.abs(np.array(ndimage.center_of_mass(air, labels, index)).reshape(-1, 2)[:, 1] - midline) * pixel_mm
+    thin = np.bincount(core.ravel(), minlength=count + 1)[1:] == 0
+    gas = np.zeros(count, bool)
+    for i in np.flatnonzero(~thin & (area > 30)):
+        inner = hu[core == i + 1]
+        gas[i] = np.median(inner) < -920 and np.percentile(inner, 95) < -840
+    if cropped:
+        gas &= (lateral < 45) & (area < 2500)
+    large = (area > 800) & ~gas & ~thin
+    if not large.any():
+        return np.zeros_like(air)
+    lung = select_components(labels, np.append(False, large))
+    near = np.append(False, ndimage.minimum(ndimage.distance_transform_edt(~lung), labels, index) * pixel_mm < 15)
+    small = (area >= 12) & ~gas & (lateral >= 35)
+    return lung | select_components(
+        labels, np.append(False, small) & (near | np.append(False, ~thin & (area > 60)) | cropped)
+    )
+
+
+def _airway(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: float) -> Mask:
+    """Return trachea and main bronchi: dark compact cores near the midline, walled by tissue, with their walls."""
+    inner = erode(lung, 2.0)
+    level = min(float(np.median(hu[inner])) - 70, -900.0) if inner.any() else -900.0
+    labels, _ = ndimage.label(opening(smooth < level, 2.0))
+    airway = np.zeros(lung.shape, bool)
+    for i, (_, box_x) in enumerate(ndimage.find_objects(labels), start=1):
+        core = labels == i
+        lateral_mm = abs((box_x.start + box_x.stop - 1) / 2 - midline) * pixel_mm
+        if not 40 < core.sum() * pixel_mm**2 < 1200 or lateral_mm > 45:
+            continue
+        wall = dilate(core, 3 / pixel_mm + 1) & ~dilate(core, 1.5)
+        if np.mean(smooth[wall] > -500) > 0.5:
+            airway |= dilate(core, 1.5)
+    return airway
+
+
+def supported_slices(slices: list[LungSlice]) -> list[LungSlice]:
+    """Return the slices with one smoothed midline, and without aerated pieces that are small in the whole volume."""
+    aerated = np.stack([item.aerated for item in slices])
+    if len(slices) >= 3:
+        labels, count = ndimage.label(aerated)
+        size = np.bincount(labels.ravel(), minlength=count + 1)
+        aerated = select_components(labels, size > 0.02 * size[1:].max(initial=0)) if count else aerated
+    held = aerated.any(axis=(1, 2))
+    midlines = np.array([item.midline for item in slices])
+    if held.any():
+        midlines[held] = ndimage.median_filter(midlines[held], size=min(9, int(held.sum())), mode="nearest")
+    return [
+        replace(item, aerated=lung, midline=float(midline))
+        for item, lung, midline in zip(slices, aerated, midlines, strict=True)
+    ]

@@ -1,0 +1,96 @@
+"""Step 2: the thoracic cavity of a slice, inside a closed curve found by dynamic programming in polar coordinates."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from cohortseg.lungs.aerated import LungSlice
+from cohortseg.lungs.morphology import Mask, Reals, convex_hull
+
+SIGN_HU: Final = -250.0
+"""Below, inside the cavity: a sign that the tissue around is lung."""
+
+
+def rib_cage_cavity(item: LungSlice) -> Mask:
+    """Return step 2: the inside of the rib cage, all aerated lung included."""
+    rows = np.flatnonzero(item.aerated.any(axis=1))
+    centre = ((rows[0] + rows[-1]) / 2, item.midline)
+    angles = np.arange(180) * (2 * np.pi / 180)
+    cost = _wall_cost(item, centre, angles, int(210 / item.pixel_mm))
+    wall = _closed_path(cost, reach=4, bend=0.04).astype(float)
+    yy, xx = np.indices(item.hu.shape)
+    angle = np.arctan2(yy - centre[0], xx - centre[1]) % (2 * np.pi)
+    radius = np.interp(angle, np.append(angles, 2 * np.pi), np.append(wall, wall[0]))
+    inside: Mask = np.hypot(yy - centre[0], xx - centre[1]) <= radius
+    return inside | item.aerated
+
+
+def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reach: int) -> Reals:
+    """Return (angle, radius): what it costs to put the wall of the cavity there."""
+    px, radii = item.pixel_mm, np.arange(reach)
+    at = [c + np.outer(f(angles), radii) for c, f in zip(centre, (np.sin, np.cos), strict=True)]
+
+    def polar(image: Mask | Reals) -> Reals:
+        values: Reals = ndimage.map_coordinates(image.astype(np.float32), at, order=1, mode="constant")
+        return values
+
+    def outermost(mask: Mask) -> NDArray[np.intp]:
+        return np.where(mask.any(axis=1), reach - 1 - mask[:, ::-1].argmax(axis=1), 0)
+
+    columns = np.round(2 * item.midline - np.arange(item.hu.shape[1])).astype(int).clip(0, item.hu.shape[1] - 1)
+    air = item.aerated | (item.cropped & item.body & ~item.airway & (item.smooth < SIGN_HU))
+    lung = polar(air) > 0.5
+    body: Mask = polar(item.body if not item.cropped else np.ones_like(item.body)) > 0.5
+    skin = np.where(body.all(axis=1), reach - 1, (~body).argmax(axis=1)) - 6 / px
+    mirrored = outermost(polar(item.aerated[:, columns]) > 0.5) - 8 / px
+    expected = np.maximum(outermost(polar(convex_hull(item.aerated)) > 0.5), np.minimum(mirrored, skin))
+    if item.cropped:
+        half = np.array(item.hu.shape) / 2
+        ellipse = sum(np.abs((a - (h - 0.5)) / h) ** 2.6 for a, h in zip(at, half, strict=True)) <= 0.95
+        expected = np.maximum(expected, outermost(ellipse))
+    bone = polar(np.clip((item.smooth - 100) / 80, 0, 1))
+    off = (radii - expected[:, None]) * px / 3
+    cost: Reals = np.where(off > 0, 0.03 if item.cropped else 0.05, 0.12 if item.cropped else 0.08) * np.abs(off)
+    weight = 0.5 if item.cropped else 1.0
+    cost += weight * (_window_mean(bone, -6 / px) - 1.5 * _window_mean(bone, 8 / px))
+    cost += 0.6 * np.cumsum(lung[:, ::-1], axis=1)[:, ::-1]
+    cost += 5.0 * (radii > np.maximum(skin, outermost(lung))[:, None])
+    return cost
+
+
+def _window_mean(values: Reals, width: float) -> Reals:
+    """Return the mean over the next (width > 0) or the last columns."""
+    size = max(1, round(abs(width)))
+    pad = ((0, 0), (1, size)) if width > 0 else ((0, 0), (size + 1, 0))
+    total = np.cumsum(np.pad(values, pad), axis=1)
+    count = values.shape[1]
+    means: Reals = (total[:, size : size + count] - total[:, :count]) / size
+    return means
+
+
+def _closed_path(cost: Reals, reach: int, bend: float) -> NDArray[np.intp]:
+    """Return the radius at each angle of the cheapest closed curve.
+
+    Dynamic programming over one and a half turns, of which the middle turn is kept. Neighbouring radii differ by at
+    most `reach`; a difference d costs ``bend * d**2``.
+    """
+    angles, radii = cost.shape
+    order = np.arange(angles + angles // 2) % angles
+    steps = np.arange(-reach, reach + 1)
+    total, back = cost[0].copy(), []
+    for angle in order[1:]:
+        padded = np.pad(total, reach, constant_values=1e9)
+        options = np.lib.stride_tricks.sliding_window_view(padded, radii) + (bend * steps**2)[:, None]
+        best = options.argmin(axis=0)
+        back.append(best)
+        total = options[best, np.arange(radii)] + cost[angle]
+    path = np.zeros(order.size, np.intp)
+    path[-1] = total.argmin()
+    for i in range(order.size - 1, 0, -1):
+        path[i - 1] = path[i] + steps[back[i - 1][path[i]]]
+    kept = np.arange(angles // 4, angles // 4 + angles)
+    result = np.empty(angles, np.intp)
+    result[order[kept]] = path[kept]
+    return result

@@ -1,0 +1,121 @@
+"""Step 3: the lung of a slice, dense lung included: soft tissue of the cavity near signs of air."""
+
+from typing import Final
+
+import numpy as np
+from scipy import ndimage
+
+from cohortseg.lungs.aerated import LungSlice
+from cohortseg.lungs.cage import SIGN_HU
+from cohortseg.lungs.morphology import Mask, closing, convex_hull, frame_pixels, opening, select_components
+
+_REACH_MM: Final = (10.0, 25.0)
+"""Dense lung reaches so far from a sign of air: ventral, dorsal (where consolidation gathers)."""
+
+
+def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
+    """Return the lung of a slice that holds aerated lung, and the area of homogeneous dorsal tissue left out, mm2."""
+    px = item.pixel_mm
+    dorsal, lateral, medial = _compartments(item, cavity)
+    signs = _air_signs(item, cavity, dorsal, lateral)
+    dense = cavity & ~signs & ~item.airway
+    core, dorsal_core = _homogeneous_cores(item, dense, dorsal, lateral, medial)
+    reach = np.where(dorsal, _REACH_MM[1], _REACH_MM[0])
+    apart = np.abs(np.arange(cavity.shape[1]) - item.midline) * px > 18
+    distance, nearest = ndimage.distance_transform_edt(~signs, return_indices=True)
+    near = distance * px < reach
+    beyond = dorsal & _borders_ill_lung(item, signs)[tuple(nearest)]
+    free = dense & near & ~dorsal_core & ~core & apart
+    hull = _side_hulls(signs, item.midline)
+    taken = opening(free & hull, 2.5 / px) | opening(free & (beyond | hull), 3.5 / px)
+    lung = closing(signs | taken, 4 / px) & cavity & ~core & ~dorsal_core & ~item.airway
+    lung = opening(lung | signs, 1.5) | item.aerated
+    lung &= ~opening(item.smooth > 250, 1.0)
+    lung = _fill_small_holes(lung, core | dorsal_core, item.airway, px)
+    return lung, float((dorsal_core & dorsal).sum() * px**2)
+
+
+def _compartments(item: LungSlice, cavity: Mask) -> tuple[Mask, Mask, Mask]:
+    """Return three overlapping regions: dorsal (lung, no heart), lateral (all but the middle), medial (mediastinum).
+
+    Dorsal is behind the front of the vertebral body and beside the spine. Medial is all that is not dorsal, and a strip
+    beside the spine, wider where the descending aorta runs.
+    """
+    yy, xx = np.indices(cavity.shape)
+    rows = np.flatnonzero(cavity.any(axis=1))
+    front = rows[-1] - 0.33 * (rows[-1] - rows[0])
+    depth = np.clip((yy - front) / (rows[-1] - front + 1), 0, 1)
+    lateral_mm = (xx - item.midline) * item.pixel_mm
+    limit = np.where(lateral_mm > 0, 34 - 14 * depth, 26 - 4 * depth)
+    lateral = np.abs(lateral_mm) > limit
+    dorsal = (yy > front) & lateral
+    strip = np.where((lateral_mm > 0) & (depth < 0.4), 45, 28)
+    return dorsal, lateral, ~dorsal | (np.abs(lateral_mm) < strip)
+
+
+def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Mask:
+    """Return the signs of lung in the cavity: aerated lung, dense ground glass, and thin dark inclusions.
+
+    Inclusions (air bronchograms, bubbles) are 130 HU darker than the tissue that closes over them. Near the midline
+    signs apart from the lung are oesophagus and bronchi; black ones are bowel gas.
+    """
+    px = item.pixel_mm
+    signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~item.airway)
+    labels, count = ndimage.label(signs)
+    if count:
+        centre = np.array(ndimage.center_of_mass(signs, labels, np.arange(1, count + 1))).reshape(-1, 2)
+        behind = np.any(dorsal, axis=1)[centre[:, 0].astype(int)]
+        central = np.abs(centre[:, 1] - item.midline) * px < np.where(behind, 25, 40)
+        held = ndimage.maximum(item.aerated, labels, np.arange(1, count + 1)) > 0
+        gas = (ndimage.median(item.hu, labels, np.arange(1, count + 1)) < -850) & (not item.cropped)
+        signs = select_components(labels, np.append(False, held | ~(central | gas)))
+    disc = np.hypot(*(np.indices((7, 7)) - 3)) <= 3
+    contrast = ndimage.grey_closing(item.hu, footprint=disc) - item.hu
+    dark = (contrast > 130) & (item.hu < np.where(dorsal, -130, -200)) & cavity & lateral & ~item.airway
+    return signs | (dark & (ndimage.uniform_filter(dark.astype(np.float32), 3) > 0.25))
+
+
+def _homogeneous_cores(item: LungSlice, dense: Mask, dorsal: Mask, lateral: Mask, medial: Mask) -> tuple[Mask, Mask]:
+    """Return thick tissue without a sign of air: that of mediastinum and liver, and the thickest beside the spine.
+
+    A core is what a disc fits into: of 10 mm radius where it reaches the midline, 14 mm where it lies laterally in
+    front (liver), 24 mm behind, where consolidation is common.
+    """
+    px = item.pixel_mm
+    offset_mm = (np.indices(dense.shape)[1] - item.midline) * px
+    labels, _ = ndimage.label(opening(dense & medial, 10 / px))
+    core = np.isin(labels, np.setdiff1d(labels[np.abs(offset_mm) < 25], [0]))
+    labels, count = ndimage.label(opening(dense & lateral & ~core & ~dorsal, 14 / px))
+    core |= select_components(labels, np.bincount(labels.ravel(), minlength=count + 1) * px**2 > 1000)
+    return core, opening(dense & lateral, 24 / px)
+
+
+def _borders_ill_lung(item: LungSlice, signs: Mask) -> Mask:
+    """Return where more than 40 % of the lung around is denser than -650 HU: next to it, soft tissue may be lung.
+
+    Next to lung that is black up to its border there is chest wall.
+    """
+    sigma = 6 / item.pixel_mm
+    ill = ndimage.gaussian_filter((signs & (item.smooth > -650)).astype(np.float32), sigma)
+    share: Mask = ill > 0.4 * ndimage.gaussian_filter(signs.astype(np.float32), sigma)
+    return share
+
+
+def _side_hulls(signs: Mask, midline: float) -> Mask:
+    """Return the convex hulls of the signs of air on either side of the midline: what lung surrounds is lung."""
+    right = np.arange(signs.shape[1]) < midline
+    hulls: Mask = np.zeros(signs.shape, bool)
+    for side in (right, ~right):
+        if (signs & side).any():
+            hulls |= convex_hull(signs & side) & side
+    return hulls
+
+
+def _fill_small_holes(lung: Mask, core: Mask, airway: Mask, pixel_mm: float) -> Mask:
+    """Return the lung with vessels and lesions inside it filled, but not the liver's dome or an airway."""
+    labels, count = ndimage.label(~lung)
+    size = count + 1
+    kept = np.isin(np.arange(size), labels[frame_pixels(lung.shape)])
+    kept |= np.bincount(labels[core], minlength=size) * pixel_mm**2 >= 400
+    kept |= np.bincount(labels[airway], minlength=size) > 0
+    return lung | select_components(labels, ~kept)

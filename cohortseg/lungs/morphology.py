@@ -1,0 +1,72 @@
+"""Shapes of two-dimensional masks: growing and shrinking by discs, components, bounding box and hull.
+
+All radii are in pixels.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, spatial
+
+Mask = NDArray[np.bool_]
+Image = NDArray[np.float32]
+Reals = NDArray[np.floating]
+
+
+def bounding_box(mask: Mask, margin: int) -> tuple[slice, slice]:
+    """Return the bounding box of a mask that is not empty, with a margin."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return tuple(slice(max(0, int(found[0]) - margin), int(found[-1]) + margin + 1) for found in (rows, columns))  # type: ignore[return-value]
+
+
+def dilate(mask: Mask, radius: float) -> Mask:
+    """Return the mask grown by a disc of this radius, pixels."""
+    grown: Mask = np.zeros(mask.shape, bool)
+    if mask.any():
+        box = bounding_box(mask, int(np.ceil(radius)))
+        grown[box] = ndimage.distance_transform_edt(~mask[box]) <= radius
+    return grown
+
+
+def erode(mask: Mask, radius: float) -> Mask:
+    """Return the mask shrunk by a disc; what touches the frame counts as going on beyond it."""
+    shrunk: Mask = mask.copy()
+    if mask.any() and not mask[box := bounding_box(mask, 1)].all():
+        shrunk[box] = ndimage.distance_transform_edt(mask[box]) > radius
+    return shrunk
+
+
+def opening(mask: Mask, radius: float) -> Mask:
+    """Return the parts of the mask into which a disc of this radius fits."""
+    return dilate(erode(mask, radius), radius) & mask
+
+
+def closing(mask: Mask, radius: float) -> Mask:
+    """Return the mask with gaps closed into which no disc fits."""
+    pad = int(np.ceil(radius)) + 1
+    return erode(dilate(np.pad(mask, pad), radius), radius)[pad:-pad, pad:-pad] | mask
+
+
+def select_components(labels: NDArray[np.signedinteger], keep: NDArray[np.bool_]) -> Mask:
+    """Return the components whose entry in `keep` (by label, 0 for the background) is true."""
+    kept: Mask = (keep & (np.arange(keep.size) > 0))[labels]
+    return kept
+
+
+def frame_pixels(shape: tuple[int, ...]) -> Mask:
+    """Return the outermost pixels."""
+    return ~np.pad(np.ones((shape[0] - 2, shape[1] - 2), bool), 1)
+
+
+def convex_hull(mask: Mask) -> Mask:
+    """Return the convex hull of a mask."""
+    points = np.argwhere(mask & ~ndimage.binary_erosion(mask))
+    hull: Mask = mask.copy()
+    if len(points) < 3 or np.ptp(points, axis=0).min() == 0:
+        return hull
+    box = bounding_box(mask, 0)
+    yy, xx = np.ogrid[box]
+    inside: Mask = np.ones(mask[box].shape, bool)
+    for a, b, c in spatial.ConvexHull(points).equations:
+        inside &= a * yy + b * xx <= 1e-6 - c
+    hull[box] = inside
+    return hull

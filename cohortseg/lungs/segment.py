@@ -1,0 +1,98 @@
+"""Both lungs of a series: the steps in order, on the working grid, and findings about the result."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cohortseg.lungs.aerated import LungSlice, aerated_slice, supported_slices
+from cohortseg.lungs.cage import rib_cage_cavity
+from cohortseg.lungs.dense import dense_lung
+from cohortseg.lungs.grid import block_factor, block_mean, to_full_grid, working_planes
+from cohortseg.lungs.morphology import frame_pixels
+from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
+
+LUNG_METHOD: Final = "cohortseg-threshold 1"
+"""Name and version of the method; the version rises whenever masks change."""
+LUNG_FLAGS: Final[dict[str, str]] = {
+    "lung_cut_by_field_of_view": "lung touches the edge of the image: part of it may lie outside",
+    "lung_cut_at_end_slice": "the first or last slice still holds much lung: part of it was not scanned",
+    "one_lung": "one side holds less than 5 % of the lung found",
+    "dense_region_excluded": "a large homogeneous dorsal region was left out: effusion, atelectasis or consolidation",
+}
+"""Flags that `segment_lungs` may raise, and what they mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lungs:
+    """The lungs of one series."""
+
+    mask: NDArray[np.uint8]
+    """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left. Vessels and lesions in, main airways out."""
+    flags: tuple[str, ...]
+    """Findings, keys of `LUNG_FLAGS`."""
+
+
+def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, float, float]) -> Lungs:
+    """Return both lungs of a chest CT, consolidated lung included.
+
+    Parameters
+    ----------
+    volume_hu : (Z, Y, X) int16, HU
+        Upright: row 0 anterior, column 0 the patient's right, z rising to the head; padding already air.
+    spacing_mm : (z, y, x) mm, > 0
+        z is None for a single slice.
+
+    Returns
+    -------
+    Lungs
+        Without lung in view the mask is zero throughout and there are no flags.
+
+    Raises
+    ------
+    ValueError
+        If the volume is not three-dimensional or a spacing is not positive.
+    """
+    if volume_hu.ndim != 3:
+        raise ValueError(f"volume_hu must be (Z, Y, X), got shape {volume_hu.shape}")
+    if not all(value is None or value > 0 for value in spacing_mm):
+        raise ValueError(f"spacing_mm must be positive, got {spacing_mm}")
+    planes = working_planes(volume_hu.shape[0], spacing_mm[0])
+    factor = block_factor(spacing_mm[1:])
+    pixel_mm = float(np.sqrt(spacing_mm[1] * factor[0] * spacing_mm[2] * factor[1]))
+    slices = [aerated_slice(block_mean(volume_hu[z], factor), pixel_mm) for z in planes]
+    slices = supported_slices(slices)
+    if not any(item.aerated.any() for item in slices):
+        return Lungs(mask=np.zeros(volume_hu.shape, np.uint8), flags=())
+    filled = [_filled_slice(item) for item in slices]
+    coarse = np.stack([side for side, _ in filled])
+    mask = to_full_grid(coarse, planes, factor, volume_hu)
+    excluded_mm2 = [area for _, area in filled]
+    return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2))
+
+
+def _filled_slice(item: LungSlice) -> tuple[NDArray[np.uint8], float]:
+    """Return steps 2 and 3 for a slice: its sides (Y, X) and the area of homogeneous dorsal tissue left out, mm2."""
+    if not item.aerated.any():
+        return np.zeros(item.hu.shape, np.uint8), 0.0
+    lung, excluded_mm2 = dense_lung(item, rib_cage_cavity(item))
+    return split_sides(lung, item), excluded_mm2
+
+
+def _flags(
+    mask: NDArray[np.uint8], coarse: NDArray[np.uint8], planes: NDArray[np.intp], excluded_mm2: list[float]
+) -> tuple[str, ...]:
+    """Return the findings about a mask that holds lung."""
+    area = (coarse > 0).sum(axis=(1, 2))
+    held = np.flatnonzero(area)
+    sides = [int((mask == side).sum()) for side in (RIGHT, LEFT)]
+    # the liver fills the dorsal recesses below: only the upper 60 % of the lungs' height tells
+    upper = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), held[-1] + 1)
+    found = {
+        "lung_cut_by_field_of_view": bool((coarse[:, frame_pixels(coarse.shape[1:])] > 0).any()),
+        "lung_cut_at_end_slice": planes.size >= 3 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
+        "one_lung": min(sides) < 0.05 * sum(sides),
+        "dense_region_excluded": max(excluded_mm2[upper]) > 1500,
+    }
+    return tuple(name for name in LUNG_FLAGS if found[name])

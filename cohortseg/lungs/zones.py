@@ -1,0 +1,64 @@
+"""Right and left lung, and the thirds of their height."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from cohortseg.lungs.aerated import LungSlice
+from cohortseg.lungs.morphology import Mask
+
+RIGHT: Final = 1
+"""Value of the patient's right lung."""
+LEFT: Final = 2
+"""Value of the patient's left lung."""
+UPPER, MIDDLE, LOWER = 3, 2, 1
+"""Values of `zone_thirds`."""
+
+
+def split_sides(lung: Mask, item: LungSlice) -> NDArray[np.uint8]:
+    """Return 1 for the right and 2 for the left lung; where they touch they part along the brightest line."""
+    px, middle = item.pixel_mm, item.midline
+    columns = np.broadcast_to(np.arange(lung.shape[1]), lung.shape)
+    labels, count = ndimage.label(lung)
+    sides = np.zeros(lung.shape, np.uint8)
+    relief = np.clip((item.smooth + 1024) / 8, 0, 255).astype(np.uint8)
+    for i in range(1, count + 1):
+        piece = labels == i
+        x = columns[piece]
+        if min(np.mean(x < middle - 12 / px), np.mean(x > middle + 12 / px)) < 0.1:
+            sides[piece] = RIGHT if x.mean() < middle else LEFT
+            continue
+        markers = np.zeros(lung.shape, np.int16)
+        markers[~piece] = -1
+        markers[piece & (columns < middle - 25 / px)] = RIGHT
+        markers[piece & (columns > middle + 25 / px)] = LEFT
+        basins = ndimage.watershed_ift(relief, markers)
+        sides[piece] = np.where(basins > 0, basins, np.where(columns < middle, RIGHT, LEFT))[piece]
+    return sides
+
+
+def zone_thirds(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the third by height of each lung voxel, for each side over the slices that hold that lung.
+
+    Parameters
+    ----------
+    mask : (Z, Y, X) uint8
+        As in `Lungs.mask`; z rises to the head.
+
+    Returns
+    -------
+    (Z, Y, X) uint8
+        0 outside the lungs, 1 lower, 2 middle, 3 upper. Thirds of the lung's height, not of its volume. A lung on
+        fewer than three slices has no thirds and stays 0.
+    """
+    zones = np.zeros(mask.shape, np.uint8)
+    for side in (RIGHT, LEFT):
+        held = np.flatnonzero((mask == side).any(axis=(1, 2)))
+        if held.size == 0 or held[-1] - held[0] < 2:
+            continue
+        for z in held:
+            third = LOWER + 3 * (int(z) - int(held[0])) // (int(held[-1]) - int(held[0]) + 1)
+            zones[z][mask[z] == side] = third
+    return zones

@@ -1,0 +1,174 @@
+"""``cohortseg train`` as its users run it: on a real Ray, killed, resumed, with two workers, and with wrong flags."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_data import lesion_slice, write_covid_semiseg
+from typer.testing import CliRunner
+
+from cohortseg.cli import app
+from cohortseg.cli.train import Preset
+from cohortseg.config import PRESETS
+from cohortseg.train.fit import SETTINGS
+from cohortseg.train.history import read_history
+from cohortseg.weights import load_model
+
+TINY = """
+supervised_iterations = {supervised}
+adversarial_iterations = {adversarial}
+warmup_iterations = 2
+batch_labeled = {batch}
+batch_unlabeled = {batch}
+checkpoint_every = 5
+bf16 = false
+augment = false
+[canonical]
+size = 64
+[model]
+decoder_channels = [32, 16, 16, 8]
+codebook_size = 16
+code_dim = 8
+discriminator_channels = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_covid_semiseg(tmp_path_factory.mktemp("data") / "COVID-SemiSeg")
+
+
+def config_file(folder: Path, *, supervised: int = 10, adversarial: int = 10, batch: int = 2) -> Path:
+    path = folder / f"tiny{supervised}-{batch}.toml"
+    path.write_text(TINY.format(supervised=supervised, adversarial=adversarial, batch=batch), encoding="utf-8")
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "cohortseg", "train", *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.ray
+def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
+    config = config_file(tmp_path, supervised=20, adversarial=20)
+    whole = run("--data", data, "--config", config, "-o", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.strip().endswith("model.safetensors")
+
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        command("--data", data, "--config", config, "-o", broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not any(row["iteration"] >= 10 for row in read_history(broken)):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(5)  # workers that lost their driver run on for a moment
+
+    refused = run("--data", data, "--config", config, "-o", broken)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    resumed = run("--data", data, "--config", config, "-o", broken, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["iteration"] for row in read_history(broken)] == [10, 20, 30, 40]
+    first, second = load_model(tmp_path / "whole/model.safetensors"), load_model(broken / "model.safetensors")
+    for name, value in first.segmenter.state_dict().items():
+        assert torch.equal(value, second.segmenter.state_dict()[name]), name
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp_path):
+    one, two = config_file(tmp_path, supervised=5, adversarial=5, batch=4), config_file(tmp_path, supervised=5, adversarial=5)
+    for config, workers in ((one, 1), (two, 2)):
+        done = run("--data", data, "--config", config, "-o", tmp_path / f"w{workers}", "--workers", workers)
+        assert done.returncode == 0, done.stderr
+    rows = [read_history(tmp_path / f"w{workers}") for workers in (1, 2)]
+    for single, double in zip(*rows, strict=True):
+        for name in ("ce", "proportion", "vq", "discriminator", "semi"):
+            if name in single:
+                assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-5), (single["iteration"], name)
+
+
+@pytest.mark.ray
+def test_own_folders_of_images_train_phase_1_alone(tmp_path):
+    from PIL import Image
+
+    for number in range(3):
+        gray, labels = lesion_slice(number)
+        for folder, image in (("images", gray), ("masks", labels)):
+            (tmp_path / "own" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / "own" / folder / f"s{number}.png")
+    config = config_file(tmp_path, supervised=4)
+    config.write_text("semi_supervised = false\n" + config.read_text(encoding="utf-8"), encoding="utf-8")
+    done = run("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    model = load_model(tmp_path / "run/model.safetensors")
+    assert "3 labelled slices" in model.name
+    assert "non-commercial" not in model.card.licence
+
+
+def test_more_workers_than_cores_are_refused_at_once_with_the_flags_that_fit(tmp_path):
+    cores = len(os.sched_getaffinity(0))
+    start = time.monotonic()
+    done = run("--workers", 4 * cores, "--cpus-per-worker", 1, "-o", tmp_path / "run")
+    assert time.monotonic() - start < 30
+    assert done.returncode == 2
+    assert f"need {4 * cores} CPUs" in done.stderr
+    assert f"--workers {cores}" in done.stderr
+    assert "--cpus-per-worker 0.25" in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "TrainingSet/MultiClassInfection-Train"),
+        (["--unlabeled", "x"], "--unlabeled goes with --labeled"),
+        (["--labeled", "x"], "phase 2 needs --unlabeled"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what_to_do(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_an_unknown_setting_is_refused_with_the_valid_ones(tmp_path):
+    (tmp_path / "bad.toml").write_text("learning_rat = 1\n", encoding="utf-8")
+    result = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "bad.toml"), "-o", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "learning_rat;" in result.stderr
+    assert "learning_rate" in result.stderr
+
+
+def test_resume_without_a_run_and_with_other_settings_is_refused(tmp_path):
+    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "none"), "--resume"])
+    assert result.exit_code == 2
+    assert "no run to resume" in result.stderr
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / SETTINGS).write_text(json.dumps({"learning_rate": 1.0}), encoding="utf-8")
+    result = CliRunner().invoke(app, ["train", "-o", str(run_folder), "--resume"])
+    assert result.exit_code == 2
+    assert "learning_rate was 1.0, is 0.01" in result.stderr
+
+
+def test_the_command_offers_every_recipe():
+    assert {preset.value for preset in Preset} == set(PRESETS)

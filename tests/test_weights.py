@@ -1,0 +1,117 @@
+"""Model files: what is written loads again; what is damaged or foreign is refused with the file's name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cohortseg.config import CanonicalConfig, ModelConfig
+from cohortseg.errors import ModelError
+from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.segmenter import Segmenter
+from cohortseg.weights import ModelCard, default_model_path, load_model, save_model
+from cohortseg.weights.model_file import read_card
+
+SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8)
+CARD = ModelCard(
+    name="tiny", model=SMALL, canonical=CanonicalConfig(size=64), training_images=("ab", "cd"), licence="none",
+    recipe={"preset": "test"}, versions={"torch": "x"},
+)  # fmt: skip
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "model.safetensors"
+    save_model(path, Segmenter(SMALL), Discriminator(8), CARD)
+    return path
+
+
+def test_what_is_written_loads_with_its_card(model_file):
+    model = load_model(model_file)
+    assert model.card == CARD
+    assert model.training_images == {"ab", "cd"}
+    assert len(model.sha256) == 64
+    prediction = model.predict(torch.rand(2, 1, 64, 64))
+    assert prediction.prob.shape == (2, 3, 64, 64)
+    torch.testing.assert_close(prediction.prob.sum(dim=1), torch.ones(2, 64, 64))
+    assert prediction.confidence.shape == (2, 1, 64, 64)
+
+
+def test_mirrored_slices_get_mirrored_predictions_with_flips(model_file):
+    model = load_model(model_file, bf16=False)
+    images = torch.rand(1, 1, 64, 64)
+    prob = model.predict(images, flips=True).prob
+    torch.testing.assert_close(model.predict(images.flip(-1), flips=True).prob.flip(-1), prob)
+
+
+def test_bf16_agrees_with_float32(model_file):
+    images = torch.rand(4, 1, 64, 64)
+    exact = load_model(model_file, bf16=False).predict(images).prob
+    assert (load_model(model_file, bf16=True).predict(images).prob - exact).abs().max() < 0.05
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(ModelError, match="cohortseg train"):
+        load_model(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.999])
+def test_a_truncated_file_is_refused(model_file, keep):
+    whole = model_file.read_bytes()
+    model_file.write_bytes(whole[: int(keep if keep >= 1 or keep == 0 else keep * len(whole))])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        load_model(model_file)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path):
+    path = tmp_path / "evil.safetensors"
+    torch.save({"state": torch.zeros(3)}, path)
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        load_model(path)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(ModelError, match="not a model file"):
+        load_model(path)
+
+
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(model_file):
+    tensors = load_file(model_file)
+    header = {"format": 1} | json.loads(json.dumps(_header(model_file)))
+    name = next(key for key in tensors if key.startswith("segmenter.head"))
+    save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, model_file, {"cohortseg": json.dumps(header)})
+    with pytest.raises(ModelError, match="finite"):
+        load_model(model_file)
+    save_file({key: value for key, value in tensors.items() if key != name}, model_file, {"cohortseg": json.dumps(header)})
+    with pytest.raises(ModelError, match="do not fit"):
+        load_model(model_file)
+
+
+def test_settings_out_of_range_are_refused(model_file):
+    header = {"format": 1} | _header(model_file)
+    header["canonical"]["size"] = 63
+    save_file(load_file(model_file), model_file, {"cohortseg": json.dumps(header)})
+    with pytest.raises(ModelError, match="multiple of 32"):
+        load_model(model_file)
+
+
+def _header(path: Path) -> dict:
+    from dataclasses import asdict
+
+    return asdict(read_card(path))
+
+
+def test_the_packaged_model_is_small_loads_and_states_its_terms():
+    path = default_model_path()
+    assert path.stat().st_size <= 40 * 1024**2
+    model = load_model()
+    assert "non-commercial" in model.card.licence
+    assert len(model.training_images) > 1600
+    assert model.card.recipe["preset"] == "cpu"
+
+
