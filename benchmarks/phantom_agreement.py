@@ -24,7 +24,9 @@ def cohort_table(seed: int, folder: Path) -> pl.DataFrame:
         ["sample", folder / "cohort", "--seed", str(seed)],
         ["infer", folder / "cohort" / "dicom", "-o", folder / "out", "--engine", "local"],
     ):
-        subprocess.run([sys.executable, "-m", "cohortseg", "-q", *map(str, arguments)], check=True, stdout=subprocess.PIPE)
+        subprocess.run(
+            [sys.executable, "-m", "cohortseg", "-q", *map(str, arguments)], check=True, stdout=subprocess.PIPE
+        )
     truth = pl.read_parquet(folder / "cohort" / "truth.parquet")
     found = pl.read_parquet(folder / "out" / "burden.parquet")
     return truth.join(found, on="series_instance_uid", suffix="_found").with_columns(seed=pl.lit(seed))

@@ -1,6 +1,5 @@
 """The errors a user can repair; anything else that escapes is a bug and keeps its traceback."""
 
-
 from typing import ClassVar
 
 

@@ -1,28 +1,24 @@
 """What composes the stages: scan, segment and measure, report."""
 
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from cohortseg import __version__
 from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import ConfigError
 from cohortseg.infer.commit import MASKS, claimed, forget, read_committed, sweep
 from cohortseg.infer.run import Job, check_workers, pending_series, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.report.write import write_report
 from cohortseg.store.masks import create_mask_store
+from cohortseg.store.provenance import RUN_JSON, write_run_json
 from cohortseg.store.schemas import BURDEN, MANIFEST, SLICES
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.weights import LoadedModel, load_model
@@ -119,7 +115,7 @@ def infer_cohort(
         summary = InferSummary(
             out=out, burden=burden, counts=counts, num_found=len(scan.series), num_done=len(pending), engine=engine
         )
-        if not pending and (out / "run.json").is_file():
+        if not pending and (out / RUN_JSON).is_file():
             return summary  # the file keeps telling of the run that made the results
         timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
         _write_provenance(summary, scan, config, model, timings)
@@ -156,12 +152,8 @@ def _manifest_row(row: dict[str, Any]) -> dict[str, Any]:
 def _write_provenance(
     summary: InferSummary, scan: CohortScan, config: InferConfig, model: LoadedModel, timings: Mapping[str, float]
 ) -> None:
-    """Write ``run.json``: what ran, with what and on how much; no path or identifier, since it could name a patient."""
-    document = {
-        "command": "infer",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"cohortseg": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "pydicom", "polars", "ray", "zarr")},
+    """Write ``run.json``: what ran, with what and on how much."""
+    facts = {
         "config": asdict(config),
         "model": {"name": model.name, "sha256": model.sha256, "device": str(model.device), "bf16": model.bf16},
         "engine": summary.engine,
@@ -174,8 +166,4 @@ def _write_provenance(
         },
         "timings": dict(timings),
     }
-    path = summary.out / "run.json"
-    try:
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}") from error
+    write_run_json(summary.out, "infer", facts)

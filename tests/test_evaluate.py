@@ -242,8 +242,8 @@ def test_output_holds_tables_pictures_and_provenance(data: Path, model_path: Pat
     assert result.seen == ("14",)
     assert images.filter(pl.col("in_training"))["image"].unique().to_list() == ["14"]
     run = json.loads((output / "run.json").read_text())
-    assert run["model_sha256"] == hashlib.sha256(model_path.read_bytes()).hexdigest()
-    assert (run["n_images"], run["n_images_in_training"], run["arguments"]["split"]) == (5, 1, "val")
+    assert run["model"]["sha256"] == hashlib.sha256(model_path.read_bytes()).hexdigest()
+    assert (run["counts"], run["arguments"]["split"]) == ({"images": 5, "images_in_training": 1}, "val")
     assert {path.stem for path in (output / "pictures").iterdir()} == VALIDATION
     assert not (output / "labels").exists()
     with Image.open(output / "pictures" / "2.png") as picture:  # upright, truth beside prediction

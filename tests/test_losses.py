@@ -52,7 +52,7 @@ def test_equation_9_by_hand():
 
 
 def test_equations_8_to_10_cross_entropy_is_conditional_entropy_plus_the_label_marginal():
-    """CE = H(F|K) - sum_k y_k log p_k with H(F|K) of (8), on random maps; KL of (9) differs by the constant sum y log y."""
+    """CE = H(F|K) - sum_k y_k log p_k with H(F|K) of (8), on random maps; (9) differs by the constant sum y log y."""
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(1, 3, 16, 16, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 3, (1, 16, 16), generator=generator)

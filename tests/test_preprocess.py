@@ -62,7 +62,10 @@ def test_the_two_ways_covid_semiseg_lies():
 
 
 @given(
-    orientation=st.sampled_from(ORIENTATIONS), height=st.integers(1, 7), width=st.integers(1, 7), slices=st.integers(1, 3)
+    orientation=st.sampled_from(ORIENTATIONS),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    slices=st.integers(1, 3),
 )
 def test_orientation_is_undone_exactly(orientation, height, width, slices):
     array = np.arange(slices * height * width).reshape(slices, height, width)
@@ -90,9 +93,7 @@ def test_window_maps_hu_to_zero_and_one():
     )
 
 
-@given(
-    y0=st.integers(-20, 60), x0=st.integers(-20, 60), height=st.integers(40, 120), width=st.integers(40, 120)
-)
+@given(y0=st.integers(-20, 60), x0=st.integers(-20, 60), height=st.integers(40, 120), width=st.integers(40, 120))
 def test_a_disc_comes_back_where_it_was(y0, x0, height, width):
     """Whatever the box: what goes through the canonical grid and back lies where it lay, to a pixel at the rim."""
     shape = (128, 128)

@@ -37,7 +37,12 @@ class Stopped(Exception):
 
 
 def train(
-    config: TrainConfig, run: Path, *, data: PreparedData | None = None, stop_at: int | None = None, restore: Path | None = None
+    config: TrainConfig,
+    run: Path,
+    *,
+    data: PreparedData | None = None,
+    stop_at: int | None = None,
+    restore: Path | None = None,
 ) -> Path:
     """Run the loop with one worker; return the folder of the latest checkpoint."""
     run.mkdir(exist_ok=True)
@@ -118,7 +123,9 @@ def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path
     fresh = loop.build_state(QUICK, torch.device("cpu")).discriminator.state_dict()
     for name, value in fresh.items():
         assert torch.equal(one.discriminator.state_dict()[name], value.half().float())
-    assert any(not torch.equal(two.discriminator.state_dict()[name], value.half().float()) for name, value in fresh.items())
+    assert any(
+        not torch.equal(two.discriminator.state_dict()[name], value.half().float()) for name, value in fresh.items()
+    )
 
 
 @pytest.mark.parametrize(

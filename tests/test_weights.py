@@ -84,10 +84,14 @@ def test_weights_that_do_not_fit_or_are_not_finite_are_refused(model_file):
     tensors = load_file(model_file)
     header = {"format": 1} | json.loads(json.dumps(_header(model_file)))
     name = next(key for key in tensors if key.startswith("segmenter.head"))
-    save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, model_file, {"cohortseg": json.dumps(header)})
+    save_file(
+        {**tensors, name: torch.full_like(tensors[name], float("nan"))}, model_file, {"cohortseg": json.dumps(header)}
+    )
     with pytest.raises(ModelError, match="finite"):
         load_model(model_file)
-    save_file({key: value for key, value in tensors.items() if key != name}, model_file, {"cohortseg": json.dumps(header)})
+    save_file(
+        {key: value for key, value in tensors.items() if key != name}, model_file, {"cohortseg": json.dumps(header)}
+    )
     with pytest.raises(ModelError, match="do not fit"):
         load_model(model_file)
 
@@ -113,5 +117,3 @@ def test_the_packaged_model_is_small_loads_and_states_its_terms():
     assert "non-commercial" in model.card.licence
     assert len(model.training_images) > 1600
     assert model.card.recipe["preset"] == "cpu"
-
-

@@ -45,7 +45,10 @@ def prepared(num_labeled: int = 6, num_unlabeled: int = 6, size: int = 64) -> Pr
 
 def write_covid_semiseg(root: Path, *, num_unlabeled: int = 4, names: tuple[str, ...] = ("1", "2", "3", "14")) -> Path:
     """Write a tiny data set in the official layout: transposed images, as the real ones lie."""
-    for part, stems in (("TrainingSet/MultiClassInfection-Train", names), ("TestingSet/MultiClassInfection-Test", ("1",))):
+    for part, stems in (
+        ("TrainingSet/MultiClassInfection-Train", names),
+        ("TestingSet/MultiClassInfection-Test", ("1",)),
+    ):
         for folder in ("Imgs", "GT"):
             (root / part / folder).mkdir(parents=True)
         for stem in stems:

@@ -1,6 +1,6 @@
 """``cohortseg info``."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,21 +16,19 @@ def info(
     Example: [bold]cohortseg info[/bold]
     """
     import json
-    import platform
-    from importlib.metadata import version
 
     import torch
     from rich.table import Table
 
     from cohortseg.cluster import cluster_address, local_resources
     from cohortseg.models.device import find_device, has_fast_bf16
+    from cohortseg.store.provenance import versions
     from cohortseg.weights import load_model
 
     model = load_model(device=torch.device("cpu"))
     device, resources = find_device(), local_resources()
-    facts = {
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("cohortseg", "torch", "ray", "pydicom", "polars", "zarr")},
+    facts: dict[str, dict[str, Any]] = {
+        "versions": dict(versions()),
         "device": {
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "bf16_in_hardware": has_fast_bf16(device),

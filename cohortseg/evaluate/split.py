@@ -1,11 +1,8 @@
 """A model over a split of COVID-SemiSeg: predict, score, write."""
 
-import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +10,6 @@ import numpy as np
 import polars as pl
 import torch
 
-from cohortseg import __version__
 from cohortseg.config import InferConfig
 from cohortseg.datasets.covid_semiseg import Split, find_data, labelled_slices
 from cohortseg.datasets.slices import CanonicalSlice, LabeledSlice, read_canonical, read_image, read_mask
@@ -22,6 +18,7 @@ from cohortseg.evaluate.maps import overlay_pair, write_maps, write_picture
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.preprocess import hu_from_image
+from cohortseg.store.provenance import write_run_json
 from cohortseg.store.tables import write_table
 from cohortseg.weights import LoadedModel, load_model
 
@@ -29,7 +26,6 @@ Report = Callable[[int, int | None, str], None]
 """Takes what is done, of how much, and a short text."""
 
 _BATCH: Final = 8
-_VERSIONS_OF: Final = ("numpy", "pillow", "polars", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +98,13 @@ def evaluate_split(
     result = Evaluation(metrics=summarise(images), images=images, data=folder, model=model.name, seen=seen)
     if output is not None:
         arguments = {"data": str(folder), "split": split, "model": model.name, "save_maps": save_maps, "flips": flips}
-        provenance = _provenance(arguments, model, len(slices), len(seen)) | {
-            "seconds": round(time.perf_counter() - started, 3)
+        facts = {
+            "arguments": arguments,
+            "model": {"name": model.name, "sha256": model.sha256},
+            "counts": {"images": len(slices), "images_in_training": len(seen)},
+            "timings": {"total_s": round(time.perf_counter() - started, 3)},
         }
-        _write(output, result, provenance)
+        _write(output, result, facts)
     return result
 
 
@@ -159,18 +158,6 @@ def _written(pairs: Iterable[tuple[LabeledSlice, Case]], output: Path, *, save_m
         yield case
 
 
-def _provenance(arguments: dict[str, Any], model: LoadedModel, num_images: int, num_seen: int) -> dict[str, Any]:
-    return {
-        "command": "evaluate",
-        "arguments": arguments,
-        "versions": {"cohortseg": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in _VERSIONS_OF},
-        "model_sha256": model.sha256,
-        "n_images": num_images,
-        "n_images_in_training": num_seen,
-    }
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,11 +165,8 @@ def _make_folder(folder: Path) -> None:
         raise StoreError(f"{folder}: the output folder cannot be made: {error}") from error
 
 
-def _write(output: Path, result: Evaluation, provenance: dict[str, Any]) -> None:
+def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
+    provenance = {"model_sha256": facts["model"]["sha256"], "arguments": facts["arguments"]}
     write_table(output / "images.parquet", result.images, IMAGES, provenance)
     write_table(output / "metrics.parquet", result.metrics, METRICS, provenance)
-    path = output / "run.json"
-    try:
-        path.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}") from error
+    write_run_json(output, "evaluate", facts)

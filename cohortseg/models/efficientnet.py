@@ -41,7 +41,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels, eps=_EPSILON)
         self.eval()
 
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
         return super().train(mode=False)
 
@@ -49,7 +49,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's padding, which is uneven for stride 2: the weights were trained with it."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's own name)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return (B, out, H / stride, W / stride); H and W are multiples of the stride."""
         total = self.kernel_size[0] - self.stride[0]
         before = total // 2
@@ -74,10 +74,12 @@ class MBConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, out, H / stride, W / stride)."""
-        y = x if self._expand_conv is None else functional.relu6(self._bn0(self._expand_conv(x)))
-        y = functional.relu6(self._bn1(self._depthwise_conv(y)))
-        y = self._bn2(self._project_conv(y))
-        return x + y if self._is_residual else y
+        hidden = x if self._expand_conv is None else functional.relu6(self._bn0(self._expand_conv(x)))
+        hidden = functional.relu6(self._bn1(self._depthwise_conv(hidden)))
+        y: torch.Tensor = self._bn2(self._project_conv(hidden))
+        if self._is_residual:
+            y = x + y
+        return y
 
 
 class EfficientNetLite0Encoder(nn.Module):

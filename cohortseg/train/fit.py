@@ -1,7 +1,9 @@
 """Ray Train around the loop: workers, checkpoints, restarts. The only place in training that knows Ray."""
 
+import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +17,7 @@ from cohortseg.cluster import Resources, connected, local_resources, require_wor
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.store.provenance import write_run_json
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
 from cohortseg.train.state import check_same_settings
@@ -124,6 +127,7 @@ def fit(
     CohortSegError
         If training fails.
     """
+    start = time.perf_counter()
     run = run.resolve()
     if not (run / SETTINGS).exists():
         (run / SETTINGS).write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
@@ -134,6 +138,13 @@ def fit(
             _run_trainer(config, run, request)
     if not (run / MODEL).is_file():
         raise StoreError(f"{run}: the workers left no {MODEL} here; the folder must be on storage that all nodes share")
+    facts = {
+        "config": asdict(config),
+        "workers": asdict(request),
+        "model": {"sha256": hashlib.sha256((run / MODEL).read_bytes()).hexdigest()},
+        "timings": {"total_s": round(time.perf_counter() - start, 1)},
+    }
+    write_run_json(run, "train", facts)
     return run / MODEL
 
 

@@ -9,8 +9,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cohortseg.config import TrainConfig
 from cohortseg.errors import ConfigError, ModelError
-from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.segmenter import Segmenter
 
 SUPERVISED: Final = 1

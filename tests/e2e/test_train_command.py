@@ -92,7 +92,10 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
 @pytest.mark.ray
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp_path):
-    one, two = config_file(tmp_path, supervised=5, adversarial=5, batch=4), config_file(tmp_path, supervised=5, adversarial=5)
+    one, two = (
+        config_file(tmp_path, supervised=5, adversarial=5, batch=4),
+        config_file(tmp_path, supervised=5, adversarial=5),
+    )
     for config, workers in ((one, 1), (two, 2)):
         done = run("--data", data, "--config", config, "-o", tmp_path / f"w{workers}", "--workers", workers)
         assert done.returncode == 0, done.stderr

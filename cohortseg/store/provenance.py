@@ -1,0 +1,42 @@
+"""``run.json``: what ran, with which versions, settings and model; no path or identifier that could name a patient."""
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from cohortseg import __version__
+from cohortseg.errors import StoreError
+
+RUN_JSON: Final = "run.json"
+
+_PACKAGES: Final = ("torch", "numpy", "pydicom", "polars", "ray", "zarr")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of cohortseg, Python, and the packages that results depend on."""
+    return {"cohortseg": __version__, "python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def write_run_json(folder: Path, command: str, facts: Mapping[str, Any]) -> None:
+    """Write the record of one finished command.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
+    document = {
+        "command": command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        **facts,
+    }
+    path = folder / RUN_JSON
+    try:
+        path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error
