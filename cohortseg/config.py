@@ -156,9 +156,12 @@ class TrainConfig:
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
     "cpu": {
-        "supervised_iterations": 550,
-        "adversarial_iterations": 350,
+        "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True),
+        "supervised_iterations": 900,
+        "adversarial_iterations": 300,
         "warmup_iterations": 60,
+        "batch_labeled": 8,
+        "batch_unlabeled": 8,
         "optimizer": "adamw",
         "learning_rate": 1e-3,
         "weight_decay": 1e-2,

@@ -69,7 +69,7 @@ def train(
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
     from cohortseg.train.curves import draw_curves
-    from cohortseg.train.fit import DATA, check_run_folder, fit
+    from cohortseg.train.fit import DATA, fit, open_run
     from cohortseg.train.loop import PHASE_1_MODEL
 
     _check_workers(workers, cpus_per_worker, address)
@@ -80,10 +80,12 @@ def train(
         )
     if unlabeled is not None and labeled is None:
         raise ConfigError("--unlabeled goes with --labeled")
-    check_run_folder(output, settings, resume=resume)
     if not (output / DATA).is_file():
         sources, terms = _sources(data, labeled, unlabeled, orientation, holdout=holdout, semi=settings.semi_supervised)
+        open_run(output, settings, resume=resume)
         _prepare(output, sources, terms, settings)
+    else:
+        open_run(output, settings, resume=resume)
     with progress("training") as report:
         model = fit(
             settings,
@@ -141,7 +143,6 @@ def _prepare(output: Path, sources: Sources, terms: str, settings: TrainConfig) 
     from cohortseg.datasets.prepared import prepare
     from cohortseg.train.fit import DATA
 
-    output.mkdir(parents=True, exist_ok=True)
     with progress("preparing slices") as report:
         prepare(output / DATA, *sources, settings.canonical, terms, report)
     say(f"{len(sources[0])} labelled and {len(sources[1])} unlabelled sources, {settings.canonical.size} pixels square")

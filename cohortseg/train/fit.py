@@ -73,18 +73,25 @@ def check_local(num_workers: int | None, cpus_per_worker: float | None) -> None:
     worker_request(num_workers, cpus_per_worker, resources).check(resources)
 
 
-def check_run_folder(run: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Refuse a folder that a run would overwrite, or one that it cannot go on in.
+def open_run(run: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Make a run's folder and note its settings there; refuse one with other content, or one that cannot be gone on in.
 
     Raises
     ------
     ConfigError
         If the folder holds a run and ``resume`` is false, or holds none, or one with other settings, and it is true.
+    StoreError
+        If it cannot be written.
     """
     settings = run / SETTINGS
     if not resume:
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
             raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            settings.write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"{run}: cannot be written: {error}") from error
         return
     if not settings.is_file():
         raise ConfigError(f"{run}: holds no run to resume")
@@ -111,7 +118,7 @@ def fit(
     config
         The settings.
     run
-        The run's folder, which holds the prepared data. All nodes must see it under the same path. Checkpoints of an
+        The run's folder from `open_run`, which holds the prepared data. All nodes must see it under the same path. Checkpoints of an
         earlier start in it are gone on from.
     num_workers, cpus_per_worker
         None: found from what there is.
@@ -129,8 +136,6 @@ def fit(
     """
     start = time.perf_counter()
     run = run.resolve()
-    if not (run / SETTINGS).exists():
-        (run / SETTINGS).write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
     with connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources)

@@ -162,13 +162,14 @@ def test_an_unknown_setting_is_refused_with_the_valid_ones(tmp_path):
 
 
 def test_resume_without_a_run_and_with_other_settings_is_refused(tmp_path):
-    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "none"), "--resume"])
+    data = write_covid_semiseg(tmp_path / "data" / "COVID-SemiSeg")
+    result = CliRunner().invoke(app, ["train", "--data", str(data), "-o", str(tmp_path / "none"), "--resume"])
     assert result.exit_code == 2
     assert "no run to resume" in result.stderr
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / SETTINGS).write_text(json.dumps({"learning_rate": 1.0}), encoding="utf-8")
-    result = CliRunner().invoke(app, ["train", "-o", str(run_folder), "--resume"])
+    result = CliRunner().invoke(app, ["train", "--data", str(data), "-o", str(run_folder), "--resume"])
     assert result.exit_code == 2
     assert "learning_rate was 1.0, is 0.01" in result.stderr
 

@@ -1,0 +1,164 @@
+"""The COVID-SemiSeg layout and folders of one's own: what is found, how it lies, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from phantoms import body_hu, write_series
+from PIL import Image
+from training_data import lesion_slice, write_covid_semiseg
+
+from cohortseg.config import CanonicalConfig
+from cohortseg.datasets import covid_semiseg
+from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labelled_slices, unlabelled_slices
+from cohortseg.datasets.folders import labelled_folder, unlabelled_folder
+from cohortseg.datasets.prepared import load_prepared, prepare
+from cohortseg.datasets.slices import DicomSlices, LabeledSlice, read_canonical, read_mask
+from cohortseg.errors import ConfigError, DataError
+from cohortseg.preprocess import TRANSPOSED, UPRIGHT
+
+CANONICAL = CanonicalConfig(size=64)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_covid_semiseg(tmp_path / "COVID-SemiSeg")
+
+
+def names(slices):
+    return [item.name for item in slices]
+
+
+def test_splits_share_no_image_and_the_validation_names_are_fixed(data):
+    assert names(labelled_slices(data, "train")) == ["1", "3"]
+    assert names(labelled_slices(data, "val")) == ["2", "14"]
+    assert names(labelled_slices(data, "all")) == ["1", "2", "3", "14"]
+    assert names(labelled_slices(data, "test")) == ["1"]
+    assert len(VALIDATION) == 5
+    assert all(not group & VALIDATION for group in NEAR_DUPLICATES)
+
+
+def test_data_are_found_by_option_by_variable_and_beside(data, monkeypatch, tmp_path):
+    monkeypatch.delenv("COHORTSEG_DATA", raising=False)
+    assert find_data(data) == data
+    assert find_data(data.parent) == data
+    monkeypatch.setenv("COHORTSEG_DATA", str(data.parent))
+    assert find_data(None) == data
+    monkeypatch.delenv("COHORTSEG_DATA")
+    monkeypatch.chdir(tmp_path / "COVID-SemiSeg" / "TrainingSet")
+    with pytest.raises(ConfigError, match=r"TrainingSet/MultiClassInfection-Train/\{Imgs,GT\}.*COHORTSEG_DATA"):
+        find_data(None)
+
+
+def test_a_split_needs_only_its_own_folders(data):
+    import shutil
+
+    shutil.rmtree(data / "TrainingSet")
+    assert names(labelled_slices(data, "test")) == ["1"]
+    with pytest.raises(ConfigError, match="folder is missing"):
+        labelled_slices(data, "val")
+    with pytest.raises(ConfigError, match="Pseudo-label"):
+        unlabelled_slices(data)
+
+
+def test_every_source_comes_upright(data):
+    """The three ways images lie all end as the same kind of picture: lungs beside each other, not above."""
+    for source in [*labelled_slices(data, "all"), *unlabelled_slices(data)]:
+        image = read_canonical(source, CANONICAL).image[0]
+        assert image[28:36, 30:34].mean() > 0.8, source.name  # mediastinum in the middle
+        for side in (image[:, :26], image[:, 38:]):  # lung on either side
+            assert (side < 0.5).float().mean() > 0.3, source.name
+        assert (image[:, 30:34] < 0.5).float().mean() < 0.1, source.name
+
+
+def test_a_prediction_goes_back_to_the_stored_image(data):
+    source = labelled_slices(data, "all")[0]
+    item = read_canonical(source, CanonicalConfig(size=128))
+    prob = torch.nn.functional.one_hot(torch.from_numpy(item.labels).long(), 3).permute(2, 0, 1).float()
+    restored = item.restore(prob).argmax(axis=0)
+    truth = read_mask(source.mask_path)
+    assert restored.shape == truth.shape
+    for value in (1, 2):
+        overlap = 2 * ((restored == value) & (truth == value)).sum() / ((restored == value).sum() + (truth == value).sum())
+        assert overlap > 0.93
+
+
+def test_older_label_codes_are_read_and_others_refused(tmp_path):
+    Image.fromarray(np.array([[0, 38, 75]], dtype=np.uint8)).save(tmp_path / "old.png")
+    assert read_mask(tmp_path / "old.png").tolist() == [[0, 1, 2]]
+    Image.fromarray(np.array([[0, 128, 255]], dtype=np.uint8)).save(tmp_path / "bad.png")
+    with pytest.raises(DataError, match=r"bad\.png: labels must be 0, 1, 2"):
+        read_mask(tmp_path / "bad.png")
+
+
+def test_what_is_no_image_or_does_not_fit_is_refused_by_name(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(DataError, match=r"text\.jpg: not a readable image"):
+        read_canonical(LabeledSlice(name="text", image_path=tmp_path / "text.jpg"), CANONICAL)
+    gray, labels = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    Image.fromarray(labels[:-1]).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask\.png: label map is \(127, 128\), its image \(128, 128\)"):
+        read_canonical(LabeledSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png"), CANONICAL)
+    Image.fromarray(np.full((64, 64), 9, dtype=np.uint8)).save(tmp_path / "blank.png")
+    with pytest.raises(DataError, match=r"blank\.png: the image is blank"):
+        read_canonical(LabeledSlice(name="blank", image_path=tmp_path / "blank.png"), CANONICAL)
+
+
+def test_own_folders_of_images(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    gray, labels = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "images" / "x.png")
+    with pytest.raises(DataError, match=r"x\.png: the label map of x\.png is missing"):
+        labelled_folder(tmp_path, UPRIGHT)
+    Image.fromarray(labels).save(tmp_path / "masks" / "x.png")
+    (found,) = labelled_folder(tmp_path, TRANSPOSED)
+    assert isinstance(found, LabeledSlice)
+    assert found.orientation == TRANSPOSED
+    assert names(unlabelled_folder(tmp_path / "images", UPRIGHT)) == ["x"]
+    with pytest.raises(ConfigError, match="images"):
+        labelled_folder(tmp_path / "images", UPRIGHT)
+
+
+def test_own_folders_of_dicom_with_masks(tmp_path):
+    """Label maps keep with their slices, whatever the order of the files."""
+    paths = write_series(tmp_path / "images", shape=(4, 128, 128), spacing_mm=(5.0, 2.6, 2.6), hu=body_hu((4, 128, 128)))
+    (tmp_path / "masks").mkdir()
+    for number, path in enumerate(paths):
+        mask = np.zeros((128, 128), dtype=np.uint8)
+        mask[60:68, 40 + 2 * number : 48 + 2 * number] = 1 + number % 2
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{path.stem}.png")
+    (source,) = labelled_folder(tmp_path, UPRIGHT)
+    assert isinstance(source, DicomSlices)
+    prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
+    prepared = load_prepared(tmp_path / "data.safetensors")
+    assert prepared.labeled.shape == (4, 1, 64, 64)
+    assert prepared.terms == "mine"
+    assert len(prepared.training_images) == 4
+    assert sorted(int(labels.max()) for labels in prepared.labels) == [1, 1, 2, 2]
+    assert len(unlabelled_folder(tmp_path / "images", UPRIGHT)) == 1
+
+
+def test_damaged_prepared_data_are_refused(tmp_path):
+    (tmp_path / "data.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(DataError, match="prepared data"):
+        load_prepared(tmp_path / "data.safetensors")
+
+
+@pytest.mark.realdata
+def test_the_real_data_set_has_its_known_sizes_and_every_lesion_lies_in_the_crop(realdata):
+    root = find_data(realdata)
+    assert (len(labelled_slices(root, "train")), len(labelled_slices(root, "val"))) == (45, 5)
+    unlabelled = unlabelled_slices(root)
+    assert len(unlabelled) == 1600
+    assert sum("coronacases" in item.name for item in unlabelled) == 1119
+    for source in labelled_slices(root, "all")[::5]:
+        item = read_canonical(source, CanonicalConfig())
+        upright = source.orientation.to_upright(read_mask(source.mask_path)) > 0
+        box = item.box
+        inside = upright[max(box.y0, 0) : box.y1, max(box.x0, 0) : box.x1].sum()
+        assert inside >= 0.99 * upright.sum(), source.name
+
+
+def test_terms_of_the_data_set_are_kept():
+    assert "non-commercial" in covid_semiseg.TERMS
