@@ -78,3 +78,22 @@ def test_the_model_s_folder_holds_its_notice_and_card():
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for heading in ("Data", "Recipe", "Results", "Known failures", "Intended use"):
         assert f"## {heading}" in card
+
+
+def test_warnings_of_libraries_which_may_quote_headers_are_not_shown(capsys):
+    import logging
+
+    from cohortseg.cli.console import set_verbosity
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        set_verbosity(quiet=False, verbose=True)
+        logging.getLogger("pydicom").warning("Unknown encoding 'DOE^JANE'")
+        logging.getLogger("cohortseg.infer").info("series 0123 failed")
+        shown = capsys.readouterr().err
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert "DOE" not in shown
+    assert "series 0123 failed" in shown

@@ -27,9 +27,14 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
         format="%(levelname)s %(name)s: %(message)s",
         force=True,
     )
-    for name in ("matplotlib", "PIL", "pydicom", "asyncio", "fsspec", "ray", "numcodecs", "filelock", "zarr"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_ours_or_an_error)
     logging.getLogger("cohortseg").setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
+
+
+def _is_ours_or_an_error(record: logging.LogRecord) -> bool:
+    """Let libraries speak of errors only: their warnings are not for users, and pydicom's quote header values."""
+    return record.name.split(".")[0] == "cohortseg" or record.levelno >= logging.ERROR
 
 
 def print_error(message: str) -> None:
