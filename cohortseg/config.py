@@ -157,7 +157,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
     "cpu": {
         "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True),
-        "supervised_iterations": 900,
+        "supervised_iterations": 1300,
         "adversarial_iterations": 300,
         "warmup_iterations": 60,
         "batch_labeled": 8,

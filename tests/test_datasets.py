@@ -78,7 +78,9 @@ def test_a_prediction_goes_back_to_the_stored_image(data):
     truth = read_mask(source.mask_path)
     assert restored.shape == truth.shape
     for value in (1, 2):
-        overlap = 2 * ((restored == value) & (truth == value)).sum() / ((restored == value).sum() + (truth == value).sum())
+        overlap = (
+            2 * ((restored == value) & (truth == value)).sum() / ((restored == value).sum() + (truth == value).sum())
+        )
         assert overlap > 0.93
 
 
@@ -98,7 +100,9 @@ def test_what_is_no_image_or_does_not_fit_is_refused_by_name(tmp_path):
     Image.fromarray(gray).save(tmp_path / "a.png")
     Image.fromarray(labels[:-1]).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match=r"mask\.png: label map is \(127, 128\), its image \(128, 128\)"):
-        read_canonical(LabeledSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png"), CANONICAL)
+        read_canonical(
+            LabeledSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png"), CANONICAL
+        )
     Image.fromarray(np.full((64, 64), 9, dtype=np.uint8)).save(tmp_path / "blank.png")
     with pytest.raises(DataError, match=r"blank\.png: the image is blank"):
         read_canonical(LabeledSlice(name="blank", image_path=tmp_path / "blank.png"), CANONICAL)
@@ -122,7 +126,9 @@ def test_own_folders_of_images(tmp_path):
 
 def test_own_folders_of_dicom_with_masks(tmp_path):
     """Label maps keep with their slices, whatever the order of the files."""
-    paths = write_series(tmp_path / "images", shape=(4, 128, 128), spacing_mm=(5.0, 2.6, 2.6), hu=body_hu((4, 128, 128)))
+    paths = write_series(
+        tmp_path / "images", shape=(4, 128, 128), spacing_mm=(5.0, 2.6, 2.6), hu=body_hu((4, 128, 128))
+    )
     (tmp_path / "masks").mkdir()
     for number, path in enumerate(paths):
         mask = np.zeros((128, 128), dtype=np.uint8)

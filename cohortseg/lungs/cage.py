@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cohortseg.lungs.aerated import LungSlice
-from cohortseg.lungs.morphology import Mask, Reals, convex_hull
+from cohortseg.lungs.morphology import Mask, Reals, closing, convex_hull, dilate, opening, select_components
 
 SIGN_HU: Final = -250.0
 """Below, inside the cavity: a sign that the tissue around is lung."""
+_BONE_HU: Final = 180.0
+"""Above: bone, or vessels full of contrast medium."""
 
 
 def rib_cage_cavity(item: LungSlice) -> Mask:
@@ -25,6 +27,23 @@ def rib_cage_cavity(item: LungSlice) -> Mask:
     radius = np.interp(angle, np.append(angles, 2 * np.pi), np.append(wall, wall[0]))
     inside: Mask = np.hypot(yy - centre[0], xx - centre[1]) <= radius
     return inside | item.aerated
+
+
+def wall_room(item: LungSlice, cavity: Mask) -> Mask:
+    """Return where in the cavity dense lung may lie: inside the line through the inner contour of ribs and spine.
+
+    Bone that the curve cut off, or that stands beside the spine, is wall, and so is what no disc of 10 mm radius
+    reaches that stays clear of it: the muscle between ribs and beside the spinous process.
+    """
+    px = item.pixel_mm
+    labels, count = ndimage.label(item.smooth > _BONE_HU)
+    spine = np.zeros(cavity.shape, bool)
+    beside = np.abs(np.arange(cavity.shape[1]) - item.midline) * px < 15
+    spine[max(0, np.flatnonzero(cavity.any(axis=1))[-1] - int(25 / px)) :, beside] = True
+    wall = np.isin(np.arange(count + 1), labels[~cavity | spine])
+    bone = ndimage.binary_fill_holes(closing(select_components(labels, wall), 3 / px))
+    labels, count = ndimage.label(opening(cavity & ~dilate(bone, 1.0), 10 / px))
+    return select_components(labels, np.bincount(labels[item.aerated], minlength=count + 1) > 0)
 
 
 def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reach: int) -> Reals:

@@ -6,15 +6,18 @@ import numpy as np
 from scipy import ndimage
 
 from cohortseg.lungs.aerated import LungSlice
-from cohortseg.lungs.cage import SIGN_HU
-from cohortseg.lungs.morphology import Mask, closing, convex_hull, frame_pixels, opening, select_components
+from cohortseg.lungs.cage import SIGN_HU, wall_room
+from cohortseg.lungs.morphology import Mask, closing, convex_hull, dilate, frame_pixels, opening, select_components
 
 _REACH_MM: Final = (10.0, 25.0)
 """Dense lung reaches so far from a sign of air: ventral, dorsal (where consolidation gathers)."""
 
 
 def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
-    """Return the lung of a slice that holds aerated lung, and the area of homogeneous dorsal tissue left out, mm2."""
+    """Return the lung of a slice that holds aerated lung, and the area of homogeneous dorsal tissue left out, mm2.
+
+    A cropped slice often lacks the ribs and spine that a tight outline goes by; all that may be lung stays in it.
+    """
     px = item.pixel_mm
     dorsal, lateral, medial = _compartments(item, cavity)
     signs = _air_signs(item, cavity, dorsal, lateral)
@@ -25,12 +28,17 @@ def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
     distance, nearest = ndimage.distance_transform_edt(~signs, return_indices=True)
     near = distance * px < reach
     beyond = dorsal & _borders_ill_lung(item, signs)[tuple(nearest)]
-    free = dense & near & ~dorsal_core & ~core & apart
+    barred = core | dorsal_core | (item.airway if item.cropped else dilate(item.airway, 1.5))
+    free = dense & near & ~barred & apart
+    if not item.cropped:
+        free &= wall_room(item, cavity)
     hull = _side_hulls(signs, item.midline)
     taken = opening(free & hull, 2.5 / px) | opening(free & (beyond | hull), 3.5 / px)
-    lung = closing(signs | taken, 4 / px) & cavity & ~core & ~dorsal_core & ~item.airway
+    lung = closing(signs | taken, 4 / px) & cavity & ~barred
     lung = opening(lung | signs, 1.5) | item.aerated
     lung &= ~opening(item.smooth > 250, 1.0)
+    if not item.cropped:
+        lung = _rounded(lung, signs, item)
     lung = _fill_small_holes(lung, core | dorsal_core, item.airway, px)
     return lung, float((dorsal_core & dorsal).sum() * px**2)
 
@@ -60,7 +68,8 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
     signs apart from the lung are oesophagus and bronchi; black ones are bowel gas.
     """
     px = item.pixel_mm
-    signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~item.airway)
+    airway = item.airway if item.cropped else dilate(item.airway, 2.5)
+    signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~airway)
     labels, count = ndimage.label(signs)
     if count:
         centre = np.array(ndimage.center_of_mass(signs, labels, np.arange(1, count + 1))).reshape(-1, 2)
@@ -109,6 +118,19 @@ def _side_hulls(signs: Mask, midline: float) -> Mask:
         if (signs & side).any():
             hulls |= convex_hull(signs & side) & side
     return hulls
+
+
+def _rounded(lung: Mask, signs: Mask, item: LungSlice) -> Mask:
+    """Return the lung without corners of soft tissue, and without pieces below 100 mm2 that hold no aerated lung.
+
+    A corner is what a disc of 5 mm radius does not reach.
+    """
+    px = item.pixel_mm
+    lung = opening(lung, 5 / px) | opening(lung & closing(signs, 4 / px), 1.5) | item.aerated
+    labels, count = ndimage.label(lung)
+    aerated = np.bincount(labels[item.aerated], minlength=count + 1) > 0
+    area_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * px**2
+    return select_components(labels, aerated | (area_mm2 >= 100))
 
 
 def _fill_small_holes(lung: Mask, core: Mask, airway: Mask, pixel_mm: float) -> Mask:

@@ -118,8 +118,8 @@ def fit(
     config
         The settings.
     run
-        The run's folder from `open_run`, which holds the prepared data. All nodes must see it under the same path. Checkpoints of an
-        earlier start in it are gone on from.
+        The run's folder from `open_run`, which holds the prepared data. All nodes must see it under the same path.
+        Checkpoints of an earlier start in it are gone on from.
     num_workers, cpus_per_worker
         None: found from what there is.
     address

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cohortseg.config import TrainConfig
+from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, ModelError
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
@@ -139,11 +139,11 @@ def check_same_settings(saved: dict[str, Any], config: TrainConfig) -> None:
     ConfigError
         Naming each setting that differs, with both values.
     """
-    now = asdict(config)
+    before, now = asdict(config_from_mapping(TrainConfig, saved)), asdict(config)
     differing = [
-        f"{name} was {saved.get(name)!r}, is {value!r}"
+        f"{name} was {before[name]!r}, is {value!r}"
         for name, value in now.items()
-        if name not in _FREE_TO_CHANGE and saved.get(name) != value
+        if name not in _FREE_TO_CHANGE and before[name] != value
     ]
     if differing:
         raise ConfigError(f"cannot resume with other settings: {'; '.join(differing)}; use a new run folder")
