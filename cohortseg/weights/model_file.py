@@ -120,6 +120,7 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
     header = json.dumps({"format": _FORMAT, **asdict(card)}, sort_keys=True)
     temporary = path.with_name(f".{path.name}.tmp")
     save_file(tensors, temporary, {_HEADER_KEY: header})
+    temporary.chmod(0o644)  # safetensors lets nobody but the owner read, and models are shared
     temporary.replace(path)
 
 
