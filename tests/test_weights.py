@@ -12,7 +12,6 @@ from cohortseg.errors import ModelError
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.weights import ModelCard, default_model_path, load_model, save_model
-from cohortseg.weights.model_file import read_card
 
 SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8)
 CARD = ModelCard(
@@ -107,7 +106,7 @@ def test_settings_out_of_range_are_refused(model_file):
 def _header(path: Path) -> dict:
     from dataclasses import asdict
 
-    return asdict(read_card(path))
+    return asdict(load_model(path).card)
 
 
 def test_the_packaged_model_is_small_loads_and_states_its_terms():

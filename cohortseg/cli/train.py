@@ -80,12 +80,12 @@ def train(
         )
     if unlabeled is not None and labeled is None:
         raise ConfigError("--unlabeled goes with --labeled")
+    found = None  # a run that is resumed may have its data already
     if not (output / DATA).is_file():
-        sources, terms = _sources(data, labeled, unlabeled, orientation, holdout=holdout, semi=settings.semi_supervised)
-        open_run(output, settings, resume=resume)
-        _prepare(output, sources, terms, settings)
-    else:
-        open_run(output, settings, resume=resume)
+        found = _sources(data, labeled, unlabeled, orientation, holdout=holdout, semi=settings.semi_supervised)
+    open_run(output, settings, resume=resume)
+    if found is not None:
+        _prepare(output, *found, settings)
     with progress("training") as report:
         model = fit(
             settings,

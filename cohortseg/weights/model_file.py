@@ -169,24 +169,13 @@ def load_model(
     )
 
 
-def read_card(path: Path) -> ModelCard:
-    """Read only the header of a model file.
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, damaged, or not one of cohortseg's.
-    """
-    return _read(path, weights=False)[0]
-
-
-def _read(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with 'cohortseg train', or leave --model out")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118 (no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
     if not isinstance(header, dict) or header.pop("format", None) != _FORMAT:
