@@ -59,7 +59,7 @@ QUARTER_TURNED = Orientation(transpose=True, flip_y=True)
 
 @dataclass(frozen=True)
 class CropBox:
-    """Pixels [y0, y1) x [x0, x1) of an upright slice; it may reach beyond the slice, where the edge goes on."""
+    """Pixels [y0, y1) x [x0, x1) of an upright slice; never beyond the slice."""
 
     y0: int
     y1: int
@@ -110,7 +110,7 @@ def lung_boxes(lungs: NDArray[np.bool_], config: CanonicalConfig) -> list[CropBo
         return [None] * len(lungs)
     smallest = (config.min_box * (whole.y1 - whole.y0), config.min_box * (whole.x1 - whole.x0))
     boxes = (_bounds(slice_, config.margin) for slice_ in lungs)
-    return [None if box is None else _grown(box, smallest) for box in boxes]
+    return [None if box is None else _within(_grown(box, smallest), lungs.shape[1:]) for box in boxes]
 
 
 def _bounds(mask: NDArray[np.bool_], margin: float) -> CropBox | None:
@@ -131,6 +131,11 @@ def _grown(box: CropBox, smallest: tuple[float, float]) -> CropBox:
     grow_y = max(0, round((smallest[0] - (box.y1 - box.y0)) / 2))
     grow_x = max(0, round((smallest[1] - (box.x1 - box.x0)) / 2))
     return CropBox(box.y0 - grow_y, box.y1 + grow_y, box.x0 - grow_x, box.x1 + grow_x)
+
+
+def _within(box: CropBox, shape: tuple[int, ...]) -> CropBox:
+    """Cut a box off at the slice's edges: what is made up there (repeated edges, air) is in no real slice."""
+    return CropBox(max(box.y0, 0), min(box.y1, shape[0]), max(box.x0, 0), min(box.x1, shape[1]))
 
 
 def canonical_batch(
@@ -155,7 +160,7 @@ def canonical_batch(
     low, high = config.window_hu
     batch = torch.empty(len(boxes), 1, config.size, config.size)
     for index, (slice_hu, box) in enumerate(zip(slices_hu, boxes, strict=True)):
-        crop = torch.from_numpy(_crop(slice_hu, box).astype(np.float32))
+        crop = torch.from_numpy(slice_hu[box.y0 : box.y1, box.x0 : box.x1].astype(np.float32))
         image = ((crop - low) / (high - low)).clamp_(0, 1)
         batch[index] = functional.interpolate(
             image[None, None], size=(config.size, config.size), mode="bilinear", antialias=True, align_corners=False
@@ -165,7 +170,7 @@ def canonical_batch(
 
 def canonical_labels(labels: NDArray[np.uint8], box: CropBox, size: int) -> NDArray[np.uint8]:
     """Return an upright label map (Y, X) on the canonical grid (size, size) by nearest neighbour: no class invented."""
-    crop = torch.from_numpy(_crop(labels, box))
+    crop = torch.from_numpy(np.ascontiguousarray(labels[box.y0 : box.y1, box.x0 : box.x1]))
     # "nearest-exact" samples at pixel centres, as the image's interpolation does; "nearest" would shift by half a pixel
     resized = functional.interpolate(crop[None, None].float(), size=(size, size), mode="nearest-exact")
     return resized[0, 0].to(torch.uint8).numpy()
@@ -195,17 +200,8 @@ def restore(prob: torch.Tensor, box: CropBox, shape: tuple[int, int]) -> torch.T
     )[0]
     result = torch.zeros(prob.shape[0], *shape)
     result[0] = 1.0
-    y0, y1, x0, x1 = max(box.y0, 0), min(box.y1, shape[0]), max(box.x0, 0), min(box.x1, shape[1])
-    result[:, y0:y1, x0:x1] = inside[:, y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0]
+    result[:, box.y0 : box.y1, box.x0 : box.x1] = inside
     return result
-
-
-def _crop(array: NDArray[Any], box: CropBox) -> NDArray[Any]:
-    """Return the box cut out of (Y, X); beyond the array its edge is repeated, which looks like more chest wall."""
-    height, width = array.shape
-    y0, y1, x0, x1 = max(box.y0, 0), min(box.y1, height), max(box.x0, 0), min(box.x1, width)
-    border = ((y0 - box.y0, box.y1 - y1), (x0 - box.x0, box.x1 - x1))
-    return np.pad(array[y0:y1, x0:x1], border, mode="edge")
 
 
 def hu_from_image(gray: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,5 +1,8 @@
 """The COVID-SemiSeg layout and folders of one's own: what is found, how it lies, and what is refused."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +171,11 @@ def test_the_real_data_set_has_its_known_sizes_and_every_lesion_lies_in_the_crop
 
 def test_terms_of_the_data_set_are_kept():
     assert "non-commercial" in covid_semiseg.TERMS
+
+
+def test_folds_of_the_cross_validation_are_even_and_keep_near_duplicates_together():
+    folds = json.loads((Path(__file__).parents[1] / "benchmarks" / "folds.json").read_text())["folds"]
+    assert [len(set(fold)) for fold in folds] == [10] * 5
+    assert len({name for fold in folds for name in fold}) == 50
+    for group in NEAR_DUPLICATES:
+        assert sum(not group.isdisjoint(fold) for fold in folds) == 1

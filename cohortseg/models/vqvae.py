@@ -105,8 +105,7 @@ class VQBranch(nn.Module):
         self.decoder = nn.ModuleList(
             [
                 ConvNormReLU(self.out_channels, 64),
-                ConvNormReLU(64, 32),
-                ConvNormReLU(32, 16),
+                ConvNormReLU(64, 16),
                 nn.Conv2d(16, 1, 3, padding=1),
             ]
         )
@@ -121,11 +120,16 @@ class VQBranch(nn.Module):
         return torch.cat([top_values, bottom.values], dim=1), [top, bottom]
 
     def reconstruct(self, fused: torch.Tensor) -> torch.Tensor:
-        """Return D(e), the input again: (B, 1, H, W) in [0, 1]."""
+        """Return D(e), the input again: (B, 1, H, W) in [0, 1].
+
+        Computed up to stride 2, like the logits, and up-sampled from there: codes at stride 8 hold nothing finer, and
+        layers at full size would make the branch a quarter of a training step.
+        """
         x = fused
         for layer in list(self.decoder)[:-1]:
             x = functional.interpolate(layer(x), scale_factor=2, mode="bilinear", align_corners=False)
-        return torch.sigmoid(self.decoder[-1](x).float())
+        x = torch.sigmoid(self.decoder[-1](x).float())
+        return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
