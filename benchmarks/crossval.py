@@ -25,8 +25,8 @@ from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.prepared import PreparedData, load_prepared, prepare
 from cohortseg.evaluate.score import score_images
 from cohortseg.evaluate.split import predicted_cases
-from cohortseg.models.device import find_device
 from cohortseg.evaluate.tables import IMAGES
+from cohortseg.models.device import find_device
 from cohortseg.store.tables import write_table
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, train
 from cohortseg.weights import load_model
