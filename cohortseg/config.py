@@ -127,6 +127,9 @@ class TrainConfig:
     that it cannot be told by its sharpness; 1: plain one-hot."""
     ema_decay: float = 0.0
     """Decay of the averaged weights that become the model; 0: the last weights."""
+    class_offsets: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Added to the finished model's logits of background, GGO and consolidation: Dice is best when a lesion wins below
+    an even chance."""
     augment: bool = True
     """Random flips, quarter turns, affine, intensity and noise."""
     bf16: bool | None = None
@@ -142,6 +145,8 @@ class TrainConfig:
             object.__setattr__(self, "canonical", config_from_mapping(CanonicalConfig, self.canonical))
         if isinstance(self.model, Mapping):
             object.__setattr__(self, "model", config_from_mapping(ModelConfig, self.model))
+        object.__setattr__(self, "class_offsets", tuple(self.class_offsets))
+        _check(len(self.class_offsets) == 3, "class_offsets must be three numbers", self.class_offsets)
         for name in ("supervised_iterations", "batch_labeled", "batch_unlabeled", "checkpoint_every"):
             _check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
         for name in ("adversarial_iterations", "warmup_iterations", "saturation_patience"):
@@ -156,7 +161,7 @@ class TrainConfig:
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
     "cpu": {
-        "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True),
+        "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True, decoder_channels=(96, 64, 48, 16)),
         "supervised_iterations": 1300,
         "adversarial_iterations": 300,
         "warmup_iterations": 60,

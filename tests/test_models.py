@@ -32,13 +32,16 @@ def test_every_parameter_learns_so_that_workers_never_wait_for_a_gradient():
     assert [name for name, value in network.named_parameters() if value.grad is None] == []
 
 
-def test_latent_codes_feed_the_segmentation():
-    network = Segmenter(SMALL).eval()
+def test_latent_codes_feed_the_segmentation_as_soon_as_it_has_learned_to_use_them():
+    network = Segmenter(SMALL)
     images = torch.rand(1, 1, 64, 64)
     before = network(images).logits
+    before.square().mean().backward()
     with torch.no_grad():
         network.vq.quantizer.codes.add_(5.0)
-    assert not torch.allclose(before, network(images).logits)
+        torch.testing.assert_close(network(images).logits, before)  # the fusion starts at zero
+        network.fusion.weight -= network.fusion.weight.grad
+        assert not torch.allclose(network(images).logits, before)
 
 
 def test_the_prediction_of_one_slice_does_not_depend_on_the_others():

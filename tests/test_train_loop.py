@@ -116,6 +116,16 @@ def test_both_phases_leave_a_model_a_history_and_curves(tmp_path):
     assert "6 labelled + 6 unlabelled" in last.name
 
 
+def test_class_offsets_are_in_the_finished_model_and_change_no_training(tmp_path):
+    images = prepared(2, 0).labeled.float()
+    plain, shifted = (
+        load_model(_model(tmp_path / name, replace(QUICK, class_offsets=offsets)), bf16=False).segmenter(images).logits
+        for name, offsets in (("plain", (0, 0, 0)), ("shifted", (0, 0.5, 2)))
+    )
+    for index, offset in enumerate((0, 0.5, 2)):
+        torch.testing.assert_close(shifted[:, index], plain[:, index] + offset, atol=2e-3, rtol=0)
+
+
 def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path):
     one = load_model(_model(tmp_path / "a", replace(QUICK, semi_supervised=False)))
     two = load_model(_model(tmp_path / "b", QUICK))

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-_ROTATION_DEG = 20.0
+_ROTATION_DEG = 15.0
 _SCALE = (0.8, 1.25)
 _ASPECT = 0.12
 _SHIFT = 0.08
 _WARP = 0.03
 _WARP_GRID = 5
-_GAMMA = (0.7, 1.45)
-_GAIN = (0.85, 1.15)
-_OFFSET = 0.08
+_GAMMA = (0.8, 1.25)
+_GAIN = (0.92, 1.08)
+_OFFSET = 0.04
 _NOISE = 0.05
 _BLUR_PROBABILITY = 0.2
 _SMOOTHING = (1 / 16, 2 / 16, 1 / 16, 2 / 16, 4 / 16, 2 / 16, 1 / 16, 2 / 16, 1 / 16)
@@ -60,7 +60,7 @@ def augment(
 
 def _affine(draw: np.random.Generator) -> np.ndarray:
     """Return (2, 3): output to input coordinates in [-1, 1]."""
-    angle = math.radians(draw.uniform(-_ROTATION_DEG, _ROTATION_DEG)) + math.pi / 2 * draw.integers(4)
+    angle = math.radians(draw.uniform(-_ROTATION_DEG, _ROTATION_DEG))
     scale = math.exp(draw.uniform(math.log(_SCALE[0]), math.log(_SCALE[1])))
     aspect = math.exp(draw.uniform(-_ASPECT, _ASPECT))
     mirror = draw.choice([-1.0, 1.0])

@@ -44,8 +44,12 @@ class Segmenter(nn.Module):
             if config.vq_branch
             else None
         )
-        fused = self.vq.out_channels if self.vq is not None else 0
-        self.decoder = Decoder(channels, config.decoder_channels, fused)
+        if self.vq is not None:
+            # Starts at zero: the decoder first learns without the codes, which change fast until the codebook settles.
+            self.fusion = nn.Conv2d(self.vq.out_channels, channels[_BOTTOM], kernel_size=1)
+            for parameter in self.fusion.parameters():
+                nn.init.zeros_(parameter)
+        self.decoder = Decoder(channels, config.decoder_channels)
         self.head = nn.Conv2d(config.decoder_channels[-1], NUM_CLASSES, kernel_size=1)
 
     def forward(self, images: torch.Tensor, *, reconstruct: bool = True) -> SegmenterOutput:
@@ -63,7 +67,8 @@ class Segmenter(nn.Module):
         levels: list[Quantized] = []
         if self.vq is not None:
             fused, levels = self.vq(features[_BOTTOM], features[_TOP])
-        logits = self.head(self.decoder(features, fused)).float()  # at stride 2
+            features[_BOTTOM] = features[_BOTTOM] + self.fusion(fused)
+        logits = self.head(self.decoder(features)).float()  # at stride 2
         logits = functional.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
         reconstruction = (
             self.vq.reconstruct(fused) if self.vq is not None and fused is not None and reconstruct else None
@@ -78,7 +83,7 @@ def _build_encoder(config: ModelConfig) -> EfficientNetLite0Encoder | ResNetEnco
 
 
 class Decoder(nn.Module):
-    """Up-samples from stride 32 to 2, joining the encoder's features on the way and the latent maps at stride 8.
+    """Up-samples from stride 32 to 2, joining the encoder's features on the way.
 
     Parameters
     ----------
@@ -86,28 +91,20 @@ class Decoder(nn.Module):
         Of the features at strides 2, 4, 8, 16, 32.
     decoder_channels
         At strides 16, 8, 4, 2.
-    latent_channels
-        Of the fused latent map at stride 8; 0: none.
     """
 
-    def __init__(
-        self, encoder_channels: tuple[int, ...], decoder_channels: tuple[int, int, int, int], latent_channels: int
-    ) -> None:
+    def __init__(self, encoder_channels: tuple[int, ...], decoder_channels: tuple[int, int, int, int]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
         below = encoder_channels[4]
-        for step, (skip, width) in enumerate(zip(reversed(encoder_channels[:4]), decoder_channels, strict=True)):
-            latent = latent_channels if step == 1 else 0
-            self.blocks.append(nn.Sequential(ConvNormReLU(below + skip + latent, width), ConvNormReLU(width, width)))
+        for skip, width in zip(reversed(encoder_channels[:4]), decoder_channels, strict=True):
+            self.blocks.append(nn.Sequential(ConvNormReLU(below + skip, width), ConvNormReLU(width, width)))
             below = width
 
-    def forward(self, features: list[torch.Tensor], latent: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """Return (B, decoder_channels[3], H/2, W/2)."""
         x = features[4]
-        for step, block in enumerate(self.blocks):
-            skip = features[3 - step]
-            parts = [functional.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False), skip]
-            if step == 1 and latent is not None:
-                parts.append(latent.to(skip.dtype))
-            x = block(torch.cat(parts, dim=1))
+        for skip, block in zip(reversed(features[:4]), self.blocks, strict=True):
+            x = functional.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = block(torch.cat([x, skip], dim=1))
         return x

@@ -1,5 +1,6 @@
 """The two training steps: one labelled batch (phase 1), labelled and unlabelled ones with a discriminator (phase 2)."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,13 +147,14 @@ def _care_for_codebook(state: TrainState, workers: Workers, output: SegmenterOut
     indices = torch.cat([level.indices.flatten() for level in output.levels])
     counts = torch.zeros_like(quantizer.usage).scatter_add_(0, indices, torch.ones_like(indices, dtype=torch.float32))
     update_usage(quantizer, workers.sum_over_workers(counts))
-    if (state.iteration + 1) % _REVIVE_EVERY:
+    begins = state.iteration == 0  # random codes are far from all latents: all are replaced
+    if (state.iteration + 1) % _REVIVE_EVERY and not begins:
         return
     latents = torch.cat([level.latents.detach().permute(0, 2, 3, 1).flatten(0, 2) for level in output.levels])
     # rank 0's latents for everybody: the others add zeros
     shared = workers.sum_over_workers(latents if workers.rank == 0 else torch.zeros_like(latents))
     generator = torch.Generator(latents.device).manual_seed(state.config.seed * 1_000_003 + state.iteration)
-    revive_codes(quantizer, shared, generator, _REVIVE_BELOW)
+    revive_codes(quantizer, shared, generator, math.inf if begins else _REVIVE_BELOW)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """Everything a training run is made of between two iterations, and its checkpoint."""
 
+import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -52,10 +53,12 @@ class TrainState:
         return self.config.supervised_iterations + self.config.adversarial_iterations
 
     def final_segmenter(self) -> Segmenter:
-        """Return the segmenter that becomes the model: the averaged one if there is one."""
-        module = self.segmenter if self.averaged is None else self.averaged.module
+        """Return a copy of the segmenter that becomes the model: averaged if asked for, with the class offsets."""
+        module = copy.deepcopy(self.segmenter if self.averaged is None else self.averaged.module)
         if not isinstance(module, Segmenter):
             raise TypeError(f"expected a Segmenter, got {type(module)}")
+        bias = module.head.get_parameter("bias")
+        bias.data += torch.tensor(self.config.class_offsets, device=bias.device)
         return module
 
 
