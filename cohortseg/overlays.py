@@ -127,6 +127,28 @@ def overview(
     return _sheet(pairs, height, caption)
 
 
+def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Image.Image:
+    """Return pictures in rows and columns, each column under its caption.
+
+    Parameters
+    ----------
+    rows
+        As many pictures a row as captions, each (Y, X) gray or (Y, X, 3) RGB, uint8, all of one size.
+    captions
+        One a column.
+    """
+    height, width = rows[0][0].shape[:2]
+    shape = (len(captions) * (width + _GAP) + _GAP, _TEXT_HEIGHT + len(rows) * (height + _GAP))
+    sheet = Image.new("RGB", shape, _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, caption in enumerate(captions):
+        x = _GAP + column * (width + _GAP)
+        draw.text((x, 2), caption, fill=_INK, font=font)
+        for row, pictures in enumerate(rows):
+            sheet.paste(Image.fromarray(pictures[column]), (x, _TEXT_HEIGHT + row * (height + _GAP)))
+    return sheet
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """Return a picture encoded as PNG."""
     buffer = io.BytesIO()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -246,9 +247,22 @@ def test_output_holds_tables_pictures_and_provenance(data: Path, model_path: Pat
     assert (run["counts"], run["arguments"]["split"]) == ({"images": 5, "images_in_training": 1}, "val")
     assert {path.stem for path in (output / "pictures").iterdir()} == VALIDATION
     assert not (output / "labels").exists()
-    with Image.open(output / "pictures" / "2.png") as picture:  # upright, truth beside prediction
-        assert picture.width > 2 * SIZE[0]
+    with Image.open(output / "pictures" / "2.png") as picture:  # upright: input, truth, prediction
+        assert picture.width > 3 * SIZE[0]
         assert SIZE[1] <= picture.height < 2 * SIZE[1]
+
+
+def test_page_shows_every_image_the_worst_first(data: Path, model_path: Path, tmp_path: Path):
+    result = evaluate_split(data, "val", model_path=model_path, output=tmp_path)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/jpeg;base64,') == page.count("<img") == 5
+    assert page.count("The model was trained on this image.") == 1
+    shown = re.findall(r"<h3>(\d+)</h3><p>ggo Dice ([0-9.\u2013]+).*?consolidation Dice ([0-9.\u2013]+)", page)
+    assert {name for name, *_ in shown} == VALIDATION
+    means = [np.mean([float(text) for text in dice if text != "\u2013"]) for _, *dice in shown]
+    assert means == sorted(means)
+    pooled = result.metrics.filter(protocol="pooled", class_name="opacity")["dice"].item()
+    assert f"<td>{pooled:.3f}</td>" in page
 
 
 def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):

@@ -5,17 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training_data import prepared
 
 from cohortseg.config import ModelConfig, TrainConfig
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.train import loop
-from cohortseg.train.curves import draw_curves
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
+from cohortseg.train.page import RunPage
+from cohortseg.train.pictures import draw_labeled, draw_unlabeled
 from cohortseg.train.state import check_same_settings
 from cohortseg.weights import load_model
 
@@ -98,7 +101,7 @@ def test_it_learns_to_segment_what_it_is_shown(tmp_path):
     assert not (tmp_path / "run" / PHASE_1_MODEL).exists()
 
 
-def test_both_phases_leave_a_model_a_history_and_curves(tmp_path):
+def test_both_phases_leave_a_model_and_a_history(tmp_path):
     run = tmp_path / "run"
     train(QUICK, run)
     rows = read_history(run)
@@ -106,9 +109,6 @@ def test_both_phases_leave_a_model_a_history_and_curves(tmp_path):
     assert {"ce", "proportion", "vq", "semi", "adversarial", "discriminator", "trusted"} <= set(rows[-1])
     assert all(json.dumps(row) for row in rows)
     assert list((run / "tensorboard").iterdir())
-    curves = draw_curves(run)
-    assert curves is not None
-    assert curves.stat().st_size > 10_000
     first, last = load_model(run / PHASE_1_MODEL), load_model(run / MODEL)
     assert first.sha256 != last.sha256
     assert last.card.recipe["phase"] == 2
@@ -124,6 +124,63 @@ def test_class_offsets_are_in_the_finished_model_and_change_no_training(tmp_path
     )
     for index, offset in enumerate((0, 0.5, 2)):
         torch.testing.assert_close(shifted[:, index], plain[:, index] + offset, atol=2e-3, rtol=0)
+
+
+def test_a_run_shows_what_it_does_on_one_page(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(QUICK, run, stop_at=5)
+    page = (run / "page.html").read_text(encoding="utf-8")  # renewed at the first checkpoint, in phase 1
+    assert "phase 1: iteration 5 of 12" in page
+    size, gap = 64, 6  # of the slices; between tiles
+    assert _size(run / "pictures/labeled.png") == (3 * (size + gap) + gap, 20 + 4 * (size + gap))
+    assert _size(run / "pictures/unlabeled.png")[0] == 3 * (size + gap) + gap  # no confidence yet
+
+    train(QUICK, run, restore=run / "checkpoint")
+    page = (run / "page.html").read_text(encoding="utf-8")
+    assert "phase 2: iteration 12 of 12" in page
+    assert page.count("src=") == page.count('src="data:image/jpeg;base64,') == 4  # self-contained
+    assert not {"<script", "<link", "http"} & set(page.lower().split())
+    assert _size(run / "pictures/unlabeled.png")[0] == 5 * (size + gap) + gap
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_pictures_show_truth_prediction_trust_and_reconstruction_where_they_are():
+    state = loop.build_state(QUICK, torch.device("cpu"))
+    state.phase = 2
+    data = prepared(1, 1)
+    with torch.no_grad():  # a network that says GGO everywhere, a discriminator that trusts nothing
+        state.segmenter.head.weight.zero_()
+        state.segmenter.head.bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
+        state.discriminator.layers[-1].weight.zero_()
+        state.discriminator.layers[-1].bias.fill_(-9.0)
+    labeled = np.asarray(draw_labeled(state, data.labeled.float(), data.labels, bf16=False))
+    tiles = [labeled[20:84, 6 + 70 * column : 70 + 70 * column].astype(int) for column in range(3)]
+    redder, greener = (tile[..., 0] > tile[..., 1] + 20 for tile in tiles), tiles[1][..., 1] > tiles[1][..., 0] + 20
+    in_input, in_truth, in_prediction = redder
+    assert not in_input.any()
+    assert (in_truth == (data.labels[0] == 1).numpy()).all()
+    assert (greener == (data.labels[0] == 2).numpy()).all()
+    assert in_prediction.all()
+    unlabeled = np.asarray(draw_unlabeled(state, data.unlabeled.float(), bf16=False))
+    confidence, pseudo = (unlabeled[20:84, 6 + 70 * column : 70 + 70 * column] for column in (3, 4))
+    assert (confidence == confidence[0, 0]).all()
+    assert confidence.sum(axis=2).max() < 200  # dark: near 0
+    assert (pseudo == 128).all()  # gray: nothing is trusted
+
+
+def test_drawing_the_page_takes_little_of_the_time(tmp_path):
+    page = RunPage(tmp_path, prepared(), torch.device("cpu"))
+    state = loop.build_state(QUICK, torch.device("cpu"))
+    for state.iteration in (3, 4, 5):  # no time goes by between them but that of drawing
+        page.renew(state, bf16=False)
+    assert "iteration 3 of" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    page.draw(state, bf16=False)
+    assert "iteration 5 of" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path):

@@ -68,9 +68,9 @@ def train(
 
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
-    from cohortseg.train.curves import draw_curves
     from cohortseg.train.fit import DATA, fit, open_run
     from cohortseg.train.loop import PHASE_1_MODEL
+    from cohortseg.train.page import PAGE
 
     _check_workers(workers, cpus_per_worker, address)
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=preset_config(preset.value))
@@ -95,10 +95,9 @@ def train(
             address=address,
             on_history=lambda row: report(row["iteration"], row["total_iterations"], _line(row)),
         )
-    curves = draw_curves(output)
     if settings.semi_supervised:
         say(f"phase 1 alone: {output / PHASE_1_MODEL}")
-    say(f"curves: {curves}; for TensorBoard: {output / 'tensorboard'}")
+    say(f"page: {output / PAGE}; for TensorBoard: {output / 'tensorboard'}")
     out.print(str(model), soft_wrap=True)
 
 

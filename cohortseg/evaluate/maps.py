@@ -5,20 +5,19 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from cohortseg.errors import StoreError
 from cohortseg.evaluate.score import eight_bit, label_map
 from cohortseg.labels import LESIONS
-from cohortseg.overlays import overlay_slice
+from cohortseg.overlays import contact_sheet, gray_slice, overlay_slice
 
-_CAPTION_PX: Final = 16
-_GAP_PX: Final = 4
-_INK: Final = (235, 235, 235)
+PICTURES: Final = "pictures"
+"""Folder of the overlays in an evaluation's output."""
 
 
-def overlay_pair(slice_hu: NDArray[np.int16], truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> Image.Image:
-    """Return truth (left) and prediction (right) over the CT.
+def compared(slice_hu: NDArray[np.int16], truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> Image.Image:
+    """Return the CT, the truth over it and the prediction over it, side by side.
 
     Parameters
     ----------
@@ -27,13 +26,8 @@ def overlay_pair(slice_hu: NDArray[np.int16], truth: NDArray[np.uint8], predicte
     truth, predicted : (H, W), uint8
         Label maps, upright: 0, 1, 2.
     """
-    height, width = slice_hu.shape
-    sheet = Image.new("RGB", (2 * width + _GAP_PX, height + _CAPTION_PX))
-    draw = ImageDraw.Draw(sheet)
-    for left, caption, labels in ((0, "truth", truth), (width + _GAP_PX, "prediction", predicted)):
-        draw.text((left + 3, 2), caption, fill=_INK)
-        sheet.paste(Image.fromarray(overlay_slice(slice_hu, labels)), (left, _CAPTION_PX))
-    return sheet
+    row = (gray_slice(slice_hu), overlay_slice(slice_hu, truth), overlay_slice(slice_hu, predicted))
+    return contact_sheet([row], ("input", "truth", "prediction"))
 
 
 def write_picture(folder: Path, name: str, picture: Image.Image) -> None:
@@ -44,7 +38,7 @@ def write_picture(folder: Path, name: str, picture: Image.Image) -> None:
     StoreError
         If the file cannot be written.
     """
-    _save(folder / "pictures" / f"{name}.png", picture)
+    _save(folder / PICTURES / f"{name}.png", picture)
 
 
 def write_maps(folder: Path, name: str, prob: NDArray[np.float32]) -> None:

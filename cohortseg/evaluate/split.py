@@ -14,7 +14,8 @@ from cohortseg.config import InferConfig
 from cohortseg.datasets.covid_semiseg import Split, find_data, labelled_slices
 from cohortseg.datasets.slices import CanonicalSlice, LabeledSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import DataError, StoreError
-from cohortseg.evaluate.maps import overlay_pair, write_maps, write_picture
+from cohortseg.evaluate.maps import PICTURES, compared, write_maps, write_picture
+from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.preprocess import hu_from_image
@@ -25,6 +26,7 @@ from cohortseg.weights import LoadedModel, load_model
 Report = Callable[[int, int | None, str], None]
 """Takes what is done, of how much, and a short text."""
 
+PAGE: Final = "page.html"
 _BATCH: Final = 8
 
 
@@ -65,7 +67,8 @@ def evaluate_split(
     model_path
         A model file; None: the packaged model.
     output
-        Folder for ``metrics.parquet``, ``images.parquet``, ``run.json`` and ``pictures/``; None: nothing is written.
+        Folder for ``metrics.parquet``, ``images.parquet``, ``run.json``, ``pictures/`` and ``page.html``; None:
+        nothing is written.
     save_maps
         Also write ``labels/`` and ``maps/``; needs ``output``.
     flips
@@ -154,7 +157,7 @@ def _written(pairs: Iterable[tuple[LabeledSlice, Case]], output: Path, *, save_m
         truth, labels = (
             source.orientation.to_upright(array).astype(np.uint8) for array in (case.truth, label_map(case.prob))
         )
-        write_picture(output, case.name, overlay_pair(upright_hu, truth, labels))
+        write_picture(output, case.name, compared(upright_hu, truth, labels))
         yield case
 
 
@@ -169,4 +172,7 @@ def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
     provenance = {"model_sha256": facts["model"]["sha256"], "arguments": facts["arguments"]}
     write_table(output / "images.parquet", result.images, IMAGES, provenance)
     write_table(output / "metrics.parquet", result.metrics, METRICS, provenance)
+    title = f"{result.model}: split {facts['arguments']['split']}"
+    page = evaluation_html(title, result.metrics, result.images, output / PICTURES)
+    (output / PAGE).write_text(page, encoding="utf-8")
     write_run_json(output, "evaluate", facts)

@@ -5,7 +5,7 @@ Layout as in VQ-VAE-2 (Razavi et al. 2019), which the paper follows: the top lev
 intermediate layer" (3.1) and at "the endpoint of the encoder" (3.2); two levels need both places.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from cohortseg.losses import codebook_loss, commitment_loss
 from cohortseg.models.backbone import ConvNormReLU, norm
+
+ALIVE_SHARE: Final = 0.1
+"""A code is alive while its share of use is at least this part of an equal share."""
 
 
 class VectorQuantizer(nn.Module):
@@ -30,7 +33,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.codes = nn.Parameter(torch.randn(size, dim))
         self.usage: torch.Tensor
-        self.register_buffer("usage", torch.ones(size))
+        self.register_buffer("usage", torch.zeros(size))
 
     def forward(self, latents: torch.Tensor) -> "Quantized":
         """Quantise (B, dim, h, w); computed in float32 whatever autocast says, since distances cancel."""
@@ -169,3 +172,16 @@ def revive_codes(quantizer: VectorQuantizer, latents: torch.Tensor, generator: t
 def update_usage(quantizer: VectorQuantizer, counts: torch.Tensor, decay: float = 0.99) -> None:
     """Add the counts of one batch, (K,) over all ranks, to the running use of each code."""
     quantizer.usage.mul_(decay).add_(counts, alpha=1 - decay)
+
+
+def codebook_use(usage: torch.Tensor) -> tuple[int, float]:
+    """Return how many codes are alive, and the perplexity of their use: 1 for one code, K for all alike.
+
+    Parameters
+    ----------
+    usage
+        (K,) counts, running or of one batch.
+    """
+    share = usage / usage.sum().clamp_min(1e-12)
+    alive = int((share >= ALIVE_SHARE / len(share)).sum())
+    return alive, float(torch.exp(-torch.xlogy(share, share).sum()))

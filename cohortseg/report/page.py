@@ -1,21 +1,14 @@
 """One self-contained HTML page: no script, no link, no identifier; patients are numbered as in patients.parquet."""
 
-import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 
-from cohortseg.report.pictures import smaller_jpeg
+from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
 
-_STYLE: Final = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1c1c1c }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
-td { text-align: right; white-space: nowrap } th { text-align: right; background: #f4f4f4 }
-td.text, th.text { text-align: left; white-space: normal } img { max-width: 100% } .bad { color: #a02020 }
-"""
 _PATIENT_COLUMNS: Final = {
     "n_timepoints": "dates",
     "n_evaluable": "measured",
@@ -55,34 +48,31 @@ def report_html(
     numbers = {person: number for number, person in enumerate(patients["patient_id"], start=1) if person is not None}
     counts = burden["status"].value_counts().sort("count", descending=True).rows()
     parts = [
-        "<h1>Lesion burden</h1>",
         "<p><strong>Research software, not a medical device.</strong> Patients are numbered by their row in "
         "patients.parquet. A dash means not measured.</p>",
         f"<p>{len(patients)} patients, {len(timeline)} time points, {len(burden)} series: "
         f"{html.escape(', '.join(f'{count} {status}' for status, count in counts))}.</p>",
-        f"<h2>Trajectories</h2>{_image(trajectories, 'Burden of each patient over time')}",
+        f"<h2>Trajectories</h2>{image_html(trajectories, 'Burden of each patient over time')}",
         "<h2>Patients</h2>",
-        _table(("patient", *_PATIENT_COLUMNS.values()), _patient_rows(patients)),
+        table_html(("patient", *_PATIENT_COLUMNS.values()), _patient_rows(patients)),
         "<h2>Series</h2>",
-        _table(("patient", *_SERIES_COLUMNS.values(), "status", "flags"), _series_rows(burden, numbers), num_text=2),
+        table_html(
+            ("patient", *_SERIES_COLUMNS.values(), "status", "flags"), _series_rows(burden, numbers), num_text=2
+        ),
         *_figures(burden, numbers, pictures),
     ]
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Lesion burden</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    return page_html("Lesion burden", parts)
 
 
 def _patient_rows(patients: pl.DataFrame) -> Iterable[list[str]]:
     for number, row in enumerate(patients.iter_rows(named=True), start=1):
-        yield [str(number), *(_number(row[name]) for name in _PATIENT_COLUMNS)]
+        yield [str(number), *(number_text(row[name]) for name in _PATIENT_COLUMNS)]
 
 
 def _series_rows(burden: pl.DataFrame, numbers: dict[str, int]) -> Iterable[list[str]]:
     for row in burden.iter_rows(named=True):
         flags = ", ".join(row["qc_flags"])
-        values = (_number(row[name]) for name in _SERIES_COLUMNS)
+        values = (number_text(row[name]) for name in _SERIES_COLUMNS)
         yield [_person(row, numbers), *values, row["status"], flags]
 
 
@@ -92,34 +82,12 @@ def _figures(burden: pl.DataFrame, numbers: dict[str, int], pictures: Path) -> I
     if rows:
         yield "<h2>Overlays</h2>"
     for row in rows[:_MOST_PICTURES]:
-        title = f"Patient {_person(row, numbers)}, day {_number(row['days_since_baseline'])}"
+        title = f"Patient {_person(row, numbers)}, day {number_text(row['days_since_baseline'])}"
         jpeg = smaller_jpeg((pictures / f"{row['series_key']}.png").read_bytes())
-        yield f"<h3>{title}</h3>{_image(jpeg, title, 'jpeg')}"
+        yield f"<h3>{title}</h3>{image_html(jpeg, title, 'jpeg')}"
     if len(rows) > _MOST_PICTURES:
         yield f"<p>{len(rows) - _MOST_PICTURES} more in pictures/.</p>"
 
 
 def _person(row: dict[str, Any], numbers: dict[str, int]) -> str:
     return str(numbers.get(row["patient_id"], "-"))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 0) -> str:
-    """Return a table whose last so many columns are text."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        classes = [""] * (len(cells) - num_text) + [' class="text"'] * num_text
-        return "".join(f"<{tag}{c}>{html.escape(cell)}</{tag}>" for cell, c in zip(cells, classes, strict=True))
-
-    body = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f"<table>\n<tr>{line(header, 'th')}</tr>\n{body}\n</table>"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "\N{EN DASH}"
-    return str(value) if isinstance(value, int) else f"{value:.1f}"
-
-
-def _image(content: bytes, text: str, kind: str = "png") -> str:
-    source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    return f'<img alt="{html.escape(text)}" src="{source}">'

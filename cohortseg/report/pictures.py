@@ -7,7 +7,6 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 _PANELS: Final = (
     ("po_pct", "Opacity, % of the lung"),
@@ -39,15 +38,6 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def smaller_jpeg(png: bytes, width: int = 1320) -> bytes:
-    """Return a picture as JPEG, at most so many pixels wide: small enough to put dozens into one page."""
-    with Image.open(io.BytesIO(png)) as image:
-        image.thumbnail((width, 10 * width))
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, format="JPEG", quality=82)
     return buffer.getvalue()
 
 

@@ -12,8 +12,10 @@ CURVES: Final = "curves.png"
 _PANELS: Final = (
     ("segmenter, labelled", ("ce", "dice", "proportion")),
     ("segmenter, unlabelled", ("semi", "proportion_unlabeled", "adversarial")),
-    ("VQ-VAE", ("vq",)),
     ("discriminator", ("discriminator", "confidence_truth", "confidence_predicted", "trusted")),
+    ("VQ-VAE", ("vq",)),
+    ("codebook", ("codes_alive", "perplexity")),
+    ("speed", ("images_per_s",)),
 )
 
 
@@ -22,9 +24,9 @@ def draw_curves(run: Path) -> Path | None:
     rows = read_history(run)
     if not rows:
         return None
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(15, 7), layout="constrained")
     boundary = max((row["iteration"] for row in rows if row["phase"] == 1), default=None)
-    for axes, (title, names) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+    for axes, (title, names) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
         for name in names:
             points = [(row["iteration"], row[name]) for row in rows if name in row]
             if points:

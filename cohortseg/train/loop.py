@@ -22,7 +22,9 @@ from cohortseg.datasets.batches import Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError
 from cohortseg.models.device import has_fast_bf16
+from cohortseg.models.vqvae import codebook_use
 from cohortseg.train.history import History
+from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Losses, Workers, adversarial_step, supervised_step
 from cohortseg.train.state import ADVERSARIAL, SUPERVISED, TrainState, build_state, load_state, save_state
 from cohortseg.weights import ModelCard, save_model
@@ -60,7 +62,7 @@ def train(
     device: torch.device,
     restore: Path | None,
 ) -> None:
-    """Train both phases; the first worker writes the history and the model into the run folder.
+    """Train both phases; the first worker writes history, pictures and model into the run folder.
 
     Parameters
     ----------
@@ -103,6 +105,7 @@ def train(
     )
     batches = Batches(data, device=device, seed=config.seed, augmented=config.augment, rank=rank, world=world)
     history = History(run, state.iteration) if rank == 0 else None
+    page = RunPage(run, data, device) if rank == 0 else None
     recent: list[Losses] = []
     clock = time.perf_counter()
 
@@ -125,6 +128,8 @@ def train(
             seconds = time.perf_counter() - clock
             images = len(recent) * world * (config.batch_labeled + num_unlabeled)
             row |= {"learning_rate": group["lr"], "images_per_s": images / seconds}
+            if state.segmenter.vq is not None:
+                row["codes_alive"], row["perplexity"] = codebook_use(state.segmenter.vq.quantizer.usage)
             phase_ends = phase_ends or _is_saturated(state, row["total"])
             if history is not None:
                 position = {"iteration": state.iteration, "total_iterations": state.total_iterations}
@@ -139,11 +144,14 @@ def train(
 
         # every rank reports, rank 0 writes
         if state.iteration % config.checkpoint_every == 0:
+            if page is not None:
+                page.renew(state, bf16=workers.bf16)
             _checkpoint(state, report, rank)
             clock = time.perf_counter()
 
-    if history is not None:
+    if history is not None and page is not None:
         history.__exit__()
+        page.draw(state, bf16=workers.bf16)
         _write_model(run / MODEL, state, data, phase=state.phase)
     _checkpoint(state, report, rank)
 

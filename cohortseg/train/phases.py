@@ -22,14 +22,13 @@ from cohortseg.losses import (
     vq_loss,
 )
 from cohortseg.models.segmenter import SegmenterOutput
-from cohortseg.models.vqvae import revive_codes, update_usage
+from cohortseg.models.vqvae import ALIVE_SHARE, revive_codes, update_usage
 from cohortseg.train.state import TrainState
 
 Losses = dict[str, torch.Tensor]
 """Detached scalars on the device, for the history."""
 
 _REVIVE_EVERY = 25
-_REVIVE_BELOW = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,8 @@ def supervised_step(state: TrainState, workers: Workers, batch: Batch) -> Losses
         + config.vq_weight * losses["vq"]
     )
     _step(state.segmenter_optimizer, total)
-    _care_for_codebook(state, workers, output)
+    _count_codes(state, workers, output)
+    _revive_codes(state, workers, output)
     return _detached({"total": total, **losses})
 
 
@@ -100,6 +100,7 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
         + self_taught * config.semi_weight * losses["semi"]
     )
     _step(state.segmenter_optimizer, total)
+    _count_codes(state, workers, output)
 
     # D moves, S stands still: its predictions come in without gradient
     truth = softened_truth(batch.labels, prob[:num_labeled], config.truth_confidence)
@@ -139,22 +140,29 @@ def _vq_losses(state: TrainState, output: SegmenterOutput, images: torch.Tensor)
     return {"vq": vq_loss(images, output.reconstruction, codebook, commitment, state.config.commitment)}
 
 
-def _care_for_codebook(state: TrainState, workers: Workers, output: SegmenterOutput) -> None:
-    """Keep count of used codes, and revive dead ones, in the same way on every worker."""
+def _count_codes(state: TrainState, workers: Workers, output: SegmenterOutput) -> None:
+    """Keep count of used codes, in the same way on every worker."""
     if state.segmenter.vq is None:
         return
     quantizer = state.segmenter.vq.quantizer
     indices = torch.cat([level.indices.flatten() for level in output.levels])
     counts = torch.zeros_like(quantizer.usage).scatter_add_(0, indices, torch.ones_like(indices, dtype=torch.float32))
     update_usage(quantizer, workers.sum_over_workers(counts))
-    begins = state.iteration == 0  # random codes are far from all latents: all are replaced
-    if (state.iteration + 1) % _REVIVE_EVERY and not begins:
+
+
+def _revive_codes(state: TrainState, workers: Workers, output: SegmenterOutput) -> None:
+    """Now and then revive dead codes, in the same way on every worker; at first all, which are far from all latents."""
+    begins = state.iteration == 0
+    if state.segmenter.vq is None or ((state.iteration + 1) % _REVIVE_EVERY and not begins):
         return
-    latents = torch.cat([level.latents.detach().permute(0, 2, 3, 1).flatten(0, 2) for level in output.levels])
+    quantizer = state.segmenter.vq.quantizer
+    top, bottom = (level.latents.detach().permute(0, 2, 3, 1).flatten(0, 2) for level in output.levels)
+    # as many of the top level as of the bottom, which has sixteen times the latents and would take all the codes
+    latents = torch.cat([top.repeat(len(bottom) // len(top), 1), bottom])
     # rank 0's latents for everybody: the others add zeros
     shared = workers.sum_over_workers(latents if workers.rank == 0 else torch.zeros_like(latents))
     generator = torch.Generator(latents.device).manual_seed(state.config.seed * 1_000_003 + state.iteration)
-    revive_codes(quantizer, shared, generator, math.inf if begins else _REVIVE_BELOW)
+    revive_codes(quantizer, shared, generator, math.inf if begins else ALIVE_SHARE)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:

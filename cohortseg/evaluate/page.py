@@ -1,0 +1,79 @@
+"""An evaluation for people to look at: the numbers, and every image beside its truth and its prediction."""
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from cohortseg.evaluate.tables import OPACITY
+from cohortseg.labels import LESIONS
+from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
+
+_CLASSES: Final = (*(label.name for label in LESIONS), OPACITY)
+_METRICS: Final = {
+    "class_name": "class",
+    "maps": "maps",
+    "protocol": "protocol",
+    "n_images": "images",
+    "dice": "Dice",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "s_measure": "S",
+    "e_measure": "E",
+    "mae": "MAE",
+}
+_NUM_TEXTS: Final = 3
+
+
+def evaluation_html(title: str, metrics: pl.DataFrame, images: pl.DataFrame, pictures: Path) -> str:
+    """Return the page; images stand in the order of their Dice, the worst first.
+
+    Parameters
+    ----------
+    title
+        Heading: model and split.
+    metrics, images
+        Tables ``METRICS`` and ``IMAGES``.
+    pictures
+        Folder of ``<image>.png``.
+    """
+    numbers = [name for name in _METRICS if name not in list(_METRICS)[:_NUM_TEXTS]]
+    texts = list(_METRICS)[:_NUM_TEXTS]
+    rows = (
+        [*(number_text(row[name], 3) for name in numbers), *(row[name] for name in texts)]
+        for row in metrics.filter(pl.col("protocol") != "area").iter_rows(named=True)
+    )
+    return page_html(
+        title,
+        [
+            "<p><strong>Research software, not a medical device.</strong> Ground-glass opacity red, consolidation "
+            "green. A dash means not defined. docs/evaluation.md explains the protocols.</p>",
+            table_html([_METRICS[name] for name in (*numbers, *texts)], rows, num_text=_NUM_TEXTS),
+            "<h2>Images, the lowest Dice first</h2>",
+            "<p>Sorted by the mean Dice of the classes that the truth or the prediction has.</p>",
+            *_figures(images, pictures),
+        ],
+    )
+
+
+def _figures(images: pl.DataFrame, pictures: Path) -> Iterator[str]:
+    by_image = images.partition_by("image", as_dict=True, maintain_order=True)
+    for name in sorted(images["image"].unique(), key=lambda name: _order(by_image[(name,)])):
+        rows = {row["class_name"]: row for row in by_image[(name,)].iter_rows(named=True)}
+        facts = "; ".join(
+            f"{class_name} Dice {number_text(rows[class_name]['dice'], 3)}, "
+            f"area {rows[class_name]['predicted_area_pct']:.1f} % (truth {rows[class_name]['truth_area_pct']:.1f} %)"
+            for class_name in _CLASSES
+        )
+        seen = " <span class='bad'>The model was trained on this image.</span>" if rows[OPACITY]["in_training"] else ""
+        picture = image_html(smaller_jpeg((pictures / f"{name}.png").read_bytes()), f"image {name}", "jpeg")
+        yield f"<h3>{html.escape(name)}</h3><p>{html.escape(facts)}.{seen}</p>{picture}"
+
+
+def _order(image: pl.DataFrame) -> tuple[bool, float]:
+    """Sort by mean Dice; an image without lesion in truth and prediction, which has none, comes last."""
+    dice = image.filter(pl.col("class_name") != OPACITY)["dice"].drop_nulls().to_list()
+    return not dice, sum(dice) / max(len(dice), 1)

@@ -1,0 +1,59 @@
+"""One self-contained HTML page: headings, tables and pictures in one file, no script and no link."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from PIL import Image
+
+_STYLE: Final = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1c1c1c }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
+td { text-align: right; white-space: nowrap } th { text-align: right; background: #f4f4f4 }
+td.text, th.text { text-align: left; white-space: normal } img { max-width: 100% } .bad { color: #a02020 }
+"""
+
+
+def page_html(title: str, parts: Iterable[str]) -> str:
+    """Return a whole page; the parts are HTML, the title is text and becomes the heading too."""
+    body = "\n".join(parts)
+    name = html.escape(title)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n<h1>{name}</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def table_html(header: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 0) -> str:
+    """Return a table whose last so many columns are text; cells are text, not HTML."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        classes = [""] * (len(cells) - num_text) + [' class="text"'] * num_text
+        return "".join(f"<{tag}{c}>{html.escape(cell)}</{tag}>" for cell, c in zip(cells, classes, strict=True))
+
+    body = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f"<table>\n<tr>{line(header, 'th')}</tr>\n{body}\n</table>"
+
+
+def image_html(content: bytes, text: str, kind: str = "png") -> str:
+    """Return an encoded picture as an element of a page, with the text that stands for it."""
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return f'<img alt="{html.escape(text)}" src="{source}">'
+
+
+def number_text(value: float | None, digits: int = 1) -> str:
+    """Return a number for people: whole numbers as they are, a dash where there is none."""
+    if value is None:
+        return "\N{EN DASH}"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def smaller_jpeg(png: bytes, width: int = 1320) -> bytes:
+    """Return a picture as JPEG, at most so many pixels wide: small enough to put dozens into one page."""
+    with Image.open(io.BytesIO(png)) as image:
+        image.thumbnail((width, 10 * width))
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, format="JPEG", quality=82)
+    return buffer.getvalue()

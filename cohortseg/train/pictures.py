@@ -1,0 +1,152 @@
+"""What the networks make of a few fixed slices: the paper's figures 2 to 4, and how the codebook is used."""
+
+import io
+from typing import Final
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from cohortseg.config import CanonicalConfig
+from cohortseg.labels import LABELS
+from cohortseg.losses import IGNORE, refined_pseudo_labels
+from cohortseg.models.vqvae import codebook_use
+from cohortseg.overlays import contact_sheet, gray_slice, overlay_slice
+from cohortseg.train.state import ADVERSARIAL, TrainState
+
+Tiles = dict[str, NDArray[np.uint8]]
+"""One row of a picture: caption to (size, size) gray or (size, size, 3) RGB."""
+
+_UNTRUSTED_RGB: Final = (128, 128, 128)
+
+
+@torch.no_grad()
+def draw_labeled(state: TrainState, images: torch.Tensor, labels: torch.Tensor, *, bf16: bool) -> Image.Image:
+    """Return figures 2 and 3: input, truth and prediction of labelled slices, GGO red and consolidation green.
+
+    Parameters
+    ----------
+    state
+        Its segmenter predicts as it stands, not averaged.
+    images
+        (B, 1, size, size) float32 on the segmenter's device.
+    labels
+        (B, size, size) uint8.
+    bf16
+        Whether to predict in bfloat16.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        logits = state.segmenter(images, reconstruct=False).logits
+    predicted = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    rows = []
+    for image, truth, prediction in zip(images, labels.cpu().numpy(), predicted, strict=True):
+        slice_hu = _hu(image, state.config.canonical)
+        rows.append(
+            {
+                "input": gray_slice(slice_hu),
+                "truth": overlay_slice(slice_hu, truth),
+                "prediction": overlay_slice(slice_hu, prediction),
+            }
+        )
+    return _sheet(rows)
+
+
+@torch.no_grad()
+def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Image.Image:
+    """Return figure 4: input, reconstruction, prediction, confidence map and refined pseudo label of unlabelled slices.
+
+    The confidence map is dark at 0 and bright at 1; in the pseudo label black is background and gray is not trusted.
+    Both are left out in phase 1, in which the discriminator does not learn; so is the reconstruction without a VQ-VAE.
+
+    Parameters
+    ----------
+    state
+        Its networks predict as they stand.
+    images
+        (B, 1, size, size) float32 on the networks' device.
+    bf16
+        Whether to predict in bfloat16.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        output = state.segmenter(images)
+        confidence = state.discriminator(output.logits.softmax(dim=1))
+    predicted = output.logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    pseudo = refined_pseudo_labels(output.logits, confidence, state.config.confidence_threshold).cpu().numpy()
+    sure = confidence[:, 0].float().sigmoid().cpu().numpy()
+    rows: list[Tiles] = []
+    for index, image in enumerate(images):
+        slice_hu = _hu(image, state.config.canonical)
+        row = {"input": gray_slice(slice_hu)}
+        if output.reconstruction is not None:
+            row["reconstruction"] = gray_slice(_hu(output.reconstruction[index], state.config.canonical))
+        row["prediction"] = overlay_slice(slice_hu, predicted[index])
+        if state.phase == ADVERSARIAL:
+            row["confidence, 0 to 1"] = (255 * mpl.colormaps["viridis"](sure[index])[..., :3]).astype(np.uint8)
+            row["refined pseudo label"] = _pseudo_label_rgb(pseudo[index])
+        rows.append(row)
+    return _sheet(rows)
+
+
+@torch.no_grad()
+def draw_codebook(state: TrainState, images: torch.Tensor, *, bf16: bool) -> bytes:
+    """Return the running share of each code, and what the given slices use at each level, encoded as PNG.
+
+    Parameters
+    ----------
+    state
+        Its segmenter must have a VQ-VAE branch.
+    images
+        (B, 1, size, size) float32 on the segmenter's device.
+    bf16
+        Whether to encode in bfloat16.
+    """
+    if state.segmenter.vq is None:
+        raise ValueError("the segmenter must have a VQ-VAE branch")
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        levels = state.segmenter(images, reconstruct=False).levels
+    usage = state.segmenter.vq.quantizer.usage
+    size = len(usage)
+    alive, perplexity = codebook_use(usage)
+    panels = {f"running use of both levels: {alive} of {size} alive, perplexity {perplexity:.1f}": usage}
+    for name, level in zip(("top", "bottom"), levels, strict=True):
+        counts = torch.bincount(level.indices.flatten(), minlength=size).float()
+        used, perplexity = int((counts > 0).sum()), codebook_use(counts)[1]
+        panels[f"{name} level, these slices: {used} used, perplexity {perplexity:.1f}"] = counts
+    figure = Figure(figsize=(15, 2.8), layout="constrained")
+    for axes, (title, counts) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        share = (100 * counts / counts.sum().clamp_min(1e-12)).sort(descending=True).values.cpu().numpy()
+        axes.bar(np.arange(size), share, width=1.0)
+        axes.axhline(100 / size, color="0.4", linestyle=":", linewidth=1)
+        axes.set(xlabel="code, the most used first", ylabel="share, %", xlim=(-0.5, size - 0.5))
+        axes.set_title(title, fontsize="medium")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def evenly_spread(count: int, total: int) -> list[int]:
+    """Return at most so many different places among ``total``, none at the ends if there are enough."""
+    places = (np.arange(min(count, total)) + 0.5) * total / max(min(count, total), 1)
+    return [int(place) for place in places]
+
+
+def _hu(image: torch.Tensor, config: CanonicalConfig) -> NDArray[np.int16]:
+    """Return (1, H, W) in [0, 1] as (H, W) in HU, the other way round than the canonical window."""
+    low, high = config.window_hu
+    slice_hu: NDArray[np.int16] = np.rint(low + (high - low) * image[0].float().cpu().numpy()).astype(np.int16)
+    return slice_hu
+
+
+def _pseudo_label_rgb(pseudo: NDArray[np.int64]) -> NDArray[np.uint8]:
+    rgb = np.zeros((*pseudo.shape, 3), np.uint8)
+    rgb[pseudo == IGNORE] = _UNTRUSTED_RGB
+    for label in LABELS:
+        rgb[pseudo == label.value] = label.rgb
+    return rgb
+
+
+def _sheet(rows: list[Tiles]) -> Image.Image:
+    return contact_sheet([list(row.values()) for row in rows], list(rows[0]))
