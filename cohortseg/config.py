@@ -47,7 +47,7 @@ class ModelConfig:
     encoder: EncoderName = "resnet18"
     """Encoder of the segmentation backbone."""
     imagenet: bool = False
-    """Start the encoder from ImageNet weights; there are some for efficientnet-lite0."""
+    """Start the encoder from ImageNet weights, with its batch normalisation frozen."""
     decoder_channels: tuple[int, int, int, int] = (128, 96, 64, 32)
     """Channels of the decoder at strides 16, 8, 4 and 2."""
     vq_branch: bool = True
@@ -65,11 +65,6 @@ class ModelConfig:
         _check(len(self.decoder_channels) == 4, "decoder_channels must be four numbers", self.decoder_channels)
         encoders = get_args(EncoderName)
         _check(self.encoder in encoders, f"encoder must be one of {', '.join(encoders)}", self.encoder)
-        _check(
-            not self.imagenet or self.encoder == "efficientnet-lite0",
-            "imagenet weights are there for encoder efficientnet-lite0 only",
-            self.encoder,
-        )
         _check(self.codebook_size >= 2, "codebook_size must be at least 2", self.codebook_size)
         _check(self.code_dim >= 1, "code_dim must be at least 1", self.code_dim)
 
@@ -82,6 +77,8 @@ class TrainConfig:
     """The network input."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The networks."""
+    imagenet_file: str = ""
+    """File to take ImageNet weights from; empty: the package's (efficientnet-lite0) or pytorch.org's (resnets)."""
     preset: str = "paper"
     """Name of the recipe these settings started from; kept in the model card."""
     supervised_iterations: int = 1000

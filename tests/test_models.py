@@ -1,14 +1,19 @@
-"""The networks: shapes, what feeds what, and the codebook."""
+"""The networks: shapes, what feeds what, the codebook, and ImageNet weights."""
+
+import hashlib
+from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from cohortseg.config import ModelConfig
 from cohortseg.errors import ModelError
+from cohortseg.models.backbone import ResNetEncoder
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.segmenter import Segmenter
-from cohortseg.models.vqvae import VectorQuantizer, revive_codes, update_usage
+from cohortseg.models.vqvae import VectorQuantizer, codebook_use, revive_codes, update_usage
 
 SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8)
 
@@ -76,6 +81,20 @@ def test_dead_codes_are_revived_from_the_batch_and_living_ones_stay():
     assert revive_codes(quantizer, latents, torch.Generator().manual_seed(0), minimum=0.1) == 0
 
 
+def test_codes_that_nothing_used_yet_are_dead_from_the_first_count_on():
+    quantizer = VectorQuantizer(4, 2)
+    update_usage(quantizer, torch.tensor([5.0, 3.0, 0.0, 0.0]))
+    assert codebook_use(quantizer.usage)[0] == 2
+    assert revive_codes(quantizer, torch.zeros(1, 2), torch.Generator().manual_seed(0), minimum=0.1) == 2
+
+
+def test_codebook_use_counts_living_codes_and_how_evenly_they_are_used():
+    assert codebook_use(torch.tensor([3.0, 3.0, 3.0, 3.0])) == (4, pytest.approx(4))
+    assert codebook_use(torch.tensor([50.0, 50.0, 0.0, 0.0])) == (2, pytest.approx(2))
+    shares = (98.0, 2.0, 0.0, 0.0)  # 2 % is below a tenth of an equal share of 25 %
+    assert codebook_use(torch.tensor(shares)) == (1, pytest.approx(0.98**-0.98 * 0.02**-0.02))
+
+
 def test_imagenet_weights_load_without_internet_and_are_checked(tmp_path):
     encoder = EfficientNetLite0Encoder()
     before = [value.clone() for value in encoder(torch.zeros(1, 1, 64, 64))]
@@ -101,3 +120,118 @@ def test_imagenet_statistics_stay_in_training():
 def test_the_confidence_map_has_the_size_of_the_prediction():
     discriminator = Discriminator(8)
     assert discriminator(torch.rand(2, 3, 96, 64)).shape == (2, 1, 96, 64)
+
+
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+
+
+def torchvision_weights(name: str) -> dict[str, torch.Tensor]:
+    """Random weights under the names and in the shapes of torchvision's files."""
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, torch.Tensor] = {}
+
+    def add(conv: str, norm: str, *shape: int) -> None:
+        weights[f"{conv}.weight"] = torch.randn(shape, generator=generator) * (2 / (shape[1] * shape[2] ** 2)) ** 0.5
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            weights[f"{norm}.{part}"] = torch.rand(shape[0], generator=generator) + 0.5
+
+    add("conv1", "bn1", 64, 3, 7, 7)
+    below = 64
+    for layer, depth in enumerate(DEPTHS[name], start=1):
+        width = 32 * 2**layer
+        above = 4 * width if name == "resnet50" else width
+        for block in range(depth):
+            at = f"layer{layer}.{block}"
+            if name == "resnet50":
+                add(f"{at}.conv1", f"{at}.bn1", width, below, 1, 1)
+                add(f"{at}.conv2", f"{at}.bn2", width, width, 3, 3)
+                add(f"{at}.conv3", f"{at}.bn3", above, width, 1, 1)
+            else:
+                add(f"{at}.conv1", f"{at}.bn1", width, below, 3, 3)
+                add(f"{at}.conv2", f"{at}.bn2", width, width, 3, 3)
+            if block == 0 and below != above:
+                add(f"{at}.downsample.0", f"{at}.downsample.1", above, below, 1, 1)
+            below = above
+    return weights | {"fc.weight": torch.zeros(1000, below), "fc.bias": torch.zeros(1000)}
+
+
+def torchvision_features(weights: dict[str, torch.Tensor], photograph: torch.Tensor) -> list[torch.Tensor]:
+    """The same network written down a second time, from its paper: (B, 3, H, W) to features at five strides."""
+
+    def normed(x: torch.Tensor, norm: str) -> torch.Tensor:
+        scale, offset, mean, var = (
+            weights[f"{norm}.{part}"][:, None, None] for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / (var + 1e-5).sqrt() * scale + offset
+
+    x = functional.conv2d(photograph, weights["conv1.weight"], stride=2, padding=3)
+    features = [normed(x, "bn1").relu()]
+    x = functional.max_pool2d(features[0], 3, stride=2, padding=1)
+    for layer in range(1, 5):
+        block = 0
+        while f"layer{layer}.{block}.conv1.weight" in weights:
+            at, shortcut = f"layer{layer}.{block}", x
+            last = 3 if f"{at}.conv3.weight" in weights else 2
+            first = layer > 1 and block == 0
+            for number in range(1, last + 1):
+                kernel = weights[f"{at}.conv{number}.weight"]
+                stride = 2 if first and number == last - 1 else 1
+                x = normed(
+                    functional.conv2d(x, kernel, stride=stride, padding=kernel.shape[2] // 2), f"{at}.bn{number}"
+                )
+                x = x.relu() if number < last else x
+            if f"{at}.downsample.0.weight" in weights:
+                shortcut = functional.conv2d(shortcut, weights[f"{at}.downsample.0.weight"], stride=2 if first else 1)
+                shortcut = normed(shortcut, f"{at}.downsample.1")
+            x = (x + shortcut).relu()
+            block += 1
+        features.append(x)
+    return features
+
+
+def published(folder: Path, name: str, weights: object) -> Path:
+    """Write a weights file, named after its hash as torchvision's are."""
+    torch.save(weights, folder / "weights.pth")
+    digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
+    return (folder / "weights.pth").rename(folder / f"{name}-{digest[:8]}.pth")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_a_resnet_with_torchvision_s_weights_computes_what_torchvision_s_does(tmp_path, name):
+    weights = torchvision_weights(name)
+    encoder = ResNetEncoder(name, imagenet=True).train()
+    encoder.load_imagenet(published(tmp_path, name, weights))
+    images = torch.rand(2, 1, 64, 64)
+    photograph = images.expand(-1, 3, -1, -1) - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    photograph = photograph / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    for ours, theirs in zip(encoder(images), torchvision_features(weights, photograph), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+    assert torch.equal(encoder.stem[1].running_mean, weights["bn1.running_mean"])  # training leaves them alone
+    assert encoder.stem[1].weight.requires_grad
+
+
+def test_resnet_weights_that_are_not_what_they_should_be_are_refused(tmp_path):
+    encoder = ResNetEncoder("resnet18", imagenet=True)
+    good = published(tmp_path, "resnet18", torchvision_weights("resnet18"))
+    with pytest.raises(ModelError, match="first 8 hex digits"):
+        encoder.load_imagenet(good.rename(tmp_path / "mine.pth"))
+    with pytest.raises(ModelError, match="damaged or not what its name says"):
+        encoder.load_imagenet((tmp_path / "mine.pth").rename(tmp_path / "resnet18-00000000.pth"))
+    with pytest.raises(ModelError, match="not the weights of a resnet18"):
+        encoder.load_imagenet(published(tmp_path, "resnet34", torchvision_weights("resnet34")))
+    with pytest.raises(ModelError, match="not the weights of a ResNet"):
+        encoder.load_imagenet(published(tmp_path, "other", {"encoder.weight": torch.zeros(3)}))
+    with pytest.raises(ModelError, match="not a readable weights file"):  # a pickle that would run code
+        encoder.load_imagenet(published(tmp_path, "evil", {"conv1.weight": print}))
+    with pytest.raises(ModelError, match="cannot be read"):
+        encoder.load_imagenet(tmp_path / "missing-12345678.pth")
+
+
+def test_without_a_network_it_says_where_to_put_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(
+        ModelError, match=r"(?s)fetch it elsewhere and put it at .*resnet50-0676ba61\.pth.*imagenet_file"
+    ):
+        ResNetEncoder("resnet50", imagenet=True).load_imagenet()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []

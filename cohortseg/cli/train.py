@@ -71,6 +71,7 @@ def train(
     from cohortseg.train.fit import DATA, fit, open_run
     from cohortseg.train.loop import PHASE_1_MODEL
     from cohortseg.train.page import PAGE
+    from cohortseg.train.state import check_imagenet
 
     _check_workers(workers, cpus_per_worker, address)
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=preset_config(preset.value))
@@ -80,6 +81,8 @@ def train(
         )
     if unlabeled is not None and labeled is None:
         raise ConfigError("--unlabeled goes with --labeled")
+    if not resume:
+        check_imagenet(settings)
     found = None  # a run that is resumed may have its data already
     if not (output / DATA).is_file():
         found = _sources(data, labeled, unlabeled, orientation, holdout=holdout, semi=settings.semi_supervised)

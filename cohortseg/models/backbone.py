@@ -1,13 +1,22 @@
-"""Residual encoder (He et al. 2016) with group normalisation, for one-channel slices."""
+"""Residual encoder (He et al. 2016) for one-channel slices: from scratch, or as ImageNet left it."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from cohortseg.errors import ModelError
+from cohortseg.models.efficientnet import FrozenBatchNorm2d
+from cohortseg.models.pretrained import find_imagenet, read_resnet
+
 _NORM_GROUPS = 8
+_IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+_TORCHVISION_EPSILON: Final = 1e-5
 STRIDES: Final = (2, 4, 8, 16, 32)
 """Strides of the feature maps that an encoder returns."""
 
@@ -15,6 +24,17 @@ STRIDES: Final = (2, 4, 8, 16, 32)
 def norm(channels: int) -> nn.GroupNorm:
     """Return group normalisation: unlike batch normalisation it is the same for every batch size, rank and mode."""
     return nn.GroupNorm(min(_NORM_GROUPS, channels), channels)
+
+
+def frozen_norm(channels: int) -> nn.BatchNorm2d:
+    """Return torchvision's batch normalisation with ImageNet's statistics: they never change, so that workers agree."""
+    normalisation = FrozenBatchNorm2d(channels)
+    normalisation.eps = _TORCHVISION_EPSILON
+    return normalisation
+
+
+Norm = Callable[[int], nn.Module]
+"""Channels to a normalisation layer."""
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -25,7 +45,9 @@ def conv(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int 
 class ConvNormReLU(nn.Sequential):
     """Convolution, normalisation, ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, norm: Norm = norm
+    ) -> None:
         super().__init__(
             conv(in_channels, out_channels, kernel_size, stride), norm(out_channels), nn.ReLU(inplace=True)
         )
@@ -36,12 +58,12 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            ConvNormReLU(in_channels, channels, stride=stride), conv(channels, channels), norm(channels)
+            ConvNormReLU(in_channels, channels, stride=stride, norm=norm), conv(channels, channels), norm(channels)
         )
-        self.shortcut = _shortcut(in_channels, channels, stride)
+        self.shortcut = _shortcut(in_channels, channels, stride, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, out, H / stride, W / stride)."""
@@ -53,23 +75,23 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
         out_channels = self.expansion * channels
         self.body = nn.Sequential(
-            ConvNormReLU(in_channels, channels, kernel_size=1),
-            ConvNormReLU(channels, channels, stride=stride),
+            ConvNormReLU(in_channels, channels, kernel_size=1, norm=norm),
+            ConvNormReLU(channels, channels, stride=stride, norm=norm),
             conv(channels, out_channels, kernel_size=1),
             norm(out_channels),
         )
-        self.shortcut = _shortcut(in_channels, out_channels, stride)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, out, H / stride, W / stride)."""
         return functional.relu(self.body(x) + self.shortcut(x))
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(conv(in_channels, out_channels, kernel_size=1, stride=stride), norm(out_channels))
@@ -89,21 +111,26 @@ class ResNetEncoder(nn.Module):
     ----------
     name
         ``resnet18``, ``resnet34`` or ``resnet50``.
+    imagenet
+        Whether it is to hold ImageNet weights: three input channels and frozen batch normalisation, as torchvision's;
+        otherwise one channel and group normalisation. The weights themselves come by `load_imagenet`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, imagenet: bool) -> None:
         super().__init__()
+        self._name, self._imagenet = name, imagenet
+        chosen_norm: Norm = frozen_norm if imagenet else norm
         block, depths = _DEPTHS[name]
         widths = (64, 128, 256, 512)
         outputs = [block.expansion * width for width in widths]
-        self.stem = ConvNormReLU(1, 64, kernel_size=7, stride=2)
+        self.stem = ConvNormReLU(3 if imagenet else 1, 64, kernel_size=7, stride=2, norm=chosen_norm)
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.stages = nn.ModuleList()
         for stage, ((in_channels, out_channels), depth) in enumerate(
             zip(pairwise([64, *outputs]), depths, strict=True)
         ):
-            first = block(in_channels, widths[stage], stride=1 if stage == 0 else 2)
-            rest = [block(out_channels, widths[stage], stride=1) for _ in range(depth - 1)]
+            first = block(in_channels, widths[stage], stride=1 if stage == 0 else 2, norm=chosen_norm)
+            rest = [block(out_channels, widths[stage], stride=1, norm=chosen_norm) for _ in range(depth - 1)]
             self.stages.append(nn.Sequential(first, *rest))
         self.out_channels: tuple[int, ...] = (64, *outputs)
 
@@ -115,9 +142,34 @@ class ResNetEncoder(nn.Module):
         images
             (B, 1, H, W) in [0, 1]; H and W multiples of 32.
         """
-        features = [self.stem(images)]  # (B, 64, H/2, W/2)
+        features = [self.stem(_as_on_imagenet(images) if self._imagenet else images)]  # (B, 64, H/2, W/2)
         x = self.pool(features[0])
         for stage in self.stages:
             x = stage(x)
             features.append(x)
         return features
+
+    def load_imagenet(self, path: Path | None = None) -> None:
+        """Start from ImageNet weights.
+
+        Parameters
+        ----------
+        path
+            A file in torchvision's layout; None: torchvision's own, fetched once.
+
+        Raises
+        ------
+        ModelError
+            If the file is missing and cannot be fetched, damaged, or not of this encoder.
+        """
+        path = find_imagenet(self._name, path)
+        try:
+            self.load_state_dict(read_resnet(path))
+        except RuntimeError as error:
+            raise ModelError(f"{path}: not the weights of a {self._name}: {error}") from error
+
+
+def _as_on_imagenet(images: torch.Tensor) -> torch.Tensor:
+    """Return slices (B, 1, H, W) in [0, 1] as three equal channels, normalised as photographs were."""
+    mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+    return (images - mean) / std

@@ -37,7 +37,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = _build_encoder(config)
+        self.encoder = build_encoder(config)
         channels = self.encoder.out_channels
         self.vq = (
             VQBranch(channels[_BOTTOM], channels[_TOP], config.codebook_size, config.code_dim)
@@ -76,10 +76,11 @@ class Segmenter(nn.Module):
         return SegmenterOutput(logits, reconstruction, levels)
 
 
-def _build_encoder(config: ModelConfig) -> EfficientNetLite0Encoder | ResNetEncoder:
+def build_encoder(config: ModelConfig) -> EfficientNetLite0Encoder | ResNetEncoder:
+    """Return the encoder that the settings name, its weights random: ``load_imagenet`` is the caller's."""
     if config.encoder == "efficientnet-lite0":
         return EfficientNetLite0Encoder()
-    return ResNetEncoder(config.encoder)
+    return ResNetEncoder(config.encoder, imagenet=config.imagenet)
 
 
 class Decoder(nn.Module):

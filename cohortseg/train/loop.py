@@ -91,7 +91,7 @@ def train(
         If the loss is no longer a finite number.
     """
     # every rank: the same state, from the same seed or the same checkpoint
-    state = build_state(config, device)
+    state = build_state(config, device, imagenet=restore is None)
     if restore is not None:
         load_state(state, restore)
     workers = Workers(
@@ -201,12 +201,13 @@ def _checkpoint(state: TrainState, report: Report, rank: int) -> None:
 def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) -> None:
     config = state.config
     semi = f" + {len(data.unlabeled)} unlabelled" if phase == ADVERSARIAL else ""
+    recipe = {name: value for name, value in asdict(config).items() if name != "imagenet_file"}  # a path of one machine
     name = f"{config.model.encoder}, recipe {config.preset}, {len(data.labeled)} labelled{semi} slices"
     card = ModelCard(
         name=name,
         model=config.model,
         canonical=config.canonical,
-        recipe=asdict(config) | {"iterations_done": state.iteration, "phase": phase},
+        recipe=recipe | {"iterations_done": state.iteration, "phase": phase},
         training_images=data.training_images,
         licence=data.terms,
         versions={"cohortseg": __version__, "torch": version("torch")},

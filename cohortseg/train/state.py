@@ -10,15 +10,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, ModelError
+from cohortseg.models.backbone import ResNetEncoder
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
-from cohortseg.models.segmenter import Segmenter
+from cohortseg.models.segmenter import Segmenter, build_encoder
 
 SUPERVISED: Final = 1
 ADVERSARIAL: Final = 2
 
 _FILE = "state.pt"
-_FREE_TO_CHANGE: Final = frozenset({"checkpoint_every", "bf16", "batch_labeled", "batch_unlabeled"})
+_FREE_TO_CHANGE: Final = frozenset({"checkpoint_every", "bf16", "batch_labeled", "batch_unlabeled", "imagenet_file"})
 """Settings that may differ on resume: they do not change what is being minimised."""
 
 
@@ -62,12 +63,27 @@ class TrainState:
         return module
 
 
-def build_state(config: TrainConfig, device: torch.device) -> TrainState:
-    """Return the state before the first iteration; the same seed gives the same weights on every worker."""
+def build_state(config: TrainConfig, device: torch.device, *, imagenet: bool = True) -> TrainState:
+    """Return the state before the first iteration; the same seed gives the same weights on every worker.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    device
+        Where the networks are to be.
+    imagenet
+        Whether ImageNet weights are loaded if the settings ask for them; a checkpoint that follows replaces them.
+
+    Raises
+    ------
+    ModelError
+        If the ImageNet weights cannot be had.
+    """
     torch.manual_seed(config.seed)
     segmenter = Segmenter(config.model)
-    if config.model.imagenet and isinstance(segmenter.encoder, EfficientNetLite0Encoder):
-        segmenter.encoder.load_imagenet()
+    if imagenet:
+        _load_imagenet(segmenter.encoder, config)
     discriminator = Discriminator(config.model.discriminator_channels)
     for module in (segmenter, discriminator):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -82,6 +98,22 @@ def build_state(config: TrainConfig, device: torch.device) -> TrainState:
         discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_learning_rate),
         averaged=averaged,
     )
+
+
+def check_imagenet(config: TrainConfig) -> None:
+    """Refuse, before any other work, ImageNet weights that cannot be had; they are fetched here if need be.
+
+    Raises
+    ------
+    ModelError
+        Saying where they should be.
+    """
+    _load_imagenet(build_encoder(config.model), config)
+
+
+def _load_imagenet(encoder: EfficientNetLite0Encoder | ResNetEncoder, config: TrainConfig) -> None:
+    if config.model.imagenet:
+        encoder.load_imagenet(Path(config.imagenet_file) if config.imagenet_file else None)
 
 
 def _segmenter_optimizer(config: TrainConfig, segmenter: Segmenter) -> torch.optim.Optimizer:
