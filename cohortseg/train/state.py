@@ -95,7 +95,9 @@ def build_state(config: TrainConfig, device: torch.device, *, imagenet: bool = T
         segmenter=segmenter,
         discriminator=discriminator,
         segmenter_optimizer=_segmenter_optimizer(config, segmenter),
-        discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_learning_rate),
+        discriminator_optimizer=torch.optim.Adam(
+            discriminator.parameters(), lr=config.discriminator_learning_rate, fused=True
+        ),
         averaged=averaged,
     )
 
@@ -123,8 +125,11 @@ def _segmenter_optimizer(config: TrainConfig, segmenter: Segmenter) -> torch.opt
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=True,
         )
-    return torch.optim.AdamW(segmenter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        segmenter.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
 
 
 _MODULES: Final = ("segmenter", "discriminator", "segmenter_optimizer", "discriminator_optimizer", "averaged")
