@@ -1,0 +1,63 @@
+"""The measurements run: a stage of the GPU script for real, and the changed copies of the robustness benchmark."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_data import write_covid_semiseg
+
+from cohortseg.config import CanonicalConfig
+from cohortseg.datasets.covid_semiseg import labelled_slices
+from cohortseg.datasets.slices import read_canonical
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def gpu_script(*arguments: str, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SMOKE": "1", "OUT": str(out), "PYTHON": sys.executable} | variables
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+
+
+def test_a_stage_of_the_gpu_script_measures_steps_against_bare_passes(tmp_path):
+    done = gpu_script("throughput", out=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "throughput.log").read_text(encoding="utf-8").splitlines()[-1])
+    for phase in (1, 2):
+        speed, bare = result[f"phase{phase}_images_per_s"], result[f"phase{phase}_bare_images_per_s"]
+        assert result[f"phase{phase}_ratio"] == pytest.approx(speed / bare, rel=0.05)
+    if not torch.cuda.is_available():
+        assert result["phase1_peak_gpu_gib"] is None  # not measured is null
+
+
+def test_the_gpu_script_lists_its_stages_and_says_when_time_is_up(tmp_path):
+    listed = gpu_script(out=tmp_path / "none")
+    assert listed.returncode == 2
+    assert "table2" in listed.stderr
+    assert not (tmp_path / "none").exists()
+    assert gpu_script("throughput", out=tmp_path, LIMIT="0").returncode == 124
+
+
+def test_copies_that_lie_otherwise_are_the_same_slice_and_others_nearly(tmp_path):
+    robustness = runpy.run_path(str(BENCHMARKS / "robustness.py"))
+    source = labelled_slices(write_covid_semiseg(tmp_path / "data"), "all")[0]
+    copies = {}
+    for name, copy in robustness["COPIES"].items():
+        folder = tmp_path / name
+        folder.mkdir()
+        copies[name] = read_canonical(robustness["changed"](source, copy, folder), CanonicalConfig(size=128))
+    same = copies.pop("unchanged")
+    for name in ("turned", "upside down", "mirrored"):
+        assert torch.equal(copies[name].image, same.image)
+        assert np.array_equal(copies[name].labels, same.labels)
+    for name, copy in copies.items():
+        overlap = (
+            2 * ((copy.labels > 0) & (same.labels > 0)).sum() / ((copy.labels > 0).sum() + (same.labels > 0).sum())
+        )
+        assert overlap > 0.9, name
