@@ -159,9 +159,9 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
     "cpu": {
         "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True, decoder_channels=(96, 64, 48, 16)),
-        "supervised_iterations": 1300,
-        "adversarial_iterations": 300,
-        "warmup_iterations": 60,
+        "supervised_iterations": 800,
+        "adversarial_iterations": 200,
+        "warmup_iterations": 40,
         "batch_labeled": 8,
         "batch_unlabeled": 8,
         "optimizer": "adamw",
@@ -169,6 +169,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "weight_decay": 1e-2,
         "dice_weight": 1.0,
         "ema_decay": 0.99,
+        "class_offsets": (0.0, 0.4, 0.8),
     },
 }
 """Named recipes: what each changes of the defaults."""
