@@ -175,8 +175,34 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 """Named recipes: what each changes of the defaults."""
 
 
+RESAMPLE: Final = "resample"
+UNTILT: Final = "untilt"
+REPAIRS: Final = (RESAMPLE, UNTILT)
+PREFERENCES: Final = ("original", "coverage", "thin", "soft", "lung", "slices")
+
+
 @dataclass(frozen=True, kw_only=True)
-class InferConfig:
+class ScanConfig:
+    """Which series of a cohort are segmented."""
+
+    select: tuple[str, ...] = ("preferred",)
+    """Rules that must all hold: preferred (one series a study), all, or COLUMN OPERATOR VALUE (docs/selection.md)."""
+    prefer: tuple[str, ...] = ("original", "coverage", "thin", "soft", "slices")
+    """Which of several usable series of a study is preferred: the first of these on which they differ decides."""
+    repair: tuple[str, ...] = ()
+    """What is resampled instead of skipped: resample (uneven spacing and short gaps), untilt (gantry tilt)."""
+
+    def __post_init__(self) -> None:
+        """Check names; lists from TOML become tuples."""
+        for name, valid in (("select", None), ("prefer", PREFERENCES), ("repair", REPAIRS)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            unknown = [item for item in getattr(self, name) if valid is not None and item not in valid]
+            _check(not unknown, f"{name} must be of {', '.join(valid or ())}", ", ".join(map(str, unknown)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig(ScanConfig):
     """Segmentation of a cohort."""
 
     engine: Engine = "auto"
@@ -198,6 +224,7 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        super().__post_init__()
         _check(self.engine in ("auto", "local", "ray"), "engine must be auto, local or ray", self.engine)
         _check(self.workers is None or self.workers >= 1, "workers must be at least 1", self.workers)
         _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)

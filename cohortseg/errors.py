@@ -37,6 +37,11 @@ class GeometryError(CohortSegError, ValueError):
 class NotEvaluableError(CohortSegError):
     """A readable series in which burden cannot be measured, for example without lung."""
 
+    def __init__(self, message: str, *, qc_flags: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.qc_flags = qc_flags
+        """Findings for the series' row."""
+
 
 class ModelError(CohortSegError):
     """A model file that is missing, damaged, or not made by cohortseg."""

@@ -3,17 +3,22 @@
 import hashlib
 
 
-def series_key(series_instance_uid: str) -> str:
+def series_key(series_instance_uid: str, volume: int = 1) -> str:
     """Return the key of a series in paths, Zarr groups, progress and logs.
 
     Parameters
     ----------
     series_instance_uid
         SeriesInstanceUID (0020,000E), any string.
+    volume
+        Number of the volume in its series, from 1.
 
     Returns
     -------
     str
-        First 16 hexadecimal digits of the SHA-256 of the UID: safe as a file name whatever the header holds.
+        First 16 hexadecimal digits of the SHA-256 of the UID (for a further volume, of the UID, "#" and its
+        number): safe as a file name whatever the header holds.
     """
+    if volume > 1:
+        series_instance_uid = f"{series_instance_uid}#{volume}"
     return hashlib.sha256(series_instance_uid.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -93,7 +93,8 @@ def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
         percentage, the earliest of equals.
     """
     timeline = timeline_table(burden)
-    person = _with_keys(burden).select("series_instance_uid", _PERSON)
+    # Several volumes of one series share its UID and its patient.
+    person = _with_keys(burden).select("series_instance_uid", _PERSON).unique("series_instance_uid", keep="first")
     rows = timeline.join(person, on="series_instance_uid", how="left", validate="1:1").sort(
         _PERSON, "study_date", nulls_last=True
     )

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from cohortseg.config import InferConfig
-from cohortseg.dicom.scan import CohortScan, scan_cohort
+from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.infer.commit import MASKS, claimed, forget, read_committed, sweep
@@ -19,7 +19,7 @@ from cohortseg.longitudinal import with_time
 from cohortseg.report.write import write_report
 from cohortseg.store.masks import create_mask_store
 from cohortseg.store.provenance import RUN_JSON, write_run_json
-from cohortseg.store.schemas import BURDEN, MANIFEST, SLICES
+from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.weights import LoadedModel, load_model
 
@@ -94,7 +94,7 @@ def infer_cohort(
     model = load_model(model_path)
     with claimed(out):
         with progress("Scanning") as report:
-            scan = scan_cohort(cohort, report)
+            scan = scan_cohort(cohort, report, config=config)
         scan_s = time.perf_counter() - begin
         chosen = [record for record in scan.series if record.decision == "selected"]
         job = Job(
@@ -132,7 +132,7 @@ def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:
 
 
 def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
-    """Write manifest, burden and slices, in the scan's order whoever finished first; return the burden table."""
+    """Write manifest, files, burden and slices, in the scan's order whoever finished first; return the burden table."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
     manifest = table_from_rows([_manifest_row(asdict(record)) for record in scan.series], MANIFEST)
     burden, slices = read_committed(
@@ -140,6 +140,7 @@ def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
     )
     burden = with_time(burden)
     write_table(job.out / "manifest.parquet", manifest, MANIFEST, provenance)
+    write_table(job.out / "files.parquet", table_from_rows(file_rows(scan), FILES), FILES, provenance)
     write_table(job.out / "slices.parquet", slices, SLICES, provenance)
     write_table(job.out / "burden.parquet", burden, BURDEN, provenance)
     return burden

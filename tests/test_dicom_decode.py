@@ -21,10 +21,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cohortseg.dicom.decode import is_plausible_hu, read_volume
+from cohortseg.dicom.decode import read_volume, require_hu
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import CohortSegError, DicomError, GeometryError
+from cohortseg.errors import CohortSegError, DicomError, GeometryError, NotEvaluableError
 from cohortseg.volume import HU_MAX, HU_MIN, Volume
 
 SHAPE = (4, 32, 24)
@@ -89,15 +89,20 @@ def test_single_slice(tmp_path: Path) -> None:
     assert volume.qc_flags == ("single_slice",)
 
 
+def half_air(_shape: tuple[int, int, int]) -> np.ndarray:
+    """Return columns of 0 HU, then of -800 HU."""
+    return np.repeat([0, -800], SHAPE[2] // 2)
+
+
 def test_rescale_is_per_slice(tmp_path: Path) -> None:
     # Slice i is stored with intercept -1024; a header that says -1000 - i moves it by 24 - i.
-    write_series(tmp_path, hu=0, attributes=lambda index: {"RescaleIntercept": str(-1000 - index)})
+    write_series(tmp_path, hu=half_air, attributes=lambda index: {"RescaleIntercept": str(-1000 - index)})
     assert read_only(tmp_path).volume_hu[:, 0, 0].tolist() == [24, 23, 22, 21]
 
 
 def test_fractional_slope_is_rounded(tmp_path: Path) -> None:
-    write_series(tmp_path, hu=0, intercept=0, attributes={"RescaleSlope": "0.5", "RescaleIntercept": "-10.8"})
-    assert (read_only(tmp_path).volume_hu == -11).all()
+    write_series(tmp_path, hu=half_air, intercept=0, attributes={"RescaleSlope": "0.9", "RescaleIntercept": "-10.8"})
+    assert np.unique(read_only(tmp_path).volume_hu).tolist() == [-731, -11]
 
 
 def test_values_are_clipped(tmp_path: Path) -> None:
@@ -157,7 +162,7 @@ def test_real_lossy_jpeg_2000_is_read_and_flagged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hu", "flagged"),
+    ("hu", "refused"),
     [
         (body_hu(SHAPE), False),
         (body_hu(SHAPE) + 1024, True),  # rescale forgotten
@@ -166,15 +171,21 @@ def test_real_lossy_jpeg_2000_is_read_and_flagged(tmp_path: Path) -> None:
         (np.zeros(SHAPE), True),
     ],
 )
-def test_values_that_are_not_hu_are_flagged(tmp_path: Path, hu: np.ndarray, flagged: bool) -> None:
+def test_values_that_are_not_hu_are_refused(tmp_path: Path, hu: np.ndarray, refused: bool) -> None:
     write_series(tmp_path, hu=hu)
-    assert ("hu_implausible" in read_only(tmp_path).qc_flags) == flagged
+    if not refused:
+        assert read_only(tmp_path).qc_flags == ()
+        return
+    with pytest.raises(NotEvaluableError, match="not Hounsfield units") as caught:
+        read_only(tmp_path)
+    assert caught.value.qc_flags == ("hu_implausible",)
 
 
 def test_padding_is_no_air() -> None:
     volume = np.zeros((1, 10, 10), dtype=np.int16)
     volume[:, :5] = HU_MIN
-    assert not is_plausible_hu(volume)
+    with pytest.raises(NotEvaluableError, match=r"0\.0 % are like air, 50\.0 % like soft tissue"):
+        require_hu(volume)
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cohortseg.cli.console import out as console
 from cohortseg.cli.console import progress, say
+from cohortseg.cli.scan import Prefer, Repair, Select, selection_options
 from cohortseg.config import Engine, InferConfig, resolve_config
 from cohortseg.errors import ConfigError
 
@@ -42,6 +43,9 @@ def infer(
     model: Annotated[
         Path | None, typer.Option(help="Model file.", exists=True, dir_okay=False, show_default="the packaged model")
     ] = None,
+    select: Select = None,
+    prefer: Prefer = None,
+    repair: Repair = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Ray actors.", show_default="one per GPU, or per two cores, for large cohorts"),
@@ -60,14 +64,16 @@ def infer(
         Path | None, typer.Option(help="Settings (TOML); options win.", exists=True, dir_okay=False, show_default=False)
     ] = None,
 ) -> None:
-    """Segment every CT series of a cohort, and write masks, burden tables and a report.
+    """Segment the CT of every study of a cohort, and write masks, burden tables and a report.
 
+    Of several usable series of a study one is preferred (--prefer, --select); scan says which and why.
     The cohort is only read. A killed run goes on where it stopped; a second run does only what changed.
     Exit code 3: finished, but some chosen series failed or could not be evaluated.
 
     Example: [bold]cohortseg infer cohort/[/]
     """
-    settings = resolve_config(InferConfig, config, {"workers": workers, "resume": resume, "engine": engine})
+    options = {"workers": workers, "resume": resume, "engine": engine, **selection_options(select, prefer, repair)}
+    settings = resolve_config(InferConfig, config, options)
     if not cohort.is_dir():
         raise ConfigError(f"{cohort}: no such folder")
     from cohortseg.pipeline import infer_cohort

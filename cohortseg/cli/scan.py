@@ -6,37 +6,76 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortseg.cli.console import out, progress, say
+from cohortseg.config import PREFERENCES, REPAIRS, ScanConfig, resolve_config
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from cohortseg.dicom.scan import CohortScan
+    from cohortseg.dicom.series import SeriesRecord
 
 MAX_LINES = 60
 """Series shown; the manifest holds all."""
+_TEXT_SHOWN = 40
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        help="preferred (one series a study), all, or a rule like 'kernel~B30|B31', 'spacing_z_mm<=2'; repeatable.",
+        show_default=", ".join(ScanConfig.select),
+    ),
+]
+Prefer = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What decides between series of one study, in order: of {', '.join(PREFERENCES)}.",
+        show_default=",".join(ScanConfig.prefer),
+    ),
+]
+Repair = Annotated[
+    list[str] | None,
+    typer.Option(help=f"Resample instead of skipping: {' or '.join(REPAIRS)}; repeatable.", show_default="none"),
+]
+
+
+def selection_options(select: list[str] | None, prefer: str | None, repair: list[str] | None) -> dict[str, object]:
+    """Return the settings that the three options set; None: not given."""
+    preferences = None if prefer is None else tuple(name.strip() for name in prefer.split(","))
+    return {"select": select or None, "prefer": preferences, "repair": repair or None}
 
 
 def scan(
     cohort: Annotated[Path, typer.Argument(help="Folder of DICOM files, in any order and with any names.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the manifest (.parquet) here.")] = None,
     *,
+    files: Annotated[Path | None, typer.Option(help="Write where every file went (.parquet) here.")] = None,
+    select: Select = None,
+    prefer: Prefer = None,
+    repair: Repair = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read headers; default: as needed.")] = None,
     show_ids: Annotated[bool, typer.Option("--show-ids", help="Show patient identifiers.")] = False,
 ) -> None:
     """Find every series, say which will be segmented and why the others will not.
 
-    Example: cohortseg scan cohort/ -o manifest.parquet
+    Example: cohortseg scan cohort/ -o manifest.parquet --select 'kernel~B30|STANDARD'
     """
     from cohortseg.dicom.scan import scan_cohort
 
+    settings = resolve_config(ScanConfig, None, selection_options(select, prefer, repair))
     with progress("scan") as report:
-        found = scan_cohort(cohort, report, workers)
+        found = scan_cohort(cohort, report, workers, settings)
     if output is not None:
         _write_manifest(output, found)
-    _print_selected(found, show_ids=show_ids)
+    if files is not None:
+        _write_files(files, found)
+    _print_series(found, "selected", "To be segmented", show_ids=show_ids)
+    _print_series(found, "alternative", "Alternatives: usable, but another series of the study is", show_ids=show_ids)
     _print_reasons(found)
     selected = sum(record.decision == "selected" for record in found.series)
     out.print(f"{len(found.series)} series, {selected} to be segmented; {len(found.skipped)} other files")
-    if output is not None:
-        say(f"manifest: {output}")
+    for title, path in (("manifest", output), ("files", files)):
+        if path is not None:
+            say(f"{title}: {path}")
 
 
 def _write_manifest(path: Path, found: "CohortScan") -> None:
@@ -49,28 +88,49 @@ def _write_manifest(path: Path, found: "CohortScan") -> None:
     write_table(path, table_from_rows(rows, MANIFEST), MANIFEST, {"command": "scan"})
 
 
-def _print_selected(found: "CohortScan", *, show_ids: bool) -> None:
+def _write_files(path: Path, found: "CohortScan") -> None:
+    from cohortseg.dicom.scan import file_rows
+    from cohortseg.store.schemas import FILES
+    from cohortseg.store.tables import table_from_rows, write_table
+
+    write_table(path, table_from_rows(file_rows(found), FILES), FILES, {"command": "scan"})
+
+
+def _print_series(found: "CohortScan", decision: str, title: str, *, show_ids: bool) -> None:
+    """Print the series of one decision: what they are, and what was found or why they are not segmented."""
+    records = [record for record in found.series if record.decision == decision]
+    table = _series_table(title, "findings" if decision == "selected" else "why", show_ids=show_ids)
+    for record in records[:MAX_LINES]:
+        table.add_row(*_cells(record, show_ids=show_ids))
+    if records:
+        out.print(table)
+    if len(records) > MAX_LINES:
+        out.print(f"... and {len(records) - MAX_LINES} more; --output writes them all")
+
+
+def _series_table(title: str, last: str, *, show_ids: bool) -> "Table":
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
-    selected = [record for record in found.series if record.decision == "selected"]
-    table = Table(title="To be segmented", title_justify="left", box=box.SIMPLE)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in (*(("patient",) if show_ids else ()), "series", "date"):
         table.add_column(name)
     table.add_column("slices", justify="right")
     table.add_column("spacing z, y, x mm", justify="right")
-    table.add_column("findings")
-    for record in selected[:MAX_LINES]:
-        spacing = (record.spacing_z_mm, record.spacing_y_mm, record.spacing_x_mm)
-        cells = [escape(record.patient_id or "-")] if show_ids else []
-        cells += [record.series_key, str(record.study_date or "-"), str(record.n_slices)]
-        cells += [" ".join("-" if value is None else f"{value:.2f}" for value in spacing), ", ".join(record.qc_flags)]
-        table.add_row(*cells)
-    if selected:
-        out.print(table)
-    if len(selected) > MAX_LINES:
-        out.print(f"... and {len(selected) - MAX_LINES} more; --output writes them all")
+    table.add_column("kernel")
+    table.add_column(last)
+    return table
+
+
+def _cells(record: "SeriesRecord", *, show_ids: bool) -> list[str]:
+    from rich.markup import escape
+
+    spacing = (record.spacing_z_mm, record.spacing_y_mm, record.spacing_x_mm)
+    cells = [escape((record.patient_id or "-")[:_TEXT_SHOWN])] if show_ids else []
+    cells += [record.series_key, str(record.study_date or "-"), str(record.n_slices)]
+    cells += [" ".join("-" if value is None else f"{value:.2f}" for value in spacing)]
+    cells += [escape((record.convolution_kernel or "-")[:_TEXT_SHOWN])]
+    return [*cells, escape(record.reason or ", ".join(record.qc_flags))]
 
 
 def _print_reasons(found: "CohortScan") -> None:
@@ -80,7 +140,7 @@ def _print_reasons(found: "CohortScan") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    series = Counter(record.reason or "" for record in found.series if record.decision == "skipped")
+    series = Counter(record.reason or "" for record in found.series if record.decision in ("skipped", "excluded"))
     files = Counter(file.reason for file in found.skipped)
     copies = sum(record.n_duplicates for record in found.series)
     table = Table(title="Not segmented", title_justify="left", box=box.SIMPLE)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import CTImageStorage
 
+from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import READ_ERRORS, Header
-
-_PIXEL_DATA = 0x7FE00010
+from cohortseg.dicom.pixels import stored_values
+from cohortseg.errors import DicomError
 
 
 def drop_copies(root: Path, headers: Sequence[Header]) -> list[Header]:
@@ -28,25 +28,30 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> list[Header]:
     headers
         Files with one SeriesInstanceUID.
     """
-    groups: defaultdict[Hashable, list[Header]] = defaultdict(list)
-    for header in sorted(headers, key=lambda header: header.path):
-        groups[_place(header)].append(header)
-    kept: list[Header] = []
+    files: defaultdict[str, list[Header]] = defaultdict(list)
+    for header in headers:
+        files[header.path].append(header)  # several for a multi-frame file, which is compared as a whole
+    groups: defaultdict[Hashable, list[str]] = defaultdict(list)
+    for path in sorted(files):
+        groups[_place(files[path][0])].append(path)
+    kept: list[str] = []
     for group in groups.values():
-        decode = len({header.transfer_syntax_uid for header in group}) > 1
+        decode = len({files[path][0].transfer_syntax_uid for path in group}) > 1
         seen: set[str] = set()
-        for header in group:
-            digest = _content_digest(root / header.path, decode=decode) if len(group) > 1 else ""
+        for path in group:
+            digest = _content_digest(root / path, decode=decode) if len(group) > 1 else ""
             if digest not in seen:
-                kept.append(header)
+                kept.append(path)
             seen.add(digest)
-    return sorted(kept, key=lambda header: header.path)
+    return [header for path in sorted(kept) for header in files[path]]
 
 
 def _place(header: Header) -> Hashable:
     """Return what two copies of a slice share besides their pixels."""
     if header.sop_class_uid == CTImageStorage and header.image_position_patient is not None:
         return (
+            header.patient_id,
+            header.study_instance_uid,
             header.image_position_patient,
             header.image_orientation_patient,
             header.pixel_spacing_mm,
@@ -59,10 +64,11 @@ def _place(header: Header) -> Hashable:
 def _content_digest(path: Path, *, decode: bool) -> str:
     """Return a hash of the pixel data (decoded if its encoding differs between copies), else of the whole file."""
     try:
-        dataset = pydicom.dcmread(path, force=True)
-        if "PixelData" in dataset:
-            return hashlib.sha256(_pixel_bytes(dataset, decode=decode)).hexdigest()
-    except READ_ERRORS:
+        with BoundedFile(path) as file:
+            dataset = pydicom.dcmread(file, force=True)
+            if "PixelData" in dataset:
+                return hashlib.sha256(_pixel_bytes(dataset, decode=decode)).hexdigest()
+    except (*READ_ERRORS, DicomError):
         pass  # damaged pixels: only an equal file is a copy
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -71,4 +77,7 @@ def _content_digest(path: Path, *, decode: bool) -> str:
 
 
 def _pixel_bytes(dataset: Dataset, *, decode: bool) -> bytes:
-    return pixel_array(dataset, raw=True).tobytes() if decode else bytes(dataset.PixelData)
+    if not decode:
+        return bytes(dataset.PixelData)
+    frames = (stored_values(dataset, "", frame) for frame in range(int(dataset.get("NumberOfFrames") or 1)))
+    return b"".join(frame.astype("<i4").tobytes() for frame in frames)

@@ -1,5 +1,6 @@
 """From a manifest row to a volume in HU on its true grid."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -8,16 +9,17 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_rescale
-from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGTransferSyntaxes
 
+from cohortseg.config import RESAMPLE, UNTILT
+from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_slices
+from cohortseg.dicom.guards import BoundedFile, inflates_too_far
 from cohortseg.dicom.headers import READ_ERRORS, reals, text
-from cohortseg.dicom.series import FLAGS, SeriesRecord
-from cohortseg.errors import DicomError, GeometryError
-from cohortseg.volume import HU_MAX, HU_MIN, Volume
+from cohortseg.dicom.pixels import slice_hu
+from cohortseg.dicom.repair import resample_z, untilt
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.errors import DicomError, GeometryError, NotEvaluableError
+from cohortseg.volume import HU_MIN, Volume
 
 MIN_AIR_SHARE: Final = 0.02
 """Least part of voxels from -1023 to -500 HU (air around the patient, lung); 0.22 and more in real slices."""
@@ -48,6 +50,7 @@ _KEYWORDS: Final = (
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
     "PixelData",
+    *GROUP_SEQUENCES,
 )
 _TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
 
@@ -68,7 +71,8 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     Returns
     -------
     Volume
-        (Z, Y, X) int16 in [HU_MIN, HU_MAX]; ``qc_flags`` are the record's, and ``hu_implausible`` where it applies.
+        (Z, Y, X) int16 in [HU_MIN, HU_MAX]; ``qc_flags`` are the record's. A repaired series has another number of
+        slices, rows or columns than its files, and the UIDs of the nearest ones.
 
     Raises
     ------
@@ -76,37 +80,79 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         If a file is missing, damaged, not in HU, cannot be decoded, or is not what the scan saw.
     GeometryError
         If the slices do not form a volume.
+    NotEvaluableError
+        If the values are not Hounsfield units of a chest.
 
     References
     ----------
     DICOM PS3.3, C.11.1 (rescale), C.7.5.1.1.2 (padding), Equation C.7.6.2.1-1 (affine).
     """
-    datasets: list[Dataset] = []
+    slices: list[Dataset] = [Dataset()] * len(record.files)
     volume_hu: NDArray[np.int16] = np.empty(0, dtype=np.int16)
-    for z, path in enumerate(record.files):
-        dataset = _read_dataset(root, path, record)
-        slice_hu = _slice_hu(dataset, path)
-        if z == 0:
-            volume_hu = np.empty((len(record.files), *slice_hu.shape), dtype=np.int16)
-        volume_hu[z] = slice_hu
+    for path, indices in _by_file(record).items():
+        dataset, frames = _read_dataset(root, path, record), []
+        if record.frames:
+            frames = _frames(dataset, path)
+        for z in indices:
+            frame = record.frames[z] - 1 if record.frames else 0
+            slices[z] = frames[frame] if frames else dataset
+            image = slice_hu(dataset, path, frame, slices[z])
+            if not volume_hu.size:
+                volume_hu = np.empty((len(record.files), *image.shape), dtype=np.int16)
+            volume_hu[z] = image
         del dataset.PixelData  # only the header is needed from here on
-        datasets.append(dataset)
-    stack = _checked_stack(datasets, record)
-    flags = (*record.qc_flags, *(() if is_plausible_hu(volume_hu) else ("hu_implausible",)))
+    stack = _checked_stack(slices, record)
+    spacing_z, affine, uids = stack.spacing_z_mm, stack.affine, [str(item.SOPInstanceUID) for item in slices]
+    if record.repairs:
+        volume_hu, affine, nearest = _repaired(volume_hu, slices, stack, record)
+        spacing_z, uids = record.spacing_z_mm, [uids[index] for index in nearest]
+    require_hu(volume_hu)
     return Volume(
         volume_hu=volume_hu,
-        affine=stack.affine,
-        spacing_mm=(stack.spacing_z_mm, *_pixel_spacing(datasets[0], record)),
+        affine=affine,
+        spacing_mm=(spacing_z, *_pixel_spacing(slices[0], record)),
         series_instance_uid=record.series_instance_uid,
-        sop_instance_uids=tuple(str(dataset.SOPInstanceUID) for dataset in datasets),
-        frame_of_reference_uid=text(datasets[0], "FrameOfReferenceUID"),
+        sop_instance_uids=tuple(uids),
+        frame_of_reference_uid=text(slices[0], "FrameOfReferenceUID"),
         study_date=record.study_date,
-        qc_flags=tuple(name for name in FLAGS if name in flags),
+        qc_flags=record.qc_flags,
     )
 
 
-def is_plausible_hu(volume_hu: NDArray[np.int16]) -> bool:
-    """Return whether values look like HU of a trunk: some air (or lung) and some soft tissue.
+def _by_file(record: SeriesRecord) -> dict[str, list[int]]:
+    """Return the slices of each file: one, or several of a multi-frame file."""
+    found: dict[str, list[int]] = {}
+    for z, path in enumerate(record.files):
+        found.setdefault(path, []).append(z)
+    return found
+
+
+def _frames(dataset: Dataset, path: str) -> list[Dataset]:
+    try:
+        return frame_datasets(dataset)
+    except READ_ERRORS as error:
+        raise DicomError(f"{path}: damaged functional groups; scan the cohort again") from error
+
+
+def _repaired(
+    volume_hu: NDArray[np.int16], slices: Sequence[Dataset], stack: Stack, record: SeriesRecord
+) -> tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.int64]]:
+    """Return a volume on an upright, even grid, its affine, and the index of the file's slice nearest to each slice."""
+    positions = np.array([reals(item, "ImagePositionPatient", 3) for item in slices])
+    affine, nearest = stack.affine.copy(), np.arange(len(volume_hu))
+    if UNTILT in record.repairs:
+        volume_hu, positions = untilt(volume_hu, positions, affine)
+    spacing = record.spacing_z_mm or 0.0
+    if RESAMPLE in record.repairs:
+        volume_hu, nearest = resample_z(volume_hu, stack.distances_mm, spacing)
+    step = positions[-1] - positions[0]
+    affine[:3, 0] = step / (stack.distances_mm.sum() / spacing)
+    affine[:3, 3] = positions[0]
+    return volume_hu, affine, nearest
+
+
+def require_hu(volume_hu: NDArray[np.int16]) -> None:
+    """Refuse values that are not HU of a trunk: some air (or lung) and some soft tissue must be there.
 
     HU_MIN itself counts as neither, because padding has that value. Series without rescale, with it applied twice, or
     windowed to 8 bits fail.
@@ -115,16 +161,29 @@ def is_plausible_hu(volume_hu: NDArray[np.int16]) -> bool:
     ----------
     volume_hu : any shape, HU
         At least one voxel.
+
+    Raises
+    ------
+    NotEvaluableError
+        With the shares found, and the flag ``hu_implausible``.
     """
     air = np.count_nonzero((volume_hu > HU_MIN) & (volume_hu <= -500)) / volume_hu.size
     soft = np.count_nonzero((volume_hu >= -200) & (volume_hu <= 200)) / volume_hu.size
-    return bool(air >= MIN_AIR_SHARE and soft >= MIN_SOFT_SHARE)
+    if air < MIN_AIR_SHARE or soft < MIN_SOFT_SHARE:
+        raise NotEvaluableError(
+            f"values are not Hounsfield units of a chest: {100 * air:.1f} % are like air, {100 * soft:.1f} % like soft"
+            f" tissue; at least {100 * MIN_AIR_SHARE:.0f} and {100 * MIN_SOFT_SHARE:.0f} % are expected",
+            qc_flags=("hu_implausible",),
+        )
 
 
 def _read_dataset(root: Path, path: str, record: SeriesRecord) -> Dataset:
     """Read pixels and what describes them, and check that the file still belongs to the series."""
     try:
-        dataset = pydicom.dcmread(root / path, specific_tags=_TAGS, force=True)  # files without preamble exist
+        with BoundedFile(root / path) as file:
+            if inflates_too_far(file):
+                raise DicomError(f"{path}: deflated data expand beyond 1 GiB")
+            dataset = pydicom.dcmread(file, specific_tags=_TAGS, force=True)  # files without preamble exist
     except OSError as error:
         raise DicomError(f"{path}: cannot be read: {error.strerror or 'damaged'}; scan the cohort again") from error
     except READ_ERRORS as error:
@@ -137,54 +196,6 @@ def _read_dataset(root: Path, path: str, record: SeriesRecord) -> Dataset:
     return dataset
 
 
-def _slice_hu(dataset: Dataset, path: str) -> NDArray[np.int16]:
-    """Return one slice (Y, X), HU, clipped."""
-    stored = _stored_values(dataset, path)
-    rescale = [reals(dataset, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]
-    if None in rescale:
-        raise DicomError(f"{path}: RescaleSlope or RescaleIntercept is missing: values are not in HU")
-    hu: NDArray[np.float64] = np.rint(apply_rescale(stored, dataset))
-    padding = _padding_range(dataset, stored.dtype)
-    if padding is not None:
-        hu[(stored >= padding[0]) & (stored <= padding[1])] = HU_MIN
-    clipped: NDArray[np.int16] = np.clip(hu, HU_MIN, HU_MAX).astype(np.int16)
-    return clipped
-
-
-def _stored_values(dataset: Dataset, path: str) -> NDArray[np.integer]:
-    """Return the decoded pixels (Y, X), before any rescale."""
-    syntax = UID(text(dataset.file_meta, "TransferSyntaxUID") or "")
-    if "PixelData" not in dataset:
-        raise DicomError(f"{path}: no pixel data; the file was probably cut off: copy it again")
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        raise DicomError(f"{path}: transfer syntax {syntax.name or 'missing'} is not supported") from error
-    if not decoder.is_available:
-        raise DicomError(f"{path}: {syntax.name} needs one of: {'; '.join(decoder.missing_dependencies)}")
-    try:
-        stored: NDArray[np.integer] = pixel_array(dataset, raw=True, index=0)
-    except READ_ERRORS as error:
-        # These texts, often of several lines, are about the encoding only.
-        detail = " ".join(str(error).split())
-        hint = " (pip install pylibjpeg-libjpeg reads more kinds of JPEG)" if syntax in JPEGTransferSyntaxes else ""
-        raise DicomError(f"{path}: pixel data ({syntax.name}) cannot be decoded: {detail}{hint}") from error
-    if stored.ndim != 2:
-        raise DicomError(f"{path}: one grey-scale image is expected, got an array of shape {stored.shape}")
-    return stored
-
-
-def _padding_range(dataset: Dataset, dtype: np.dtype[np.integer]) -> tuple[int, int] | None:
-    """Return the lowest and highest stored value that means padding."""
-    value = reals(dataset, "PixelPaddingValue", 1)
-    if value is None:
-        return None
-    limit = reals(dataset, "PixelPaddingRangeLimit", 1) or value
-    # Both are often written as unsigned although the pixels are signed: -2000 as 63536.
-    ends = sorted(int(np.array(int(end) % 2 ** (8 * dtype.itemsize)).astype(dtype)) for end in (*value, *limit))
-    return ends[0], ends[1]
-
-
 def _pixel_spacing(dataset: Dataset, record: SeriesRecord) -> tuple[float, float]:
     spacing = reals(dataset, "PixelSpacing", 2)
     if spacing is None:
@@ -192,7 +203,7 @@ def _pixel_spacing(dataset: Dataset, record: SeriesRecord) -> tuple[float, float
     return spacing[0], spacing[1]
 
 
-def _checked_stack(datasets: list[Dataset], record: SeriesRecord) -> Stack:
+def _checked_stack(datasets: Sequence[Dataset], record: SeriesRecord) -> Stack:
     """Return the geometry of the files as read now; it must be regular, and as the scan saw it."""
     positions = [reals(dataset, "ImagePositionPatient", 3) for dataset in datasets]
     orientation = reals(datasets[0], "ImageOrientationPatient", 6)
@@ -200,8 +211,10 @@ def _checked_stack(datasets: list[Dataset], record: SeriesRecord) -> Stack:
     if len(known) < len(positions) or orientation is None:
         raise GeometryError(f"series {record.series_key}: slice positions or orientation are missing")
     stack = stack_slices(known, orientation, _pixel_spacing(datasets[0], record))
-    if len(irregular(stack.distances_mm)) or (stack.distances_mm < SAME_POSITION_MM).any():
+    uneven = len(irregular(stack.distances_mm)) > 0 and RESAMPLE not in record.repairs
+    if uneven or (stack.distances_mm < SAME_POSITION_MM).any():
         raise GeometryError(f"series {record.series_key}: {len(known)} slices do not form a volume with one spacing")
-    if stack.order != tuple(range(len(known))) or not np.isclose(stack.spacing_z_mm or 0, record.spacing_z_mm or 0):
+    spacing = np.median(stack.distances_mm) if RESAMPLE in record.repairs else stack.spacing_z_mm or 0
+    if stack.order != tuple(range(len(known))) or not np.isclose(spacing, record.spacing_z_mm or 0):
         raise DicomError(f"series {record.series_key}: positions differ from what the scan saw; scan the cohort again")
     return stack

@@ -21,6 +21,9 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 
+from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
+from cohortseg.dicom.guards import START_BYTES, BoundedFile, archive_kind, inflates_too_far
+
 READ_ERRORS: Final = (
     InvalidDicomError,
     OSError,
@@ -53,6 +56,7 @@ _KEYWORDS: Final = (
     "ConvolutionKernel",
     "StudyInstanceUID",
     "SeriesInstanceUID",
+    "AcquisitionNumber",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
@@ -66,9 +70,10 @@ _KEYWORDS: Final = (
     "RescaleSlope",
     "RescaleType",
     "LossyImageCompression",
+    *GROUP_SEQUENCES,
 )
 _TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
-_ARCHIVES: Final = {b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z"}
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,12 @@ class SkippedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """One DICOM file without its pixels. None: absent, empty or unreadable."""
+    """One slice without its pixels: a file, or a frame of one. None: absent, empty or unreadable."""
 
     path: str
     """Relative to the cohort, with forward slashes."""
+    frame: int | None = None
+    """Number of the frame in a multi-frame file, from 1; None: the file is one image."""
     size_bytes: int
     mtime_ns: int
     transfer_syntax_uid: str | None
@@ -94,6 +101,7 @@ class Header:
     sop_instance_uid: str
     study_instance_uid: str | None
     series_instance_uid: str
+    acquisition_number: int | None
     patient_id: str | None
     study_date: date | None
     modality: str | None
@@ -135,7 +143,7 @@ def quiet_pydicom() -> Iterator[None]:
         yield
 
 
-def read_header(root: Path, path: str) -> Header | SkippedFile:
+def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
     """Read one file's header, whatever the file is.
 
     Parameters
@@ -147,8 +155,9 @@ def read_header(root: Path, path: str) -> Header | SkippedFile:
 
     Returns
     -------
-    Header or SkippedFile
-        SkippedFile with its reason if the file is no DICOM, is damaged, or belongs to no series.
+    list of Header or SkippedFile
+        One header a file, or one a frame of an enhanced CT. SkippedFile with its reason if the file is no DICOM, is
+        damaged, or belongs to no series.
     """
     try:
         status = (root / path).stat()
@@ -156,49 +165,68 @@ def read_header(root: Path, path: str) -> Header | SkippedFile:
             return SkippedFile(path, "not a regular file")
         if status.st_size == 0:
             return SkippedFile(path, "empty file")
-        with (root / path).open("rb") as file:
-            return _header_from_file(file, path, status)
+        with BoundedFile(root / path) as file:
+            return _headers_from_file(file, path, status)
     except OSError as error:
         return SkippedFile(path, f"cannot be read: {error.strerror or 'input/output error'}")
 
 
-def _header_from_file(file: BinaryIO, path: str, status: os.stat_result) -> Header | SkippedFile:
+def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> list[Header] | SkippedFile:
     """Tell DICOM from other files by its first bytes, then parse."""
-    start = file.read(132)
+    start = file.read(START_BYTES)
     file.seek(0)
-    is_part10 = start[128:] == b"DICM"
+    is_part10 = start[128:132] == b"DICM"
     # Files without the 128-byte preamble exist; they start with group 0002 or 0008, little endian.
     if not is_part10 and start[:2] not in (b"\x02\x00", b"\x08\x00"):
-        kind = next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), None)
+        kind = archive_kind(start)
         return SkippedFile(path, f"not DICOM ({kind} archive: unpack it first)" if kind else "not DICOM")
+    if inflates_too_far(file):
+        return SkippedFile(path, "deflated DICOM that expands beyond 1 GiB")
     try:
         dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=not is_part10)
+        headers = _headers_from_dataset(dataset, path, status)
     except READ_ERRORS:
         # The error's text is left out: it can quote the header.
         return SkippedFile(path, "damaged DICOM header" if is_part10 else "not DICOM")
-    header = _header_from_dataset(dataset, path, status)
-    if header is None:
-        sop_class = text(dataset.file_meta, "MediaStorageSOPClassUID")
-        if sop_class == pydicom.uid.MediaStorageDirectoryStorage:
-            return SkippedFile(path, "DICOMDIR: an index, not an image")
-        return SkippedFile(path, "DICOM without SeriesInstanceUID or SOPInstanceUID" if is_part10 else "not DICOM")
-    return header
+    if headers:
+        return headers
+    if text(dataset.file_meta, "MediaStorageSOPClassUID") == pydicom.uid.MediaStorageDirectoryStorage:
+        return SkippedFile(path, "DICOMDIR: an index, not an image")
+    return SkippedFile(path, "DICOM without SeriesInstanceUID or SOPInstanceUID" if is_part10 else "not DICOM")
 
 
-def _header_from_dataset(dataset: Dataset, path: str, status: os.stat_result) -> Header | None:
+def _headers_from_dataset(dataset: Dataset, path: str, status: os.stat_result) -> list[Header]:
+    """Return one header, or one a frame; none without the two UIDs that place a file in a series."""
+    syntax = text(dataset.file_meta, "TransferSyntaxUID")
+    found = [_header_from_dataset(dataset, path, status, syntax)]
+    if text(dataset, "SOPClassUID") in ENHANCED_CT and found[0] is not None:
+        try:
+            frames = frame_datasets(dataset)
+        except READ_ERRORS:
+            pass  # one header without frame numbers: the rules name it
+        else:
+            found = [_header_from_dataset(frame, path, status, syntax, index) for index, frame in enumerate(frames, 1)]
+    return [header for header in found if header is not None]
+
+
+def _header_from_dataset(
+    dataset: Dataset, path: str, status: os.stat_result, syntax: str | None, frame: int | None = None
+) -> Header | None:
     """Return the header, or None without the two UIDs that place a file in a series."""
     series_uid, sop_uid = text(dataset, "SeriesInstanceUID"), text(dataset, "SOPInstanceUID")
     if series_uid is None or sop_uid is None:
         return None
     return Header(
         path=path,
+        frame=frame,
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        transfer_syntax_uid=text(dataset.file_meta, "TransferSyntaxUID"),
+        transfer_syntax_uid=syntax,
         sop_class_uid=text(dataset, "SOPClassUID"),
         sop_instance_uid=sop_uid,
         study_instance_uid=text(dataset, "StudyInstanceUID"),
         series_instance_uid=series_uid,
+        acquisition_number=_whole(dataset, "AcquisitionNumber"),
         patient_id=text(dataset, "PatientID"),
         study_date=_date(text(dataset, "StudyDate")),
         modality=text(dataset, "Modality"),
@@ -235,7 +263,8 @@ def _values(dataset: Dataset, keyword: str) -> list[Any]:
 
 
 def _texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    values = (str(value).replace("\0", "").strip() for value in _values(dataset, keyword))
+    # Control characters would reach terminals (--show-ids) and tables.
+    values = (_CONTROL.sub("", str(value)).strip() for value in _values(dataset, keyword))
     # Bytes of an undeclared character set must not break the table, which is UTF-8.
     return tuple(value.encode("utf-8", "replace").decode("utf-8") for value in values)
 

@@ -1,19 +1,15 @@
 """Which series are one axial CT volume in HU, and in plain words why the others are not."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    LegacyConvertedEnhancedCTImageStorage,
-    SecondaryCaptureImageStorage,
-)
+from pydicom.uid import UID, CTImageStorage, SecondaryCaptureImageStorage
 
+from cohortseg.config import RESAMPLE, UNTILT
+from cohortseg.dicom.frames import ENHANCED_CT
 from cohortseg.dicom.geometry import (
     SAME_POSITION_MM,
     SPACING_ATOL_MM,
@@ -28,6 +24,10 @@ from cohortseg.dicom.headers import Header, common
 
 MAX_SIDE: Final = 4096
 """Largest Rows and Columns accepted: four times what CT scanners write; guards memory against damaged headers."""
+MAX_VOXELS: Final = 2**31
+"""Largest volume accepted: 2048 slices of 1024 x 1024, 4 GiB as int16."""
+MAX_BRIDGED_MM: Final = 10.0
+"""Farthest distance between slices over which resampling interpolates when it is asked for."""
 _OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
 REFORMAT_WORDS: Final = {"DERIVED", "REFORMATTED", "MPR"}
 _PROJECTION_WORDS: Final = {"MIP", "MINIP", "MAXIP", "MPROJECTION", "VRT", "SSD", "VOLUMERENDERED", "PROJECTIONIMAGE"}
@@ -50,6 +50,14 @@ def image_type_words(header: Header) -> set[str]:
     return words | {re.sub(r"[^A-Z0-9]+", "", value) for value in values}
 
 
+def image_kind(header: Header) -> str:
+    """Return the kind of image, as far as ImageType and SOP class tell: what differs in it is no one volume."""
+    words = image_type_words(header)
+    kinds = (("scout", _SCOUT_WORDS), ("projection", _PROJECTION_WORDS), ("picture", _PICTURE_WORDS))
+    kind = next((name for name, known in kinds if words & known), "slice")
+    return f"{kind} {header.modality} {header.sop_class_uid}"
+
+
 def content_problem(headers: Sequence[Header]) -> Problem | None:
     """Return why these files are not the slices of one CT image in HU, or None; the first rule that holds."""
     for rule in (_kind_problem, _source_problem, _image_type_problem, _pixel_problem, _rescale_problem):
@@ -59,21 +67,24 @@ def content_problem(headers: Sequence[Header]) -> Problem | None:
     return None
 
 
+def _shown(values: Iterable[object]) -> str:
+    """Return header values for people: a header can hold 10 kB of anything where a code is due."""
+    return " and ".join(sorted(re.sub(r"[^A-Za-z0-9_ .-]", "?", str(value))[:32] for value in values))
+
+
 def _kind_problem(headers: Sequence[Header]) -> str | None:
     """Modality and SOP class."""
-    other = sorted({header.modality for header in headers} - {"CT", None}, key=str)
+    other = {header.modality for header in headers} - {"CT", None}
     if other:
-        return f"modality is {' and '.join(map(str, other))}, not CT"
-    classes = sorted({header.sop_class_uid for header in headers} - {CTImageStorage}, key=str)
+        return f"modality is {_shown(other)}, not CT"
+    classes = sorted({header.sop_class_uid for header in headers} - {CTImageStorage, *ENHANCED_CT}, key=str)
     if not classes:
         return None
     if classes[0] is None:
         return "SOPClassUID is missing: the kind of object is not known"
-    if classes[0] in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
-        return "enhanced multi-frame CT is not read yet: export it as classic CT, one file a slice"
     if classes[0] == SecondaryCaptureImageStorage:
         return "secondary capture (a picture of a screen or a scanned page), not a CT image"
-    return f"{UID(classes[0]).name}, not a CT image"
+    return f"{_shown([UID(classes[0]).name])}, not a CT image"
 
 
 def _source_problem(headers: Sequence[Header]) -> str | None:
@@ -105,13 +116,15 @@ def _pixel_problem(headers: Sequence[Header]) -> str | None:
     """Pixel format and image size."""
     if any(header.rows is None or header.columns is None for header in headers):
         return "no image: Rows or Columns are missing"
-    if any((header.number_of_frames or 1) > 1 for header in headers):
-        return "multi-frame files: one file a slice is expected"
+    if any(header.frame is None and header.sop_class_uid in ENHANCED_CT for header in headers):
+        return "enhanced multi-frame CT whose functional groups are missing, damaged, or not one a frame"
+    if any(header.frame is None and (header.number_of_frames or 1) > 1 for header in headers):
+        return "multi-frame files of a single-frame SOP class: the place of each frame is not known"
     if any((header.samples_per_pixel or 1) != 1 for header in headers):
         return "colour image, not HU"
-    kinds = {header.photometric_interpretation for header in headers} - {"MONOCHROME2"}
+    kinds = {header.photometric_interpretation for header in headers} - {"MONOCHROME1", "MONOCHROME2"}
     if kinds:
-        return f"PhotometricInterpretation is {' and '.join(sorted(map(str, kinds)))}; CT in HU is MONOCHROME2"
+        return f"PhotometricInterpretation is {_shown(kinds)}; CT in HU is MONOCHROME2 or MONOCHROME1"
     if any(header.transfer_syntax_uid is None for header in headers):
         return "TransferSyntaxUID is missing: it is not known how the pixels are stored"
     sizes = sorted({(header.rows or 0, header.columns or 0) for header in headers})
@@ -119,6 +132,8 @@ def _pixel_problem(headers: Sequence[Header]) -> str | None:
         return "different image sizes: " + ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:4])
     if not all(1 <= side <= MAX_SIDE for side in sizes[0]):
         return f"image size must be 1 to {MAX_SIDE} pixels a side, got {sizes[0][0]} x {sizes[0][1]}"
+    if len(headers) * sizes[0][0] * sizes[0][1] > MAX_VOXELS:
+        return f"volume must be at most {MAX_VOXELS} voxels, got {len(headers)} x {sizes[0][0]} x {sizes[0][1]}"
     return None
 
 
@@ -130,11 +145,16 @@ def _rescale_problem(headers: Sequence[Header]) -> str | None:
         return "RescaleSlope is 0: values are not in HU"
     # PS3.3 C.11.1.1.2. Absent means HU in CT (C.8.2.1); US ("unspecified") and free text are left to the HU check.
     types = {(header.rescale_type or "HU").upper() for header in headers} & _OTHER_UNITS
-    return f"values are not in HU: RescaleType is {' and '.join(sorted(types))}" if types else None
+    return f"values are not in HU: RescaleType is {_shown(types)}" if types else None
 
 
-def geometry_problem(headers: Sequence[Header], orientation: str | None, stack: Stack | None) -> Problem | None:
-    """Return why these slices are not one axial volume, or None; the first rule that holds."""
+def geometry_problem(
+    headers: Sequence[Header], orientation: str | None, stack: Stack | None, repair: Sequence[str] = ()
+) -> Problem | None:
+    """Return why these slices are not one axial volume, or None; the first rule that holds.
+
+    ``repair`` names what is resampled later and so no problem: see `needed_repairs`.
+    """
     if orientation == "mixed":
         return Problem(_mixed_reason(headers), "mixed_orientation")
     if orientation is None:
@@ -146,8 +166,18 @@ def geometry_problem(headers: Sequence[Header], orientation: str | None, stack: 
     if stack is None:
         missing = sum(header.image_position_patient is None for header in headers)
         return Problem(f"ImagePositionPatient is missing in {missing} of {len(headers)} files")
-    checks: tuple[Callable[[Stack], Problem | None], ...] = (_conflict, _tilt, _uneven)
+    checks: list[Callable[[Stack], Problem | None]] = [_conflict]
+    checks += [] if UNTILT in repair else [_tilt]
+    checks += [_shifted]
+    checks += [] if RESAMPLE in repair and stack.distances_mm.max(initial=0.0) <= MAX_BRIDGED_MM else [_uneven]
     return next((problem for check in checks if (problem := check(stack)) is not None), _repeated_uid(headers))
+
+
+def needed_repairs(stack: Stack, repair: Sequence[str]) -> dict[str, str]:
+    """Return what must be resampled, of what the user allows, and the flag of each finding behind it."""
+    checks = {UNTILT: _tilt, RESAMPLE: _uneven}
+    problems = {name: check(stack) for name, check in checks.items() if name in repair}
+    return {name: problem.flag or "" for name, problem in problems.items() if problem is not None}
 
 
 def _mixed_reason(headers: Sequence[Header]) -> str:
@@ -172,11 +202,15 @@ def _conflict(stack: Stack) -> Problem | None:
 
 
 def _tilt(stack: Stack) -> Problem | None:
-    if stack.tilt_deg > TILT_TOLERANCE_DEG:
-        return Problem(f"gantry tilt: slices are sheared by {stack.tilt_deg:.1f} degrees", "gantry_tilt")
-    if stack.offset_mm > SPACING_ATOL_MM + SPACING_RTOL * (stack.spacing_z_mm or 0.0):
-        return Problem(f"slices are shifted against each other, by up to {stack.offset_mm:.1f} mm sideways")
-    return None
+    if stack.tilt_deg <= TILT_TOLERANCE_DEG:
+        return None
+    return Problem(f"gantry tilt: slices are sheared by {stack.tilt_deg:.1f} degrees", "gantry_tilt")
+
+
+def _shifted(stack: Stack) -> Problem | None:
+    if stack.offset_mm <= SPACING_ATOL_MM + SPACING_RTOL * (stack.spacing_z_mm or 0.0):
+        return None
+    return Problem(f"slices are shifted against each other, by up to {stack.offset_mm:.1f} mm sideways")
 
 
 def _uneven(stack: Stack) -> Problem | None:
@@ -199,5 +233,5 @@ def _uneven(stack: Stack) -> Problem | None:
 
 
 def _repeated_uid(headers: Sequence[Header]) -> Problem | None:
-    count = len(headers) - len({header.sop_instance_uid for header in headers})
+    count = len(headers) - len({(header.sop_instance_uid, header.frame) for header in headers})
     return Problem(f"{count} slice(s) carry the SOPInstanceUID of another slice") if count else None

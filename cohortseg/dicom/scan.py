@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cohortseg.config import ScanConfig
 from cohortseg.dicom.copies import drop_copies
-from cohortseg.dicom.headers import Header, SkippedFile, quiet_pydicom, read_header
+from cohortseg.dicom.headers import Header, SkippedFile, quiet_pydicom, read_headers
+from cohortseg.dicom.selection import parse_rules, select_series
 from cohortseg.dicom.series import SeriesRecord, series_from_headers
+from cohortseg.dicom.volumes import split_volumes
 from cohortseg.errors import ConfigError
 
 Report = Callable[[int, int | None, str], None]
@@ -29,16 +32,40 @@ class CohortScan:
     """What was found in a folder."""
 
     series: tuple[SeriesRecord, ...]
-    """Every series, by patient, date and series UID."""
+    """Every volume of every series, by patient, date, series UID and volume."""
     skipped: tuple[SkippedFile, ...]
     """Every file (or unreadable folder) that belongs to no series, by path."""
+    copies: tuple[SkippedFile, ...]
+    """Every file dropped because it repeats a slice of its series, by path."""
+
+
+def file_rows(scan: CohortScan) -> list[dict[str, str | None]]:
+    """Return the rows of the files table: where each file went, by path.
+
+    A multi-frame file whose frames make several volumes has a row for each.
+    """
+    rows: dict[tuple[str, str], dict[str, str | None]] = {}
+    for record in scan.series:
+        for path in record.files:
+            rows[path, record.series_key] = {
+                "path": path,
+                "went_to": record.decision,
+                "series_key": record.series_key,
+                "reason": record.reason,
+            }
+    for went_to, files in (("copy", scan.copies), ("no series", scan.skipped)):
+        for file in files:
+            rows[file.path, ""] = {"path": file.path, "went_to": went_to, "series_key": None, "reason": file.reason}
+    return [rows[place] for place in sorted(rows)]
 
 
 def _silent(_done: int, _total: int | None, _text: str) -> None:
     """Report nothing."""
 
 
-def scan_cohort(root: Path, report: Report = _silent, workers: int | None = None) -> CohortScan:
+def scan_cohort(
+    root: Path, report: Report = _silent, workers: int | None = None, config: ScanConfig | None = None
+) -> CohortScan:
     """Find every DICOM series below a folder and decide which ones can be segmented.
 
     Parameters
@@ -49,40 +76,73 @@ def scan_cohort(root: Path, report: Report = _silent, workers: int | None = None
         Told about progress, in files.
     workers
         Processes that read headers; None: one for every 4000 files, up to the processors available.
+    config
+        Which usable series are selected, and what may be repaired; None: every usable one, without repair.
 
     Returns
     -------
     CohortScan
-        Every file below ``root`` is in exactly one place: in a series, dropped as a copy of one (counted in
+        Every file below ``root`` is in exactly one place: in the volumes of one series, dropped as a copy (counted in
         ``n_duplicates``), or skipped with a reason.
 
     Raises
     ------
     ConfigError
-        If ``root`` is no readable folder, or holds no DICOM series.
+        If ``root`` is no readable folder, or holds no DICOM series, or a selection rule cannot be read.
     """
+    config = ScanConfig(select=("all",)) if config is None else config
+    parse_rules(config.select)  # before the work
     if not root.is_dir():
         problem = "is a file; give the folder it lies in" if root.exists() else "does not exist"
         raise ConfigError(f"{root}: {problem}")
     paths, skipped = _walk(root)
     by_series: defaultdict[str, list[Header]] = defaultdict(list)
-    for found in _read_headers(root, paths, report, workers):
+    for found in _headers_of(root, paths, report, workers):
         if isinstance(found, SkippedFile):
             skipped.append(found)
         else:
-            by_series[found.series_instance_uid].append(found)
+            for header in found:
+                by_series[header.series_instance_uid].append(header)
     if not by_series:
         raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at)")
     report(len(paths), len(paths), f"{len(by_series)} series")
+    series: list[SeriesRecord] = []
+    copies: list[SkippedFile] = []
     with quiet_pydicom():
-        series = [_describe(root, headers) for headers in by_series.values()]
-    series.sort(key=lambda record: (record.patient_id or "", record.study_date or date.min, record.series_instance_uid))
-    return CohortScan(series=tuple(series), skipped=tuple(sorted(skipped, key=lambda file: file.path)))
+        for headers in by_series.values():
+            kept = drop_copies(root, headers)
+            paths_kept = {header.path for header in kept}
+            dropped = {header.path for header in headers} - paths_kept
+            copies += [SkippedFile(path, "copy of a slice of its series, with the same pixels") for path in dropped]
+            series += _describe(kept, len(dropped), config.repair)
+    series.sort(
+        key=lambda record: (
+            record.patient_id or "",
+            record.study_date or date.min,
+            record.series_instance_uid,
+            record.volume,
+        )
+    )
+    return CohortScan(
+        series=tuple(select_series(series, config)),
+        skipped=tuple(sorted(skipped, key=lambda file: file.path)),
+        copies=tuple(sorted(copies, key=lambda file: file.path)),
+    )
 
 
-def _describe(root: Path, headers: Sequence[Header]) -> SeriesRecord:
-    kept = drop_copies(root, headers)
-    return series_from_headers(kept, n_duplicates=len(headers) - len(kept))
+def _describe(kept: Sequence[Header], n_duplicates: int, repair: Sequence[str]) -> list[SeriesRecord]:
+    """Return a record of each volume of one series; copies are counted in the first."""
+    volumes = split_volumes(kept)
+    return [
+        series_from_headers(
+            volume,
+            n_duplicates=n_duplicates if number == 1 else 0,
+            volume=number,
+            num_volumes=len(volumes),
+            repair=repair,
+        )
+        for number, volume in enumerate(volumes, 1)
+    ]
 
 
 def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:
@@ -126,9 +186,9 @@ def _is_utf8(path: str) -> bool:
     return True
 
 
-def _read_headers(
+def _headers_of(
     root: Path, paths: Sequence[str], report: Report, workers: int | None
-) -> Iterator[Header | SkippedFile]:
+) -> Iterator[list[Header] | SkippedFile]:
     """Yield one result a file, in order; with several processes if there are many files."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     if workers is None:
@@ -149,6 +209,6 @@ def _read_headers(
             report(done, len(paths), "reading headers")
 
 
-def _read_chunk(root: Path, paths: Sequence[str]) -> list[Header | SkippedFile]:
+def _read_chunk(root: Path, paths: Sequence[str]) -> list[list[Header] | SkippedFile]:
     with quiet_pydicom():
-        return [read_header(root, path) for path in paths]
+        return [read_headers(root, path) for path in paths]

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from cohortseg.config import RESAMPLE, UNTILT
 from cohortseg.dicom.geometry import (
     AXIS_TOLERANCE_DEG,
     COSINE_ATOL,
@@ -19,7 +20,13 @@ from cohortseg.dicom.geometry import (
     stack_slices,
 )
 from cohortseg.dicom.headers import Header, common
-from cohortseg.dicom.rules import REFORMAT_WORDS, Problem, content_problem, geometry_problem, image_type_words
+from cohortseg.dicom.rules import (
+    REFORMAT_WORDS,
+    content_problem,
+    geometry_problem,
+    image_type_words,
+    needed_repairs,
+)
 from cohortseg.identity import series_key
 
 FLAGS: Final = {
@@ -29,15 +36,19 @@ FLAGS: Final = {
     "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
     "sparse_slices": "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
     "rotated_in_plane": "image rows are turned by more than 10 degrees against the patient's axes",
+    "split_series": "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
+    "monochrome1": "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",
     "duplicates_dropped": "files that repeat a slice with the same pixels were left out",
     "missing_patient_id": "PatientID is absent or empty: the series cannot be followed over time",
     "missing_study_date": "StudyDate is absent, empty or no date: the series has no place in time",
     "mixed_orientation": "slices of different orientation under one SeriesInstanceUID; skipped",
-    "slice_gap": "slices are missing between others; skipped",
-    "uneven_spacing": "distances between slices differ by more than 5 % + 0.1 mm; skipped",
-    "gantry_tilt": "slices are sheared against their normal by more than 0.5 degrees; skipped",
+    "slice_gap": "slices are missing between others; skipped unless repaired",
+    "uneven_spacing": "distances between slices differ by more than 5 % + 0.1 mm; skipped unless repaired",
+    "gantry_tilt": "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
     "conflicting_slices": "different pixels at the same position; skipped",
-    "hu_implausible": "too few voxels like air or like soft tissue: the values may not be Hounsfield units",
+    "resampled": "slices were interpolated to one spacing (--repair resample): volumes are estimates",
+    "untilted": "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",
+    "hu_implausible": "too few voxels like air or like soft tissue: the values are not Hounsfield units; not evaluable",
 }
 """Every flag in ``qc_flags``, and what it means."""
 
@@ -57,6 +68,7 @@ class SeriesRecord:
     study_date: date | None
     study_instance_uid: str | None
     series_instance_uid: str
+    volume: int
     series_description: str | None
     modality: str | None
     sop_class_uid: str | None
@@ -74,22 +86,35 @@ class SeriesRecord:
     spacing_y_mm: float | None
     spacing_x_mm: float | None
     qc_flags: tuple[str, ...]
+    repairs: tuple[str, ...]
     decision: str
     reason: str | None
     series_key: str
     files: tuple[str, ...]
+    frames: tuple[int, ...]
     fingerprint: str
 
 
-def series_from_headers(headers: Sequence[Header], *, n_duplicates: int = 0) -> SeriesRecord:
-    """Decide about one series and describe it.
+def series_from_headers(
+    headers: Sequence[Header],
+    *,
+    n_duplicates: int = 0,
+    volume: int = 1,
+    num_volumes: int = 1,
+    repair: Sequence[str] = (),
+) -> SeriesRecord:
+    """Decide about one volume of a series and describe it.
 
     Parameters
     ----------
     headers
-        Files with one SeriesInstanceUID, copies already dropped, at least one.
+        Slices of one volume of a series, copies already dropped, at least one.
     n_duplicates
         Files dropped as copies before.
+    volume, num_volumes
+        Which one it is, from 1, of how many in the series.
+    repair
+        What may be resampled instead of skipped.
 
     Returns
     -------
@@ -101,14 +126,18 @@ def series_from_headers(headers: Sequence[Header], *, n_duplicates: int = 0) -> 
     if stack is not None:
         headers = [headers[index] for index in stack.order]
     first = headers[0]
-    problem = content_problem(headers) or geometry_problem(headers, orientation, stack)
+    problem = content_problem(headers) or geometry_problem(headers, orientation, stack, repair)
+    repairs = needed_repairs(stack, repair) if problem is None and stack is not None else {}
     spacing = common(headers, "pixel_spacing_mm") or (None, None)
     spacing_z = stack.spacing_z_mm if stack is not None and not len(irregular(stack.distances_mm)) else None
+    if stack is not None and RESAMPLE in repairs:
+        spacing_z = float(np.median(stack.distances_mm))
     record = SeriesRecord(
         patient_id=common(headers, "patient_id"),
         study_date=_earliest_date(headers),
         study_instance_uid=common(headers, "study_instance_uid"),
         series_instance_uid=first.series_instance_uid,
+        volume=volume,
         series_description=first.series_description,
         modality=first.modality,
         sop_class_uid=first.sop_class_uid,
@@ -117,7 +146,7 @@ def series_from_headers(headers: Sequence[Header], *, n_duplicates: int = 0) -> 
         manufacturer=first.manufacturer,
         convolution_kernel=first.convolution_kernel,
         slice_thickness_mm=common(headers, "slice_thickness_mm"),
-        n_files=len(headers) + n_duplicates,
+        n_files=len({header.path for header in headers}) + n_duplicates,
         n_slices=len(headers),
         n_duplicates=n_duplicates,
         rows=common(headers, "rows"),
@@ -126,13 +155,17 @@ def series_from_headers(headers: Sequence[Header], *, n_duplicates: int = 0) -> 
         spacing_y_mm=spacing[0],
         spacing_x_mm=spacing[1],
         qc_flags=(),
+        repairs=tuple(repairs),
         decision="selected" if problem is None else "skipped",
         reason=None if problem is None else problem.reason,
-        series_key=series_key(first.series_instance_uid),
+        series_key=series_key(first.series_instance_uid, volume),
         files=tuple(header.path for header in headers),
-        fingerprint=_fingerprint(headers),
+        frames=tuple(header.frame for header in headers if header.frame is not None),
+        fingerprint=_fingerprint(headers, tuple(repairs)),
     )
-    return replace(record, qc_flags=_flags(record, headers, problem))
+    findings = {*repairs.values(), problem.flag if problem is not None else None}
+    findings |= {"split_series"} if num_volumes > 1 else set()
+    return replace(record, qc_flags=_flags(record, headers, findings, selected=problem is None))
 
 
 def _earliest_date(headers: Sequence[Header]) -> date | None:
@@ -140,11 +173,13 @@ def _earliest_date(headers: Sequence[Header]) -> date | None:
     return min((header.study_date for header in headers if header.study_date is not None), default=None)
 
 
-def _fingerprint(headers: Sequence[Header]) -> str:
-    """Return the SHA-256 over path, size and modification time of each file, in slice order."""
+def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
+    """Return the SHA-256 over path, frame, size and modification time of each slice, in order, and over the repairs."""
     digest = hashlib.sha256()
     for header in headers:
-        digest.update(f"{header.path}\0{header.size_bytes}\0{header.mtime_ns}\n".encode())
+        frame = "" if header.frame is None else f"#{header.frame}"
+        digest.update(f"{header.path}{frame}\0{header.size_bytes}\0{header.mtime_ns}\n".encode())
+    digest.update("".join(f"repair {name}\n" for name in repairs).encode())
     return digest.hexdigest()
 
 
@@ -169,9 +204,10 @@ def _stack(headers: Sequence[Header]) -> Stack | None:
     return stack_slices(known, orientation, spacing)
 
 
-def _flags(record: SeriesRecord, headers: Sequence[Header], problem: Problem | None) -> tuple[str, ...]:
-    """Return the names of all findings, in the order of ``FLAGS``."""
-    selected = problem is None
+def _flags(
+    record: SeriesRecord, headers: Sequence[Header], findings: set[str | None], *, selected: bool
+) -> tuple[str, ...]:
+    """Return the names of all findings, those given and those of the headers, in the order of ``FLAGS``."""
     thickness, spacing = record.slice_thickness_mm or 0.0, record.spacing_z_mm or 0.0
     cosines = headers[0].image_orientation_patient
     found = {
@@ -181,8 +217,11 @@ def _flags(record: SeriesRecord, headers: Sequence[Header], problem: Problem | N
         "thick_slices": selected and max(thickness, spacing) > THICK_MM,
         "sparse_slices": selected and 0 < SPARSE_RATIO * thickness < spacing,
         "rotated_in_plane": selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
+        "monochrome1": any(header.photometric_interpretation == "MONOCHROME1" for header in headers),
+        "resampled": RESAMPLE in record.repairs,
+        "untilted": UNTILT in record.repairs,
         "duplicates_dropped": record.n_duplicates > 0,
         "missing_patient_id": all(header.patient_id is None for header in headers),
         "missing_study_date": record.study_date is None,
     }
-    return tuple(name for name in FLAGS if found.get(name, False) or (problem is not None and problem.flag == name))
+    return tuple(name for name in FLAGS if found.get(name, False) or name in findings)

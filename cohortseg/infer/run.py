@@ -173,19 +173,20 @@ def _attempt(
     model: LoadedModel, record: SeriesRecord, read: Callable[[], tuple[Volume, float]], config: InferConfig
 ) -> tuple[SeriesResult, float]:
     """Return the result of a series whatever happens: the boundary behind which a bad series is a row with a reason."""
-    read_s = 0.0
+    read_s, flags = 0.0, record.qc_flags
     try:
         volume, read_s = read()
         return segment_series(record, volume, model, config), read_s
     except NotEvaluableError as error:
-        status, reason = "not_evaluable", str(error)
+        status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
     except CohortSegError as error:
         status, reason = "failed", str(error)
     except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
         _log.debug("series %s", record.series_key, exc_info=True)
         status, reason = "failed", f"unexpected {type(error).__name__}: {error}"
     _log.info("series %s %s: %s", record.series_key, status, reason)
-    return SeriesResult(burden=series_row(record, model) | {"status": status, "reason": reason}), read_s
+    row = series_row(record, model) | {"status": status, "reason": reason, "qc_flags": list(flags)}
+    return SeriesResult(burden=row), read_s
 
 
 def _give_up(job: Job, model: LoadedModel, record: SeriesRecord) -> bool:

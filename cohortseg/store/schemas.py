@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-SCHEMA_VERSION: Final = "1"
+SCHEMA_VERSION: Final = "2"
 """Raised whenever a column is added, removed or changes its meaning."""
 
 
@@ -46,6 +46,7 @@ _SERIES = (
     Column("study_instance_uid", _TEXT, "StudyInstanceUID (0020,000D)"),
     Column("series_instance_uid", _TEXT, "SeriesInstanceUID (0020,000E)"),
 )
+_VOLUME = Column("volume", _INT, "number of the volume in its series, from 1: one UID can hold several")
 _SPACING = (
     Column(
         "spacing_z_mm", _REAL, "distance between slice centres along the normal, from positions; null for one slice"
@@ -92,6 +93,7 @@ MANIFEST: Final = TableSchema(
         *_PATIENT,
         _TIME[0],
         *_SERIES,
+        _VOLUME,
         Column("series_description", _TEXT, "SeriesDescription (0008,103E)"),
         Column("modality", _TEXT, "Modality (0008,0060)"),
         Column("sop_class_uid", _TEXT, "SOPClassUID (0008,0016)"),
@@ -100,17 +102,19 @@ MANIFEST: Final = TableSchema(
             "orientation", _TEXT, "axial, coronal, sagittal, oblique or mixed, from ImageOrientationPatient (0020,0037)"
         ),
         *_ACQUISITION,
-        Column("n_files", _INT, "files of the series, copies included"),
+        Column("n_files", _INT, "files of the volume; copies are counted in the series' first"),
         Column("n_slices", _INT, "slices left once copies are dropped"),
         Column("n_duplicates", _INT, "files dropped as copies of another"),
         Column("rows", _INT, "Rows (0028,0010)"),
         Column("columns", _INT, "Columns (0028,0011)"),
         *_SPACING,
         *_QC,
-        Column("decision", _TEXT, "selected or skipped"),
-        Column("reason", _TEXT, "why it was skipped; null for a selected series"),
+        Column("repairs", _TEXTS, "what is resampled on reading, because --repair asked for it: untilt, resample"),
+        Column("decision", _TEXT, "selected, alternative (another of its study is), excluded (--select) or skipped"),
+        Column("reason", _TEXT, "why it is not selected; null for a selected series"),
         Column("series_key", _TEXT, "name of the series in masks.zarr and pictures/: a hash of its UID"),
-        Column("files", _TEXTS, "paths relative to the cohort, in slice order"),
+        Column("files", _TEXTS, "paths relative to the cohort, in slice order; a file repeats for each of its frames"),
+        Column("frames", pl.List(pl.Int64()), "frame number, from 1, of each slice of multi-frame files; else empty"),
         Column("fingerprint", _TEXT, "hash of paths, sizes and modification times: tells a changed input"),
     ),
 )
@@ -199,4 +203,15 @@ TRUTH: Final = TableSchema(
     columns=(*_PATIENT, *_TIME, *_SERIES, *_VOLUMES, *_PERCENTS),
 )
 
-TABLES: Final = (MANIFEST, BURDEN, SLICES, TIMELINE, PATIENTS, TRUTH)
+FILES: Final = TableSchema(
+    name="files",
+    row="one file below the cohort's folder (one for each volume, if its frames make several)",
+    columns=(
+        Column("path", _TEXT, "relative to the cohort"),
+        Column("went_to", _TEXT, "selected, alternative, excluded or skipped (with its series), copy, or no series"),
+        Column("series_key", _TEXT, "the series it belongs to; null for copies and what is in no series"),
+        Column("reason", _TEXT, "why it is not segmented; null for a file of a selected series"),
+    ),
+)
+
+TABLES: Final = (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, TRUTH)

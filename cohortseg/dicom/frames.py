@@ -1,0 +1,72 @@
+"""Enhanced multi-frame CT: each frame's attributes, flattened to what a classic file of one slice would state."""
+
+from typing import Final
+
+from pydicom.dataset import Dataset
+from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+ENHANCED_CT: Final = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+"""SOP classes whose frames are slices."""
+GROUP_SEQUENCES: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+"""Where an enhanced file keeps what a classic one states at its top."""
+# PS3.3 C.7.6.16.2 and C.8.15.3: the macro that holds an attribute, and its name there.
+_MACROS: Final = {
+    "ImagePositionPatient": ("PlanePositionSequence", "ImagePositionPatient"),
+    "ImageOrientationPatient": ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    "PixelSpacing": ("PixelMeasuresSequence", "PixelSpacing"),
+    "SliceThickness": ("PixelMeasuresSequence", "SliceThickness"),
+    "RescaleIntercept": ("PixelValueTransformationSequence", "RescaleIntercept"),
+    "RescaleSlope": ("PixelValueTransformationSequence", "RescaleSlope"),
+    "RescaleType": ("PixelValueTransformationSequence", "RescaleType"),
+    "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+    "ConvolutionKernel": ("CTReconstructionSequence", "ConvolutionKernel"),
+    "ImageType": ("CTImageFrameTypeSequence", "FrameType"),
+}
+_KEPT: Final = {"ImageType", "ConvolutionKernel"}
+"""What the top of the file may state for all frames."""
+
+
+def frame_datasets(dataset: Dataset) -> list[Dataset]:
+    """Return one dataset a frame, in the order of the frames, without pixels.
+
+    Parameters
+    ----------
+    dataset
+        An enhanced or legacy converted enhanced CT image.
+
+    Returns
+    -------
+    list of Dataset
+        The file's top-level attributes; what belongs to a frame comes from its own functional groups, else from the
+        shared ones, and is absent if neither states it.
+
+    Raises
+    ------
+    ValueError
+        If the number of per-frame groups is not NumberOfFrames.
+
+    References
+    ----------
+    DICOM PS3.3, C.7.6.16 (multi-frame functional groups) and C.8.15 (enhanced CT).
+    """
+    groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    if not groups or len(groups) != int(dataset.get("NumberOfFrames") or 0):
+        raise ValueError("the number of per-frame functional groups is not NumberOfFrames")
+    shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or ()), Dataset())
+    top = Dataset()
+    for element in dataset:
+        if element.keyword not in (*GROUP_SEQUENCES, "PixelData") and element.keyword not in set(_MACROS) - _KEPT:
+            top.add(element)
+    return [_flat(top, group, shared) for group in groups]
+
+
+def _flat(top: Dataset, group: Dataset, shared: Dataset) -> Dataset:
+    frame = Dataset()
+    frame.update(top)
+    for keyword, (macro, name) in _MACROS.items():
+        for groups in (group, shared):
+            item = next(iter(groups.get(macro) or ()), None)
+            if item is not None and item.get(name) is not None:
+                setattr(frame, keyword, item.get(name))
+                break
+    return frame

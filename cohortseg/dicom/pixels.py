@@ -1,0 +1,109 @@
+"""From one image's stored values to HU; what a compressed image claims is checked before it is decoded."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_rescale
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, JPEGTransferSyntaxes, RLELossless
+
+from cohortseg.dicom.guards import codestream_size
+from cohortseg.dicom.headers import READ_ERRORS, reals, text
+from cohortseg.errors import DicomError
+from cohortseg.volume import HU_MAX, HU_MIN
+
+_RLE_SLACK: Final = 4096
+"""Bytes of header and segment padding beyond the worst case of RLE, which is less than twice the image."""
+
+
+def slice_hu(dataset: Dataset, path: str, frame: int = 0, rescale: Dataset | None = None) -> NDArray[np.int16]:
+    """Return one slice (Y, X), HU, rounded and clipped to [HU_MIN, HU_MAX]; declared padding becomes HU_MIN.
+
+    Parameters
+    ----------
+    dataset
+        The file, with its pixels.
+    path
+        Of the file, for messages.
+    frame
+        Index of the frame, from 0.
+    rescale
+        Where RescaleSlope and RescaleIntercept stand; None: in ``dataset``.
+
+    Raises
+    ------
+    DicomError
+        If the pixels are missing or cannot be decoded, or there is no rescale.
+
+    References
+    ----------
+    DICOM PS3.3, C.11.1 (rescale) and C.7.5.1.1.2 (padding). PhotometricInterpretation MONOCHROME1 says how to show the
+    values; it does not change what they mean (C.7.6.3.1.2).
+    """
+    rescale = dataset if rescale is None else rescale
+    stored = stored_values(dataset, path, frame)
+    if None in [reals(rescale, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]:
+        raise DicomError(f"{path}: RescaleSlope or RescaleIntercept is missing: values are not in HU")
+    hu: NDArray[np.float64] = np.rint(apply_rescale(stored, rescale))
+    padding = _padding_range(dataset, stored.dtype)
+    if padding is not None:
+        hu[(stored >= padding[0]) & (stored <= padding[1])] = HU_MIN
+    clipped: NDArray[np.int16] = np.clip(hu, HU_MIN, HU_MAX).astype(np.int16)
+    return clipped
+
+
+def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.integer]:
+    """Return one decoded image (Y, X), before any rescale.
+
+    Raises
+    ------
+    DicomError
+        If there are no pixels, no decoder, or the data are damaged or of another size than the header says.
+    """
+    syntax = UID(text(dataset.file_meta, "TransferSyntaxUID") or "")
+    if "PixelData" not in dataset:
+        raise DicomError(f"{path}: no pixel data; the file was probably cut off: copy it again")
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise DicomError(f"{path}: transfer syntax {syntax.name or 'missing'} is not supported") from error
+    if not decoder.is_available:
+        raise DicomError(f"{path}: {syntax.name} needs one of: {'; '.join(decoder.missing_dependencies)}")
+    try:
+        if syntax.is_encapsulated:
+            _check_compressed(dataset, syntax, frame)
+        stored: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame)
+    except READ_ERRORS as error:
+        # These texts, often of several lines, are about the encoding only.
+        detail = " ".join(str(error).split())
+        hint = " (pip install pylibjpeg-libjpeg reads more kinds of JPEG)" if syntax in JPEGTransferSyntaxes else ""
+        raise DicomError(f"{path}: pixel data ({syntax.name}) cannot be decoded: {detail}{hint}") from error
+    if stored.ndim != 2:
+        raise DicomError(f"{path}: one grey-scale image is expected, got an array of shape {stored.shape}")
+    return stored
+
+
+def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
+    """Raise ValueError for an image that must not be decoded: decoders take the memory that its own header asks for."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    encoded = get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
+    if syntax == RLELossless and len(encoded) > rows * columns * int(dataset.BitsAllocated) // 4 + _RLE_SLACK:
+        raise ValueError(f"{len(encoded)} bytes of RLE for an image of {rows} x {columns}")
+    size = None if syntax == RLELossless else codestream_size(encoded)
+    if size is not None and size != (rows, columns):
+        raise ValueError(f"the compressed image is {size[0]} x {size[1]}, the header says {rows} x {columns}")
+
+
+def _padding_range(dataset: Dataset, dtype: np.dtype[np.integer]) -> tuple[int, int] | None:
+    """Return the lowest and highest stored value that means padding."""
+    value = reals(dataset, "PixelPaddingValue", 1)
+    if value is None:
+        return None
+    limit = reals(dataset, "PixelPaddingRangeLimit", 1) or value
+    # Both are often written as unsigned although the pixels are signed: -2000 as 63536.
+    ends = sorted(int(np.array(int(end) % 2 ** (8 * dtype.itemsize)).astype(dtype)) for end in (*value, *limit))
+    return ends[0], ends[1]

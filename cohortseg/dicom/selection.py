@@ -1,0 +1,217 @@
+"""Which usable series are segmented: the user's rules, then one of each study; the others keep their reason."""
+
+import operator
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import date
+from typing import Any, Final
+
+from cohortseg.config import ScanConfig
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.errors import ConfigError
+
+COVERAGE_SHARE: Final = 0.8
+"""A series that reaches over less than this part of the longest of its study does not cover the chest."""
+THIN_MM: Final = (1.55, 3.05, 5.05)
+"""Slices within one of these classes count as equally thin."""
+_CHOICES: Final = ("preferred", "all")
+_RULE: Final = re.compile(r"\s*([A-Za-z_]+)\s*(<=|>=|!=|!~|=|~|<|>)\s*(.*?)\s*", re.DOTALL)
+_ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "!=": operator.ne,
+}
+_ALIASES: Final = {"kernel": "convolution_kernel", "description": "series_description"}
+_COLUMNS: Final = {item.name: str(item.type) for item in fields(SeriesRecord)}
+# Kernels by vendor: Siemens B30f, Br40d, I31s, Qr36 (number: sharpness); Canon FC01 to FC86; GE and Philips by name.
+_SIEMENS: Final = re.compile(r"[BHIQDTUS][A-Z]{0,2}(\d{2})[A-Z]?(?:[\\/].*)?", re.IGNORECASE)
+_CANON: Final = re.compile(r"FC(\d{2})", re.IGNORECASE)
+_SOFT_NAMES: Final = {"STANDARD", "SOFT", "CHEST", "DETAIL", "A", "B", "C", "SA", "SB", "SC", "MEDIASTINUM", "BODY"}
+_SHARP_NAMES: Final = {"LUNG", "BONE", "BONEPLUS", "EDGE", "ULTRA", "D", "E", "L", "YA", "YB", "YC", "YD"}
+_SHARP_SIEMENS: Final = 50
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One condition of ``--select``."""
+
+    text: str
+    column: str
+    matches: Callable[[Any], bool]
+
+
+def parse_rules(select: Sequence[str]) -> tuple[bool, list[Rule]]:
+    """Return whether one series a study is wanted, and the conditions.
+
+    Parameters
+    ----------
+    select
+        Each ``preferred``, ``all`` or COLUMN OPERATOR VALUE. Operators: ``=  !=  <  <=  >  >=`` compare numbers, dates
+        (YYYY-MM-DD) or texts, by the column's type; ``~`` and ``!~`` search a regular expression, ignoring case. In a
+        column of several values (``image_type``, ``qc_flags``) any of them may match. What is absent matches ``!=``
+        and ``!~`` only.
+
+    Raises
+    ------
+    ConfigError
+        If a rule is none of these; the message says what is valid.
+    """
+    chosen = [rule for rule in select if rule in _CHOICES]
+    if len(set(chosen)) > 1:
+        raise ConfigError("--select all and --select preferred exclude each other")
+    return chosen != ["all"], [_parse_rule(rule) for rule in select if rule not in _CHOICES]
+
+
+def _parse_rule(text: str) -> Rule:
+    match = _RULE.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            f"--select must be all, preferred or a rule like 'kernel~B30|B31' or 'spacing_z_mm<=2', got {text!r}"
+        )
+    name, sign, value = match.groups()
+    column = _ALIASES.get(name, name)
+    if column not in _COLUMNS:
+        raise ConfigError(f"--select {text!r}: {name} is no column; valid are {', '.join([*_ALIASES, *_COLUMNS])}")
+    try:
+        return Rule(text, column, _condition(sign, value, _COLUMNS[column]))
+    except (ValueError, re.error) as error:
+        raise ConfigError(f"--select {text!r}: {error}") from error
+
+
+def _condition(sign: str, value: str, kind: str) -> Callable[[Any], bool]:
+    """Return the test of one value of a column; ``kind`` is the column's annotation."""
+    if "~" in sign:
+        pattern = re.compile(value, re.IGNORECASE)
+        return _over_values(lambda found: pattern.search(str(found)) is not None, negated=sign == "!~")
+    wanted: Any = value
+    if "float" in kind or "int" in kind:
+        wanted = float(value)
+    elif "date" in kind:
+        wanted = date.fromisoformat(value)
+    order = _ORDERS["=" if sign == "!=" else sign]
+    return _over_values(lambda found: order(found, wanted), negated=sign == "!=")
+
+
+def _over_values(test: Callable[[Any], bool], *, negated: bool) -> Callable[[Any], bool]:
+    def matches(value: Any) -> bool:
+        values = value if isinstance(value, tuple) else (value,)
+        return any(test(item) for item in values if item is not None) != negated
+
+    return matches
+
+
+def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[SeriesRecord]:
+    """Return all records with the final decision: selected, alternative, excluded or (as before) skipped.
+
+    Parameters
+    ----------
+    records
+        Decided by geometry and content: selected or skipped.
+    config
+        ``select`` and ``prefer`` are used.
+
+    Raises
+    ------
+    ConfigError
+        If a rule cannot be read.
+    """
+    one_a_study, rules = parse_rules(config.select)
+    decided = [_ruled(record, rules) for record in records]
+    if not one_a_study:
+        return decided
+    studies: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for index, record in enumerate(decided):
+        if record.decision == "selected":
+            # Without a StudyInstanceUID it is not known which series belong together.
+            study = record.study_instance_uid
+            studies[(record.patient_id, study) if study is not None else index].append(index)
+    for members in studies.values():
+        _choose(decided, members, config.prefer)
+    return decided
+
+
+def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
+    broken = next((rule for rule in rules if not rule.matches(getattr(record, rule.column))), None)
+    if record.decision != "selected" or broken is None:
+        return record
+    return replace(record, decision="excluded", reason=f"does not match --select '{broken.text}'")
+
+
+def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequence[str]) -> None:
+    """Keep the best series of one study, and make the others its alternatives."""
+    longest = max(extent_mm(decided[index]) for index in members)
+
+    def rank(index: int) -> tuple[Any, ...]:
+        record = decided[index]
+        return (*(_RANKS[name](record, longest) for name in prefer), record.series_instance_uid, record.volume)
+
+    best = min(members, key=rank)
+    for index in members:
+        if index == best:
+            continue
+        differing = (name for name, a, b in zip(prefer, rank(index), rank(best), strict=False) if a != b)
+        name = next(differing, None)
+        why = (
+            _REASONS[name](decided[index], decided[best])
+            if name
+            else "equal in all preferences; the first UID is taken"
+        )
+        reason = f"alternative to series {decided[best].series_key} of the same study: {why}"
+        decided[index] = replace(decided[index], decision="alternative", reason=reason)
+
+
+def extent_mm(record: SeriesRecord) -> float:
+    """Return how far the slices of a series reach, first to last centre, mm."""
+    return (record.n_slices - 1) * (record.spacing_z_mm or 0.0)
+
+
+def kernel_kind(kernel: str | None) -> str | None:
+    """Return soft or sharp (lung, bone) for the kernels of the large vendors; None if it is not known."""
+    name = (kernel or "").strip().upper()
+    if (match := _CANON.fullmatch(name)) is not None:
+        return "soft" if int(match[1]) < 20 else "sharp"
+    if (match := _SIEMENS.fullmatch(name)) is not None:
+        return "soft" if int(match[1]) < _SHARP_SIEMENS else "sharp"
+    return "soft" if name in _SOFT_NAMES else "sharp" if name in _SHARP_NAMES else None
+
+
+def _thickness_mm(record: SeriesRecord) -> float | None:
+    return max(record.spacing_z_mm or 0.0, record.slice_thickness_mm or 0.0) or None
+
+
+def _thin_class(record: SeriesRecord) -> int:
+    thickness = _thickness_mm(record)
+    return len(THIN_MM) + 1 if thickness is None else bisect_left(THIN_MM, thickness)
+
+
+def _kernel_rank(record: SeriesRecord, wanted: str) -> int:
+    kind = kernel_kind(record.convolution_kernel)
+    return 1 if kind is None else 0 if kind == wanted else 2
+
+
+def _mm(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} mm"
+
+
+_RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
+    "original": lambda record, _longest: "derived_reformat" in record.qc_flags or bool(record.repairs),
+    "coverage": lambda record, longest: extent_mm(record) < COVERAGE_SHARE * longest,
+    "thin": lambda record, _longest: _thin_class(record),
+    "soft": lambda record, _longest: _kernel_rank(record, "soft"),
+    "lung": lambda record, _longest: _kernel_rank(record, "sharp"),
+    "slices": lambda record, _longest: -record.n_slices,
+}
+_REASONS: Final[dict[str, Callable[[SeriesRecord, SeriesRecord], str]]] = {
+    "original": lambda _one, _best: "computed from another series, or resampled",
+    "coverage": lambda one, best: f"reaches over {extent_mm(one):.0f} mm against {extent_mm(best):.0f} mm",
+    "thin": lambda one, best: f"slices of {_mm(_thickness_mm(one))} against {_mm(_thickness_mm(best))}",
+    "soft": lambda _one, _best: "its kernel is not soft, or not known",
+    "lung": lambda _one, _best: "its kernel is not a lung kernel, or not known",
+    "slices": lambda one, best: f"{one.n_slices} slices against {best.n_slices}",
+}

@@ -1,0 +1,91 @@
+"""From the files of one series to its volumes: what differs in plane, space, kernel or kind is never one volume."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Final
+
+from cohortseg.dicom.geometry import COSINE_ATOL, SAME_POSITION_MM, TILT_TOLERANCE_DEG, irregular, stack_slices
+from cohortseg.dicom.headers import Header, common
+from cohortseg.dicom.rules import image_kind
+
+MAX_VOLUMES: Final = 16
+"""A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
+
+
+def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
+    """Return the slices of one series, volume by volume.
+
+    A volume has one orientation, frame of reference, kernel, image size and kind (SOP class, scout, projection). One
+    scan may number its acquisitions slice by slice, so that they split a series only where it is no regular stack as a
+    whole and every acquisition is one of several slices.
+
+    Parameters
+    ----------
+    headers
+        With one SeriesInstanceUID, copies dropped, at least one.
+
+    Returns
+    -------
+    list of list of Header
+        The volume of most slices first.
+    """
+    planes = _plane_numbers(headers)
+    parts = _grouped(
+        headers,
+        lambda header: (
+            image_kind(header),
+            planes[header.image_orientation_patient],
+            header.frame_of_reference_uid,
+            header.convolution_kernel,
+            header.rows,
+            header.columns,
+        ),
+    )
+    if len(parts) > MAX_VOLUMES:
+        parts = [list(headers)]
+    volumes = [volume for part in parts for volume in _acquisitions(part)]
+    return sorted(volumes, key=lambda volume: (-len(volume), min(header.sop_instance_uid for header in volume)))
+
+
+def _grouped(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> list[list[Header]]:
+    groups: defaultdict[Hashable, list[Header]] = defaultdict(list)
+    for header in headers:
+        groups[key(header)].append(header)
+    return list(groups.values())
+
+
+def _plane_numbers(headers: Sequence[Header]) -> dict[tuple[float, ...] | None, int]:
+    """Return a number for each orientation; those equal to within rounding share one."""
+    numbers: dict[tuple[float, ...] | None, int] = {None: 0}
+    planes: list[tuple[float, ...]] = []
+    for cosines in dict.fromkeys(header.image_orientation_patient for header in headers):
+        if cosines is None:
+            continue
+        for number, plane in enumerate(planes, 1):
+            if all(abs(a - b) <= COSINE_ATOL for a, b in zip(cosines, plane, strict=True)):
+                numbers[cosines] = number
+                break
+        else:
+            if len(planes) <= MAX_VOLUMES:  # beyond, the series is left whole anyway
+                planes.append(cosines)
+            numbers[cosines] = len(planes)
+    return numbers
+
+
+def _acquisitions(headers: list[Header]) -> list[list[Header]]:
+    """Return a volume split by AcquisitionNumber if that, and only that, makes regular stacks of it."""
+    parts = _grouped(headers, lambda header: header.acquisition_number)
+    if len(parts) == 1 or _is_regular(headers):
+        return [headers]
+    return parts if all(len(part) > 1 and _is_regular(part) for part in parts) else [headers]
+
+
+def _is_regular(headers: Sequence[Header]) -> bool:
+    """Return whether slices are one stack: every position once, even spacing, no tilt."""
+    positions = [header.image_position_patient for header in headers if header.image_position_patient is not None]
+    orientation, spacing = headers[0].image_orientation_patient, common(headers, "pixel_spacing_mm")
+    if len(positions) < len(headers) or orientation is None or spacing is None:
+        return False
+    stack = stack_slices(positions, orientation, spacing)
+    regular = not len(irregular(stack.distances_mm)) and not (stack.distances_mm < SAME_POSITION_MM).any()
+    return regular and stack.tilt_deg <= TILT_TOLERANCE_DEG
