@@ -18,12 +18,22 @@ def sample(
     ] = SampleConfig.timepoints,
     slices: Annotated[int, typer.Option(help="Slices a series, spread over the lungs.")] = SampleConfig.slices,
     size: Annotated[int, typer.Option(help="Rows and columns of a slice.")] = SampleConfig.size,
+    quirks: Annotated[
+        bool, typer.Option("--quirks", help="Instead: odd DICOM of every kind, with what must become of it.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Same seed and versions, same bytes.")] = SampleConfig.seed,
 ) -> None:
     """Write a synthetic chest-CT cohort as DICOM, with its true lesion volumes.
 
     Example: [bold]cohortseg sample cohort/ --patients 6 --seed 1[/]
     """
+    if quirks:
+        from cohortseg.synthetic.quirks import write_quirks
+
+        with progress("Drawing") as report:
+            table = write_quirks(out, report)
+        say(f"DICOM in {out / 'dicom'}, what must become of it in {table}")
+        return
     from cohortseg.synthetic.cohort import write_cohort
 
     config = SampleConfig(patients=patients, timepoints=timepoints, slices=slices, size=size, seed=seed)

@@ -214,4 +214,22 @@ FILES: Final = TableSchema(
     ),
 )
 
-TABLES: Final = (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, TRUTH)
+QUIRKS: Final = TableSchema(
+    name="quirks",
+    row="one volume, or group of other files, of the odd DICOM that `sample --quirks` writes",
+    columns=(
+        Column("quirk", _TEXT, "name, and folder below dicom/"),
+        Column("meaning", _TEXT, "what is odd"),
+        Column("repair", _TEXTS, "the --repair under which the row holds; an empty list for the defaults"),
+        Column("decision", _TEXT, "expected of the manifest, else `copy` or `no series`"),
+        Column("reason", _TEXT, "part of the expected reason; null if there must be none, or any"),
+        Column("status", _TEXT, "expected of a selected series once it is decoded: ok, not_evaluable or failed"),
+        Column("qc_flags", _TEXTS, "expected flags"),
+        Column("n_slices", _INT, "slices in the files; null where it is not told"),
+        Column("lung_volume_ml", _REAL, "voxels of -900 to -800 HU, mL; null where it is not told or not known"),
+        Column("tolerance_pct", _REAL, "how far off the volume may be; 0 (but for rounding) if nothing is resampled"),
+        Column("files", _TEXTS, "paths relative to dicom/, sorted"),
+    ),
+)
+
+TABLES: Final = (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, TRUTH, QUIRKS)

@@ -64,17 +64,11 @@ def write_cohort(out: Path, config: SampleConfig, report: Callable[[int, int | N
     StoreError
         If something cannot be written.
     """
+    empty_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        occupied = any(out.iterdir())
-        if not occupied:
-            (out / "truth").mkdir()
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{out}: is a file; name a folder that is new or empty") from error
+        (out / "truth").mkdir()
     except OSError as error:
         raise StoreError(f"{out}: cannot be written: {error}") from error
-    if occupied:
-        raise ConfigError(f"{out}: is not empty; name a folder that is new or empty, so that nothing is overwritten")
     total = sum(dates_of(config, index) for index in range(config.patients))
     report(0, total, "")
     rows: list[dict[str, Any]] = []
@@ -86,6 +80,27 @@ def write_cohort(out: Path, config: SampleConfig, report: Callable[[int, int | N
     path = out / "truth.parquet"
     write_table(path, table_from_rows(rows, TRUTH), TRUTH, {"sample": asdict(config)})
     return path
+
+
+def empty_folder(out: Path) -> None:
+    """Create a folder, or see that it is empty.
+
+    Raises
+    ------
+    ConfigError
+        If it is a file or holds anything.
+    StoreError
+        If it cannot be created.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        occupied = any(out.iterdir())
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{out}: is a file; name a folder that is new or empty") from error
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be written: {error}") from error
+    if occupied:
+        raise ConfigError(f"{out}: is not empty; name a folder that is new or empty, so that nothing is overwritten")
 
 
 def dates_of(config: SampleConfig, index: int) -> int:

@@ -78,13 +78,13 @@ def write_series(folder: Path, header: SeriesHeader, volume_hu: NDArray[np.int16
         folder.mkdir(parents=True)
         for number in range(1, count + 1):  # scanners number from the head to the feet
             index = count - number
-            dataset = _slice_dataset(header, volume_hu[index], index, number)
+            dataset = slice_dataset(header, volume_hu[index], index, number)
             dataset.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
     except OSError as error:
         raise StoreError(f"{folder}: the series cannot be written: {error}") from error
 
 
-def _slice_dataset(header: SeriesHeader, slice_hu: NDArray[np.int16], index: int, number: int) -> FileDataset:
+def slice_dataset(header: SeriesHeader, slice_hu: NDArray[np.int16], index: int, number: int) -> FileDataset:
     """Return one file: ``index`` counts from the feet, ``number`` from the head."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
@@ -136,7 +136,7 @@ def _add_acquisition(dataset: FileDataset, header: SeriesHeader) -> None:
     dataset.KVP = 120
     dataset.ConvolutionKernel = "STANDARD"
     dataset.AcquisitionNumber = 1
-    dataset.SliceThickness = _decimal(header.slice_thickness_mm)
+    dataset.SliceThickness = decimal_string(header.slice_thickness_mm)
     dataset.GantryDetectorTilt = 0
     dataset.BurnedInAnnotation = "NO"
 
@@ -147,10 +147,11 @@ def _add_image(
     """Add the Image Plane, Image Pixel and VOI LUT modules and the pixels (PS3.3, C.7.6.2, C.7.6.3 and C.11.2)."""
     x, y, z = header.first_position_mm
     dataset.InstanceNumber = number
-    dataset.ImagePositionPatient = [_decimal(x), _decimal(y), _decimal(z + index * header.spacing_mm[0])]
+    position = (x, y, z + index * header.spacing_mm[0])
+    dataset.ImagePositionPatient = [decimal_string(value) for value in position]
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.SliceLocation = _decimal(z + index * header.spacing_mm[0])
-    dataset.PixelSpacing = [_decimal(header.spacing_mm[1]), _decimal(header.spacing_mm[2])]
+    dataset.SliceLocation = decimal_string(position[2])
+    dataset.PixelSpacing = [decimal_string(header.spacing_mm[1]), decimal_string(header.spacing_mm[2])]
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.Rows, dataset.Columns = slice_hu.shape
@@ -162,6 +163,6 @@ def _add_image(
     dataset.PixelData = (slice_hu - np.int16(RESCALE_INTERCEPT)).astype("<i2").tobytes()
 
 
-def _decimal(value: float) -> str:
+def decimal_string(value: float) -> str:
     """Return a decimal string of at most 16 characters (VR DS)."""
     return f"{value:.5f}".rstrip("0").rstrip(".")
