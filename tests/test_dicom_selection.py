@@ -1,0 +1,149 @@
+"""Which usable series are segmented: rules, preferences, and the reasons of the rest."""
+
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+from phantoms import write_series
+from typer.testing import CliRunner
+
+from cohortseg.cli import app
+from cohortseg.config import InferConfig, ScanConfig
+from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.selection import kernel_kind, parse_rules
+from cohortseg.errors import ConfigError
+from cohortseg.store.schemas import FILES
+from cohortseg.store.tables import read_table
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One study: thin sharp, thick soft, thin soft slab, and thin soft with a kernel that is not known."""
+    root = tmp_path_factory.mktemp("study")
+    for series, kernel, count, step in (("1", "B70f", 20, 1.0), ("2", "B30f", 5, 4.0), ("3", "B30f", 5, 1.0)):
+        write_series(
+            root / series,
+            series=series,
+            shape=(count, 8, 8),
+            spacing_mm=(step, 1, 1),
+            attributes={"ConvolutionKernel": kernel},
+        )
+    return root
+
+
+def decisions(root: Path, **settings: tuple[str, ...]) -> dict[str, str]:
+    """Return folder to decision."""
+    found = scan_cohort(root, config=ScanConfig(**settings)).series  # type: ignore[arg-type]
+    return {record.files[0].split("/")[0]: record.decision for record in found}
+
+
+def test_coverage_then_thinness_decide_by_default(study: Path) -> None:
+    assert decisions(study) == {"1": "selected", "2": "alternative", "3": "alternative"}
+    reasons = {record.files[0][0]: record.reason or "" for record in scan_cohort(study, config=ScanConfig()).series}
+    assert reasons["2"].endswith("of the same study: slices of 4.00 mm against 1.00 mm")
+    assert reasons["3"].endswith("of the same study: reaches over 4 mm against 19 mm")
+
+
+@pytest.mark.parametrize(
+    ("prefer", "selected"), [(("coverage", "soft"), "2"), (("thin", "soft"), "3"), (("lung",), "1"), (("slices",), "1")]
+)
+def test_the_preference_can_be_changed(study: Path, prefer: tuple[str, ...], selected: str) -> None:
+    assert [name for name, decision in decisions(study, prefer=prefer).items() if decision == "selected"] == [selected]
+
+
+@pytest.mark.parametrize(
+    ("select", "selected", "excluded"),
+    [
+        (("all",), "123", ""),
+        (("kernel~b30|B31",), "2", "1"),
+        (("all", "kernel~b30|B31"), "23", "1"),
+        (("all", "kernel!~B30"), "1", "23"),
+        (("all", "spacing_z_mm<=2"), "13", "2"),
+        (("all", "spacing_z_mm <= 2", "n_slices > 5"), "1", "23"),
+        (("all", "study_date>=2020-04-02"), "", "123"),
+        (("all", "image_type=AXIAL"), "123", ""),
+        (("all", "qc_flags=thick_slices"), "", "123"),
+        (("all", "manufacturer!=other"), "123", ""),
+    ],
+)
+def test_rules(study: Path, select: tuple[str, ...], selected: str, excluded: str) -> None:
+    found = decisions(study, select=select)
+    assert "".join(sorted(name for name, decision in found.items() if decision == "selected")) == selected
+    assert "".join(sorted(name for name, decision in found.items() if decision == "excluded")) == excluded
+
+
+@pytest.mark.parametrize(
+    ("rule", "match"),
+    [
+        ("kernel", "must be all, preferred or a rule like"),
+        ("colour~B30", "colour is no column; valid are kernel"),
+        ("n_slices>many", "could not convert"),
+        ("kernel~(", "unterminated|missing"),
+        ("study_date>soon", "Invalid isoformat"),
+    ],
+)
+def test_rules_that_cannot_be_read_are_wrong_usage(rule: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        parse_rules([rule])
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"prefer must be of original, .*, got 'thinnest'"):
+        ScanConfig(prefer=("thinnest",))
+    with pytest.raises(ConfigError, match=r"repair must be of resample, untilt, got 'all'"):
+        InferConfig(repair=("all",))
+    with pytest.raises(ConfigError, match="exclude each other"):
+        parse_rules(["all", "preferred"])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("B30f", "soft"),
+        ("B70f", "sharp"),
+        ("Br40d\\3", "soft"),
+        ("Bl57d", "sharp"),
+        ("I31s", "soft"),
+        ("FC08", "soft"),
+        ("FC51", "sharp"),
+        ("STANDARD", "soft"),
+        ("LUNG", "sharp"),
+        ("YC", "sharp"),
+        ("something", None),
+        (None, None),
+    ],
+)
+def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
+    assert kernel_kind(kernel) == kind
+
+
+def test_studies_are_chosen_each_for_itself(tmp_path: Path) -> None:
+    for day in ("20200401", "20200408"):
+        for series, count in (("1", 6), ("2", 4)):
+            write_series(tmp_path / day / series, study_date=day, series=series, shape=(count, 8, 8))
+    found = scan_cohort(tmp_path, config=ScanConfig()).series
+    chosen = {(record.study_date, record.n_slices) for record in found if record.decision == "selected"}
+    assert chosen == {(date(2020, 4, 1), 6), (date(2020, 4, 8), 6)}
+
+
+def test_series_without_a_study_are_not_compared(tmp_path: Path) -> None:
+    for series in ("1", "2"):
+        write_series(tmp_path / series, series=series, attributes={"StudyInstanceUID": None})
+    assert set(decisions(tmp_path).values()) == {"selected"}
+
+
+def test_command_says_what_it_decided_and_where_each_file_went(study: Path, tmp_path: Path) -> None:
+    (study / "notes.txt").write_text("hello")
+    files = tmp_path / "files.parquet"
+    result = CliRunner().invoke(app, ["scan", str(study), "--files", str(files), "--select", "n_slices>5"])
+    assert result.exit_code == 0
+    assert "does not match --select 'n_slices>5'" in " ".join(result.stdout.split())
+    assert "3 series, 1 to be segmented; 1 other files" in result.stdout
+    table = read_table(files, FILES)
+    assert dict(table["went_to"].value_counts().rows()) == {"selected": 20, "excluded": 10, "no series": 1}
+    assert table.filter(pl.col("path") == "notes.txt")["reason"].to_list() == ["not DICOM"]
+    plain = CliRunner().invoke(app, ["scan", str(study)])
+    assert "Alternatives" in plain.stdout
+    wrong = CliRunner().invoke(app, ["scan", str(study), "--select", "size>2"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
