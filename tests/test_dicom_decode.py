@@ -185,7 +185,7 @@ def test_padding_is_no_air() -> None:
     volume = np.zeros((1, 10, 10), dtype=np.int16)
     volume[:, :5] = HU_MIN
     with pytest.raises(NotEvaluableError, match=r"0\.0 % are like air, 50\.0 % like soft tissue"):
-        require_hu(volume)
+        require_hu(volume, "0123")
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")

@@ -222,6 +222,12 @@ def test_planes_of_one_series_are_volumes_of_their_own(tmp_path: Path) -> None:
     assert axial.qc_flags == coronal.qc_flags == ("split_series",)
 
 
+def test_a_slice_that_lacks_its_kernel_is_no_volume_of_its_own(tmp_path: Path) -> None:
+    lacking = {"ConvolutionKernel": None, "FrameOfReferenceUID": None}
+    write_series(tmp_path, attributes=lambda index: lacking if index == 2 else {})
+    assert (only(tmp_path).decision, only(tmp_path).n_slices) == ("selected", 4)
+
+
 def test_a_fan_of_planes_is_mixed(tmp_path: Path) -> None:
     planes = [(1, 0, 0, 0, np.cos(0.01 * index), np.sin(0.01 * index)) for index in range(20)]
     write_series(

@@ -106,7 +106,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     if record.repairs:
         volume_hu, affine, nearest = _repaired(volume_hu, slices, stack, record)
         spacing_z, uids = record.spacing_z_mm, [uids[index] for index in nearest]
-    require_hu(volume_hu)
+    require_hu(volume_hu, record.series_key)
     return Volume(
         volume_hu=volume_hu,
         affine=affine,
@@ -151,7 +151,7 @@ def _repaired(
     return volume_hu, affine, nearest
 
 
-def require_hu(volume_hu: NDArray[np.int16]) -> None:
+def require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
     """Refuse values that are not HU of a trunk: some air (or lung) and some soft tissue must be there.
 
     HU_MIN itself counts as neither, because padding has that value. Series without rescale, with it applied twice, or
@@ -161,6 +161,8 @@ def require_hu(volume_hu: NDArray[np.int16]) -> None:
     ----------
     volume_hu : any shape, HU
         At least one voxel.
+    series_key
+        For the message.
 
     Raises
     ------
@@ -171,8 +173,9 @@ def require_hu(volume_hu: NDArray[np.int16]) -> None:
     soft = np.count_nonzero((volume_hu >= -200) & (volume_hu <= 200)) / volume_hu.size
     if air < MIN_AIR_SHARE or soft < MIN_SOFT_SHARE:
         raise NotEvaluableError(
-            f"values are not Hounsfield units of a chest: {100 * air:.1f} % are like air, {100 * soft:.1f} % like soft"
-            f" tissue; at least {100 * MIN_AIR_SHARE:.0f} and {100 * MIN_SOFT_SHARE:.0f} % are expected",
+            f"series {series_key}: values are not Hounsfield units of a chest: {100 * air:.1f} % are like air,"
+            f" {100 * soft:.1f} % like soft tissue; at least {100 * MIN_AIR_SHARE:.0f} and {100 * MIN_SOFT_SHARE:.0f} %"
+            " are expected",
             qc_flags=("hu_implausible",),
         )
 

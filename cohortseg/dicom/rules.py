@@ -94,7 +94,7 @@ def _source_problem(headers: Sequence[Header]) -> str | None:
         ("study_instance_uid", "studies"),
         ("frame_of_reference_uid", "frames of reference"),
     ):
-        count = len({getattr(header, name) for header in headers})
+        count = len({getattr(header, name) for header in headers} - ({None} if name.startswith("frame") else set()))
         if count > 1:
             return f"mixed: files of {count} {title} share this SeriesInstanceUID"
     return None

@@ -30,13 +30,15 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         The volume of most slices first.
     """
     planes = _plane_numbers(headers)
+    spaces = _known_values(headers, "frame_of_reference_uid")
+    kernels = _known_values(headers, "convolution_kernel")
     parts = _grouped(
         headers,
         lambda header: (
             image_kind(header),
             planes[header.image_orientation_patient],
-            header.frame_of_reference_uid,
-            header.convolution_kernel,
+            header.frame_of_reference_uid if len(spaces) > 1 else None,
+            header.convolution_kernel if len(kernels) > 1 else None,
             header.rows,
             header.columns,
         ),
@@ -45,6 +47,11 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         parts = [list(headers)]
     volumes = [volume for part in parts for volume in _acquisitions(part)]
     return sorted(volumes, key=lambda volume: (-len(volume), min(header.sop_instance_uid for header in volume)))
+
+
+def _known_values(headers: Sequence[Header], name: str) -> set[str]:
+    """Return the values of an attribute; slices that lack it are no volume of their own where the others agree."""
+    return {value for header in headers if (value := getattr(header, name)) is not None}
 
 
 def _grouped(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> list[list[Header]]:
