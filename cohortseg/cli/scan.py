@@ -114,7 +114,7 @@ def _series_table(title: str, last: str, *, show_ids: bool) -> "Table":
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in (*(("patient",) if show_ids else ()), "series", "date"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name != "patient", overflow="fold")
     table.add_column("slices", justify="right")
     table.add_column("spacing z, y, x mm", justify="right")
     table.add_column("kernel")
