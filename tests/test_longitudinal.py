@@ -123,3 +123,12 @@ def test_single_slice_has_no_change_in_volume() -> None:
     frame = burden(series("A", 1, "a", 10.0, opacity_volume_ml=None), series("A", 2, "b", 20.0))
     assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, 10.0]
     assert timeline_table(frame)["delta_opacity_volume_ml"].to_list() == [None, None]
+
+
+def test_two_volumes_of_one_series_are_one_time_point() -> None:
+    frame = burden(
+        series("A", 1, "1", 10.0, n_slices=12), series("A", 1, "1", 30.0, n_slices=4), series("A", 5, "2", 20.0)
+    )
+    assert timeline_table(frame)["n_series"].to_list() == [2, 1]
+    (patient,) = patients_table(frame).to_dicts()
+    assert (patient["n_timepoints"], patient["baseline_po_pct"], patient["last_po_pct"]) == (2, 10.0, 20.0)
