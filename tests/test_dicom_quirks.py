@@ -18,7 +18,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DicomError, NotEvaluableError
 from cohortseg.store.schemas import QUIRKS
 from cohortseg.store.tables import read_table
-from cohortseg.synthetic.quirk_files import LUNG_HU
+from cohortseg.synthetic.quirk_files import LUNG_HU, chest_slices, enhanced_file, write_files
 from cohortseg.synthetic.quirk_registry import QUIRKS_KNOWN
 from cohortseg.volume import Volume
 
@@ -127,3 +127,15 @@ def test_every_file_went_somewhere(cohort: Cohort) -> None:
     root, _, plain, _ = cohort
     found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert {row["path"] for row in file_rows(plain)} == found
+
+
+def test_enhanced_ct_agrees_with_simpleitk(tmp_path: Path) -> None:
+    leaning = (1.0, 0.0, 0.0, 0.0, np.cos(0.1), np.sin(0.1))
+    (path,) = write_files(tmp_path, [enhanced_file(chest_slices("leaning", orientation=leaning))])
+    (record,) = scan_cohort(tmp_path).series
+    volume, image = read_volume(record, tmp_path), sitk.ReadImage(str(path))
+    assert (record.n_files, record.n_slices, record.frames) == (1, 12, tuple(range(1, 13)))
+    np.testing.assert_array_equal(volume.volume_hu, sitk.GetArrayFromImage(image))
+    for index in ((0, 0, 0), (11, 0, 0), (3, 90, 20)):
+        expected = image.TransformIndexToPhysicalPoint(index[::-1])
+        np.testing.assert_allclose((volume.affine @ [*index, 1])[:3], expected, atol=5e-3)
