@@ -13,8 +13,9 @@ from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
-from cohortseg.infer.commit import MASKS, claimed, forget, read_committed, sweep
-from cohortseg.infer.run import Job, check_workers, pending_series, run_series
+from cohortseg.infer.commit import MASKS, claimed, committed_slices, forget, read_committed, sweep
+from cohortseg.infer.job import Job, pending_series
+from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.report.write import write_report
 from cohortseg.store.masks import create_mask_store
@@ -135,13 +136,11 @@ def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
     """Write manifest, files, burden and slices, in the scan's order whoever finished first; return the burden table."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
     manifest = table_from_rows([_manifest_row(asdict(record)) for record in scan.series], MANIFEST)
-    burden, slices = read_committed(
-        job.out, [record.series_key for record in scan.series if record.decision == "selected"]
-    )
-    burden = with_time(burden)
+    keys = [record.series_key for record in scan.series if record.decision == "selected"]
+    burden = with_time(read_committed(job.out, keys))
     write_table(job.out / "manifest.parquet", manifest, MANIFEST, provenance)
     write_table(job.out / "files.parquet", table_from_rows(file_rows(scan), FILES), FILES, provenance)
-    write_table(job.out / "slices.parquet", slices, SLICES, provenance)
+    write_table(job.out / "slices.parquet", committed_slices(job.out, keys), SLICES, provenance)
     write_table(job.out / "burden.parquet", burden, BURDEN, provenance)
     return burden
 

@@ -1,18 +1,21 @@
 """What makes a run safe to kill: attempts are counted before the work, the marker that says "done" is written last.
 
-OUT/.state/ holds ``lock`` (one run at a time), ``attempts/<key>`` (one line an attempt that has not ended) and
-``rows/<key>.json`` (the marker: the series' rows, and what they were made from). A series without a valid marker is
-done again; done twice it is replaced, so nothing is lost or doubled, whoever died when.
+OUT/.state/ holds ``lock`` and ``owner.json`` (one run at a time), ``attempts/<key>`` (one line an attempt that has not
+ended), ``slices/<key>.arrow`` (the series' rows of the slices table) and ``rows/<key>.json`` (the marker: its burden
+row, and what it was made from). A series without a valid marker is done again; done twice it is replaced, so nothing is
+lost or doubled, whoever died when.
 """
 
 import hashlib
+import io
 import json
 import os
+import socket
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +30,8 @@ from cohortseg.store.tables import table_from_rows
 MASKS: Final = "masks.zarr"
 PICTURES: Final = "pictures"
 _STATE: Final = ".state"
+_FOLDERS: Final = ("attempts", "rows", "slices")
+_OWNER: Final = "owner.json"
 _BATCH: Final = 128
 
 
@@ -42,6 +47,8 @@ class SeriesResult:
     """None where nothing was segmented."""
     picture_png: bytes | None = None
     """The overlay, encoded."""
+    final: bool = True
+    """False: the next run tries again, since the failure may have passed by then (file server away, memory full)."""
 
 
 @contextmanager
@@ -54,20 +61,39 @@ def claimed(out: Path) -> Iterator[None]:
         If another run holds it, or it cannot be created.
     """
     try:
-        for name in ("attempts", "rows"):
+        for name in _FOLDERS:
             (out / _STATE / name).mkdir(parents=True, exist_ok=True)
         (out / PICTURES).mkdir(exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{out}: cannot be used as an output folder: {error}") from error
-    lock = filelock.FileLock(out / _STATE / "lock")
-    try:
+        lock = filelock.FileLock(out / _STATE / "lock")
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise StoreError(f"{out}: another cohortseg run is writing here; wait for it or choose another -o") from None
+        raise StoreError(
+            f"{out}: another cohortseg run is writing here{_owner(out)}; wait for it, or choose another -o"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise StoreError(f"{out}: cannot be used as an output folder: {error}") from error
     try:
+        # The lock itself ends with its process, however that ends: what a dead run left here is never in the way.
+        owner = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat("T", "seconds"),
+        }
+        _write(out / _STATE / _OWNER, json.dumps(owner).encode())
         yield
     finally:
+        with suppress(OSError):
+            (out / _STATE / _OWNER).unlink()
         lock.release()
+
+
+def _owner(out: Path) -> str:
+    """Return who holds the lock, as far as the note beside it tells."""
+    try:
+        owner = json.loads((out / _STATE / _OWNER).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return f" (process {owner['process']} on {owner['host']} since {owner['since']})"
 
 
 def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any]) -> str:
@@ -76,15 +102,20 @@ def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any
     return hashlib.sha256(document.encode()).hexdigest()
 
 
-def count_attempts(out: Path, series_key: str, token: str) -> int:
-    """Return how many attempts at this very result began and did not end: those that ended their process."""
-    try:
-        return _attempts(out, series_key).read_text(encoding="ascii").split().count(token)
-    except FileNotFoundError:
-        return 0
+def suspects(out: Path) -> frozenset[str]:
+    """Return the keys of all series with an attempt that did not end: their process died, or is still at it."""
+    return frozenset(path.name for path in (out / _STATE / "attempts").iterdir() if not path.name.startswith("."))
 
 
-def begin_attempt(out: Path, series_key: str, token: str) -> None:
+def count_attempts(out: Path, series_key: str, token: str, run_id: str) -> int:
+    """Return how many attempts at this very result began in this run and did not end.
+
+    Those of earlier runs do not count: whoever ended the whole run may have meant the run and not the series.
+    """
+    return _attempt_lines(out, series_key).count(f"{token} {run_id}")
+
+
+def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
     """Note on disk, before the dangerous work, that an attempt begins.
 
     Raises
@@ -94,17 +125,24 @@ def begin_attempt(out: Path, series_key: str, token: str) -> None:
     """
     try:
         with _attempts(out, series_key).open("a", encoding="ascii") as file:
-            file.write(f"{token}\n")
+            file.write(f"{token} {run_id}\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise StoreError(f"{out}: cannot be written: {error}") from error
 
 
-def withdraw_attempt(out: Path, series_key: str, token: str) -> None:
-    """Take back one attempt that was interrupted from outside, so that it is not held against the series."""
-    rest = count_attempts(out, series_key, token) - 1
-    _write(_attempts(out, series_key), (f"{token}\n" * max(rest, 0)).encode("ascii"))
+def withdraw_attempts(out: Path, series_key: str, run_id: str) -> None:
+    """Take back what this run noted, where it ends in order, so that it is not held against the series.
+
+    On a disk that takes no writes the note stays: the series is then done alone in the next run, no more.
+    """
+    rest = [line for line in _attempt_lines(out, series_key) if not line.endswith(f" {run_id}")]
+    with suppress(OSError, StoreError):
+        if rest:
+            _write(_attempts(out, series_key), "".join(f"{line}\n" for line in rest).encode("ascii"))
+        else:
+            _attempts(out, series_key).unlink(missing_ok=True)
 
 
 def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None:
@@ -116,7 +154,10 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
         If it cannot be written; the series then counts as not done.
     """
     marker, picture = _marker(out, series_key), out / PICTURES / f"{series_key}.png"
-    marker.unlink(missing_ok=True)
+    try:
+        marker.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be written: {error}") from error
     if result.masks is None:
         remove_masks(out / MASKS, series_key)
     else:
@@ -125,22 +166,25 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
         picture.unlink(missing_ok=True)
     else:
         _write(picture, result.picture_png)
+    buffer = io.BytesIO()
+    table_from_rows(result.slices, SLICES).write_ipc(buffer, compression="lz4")
+    _write(_slices(out, series_key), buffer.getvalue())
     document = {
         "token": token,
+        "final": result.final,
         "has_masks": result.masks is not None,
         "burden": dict(result.burden),
-        "slices": [dict(row) for row in result.slices],
     }
     _write(marker, json.dumps(document, default=_plain, allow_nan=False).encode())
     _attempts(out, series_key).unlink(missing_ok=True)
 
 
 def is_done(out: Path, series_key: str, token: str) -> bool:
-    """Return whether a marker of this very result exists, with its masks."""
+    """Return whether a final marker of this very result exists, with its slices and masks."""
     document = _read_marker(out, series_key)
-    if document is None or document.get("token") != token:
+    if document is None or document.get("token") != token or not document["final"]:
         return False
-    return not document["has_masks"] or has_masks(out / MASKS, series_key)
+    return _slices(out, series_key).is_file() and (not document["has_masks"] or has_masks(out / MASKS, series_key))
 
 
 def committed_status(out: Path, series_key: str) -> str:
@@ -154,40 +198,67 @@ def committed_status(out: Path, series_key: str) -> str:
     return str(_required_marker(out, series_key)["burden"]["status"])
 
 
-def read_committed(out: Path, series_keys: Iterable[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the burden and slices tables of committed series, in the order of the keys.
+def read_committed(out: Path, series_keys: Sequence[str]) -> pl.DataFrame:
+    """Return the burden table of committed series, in the order of the keys.
 
     Raises
     ------
     StoreError
         If a series has no marker.
     """
-    keys = list(series_keys)
-    burdens, slices = [table_from_rows([], BURDEN)], [table_from_rows([], SLICES)]
+    tables = [table_from_rows([], BURDEN)]
     # In batches, so that the rows of a large cohort are never all held as Python objects.
-    for start in range(0, len(keys), _BATCH):
-        documents = [_required_marker(out, key) for key in keys[start : start + _BATCH]]
-        burdens.append(table_from_rows([_dated(document["burden"]) for document in documents], BURDEN))
-        slices.append(table_from_rows([row for document in documents for row in document["slices"]], SLICES))
-    return pl.concat(burdens), pl.concat(slices)
+    for keys in _batches(series_keys):
+        tables.append(table_from_rows([_dated(_required_marker(out, key)["burden"]) for key in keys], BURDEN))
+    return pl.concat(tables)
+
+
+def committed_slices(out: Path, series_keys: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield the slices table of committed series, in the order of the keys, in parts that fit into memory.
+
+    Raises
+    ------
+    StoreError
+        If the rows of a series are missing.
+    """
+    for keys in _batches(series_keys):
+        try:
+            yield pl.concat([pl.read_ipc(_slices(out, key)) for key in keys])
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise StoreError(f"{out}: rows of slices cannot be read ({error}); run the same command again") from error
+
+
+def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (series_keys[start : start + _BATCH] for start in range(0, len(series_keys), _BATCH))
 
 
 def forget(out: Path) -> None:
     """Remove all markers and attempts, so that every series is done again."""
-    for name in ("attempts", "rows"):
+    for name in _FOLDERS:
         for path in (out / _STATE / name).iterdir():
             path.unlink()
 
 
 def sweep(out: Path) -> None:
     """Remove what killed runs left under temporary names in the state and picture folders."""
-    for folder in (out / _STATE / "rows", out / _STATE / "attempts", out / PICTURES):
+    for folder in (out, out / _STATE, *(out / _STATE / name for name in _FOLDERS), out / PICTURES):
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
 
 def _attempts(out: Path, series_key: str) -> Path:
     return out / _STATE / "attempts" / series_key
+
+
+def _attempt_lines(out: Path, series_key: str) -> list[str]:
+    try:
+        return _attempts(out, series_key).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _slices(out: Path, series_key: str) -> Path:
+    return out / _STATE / "slices" / f"{series_key}.arrow"
 
 
 def _marker(out: Path, series_key: str) -> Path:

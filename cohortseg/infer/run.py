@@ -3,64 +3,29 @@
 import logging
 import pickle
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal
 
 import torch
 
-from cohortseg import __version__
 from cohortseg.cluster import Resources, cluster_address, connected, local_resources, require_workers
 from cohortseg.config import InferConfig
-from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import CohortSegError, ConfigError, ModelError, NotEvaluableError, StoreError
-from cohortseg.infer.commit import (
-    SeriesResult,
-    begin_attempt,
-    commit,
-    committed_status,
-    count_attempts,
-    is_done,
-    result_token,
-    withdraw_attempt,
-)
-from cohortseg.infer.segmenter import segment_series, series_row
-from cohortseg.lungs import LUNG_METHOD
-from cohortseg.store.schemas import SCHEMA_VERSION
-from cohortseg.volume import Volume
-from cohortseg.weights import LoadedModel, load_model
+from cohortseg.errors import ConfigError, StoreError
+from cohortseg.infer.commit import committed_status, is_done, suspects, withdraw_attempts
+from cohortseg.infer.job import Job, give_up
+from cohortseg.infer.stream import Done, load_job_model, process_all, process_stream
+from cohortseg.weights import LoadedModel
 
 Report = Callable[[int, int | None, str], None]
 """Takes what is done, of how much (None: not known yet), and a short text."""
 
-_log: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every worker needs to know; paths are absolute and, on a cluster, the same on every node."""
-
-    root: Path
-    """The cohort: series name their files relative to it."""
-    out: Path
-    model_path: Path | None
-    model_sha256: str
-    config: InferConfig
-
-    def token(self, record: SeriesRecord) -> str:
-        """Return the hash of all that the result of a series depends on."""
-        settings = {
-            "flips": self.config.flips,
-            "overlays": self.config.overlays,
-            "version": __version__,
-            "schema": SCHEMA_VERSION,
-            "lungs": LUNG_METHOD,
-        }
-        return result_token(record.fingerprint, self.model_sha256, settings)
+_MOST_A_BLOCK: Final = 16
+"""Series that an actor takes at once: it reads one while another is on the network; progress comes block by block."""
+_BLOCKS_A_WORKER: Final = 8
+"""So many blocks at least for each worker, so that all end at about the same time."""
 
 
 def check_workers(config: InferConfig, address: str | None = None) -> None:
@@ -75,12 +40,6 @@ def check_workers(config: InferConfig, address: str | None = None) -> None:
         raise ConfigError(f"engine local is one process, got {config.workers} workers; use --engine ray")
     if config.engine != "local" and config.workers is not None and cluster_address(address) is None:
         _shares(config, local_resources())
-
-
-def pending_series(job: Job, records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
-    """Return the series without a valid result; those that ended a process before come last."""
-    waiting = [record for record in records if not is_done(job.out, record.series_key, job.token(record))]
-    return sorted(waiting, key=lambda record: count_attempts(job.out, record.series_key, job.token(record)) > 0)
 
 
 def run_series(
@@ -110,15 +69,15 @@ def run_series(
     """
     tally = _Tally(len(pending), report)
     if _engine(job.config, len(pending), address) == "local":
-        _run_local(job, model, pending, tally)
+        for done in process_all(job, model, pending):
+            tally.add(*done)
         return "local"
     try:
         _run_ray(job, pending, tally, address)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoreError):
         # The actors are gone with the cluster's job; what they were at is not to blame.
-        for record in pending:
-            if count_attempts(job.out, record.series_key, job.token(record)) > 0:
-                withdraw_attempt(job.out, record.series_key, job.token(record))
+        for series_key in suspects(job.out):
+            withdraw_attempts(job.out, series_key, job.run_id)
         raise
     return "ray"
 
@@ -146,91 +105,6 @@ class _Tally:
         self._report(len(self._seen), self._total, f"{counts}; {rate:.1f} slices/s")
 
 
-def process_series(job: Job, model: LoadedModel, record: SeriesRecord, read: Callable[[], tuple[Volume, float]]) -> str:
-    """Segment one series whose attempt has begun, commit the result and return its status.
-
-    Parameters
-    ----------
-    job, model
-        As in `run_series`.
-    record
-        The series.
-    read
-        Returns its volume and the seconds that reading took; may raise.
-    """
-    start = time.perf_counter()
-    try:
-        result, read_s = _attempt(model, record, read, job.config)
-    except KeyboardInterrupt:
-        withdraw_attempt(job.out, record.series_key, job.token(record))
-        raise
-    row = {**result.burden, "runtime_s": round(read_s + time.perf_counter() - start, 3)}
-    commit(job.out, record.series_key, job.token(record), replace(result, burden=row))
-    return str(row["status"])
-
-
-def _attempt(
-    model: LoadedModel, record: SeriesRecord, read: Callable[[], tuple[Volume, float]], config: InferConfig
-) -> tuple[SeriesResult, float]:
-    """Return the result of a series whatever happens: the boundary behind which a bad series is a row with a reason."""
-    read_s, flags = 0.0, record.qc_flags
-    try:
-        volume, read_s = read()
-        return segment_series(record, volume, model, config), read_s
-    except NotEvaluableError as error:
-        status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
-    except CohortSegError as error:
-        status, reason = "failed", str(error)
-    except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
-        _log.debug("series %s", record.series_key, exc_info=True)
-        status, reason = "failed", f"unexpected {type(error).__name__}: {error}"
-    _log.info("series %s %s: %s", record.series_key, status, reason)
-    row = series_row(record, model) | {"status": status, "reason": reason, "qc_flags": list(flags)}
-    return SeriesResult(burden=row), read_s
-
-
-def _give_up(job: Job, model: LoadedModel, record: SeriesRecord) -> bool:
-    """Commit a failed row for a series that ended its process too often; return whether it is one."""
-    attempts = count_attempts(job.out, record.series_key, job.token(record))
-    if attempts < job.config.max_attempts:
-        return False
-    reason = f"given up after {attempts} attempts that ended the process (crash, or killed for memory)"
-    row = series_row(record, model) | {"status": "failed", "reason": reason}
-    commit(job.out, record.series_key, job.token(record), SeriesResult(burden=row))
-    return True
-
-
-def _timed_read(record: SeriesRecord, root: Path) -> tuple[Volume, float]:
-    start = time.perf_counter()
-    volume = read_volume(record, root)
-    return volume, time.perf_counter() - start
-
-
-def _run_local(job: Job, model: LoadedModel, pending: Sequence[SeriesRecord], tally: _Tally) -> None:
-    """Segment in this process; a thread reads the next series meanwhile, unless either has ended a process before."""
-    suspects = {r.series_key for r in pending if count_attempts(job.out, r.series_key, job.token(r)) > 0}
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        ahead = None
-        for record, following in zip(pending, [*pending[1:], None], strict=True):
-            if _give_up(job, model, record):
-                tally.add(record.series_key, "failed", 0)
-                continue
-            if ahead is None:
-                begin_attempt(job.out, record.series_key, job.token(record))
-            reading = ahead or pool.submit(_timed_read, record, job.root)
-            ahead = None
-            if following is not None and not {record.series_key, following.series_key} & suspects:
-                begin_attempt(job.out, following.series_key, job.token(following))
-                ahead = pool.submit(_timed_read, following, job.root)
-            try:
-                status = process_series(job, model, record, reading.result)
-            except (KeyboardInterrupt, CohortSegError):
-                if ahead is not None and following is not None:
-                    withdraw_attempt(job.out, following.series_key, job.token(following))
-                raise
-            tally.add(record.series_key, status, record.n_slices)
-
-
 def _engine(config: InferConfig, num_pending: int, address: str | None) -> Literal["local", "ray"]:
     """Decide how to run: Ray where asked for (by engine, workers or address) or where the cohort repays its start."""
     if config.engine != "auto":
@@ -253,30 +127,38 @@ def _shares(config: InferConfig, resources: Resources) -> tuple[int, float, floa
 
 
 class _Worker:
-    """A Ray actor: holds a model, takes one series at a time, commits it itself and hands back a line."""
+    """A Ray actor: holds a model, takes a block of series, commits each itself and hands back a line."""
 
     def __init__(self, job: Job, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._job = job
-        self._model = load_model(job.model_path)
-        if self._model.sha256 != job.model_sha256:
-            raise ModelError("the model file of this node is not the one of the node that started the run")
+        self._model = load_job_model(job)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        (document,) = batch["record"]
-        record: SeriesRecord = pickle.loads(document)
-        key, token = record.series_key, self._job.token(record)
-        # Ray runs a row again when its actor died: what is done stays done, what kills every actor is given up.
-        if is_done(self._job.out, key, token) or _give_up(self._job, self._model, record):
-            status = committed_status(self._job.out, key)
-        else:
-            begin_attempt(self._job.out, key, token)
-            status = process_series(self._job, self._model, record, lambda: _timed_read(record, self._job.root))
-        return {"series_key": [key], "status": [status], "n_slices": [record.n_slices]}
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        records: list[SeriesRecord] = [pickle.loads(zlib.decompress(document)) for document in batch["record"]]
+        apart = suspects(self._job.out)
+        calm: list[SeriesRecord] = []
+        waiting: list[SeriesRecord] = []
+        # Ray runs a block again when its actor died: what is done stays done, what kills every actor is given up.
+        for record in records:
+            if is_done(self._job.out, record.series_key, self._job.token(record)) or give_up(
+                self._job, self._model.sha256, record
+            ):
+                status = committed_status(self._job.out, record.series_key)
+                yield _line(Done(record.series_key, status, record.n_slices))
+            else:
+                (waiting if record.series_key in apart else calm).append(record)
+        for group in (calm, *([record] for record in waiting)):
+            for done in process_stream(self._job, self._model, group):
+                yield _line(done)
 
 
-def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: _Tally, address: str | None) -> None:
-    """Segment on Ray Data: rows are paths, one series a block, which is the unit of retry."""
+def _line(done: Done) -> dict[str, list[Any]]:
+    return {name: [value] for name, value in done._asdict().items()}
+
+
+def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address: str | None) -> None:
+    """Segment on Ray Data: rows are paths; a block of a few series is the unit of retry."""
     with connected(address) as resources:
         workers, cpus, gpus = _shares(job.config, resources)
         import ray  # after `connected`, which sets what ray reads while it is imported
@@ -289,11 +171,13 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: _Tally, address: 
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.data")]:
             logging.getLogger(name).setLevel(logging.ERROR)
         # Rows travel from this process to its own actors, in one version of the code: pickle is exact and safe here.
-        rows = [{"record": pickle.dumps(record)} for record in pending]
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        # Packed, since a series may name a thousand files and a cohort hold many thousand series.
+        rows = [{"record": zlib.compress(pickle.dumps(record))} for record in pending]
+        block = min(_MOST_A_BLOCK, max(1, len(rows) // (_BLOCKS_A_WORKER * workers)))
+        results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // block)).map_batches(
             _Worker,
             fn_constructor_args=(job, max(1, int(cpus))),
-            batch_size=1,
+            batch_size=None,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
             num_cpus=cpus,
             num_gpus=gpus,

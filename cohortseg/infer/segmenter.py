@@ -1,7 +1,7 @@
 """One series in; its masks on its own grid, its burden row and its picture out."""
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from cohortseg.infer.commit import SeriesResult
 from cohortseg.labels import GGO, LESIONS
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
 from cohortseg.overlays import overview, png_bytes
-from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore
+from cohortseg.preprocess import CropBox, Orientation, canonical_batch, lung_boxes, orientation_from_affine, restore
 from cohortseg.store.masks import SeriesMasks, mask_attributes
 from cohortseg.store.schemas import BURDEN
 from cohortseg.volume import Volume
@@ -27,8 +27,31 @@ _FROM_RECORD: Final = tuple(
 """Columns that a burden row takes over from the manifest."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A series before the network."""
+
+    volume: Volume
+    orientation: Orientation
+    upright_hu: NDArray[np.int16]
+    """(Z, Y, X) HU, anterior up; shares its memory with the volume where that lies upright already."""
+    upright_spacing: tuple[float | None, float, float]
+    """(z, y, x) mm of the upright grid."""
+    lungs: Lungs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmented:
+    """A series after the network."""
+
+    prepared: Prepared
+    labels: NDArray[np.uint8]
+    """(Z, Y, X) uint8, upright: 0 background, 1 GGO, 2 consolidation."""
+    confidence: float | None
+
+
 def segment_series(record: SeriesRecord, volume: Volume, model: LoadedModel, config: InferConfig) -> SeriesResult:
-    """Segment and measure one series.
+    """Segment and measure one series: all three steps below.
 
     Parameters
     ----------
@@ -51,23 +74,53 @@ def segment_series(record: SeriesRecord, volume: Volume, model: LoadedModel, con
     GeometryError
         If the slices are not axial.
     """
+    prepared = prepare_series(record, volume, model)
+    if isinstance(prepared, SeriesResult):
+        return prepared
+    return finish_series(record, predict_series(prepared, model, config), model, config)
+
+
+def prepare_series(record: SeriesRecord, volume: Volume, model: LoadedModel) -> Prepared | SeriesResult:
+    """Set a series upright and find its lungs; the result (not_evaluable) at once if there are none.
+
+    Raises
+    ------
+    GeometryError
+        If the slices are not axial.
+    """
     orientation = orientation_from_affine(volume.affine)
     upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
     spacing_z, spacing_y, spacing_x = volume.spacing_mm
     upright_spacing = (spacing_z, spacing_x, spacing_y) if orientation.transpose else volume.spacing_mm
-
     lungs = segment_lungs(upright_hu, upright_spacing)
-    flags = {"qc_flags": _joined(record.qc_flags, volume.qc_flags, lungs.flags)}
-    if not lungs.mask.any():
-        missing = {"status": "not_evaluable", "reason": "no lung was found in any slice", "n_lung_slices": 0}
-        return SeriesResult(burden=series_row(record, model) | flags | missing)
-    labels, confidence = segment_slices(upright_hu, lungs.mask, model, config)
+    if lungs.mask.any():
+        return Prepared(
+            volume=volume,
+            orientation=orientation,
+            upright_hu=upright_hu,
+            upright_spacing=upright_spacing,
+            lungs=lungs,
+        )
+    missing = {"status": "not_evaluable", "reason": "no lung was found in any slice", "n_lung_slices": 0}
+    return SeriesResult(burden=series_row(record, model.sha256) | _flags(record, volume, lungs) | missing)
 
+
+def predict_series(prepared: Prepared, model: LoadedModel, config: InferConfig) -> Segmented:
+    """Run the network over the slices with lung."""
+    labels, confidence = segment_slices(prepared.upright_hu, prepared.lungs.mask, model, config)
+    return Segmented(prepared=prepared, labels=labels, confidence=confidence)
+
+
+def finish_series(record: SeriesRecord, segmented: Segmented, model: LoadedModel, config: InferConfig) -> SeriesResult:
+    """Measure and draw a series."""
+    labels, prepared = segmented.labels, segmented.prepared
+    volume, lungs, upright_hu = prepared.volume, prepared.lungs, prepared.upright_hu
     measured = series_burden(labels, lungs.mask, zone_thirds(lungs.mask), upright_hu, volume.voxel_volume_ml)
-    row = series_row(record, model) | flags | measured | {"status": "ok", "confidence": confidence}
+    row = series_row(record, model.sha256) | _flags(record, volume, lungs) | measured
+    row |= {"status": "ok", "confidence": segmented.confidence}
     masks = SeriesMasks(
-        labels=np.ascontiguousarray(orientation.from_upright(labels)),
-        lungs=np.ascontiguousarray(orientation.from_upright(lungs.mask)),
+        labels=np.ascontiguousarray(prepared.orientation.from_upright(labels)),
+        lungs=np.ascontiguousarray(prepared.orientation.from_upright(lungs.mask)),
         attributes=mask_attributes(
             volume,
             study_instance_uid=record.study_instance_uid,
@@ -75,11 +128,12 @@ def segment_series(record: SeriesRecord, volume: Volume, model: LoadedModel, con
             lung_method=LUNG_METHOD,
         ),
     )
+    spacing_yx = prepared.upright_spacing[1:]
     return SeriesResult(
         burden=row,
         slices=tuple(_slice_rows(record, volume, labels, lungs)),
         masks=masks,
-        picture_png=_picture(upright_hu, labels, lungs, upright_spacing[1:], row) if config.overlays else None,
+        picture_png=_picture(upright_hu, labels, lungs, spacing_yx, row) if config.overlays else None,
     )
 
 
@@ -122,11 +176,11 @@ def segment_slices(
     return labels, confidence_sum / num_lesion if num_lesion else None
 
 
-def series_row(record: SeriesRecord, model: LoadedModel) -> dict[str, Any]:
+def series_row(record: SeriesRecord, model_sha256: str) -> dict[str, Any]:
     """Return the part of a burden row that is known before segmentation; what is not measured yet is null."""
     row: dict[str, Any] = dict.fromkeys(BURDEN.polars_schema)
     row |= {name: getattr(record, name) for name in _FROM_RECORD}
-    return row | {"qc_flags": list(record.qc_flags), "lung_method": LUNG_METHOD, "model_sha256": model.sha256}
+    return row | {"qc_flags": list(record.qc_flags), "lung_method": LUNG_METHOD, "model_sha256": model_sha256}
 
 
 def _batches(boxes: dict[int, CropBox], size: int) -> Iterator[dict[int, CropBox]]:
@@ -135,9 +189,9 @@ def _batches(boxes: dict[int, CropBox], size: int) -> Iterator[dict[int, CropBox
     return (dict(entries[start : start + size]) for start in range(0, len(entries), size))
 
 
-def _joined(*parts: tuple[str, ...]) -> list[str]:
-    """Join flags in order, each once."""
-    return list(dict.fromkeys(flag for part in parts for flag in part))
+def _flags(record: SeriesRecord, volume: Volume, lungs: Lungs) -> dict[str, list[str]]:
+    """Return the column of findings: all in order, each once."""
+    return {"qc_flags": list(dict.fromkeys((*record.qc_flags, *volume.qc_flags, *lungs.flags)))}
 
 
 def _slice_rows(

@@ -6,6 +6,7 @@ group's attributes carry NGFF 0.5 image-label metadata under ``ome`` and geometr
 ``cohortseg``. Each array is a single shard, since two writers of one shard lose data; a group appears by renaming.
 """
 
+import errno
 import os
 import shutil
 import uuid
@@ -26,6 +27,7 @@ from cohortseg.volume import Volume
 
 _CHUNK: Final = (32, 128, 128)
 _TEMPORARY: Final = ".tmp-"
+_RENAME_ATTEMPTS: Final = 5
 _AXES: Final = ("z", "y", "x")
 
 
@@ -139,11 +141,23 @@ def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
         for name, array in (("labels", masks.labels), ("lungs", masks.lungs)):
             _write_array(group, name, array)
         _sync(temporary)
-        remove_masks(path, series_key)
-        temporary.rename(path / series_key)
+        _put_in_place(temporary, path, series_key)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StoreError(f"{path}: masks of series {series_key} cannot be written: {error}") from error
+
+
+def _put_in_place(temporary: Path, path: Path, series_key: str) -> None:
+    """Rename a group to its final name; a worker left over from a killed run may be doing the same."""
+    for attempt in range(_RENAME_ATTEMPTS):
+        remove_masks(path, series_key)
+        try:
+            temporary.rename(path / series_key)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == _RENAME_ATTEMPTS - 1:
+                raise
+        else:
+            return
 
 
 def remove_masks(path: Path, series_key: str) -> None:

@@ -3,10 +3,13 @@
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cohortseg import __version__
 from cohortseg.errors import SchemaError, StoreError
@@ -31,7 +34,9 @@ def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> p
         raise SchemaError(f"table {schema.name}: {error}") from error
 
 
-def write_table(path: Path, frame: pl.DataFrame, schema: TableSchema, provenance: Mapping[str, Any]) -> None:
+def write_table(
+    path: Path, frame: pl.DataFrame | Iterable[pl.DataFrame], schema: TableSchema, provenance: Mapping[str, Any]
+) -> None:
     """Write a Parquet file by way of a temporary name, so that a reader never sees half of it.
 
     Parameters
@@ -39,7 +44,7 @@ def write_table(path: Path, frame: pl.DataFrame, schema: TableSchema, provenance
     path
         The ``.parquet`` file; an existing one is replaced.
     frame
-        Columns and types as in ``schema``.
+        Columns and types as in ``schema``; of a large table, its parts in order, of which one at a time is held.
     schema
         The table's schema.
     provenance
@@ -52,16 +57,26 @@ def write_table(path: Path, frame: pl.DataFrame, schema: TableSchema, provenance
     StoreError
         If the file cannot be written.
     """
-    if frame.schema != schema.polars_schema:
-        raise SchemaError(f"table {schema.name}: columns must be {schema.polars_schema}, got {frame.schema}")
     document = {"table": schema.name, "schema_version": SCHEMA_VERSION, "version": __version__, **provenance}
+    metadata = {"cohortseg": json.dumps(document, sort_keys=True, default=str)}
+    empty = _arrow(pl.DataFrame(schema=schema.polars_schema))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        frame.write_parquet(temporary, metadata={"cohortseg": json.dumps(document, sort_keys=True, default=str)})
+        with pq.ParquetWriter(temporary, empty.schema.with_metadata(metadata), compression="zstd") as writer:
+            for part in [frame] if isinstance(frame, pl.DataFrame) else frame:
+                if part.schema != schema.polars_schema:
+                    raise SchemaError(f"table {schema.name}: columns must be {schema.polars_schema}, got {part.schema}")
+                writer.write_table(_arrow(part).replace_schema_metadata(metadata))
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:

@@ -1,0 +1,133 @@
+"""What a run is, and one series of it in three steps: read, predict, finish. A bad series is a row with a reason."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from cohortseg import __version__
+from cohortseg.config import InferConfig
+from cohortseg.dicom.decode import read_volume
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError
+from cohortseg.infer.commit import SeriesResult, begin_attempt, commit, count_attempts, is_done, result_token, suspects
+from cohortseg.infer.segmenter import Prepared, Segmented, finish_series, predict_series, prepare_series, series_row
+from cohortseg.lungs import LUNG_METHOD
+from cohortseg.store.schemas import SCHEMA_VERSION
+from cohortseg.weights import LoadedModel
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker needs to know; paths are absolute and, on a cluster, the same on every node."""
+
+    root: Path
+    """The cohort: series name their files relative to it."""
+    out: Path
+    model_path: Path | None
+    model_sha256: str
+    config: InferConfig
+    run_id: str = field(default_factory=lambda: uuid4().hex)
+    """Tells the attempts of this run from those of earlier ones."""
+
+    def token(self, record: SeriesRecord) -> str:
+        """Return the hash of all that the result of a series depends on."""
+        settings = {
+            "flips": self.config.flips,
+            "overlays": self.config.overlays,
+            "version": __version__,
+            "schema": SCHEMA_VERSION,
+            "lungs": LUNG_METHOD,
+        }
+        return result_token(record.fingerprint, self.model_sha256, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A series on its way: what the last step made of it, and the seconds it took so far."""
+
+    record: SeriesRecord
+    state: Prepared | Segmented | SeriesResult
+    seconds: float
+
+
+def pending_series(job: Job, records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
+    """Return the series without a valid result; those that were at work when a process died come last."""
+    last = suspects(job.out)
+    waiting = [record for record in records if not is_done(job.out, record.series_key, job.token(record))]
+    return sorted(waiting, key=lambda record: record.series_key in last)
+
+
+def give_up(job: Job, model_sha256: str, record: SeriesRecord) -> bool:
+    """Commit a failed row for a series that ended its process too often; return whether it is one."""
+    attempts = count_attempts(job.out, record.series_key, job.token(record), job.run_id)
+    if attempts < job.config.max_attempts:
+        return False
+    reason = f"given up after {attempts} attempts that ended the process (crash, or killed for memory)"
+    row = series_row(record, model_sha256) | {"status": "failed", "reason": reason}
+    commit(job.out, record.series_key, job.token(record), SeriesResult(burden=row))
+    return True
+
+
+def read_step(job: Job, model: LoadedModel, record: SeriesRecord) -> Step:
+    """Note the attempt, decode the series and find its lungs."""
+    begin_attempt(job.out, record.series_key, job.token(record), job.run_id)
+    return _timed(job, model, record, 0.0, lambda: prepare_series(record, read_volume(record, job.root), model))
+
+
+def predict_step(job: Job, model: LoadedModel, step: Step) -> Step:
+    """Run the network."""
+    state = step.state
+    if not isinstance(state, Prepared):
+        return step
+    return _timed(job, model, step.record, step.seconds, lambda: predict_series(state, model, job.config))
+
+
+def finish_step(job: Job, model: LoadedModel, step: Step) -> str:
+    """Measure, draw and commit the series, and return its status."""
+    record, state = step.record, step.state
+    if isinstance(state, Segmented):
+        step = _timed(job, model, record, step.seconds, lambda: finish_series(record, state, model, job.config))
+    result = step.state
+    if not isinstance(result, SeriesResult):
+        raise TypeError(f"a series must be segmented before it is finished, got {type(result).__name__}")
+    row = {**result.burden, "runtime_s": round(step.seconds, 3)}
+    commit(job.out, record.series_key, job.token(record), replace(result, burden=row))
+    return str(row["status"])
+
+
+def _timed(
+    job: Job,
+    model: LoadedModel,
+    record: SeriesRecord,
+    seconds: float,
+    work: Callable[[], Prepared | Segmented | SeriesResult],
+) -> Step:
+    """Do one step, whatever happens: the boundary behind which a bad series is a row with a reason."""
+    start, final, flags = time.perf_counter(), True, record.qc_flags
+    try:
+        state = work()
+        return Step(record=record, state=state, seconds=seconds + time.perf_counter() - start)
+    except NotEvaluableError as error:
+        status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
+    except CohortSegError as error:
+        status, reason = "failed", str(error)
+        # A missing file may come back, a damaged one will not heal: pydicom's own errors have no errno.
+        final = not (isinstance(error.__cause__, OSError) and error.__cause__.errno is not None)
+        if not final and not job.root.is_dir():
+            raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
+    except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
+        _log.debug("series %s", record.series_key, exc_info=True)
+        status, reason, final = "failed", f"unexpected {type(error).__name__}: {error}", False
+    _log.info("series %s %s: %s", record.series_key, status, reason)
+    row = series_row(record, model.sha256) | {"status": status, "reason": reason, "qc_flags": list(flags)}
+    return Step(
+        record=record,
+        state=SeriesResult(burden=row, final=final),
+        seconds=seconds + time.perf_counter() - start,
+    )
