@@ -1,0 +1,169 @@
+"""Kill an actor, a node or the run itself at random moments, run the same command again, and compare what is left.
+
+    python benchmarks/kill_log.py --times 20
+
+Runs on a test cluster of three nodes on this machine's loopback. Prints what was killed when, and whether tables and
+masks equal those of an unbroken run; the last line is one JSON object. The exit code is 1 if any differ.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Read while ray is imported: bind to loopback, tell nobody, keep harmless errors of its C++ side off the screen.
+os.environ |= {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+import numpy as np
+import polars as pl
+from ray.cluster_utils import Cluster
+
+from cohortseg.store.masks import read_masks
+from cohortseg.store.schemas import BURDEN, MANIFEST, PATIENTS, SLICES, TIMELINE
+from cohortseg.store.tables import read_table
+
+KINDS = ("actor", "node", "driver")
+
+
+@contextmanager
+def three_nodes() -> Iterator[Cluster]:
+    """Start a head that runs no series, and two nodes that do."""
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    )
+    try:
+        for _ in range(2):
+            add_node(cluster)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster) -> None:
+    """Add a node for one actor."""
+    cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100 * 1024**2)
+
+
+def start(cohort: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
+    """Start the command that is to survive."""
+    command = [sys.executable, "-m", "cohortseg", "-q", "infer", cohort, "-o", out, "--workers", "2", "--engine", "ray"]
+    return subprocess.Popen([*map(str, command), "--address", address], stdout=subprocess.DEVNULL)
+
+
+def wait_for_work(run: subprocess.Popen[bytes], out: Path) -> None:
+    """Return when the first series has begun, or the run has ended."""
+    while run.poll() is None and not list(out.glob(".state/attempts/*")):
+        time.sleep(0.02)
+
+
+def kill_one(kind: str, run: subprocess.Popen[bytes], cluster: Cluster, chance: random.Random) -> str:
+    """Kill with SIGKILL and return what happened."""
+    if kind == "driver":
+        run.kill()
+        return "run killed"
+    if kind == "node":
+        nodes = [node for node in cluster.worker_nodes if node is not cluster.head_node]
+        cluster.remove_node(chance.choice(nodes), allow_graceful=False)
+        add_node(cluster)
+        return "node killed, another one added"
+    actors = [pid for pid, name in _processes() if name.startswith(b"ray::") and b"Worker" in name]
+    if not actors:
+        return "no actor was there to kill"
+    os.kill(chance.choice(actors), signal.SIGKILL)
+    return "actor killed"
+
+
+def _processes() -> Iterator[tuple[int, bytes]]:
+    """Yield the descendants of this process and their titles."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = folder.joinpath("cmdline").read_bytes()
+        except OSError:  # it has ended meanwhile
+            continue
+    for pid in parents:
+        above = pid
+        while above > 1 and above != os.getpid():
+            above = parents.get(above, 0)
+        if above == os.getpid() and pid != above:
+            yield pid, names[pid]
+
+
+def differences(out: Path, reference: Path) -> list[str]:
+    """Return which tables and masks differ from those of the unbroken run."""
+    found = []
+    for schema in (MANIFEST, BURDEN, SLICES, TIMELINE, PATIENTS):
+        ours, theirs = (
+            read_table(folder / f"{schema.name}.parquet", schema).drop("runtime_s", strict=False)
+            for folder in (out, reference)
+        )
+        if not ours.equals(theirs):
+            found.append(schema.name)
+    burden = read_table(reference / "burden.parquet", BURDEN)
+    for key in burden.filter(pl.col("status") == "ok")["series_key"]:
+        one, two = (read_masks(folder / "masks.zarr", key) for folder in (out, reference))
+        if not (np.array_equal(one.labels, two.labels) and np.array_equal(one.lungs, two.lungs)):
+            found.append(f"masks of {key}")
+    kept = [{path.name for path in (folder / "masks.zarr").iterdir()} for folder in (out, reference)]
+    return found + ([] if kept[0] == kept[1] else ["names in masks.zarr"])
+
+
+def main() -> None:
+    """Kill as often as asked and print one JSON object on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="what to kill, in turn")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--patients", type=int, default=4, help="of the generated cohort, with two dates each")
+    arguments = parser.parse_args()
+    chance, kinds = random.Random(arguments.seed), arguments.kinds.split(",")
+    with tempfile.TemporaryDirectory() as name, three_nodes() as cluster:
+        folder = Path(name)
+        sample = ["sample", folder / "sample", "--patients", str(arguments.patients), "--timepoints", "2"]
+        subprocess.run([sys.executable, "-m", "cohortseg", "-q", *map(str, sample)], check=True)
+        cohort, reference = folder / "sample/dicom", folder / "unbroken"
+        begin = time.monotonic()
+        unbroken = start(cohort, reference, cluster.address)
+        wait_for_work(unbroken, reference)
+        before_work_s = time.monotonic() - begin
+        if unbroken.wait() not in (0, 3):
+            raise SystemExit("the unbroken run failed")
+        work_s = time.monotonic() - begin - before_work_s
+        print(f"unbroken: {before_work_s:.1f} s until the first series, {work_s:.1f} s from there", flush=True)
+        equal = killed = 0
+        for index in range(arguments.times):
+            kind, out = kinds[index % len(kinds)], folder / f"out{index}"
+            run = start(cohort, out, cluster.address)
+            wait_for_work(run, out)
+            delay_s = chance.uniform(0, 0.8 * work_s)
+            time.sleep(delay_s)
+            done = len(list(out.glob(".state/rows/*.json")))
+            what = kill_one(kind, run, cluster, chance) if run.poll() is None else "had ended already"
+            killed += what.endswith("killed") or "added" in what
+            codes = [run.wait()]
+            while codes[-1] not in (0, 3) and len(codes) < 5:
+                codes.append(start(cohort, out, cluster.address).wait())
+            wrong = differences(out, reference) if codes[-1] in (0, 3) else ["no result"]
+            equal += not wrong
+            verdict = "equal" if not wrong else f"DIFFERENT: {', '.join(wrong)}"
+            print(f"{index + 1:3}: {kind} {delay_s:.1f} s after the first series began, {done} series done: {what}; "
+                  f"exit codes {codes}; {verdict}", flush=True)  # fmt: skip
+    print(json.dumps({"times": arguments.times, "killed": killed, "equal": equal, "unbroken_work_s": round(work_s, 1)}))
+    sys.exit(equal != arguments.times)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Resuming a run of 20,000 series of which ten are left: time until the first can begin, time and memory for tables.
+
+    python benchmarks/resume_20000.py
+
+The scan of the cohort is not part of it. Markers are real, written by the commit protocol without its waits for disk.
+"""
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from cohortseg.config import InferConfig
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.infer.commit import MASKS, SeriesResult, claimed, commit, committed_slices, read_committed, sweep
+from cohortseg.infer.job import Job, pending_series
+from cohortseg.infer.segmenter import series_row
+from cohortseg.longitudinal import with_time
+from cohortseg.store.masks import create_mask_store
+from cohortseg.store.schemas import BURDEN, SLICES
+from cohortseg.store.tables import write_table
+
+LEFT = 10
+
+
+def records_of(count: int, num_slices: int) -> list[SeriesRecord]:
+    """Return manifest rows of as many series, with one file a slice."""
+    plain = dict.fromkeys(SeriesRecord.__dataclass_fields__)
+    first = SeriesRecord(
+        **plain | {"image_type": (), "qc_flags": (), "files": (), "n_slices": num_slices, "decision": "selected"}  # type: ignore[arg-type]
+    )
+    return [
+        replace(
+            first,
+            patient_id=f"P{index // 2:05}",
+            series_instance_uid=f"1.2.826.0.1.3680043.10.1.{index}",
+            series_key=f"{index:032x}",
+            fingerprint=f"{index:064x}",
+            files=tuple(f"P{index // 2:05}/study/series{index}/slice{number:04}.dcm" for number in range(num_slices)),
+        )
+        for index in range(count)
+    ]
+
+
+def main() -> None:
+    """Write the state, resume, and print one JSON object on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", type=int, default=20_000)
+    parser.add_argument("--slices", type=int, default=300, help="of each series")
+    arguments = parser.parse_args()
+    records = records_of(arguments.series, arguments.slices)
+    sync, os.fsync = os.fsync, lambda _file: None
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "out"
+        job = Job(root=Path(name), out=out, model_path=None, model_sha256="0" * 64, config=InferConfig())
+        row = dict.fromkeys(SLICES.polars_schema) | {"lung_area_mm2": 20_000.0}
+        with claimed(out):
+            for record in records[:-LEFT]:
+                slices = tuple(
+                    row | {"series_instance_uid": record.series_instance_uid, "slice_index": index}
+                    for index in range(arguments.slices)
+                )
+                burden = series_row(record, job.model_sha256) | {"status": "ok"}
+                commit(out, record.series_key, job.token(record), SeriesResult(burden=burden, slices=slices))
+        os.fsync = sync
+        held_mb = _peak_mb()
+        begin = time.perf_counter()
+        with claimed(out):
+            create_mask_store(out / MASKS)
+            sweep(out)
+            pending = pending_series(job, records)
+            start_s = time.perf_counter() - begin
+            keys = [record.series_key for record in records[:-LEFT]]
+            write_table(out / "slices.parquet", committed_slices(out, keys), SLICES, {})
+            write_table(out / "burden.parquet", with_time(read_committed(out, keys)), BURDEN, {})
+        tables_s = time.perf_counter() - begin - start_s
+    if len(pending) != LEFT:
+        raise SystemExit(f"{LEFT} series were left, {len(pending)} were found")
+    print(
+        json.dumps(
+            {
+                "series": arguments.series,
+                "resume_start_s": round(start_s, 2),
+                "tables_s": round(tables_s, 2),
+                "manifest_rows_mb": round(held_mb),
+                "added_by_resume_and_tables_mb": round(_peak_mb() - held_mb),
+            }
+        )
+    )
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
