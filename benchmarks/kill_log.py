@@ -35,6 +35,7 @@ from cohortseg.store.schemas import BURDEN, MANIFEST, PATIENTS, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
 
 KINDS = ("actor", "node", "driver")
+SAMPLE = Path(__file__).parents[1] / "sample_data/cohort/dicom"
 
 
 @contextmanager
@@ -127,14 +128,12 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--kinds", default=",".join(KINDS), help="what to kill, in turn")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--patients", type=int, default=4, help="of the generated cohort, with two dates each")
+    parser.add_argument("--cohort", type=Path, default=SAMPLE, help="default: the sample data")
     arguments = parser.parse_args()
     chance, kinds = random.Random(arguments.seed), arguments.kinds.split(",")
     with tempfile.TemporaryDirectory() as name, three_nodes() as cluster:
         folder = Path(name)
-        sample = ["sample", folder / "sample", "--patients", str(arguments.patients), "--timepoints", "2"]
-        subprocess.run([sys.executable, "-m", "cohortseg", "-q", *map(str, sample)], check=True)
-        cohort, reference = folder / "sample/dicom", folder / "unbroken"
+        cohort, reference = arguments.cohort, folder / "unbroken"
         begin = time.monotonic()
         unbroken = start(cohort, reference, cluster.address)
         wait_for_work(unbroken, reference)
