@@ -216,7 +216,7 @@ class InferConfig(ScanConfig):
     resume: bool = True
     """Keep what an earlier run into the same output has finished."""
     max_attempts: int = 3
-    """A series that ended its worker so many times is given up."""
+    """A series that ended its worker so many times in one run is given up."""
     overlays: bool = True
     """Write one overlay picture a series."""
     auto_ray_series: int = 64
