@@ -41,7 +41,44 @@ def test_volumes_and_percents_by_hand(case: dict[str, np.ndarray]) -> None:
     assert row["pho_pct"] == pytest.approx(3.75), "exactly -200 HU is high opacity"
     assert row["lesion_mean_hu"] == pytest.approx((5 * -600 - 200 + 0 + 50) / 8)
     assert row["lung_mean_hu"] == pytest.approx((72 * -800 + 5 * -600 - 150) / 80)
+    assert row["high_opacity_volume_ml"] == pytest.approx(3 * 0.002)
     assert row["n_lung_slices"] == 2
+
+
+def test_percentiles_of_hu_by_hand(case: dict[str, np.ndarray]) -> None:
+    row = series_burden(**case, voxel_volume_ml=VOXEL_ML)
+    # lesion voxels: five of -600, then -200, 0, 50; the median is the fourth of eight, 90 % is the eighth
+    assert [row[f"lesion_p{q}_hu"] for q in burden.PERCENTILES] == [-600, -600, 50]
+    case["volume_hu"][0, 3] = (-1000, -1000, -1000, -1000, -1000, -1000, -1000, -1000, -990, -980)
+    row = series_burden(**case, voxel_volume_ml=VOXEL_ML)
+    assert [row[f"lung_p{q}_hu"] for q in burden.PERCENTILES] == [-1000, -800, -800], "the 8th, 40th and 72nd of 80"
+
+
+def test_lesions_are_counted_by_hand() -> None:
+    lung = np.ones((4, 20, 20), np.uint8)
+    labels = np.zeros(lung.shape, np.uint8)
+    labels[0, :5, :10] = 1  # 50 voxels of 0.002 mL: just 0.1 mL
+    labels[2, :5, :10] = 1  # 50 voxels and, at a corner of them in the next slice, 6 of the other class
+    labels[3, 5:7, 10:13] = 2
+    labels[0, 10:17, 0:7] = 2  # 49 voxels: too small to count
+    row = series_burden(labels, lung, lung, lung.astype(np.int16), voxel_volume_ml=VOXEL_ML)
+    assert row["lesion_count"] == 2
+    assert row["largest_lesion_volume_ml"] == pytest.approx(56 * 0.002)
+    small = series_burden(labels, lung, lung, lung.astype(np.int16), voxel_volume_ml=VOXEL_ML / 2)
+    assert (small["lesion_count"], small["largest_lesion_volume_ml"]) == (0, None)
+
+
+def test_zone_score_by_hand() -> None:
+    # each lung is three zones of 100 pixels; 0, 1, 24, 25, 74 and 75 of them ill score 0, 1, 1, 2, 3, 4
+    lung, zones = np.repeat(np.array([1, 2], np.uint8), 3), np.tile(np.array([1, 2, 3], np.uint8), 2)
+    shape = (6, 10, 10)
+    lung, zones = (np.broadcast_to(values[:, None, None], shape).copy() for values in (lung, zones))
+    labels = np.stack([np.arange(100).reshape(10, 10) < ill for ill in (0, 1, 24, 25, 74, 75)]).astype(np.uint8)
+    row = series_burden(labels, lung, zones, np.zeros(shape, np.int16), voxel_volume_ml=VOXEL_ML)
+    assert row["zone_score"] == 0 + 1 + 1 + 2 + 3 + 4
+    lung[5] = 0
+    row = series_burden(labels, lung, zones, np.zeros(shape, np.int16), voxel_volume_ml=VOXEL_ML)
+    assert row["zone_score"] is None, "a zone without lung was not scored"
 
 
 def test_sides_and_zones_by_hand(case: dict[str, np.ndarray]) -> None:
@@ -69,6 +106,7 @@ def test_single_slice_has_percents_but_no_volumes_or_zones(case: dict[str, np.nd
     assert row["po_pct"] == pytest.approx(12.5)
     assert row["po_right_pct"] == pytest.approx(25.0)
     assert all(value is None for name, value in row.items() if name.endswith("_ml"))
+    assert row["zone_score"] is row["lesion_count"] is None
     assert all(value is None for name, value in row.items() if "upper" in name or "middle" in name or "lower" in name)
 
 
@@ -109,6 +147,9 @@ def test_slice_areas_by_hand(case: dict[str, np.ndarray]) -> None:
 
 def test_every_name_is_a_column_of_the_burden_table(case: dict[str, np.ndarray]) -> None:
     assert set(series_burden(**case, voxel_volume_ml=VOXEL_ML)) <= set(BURDEN.polars_schema)
+    meanings = {column.name: column.meaning for column in BURDEN.columns}
+    assert f"at least {burden.HIGH_OPACITY_HU} HU" in meanings["high_opacity_volume_ml"]
+    assert f"at least {burden.MIN_LESION_ML} mL" in meanings["lesion_count"]
 
 
 def test_sides_and_zones_are_those_of_the_lung_mask() -> None:

@@ -79,6 +79,14 @@ class Thresholds:
         return Prediction(prob, torch.full_like(images, 0.25))
 
 
+class Doubtful(Thresholds):
+    """The same, but sure of each class to 80 % only, and of another mind about mirrored consolidation."""
+
+    def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
+        prob, confidence, _ = super().predict(images)
+        return Prediction(0.8 * prob + 0.2 * prob.roll(1, dims=1), confidence, prob[:, 2:] if flips else None)
+
+
 @contextmanager
 def silent(_title: str) -> Iterator[object]:
     yield lambda _done, _total, _text: None
@@ -119,6 +127,17 @@ def test_burden_of_a_phantom_by_hand(tmp_path: Path) -> None:
     assert [slice_["position_mm"] for slice_ in result.slices] == pytest.approx([100 + 5 * z for z in range(6)])
     assert sum(s["ggo_area_mm2"] for s in result.slices) * 5 / 1000 == pytest.approx(row["ggo_volume_ml"])
     assert result.picture_png.startswith(b"\x89PNG")
+
+
+def test_what_the_model_doubts_is_measured_by_hand(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
+    row = segment(tmp_path, Doubtful())[0].burden
+    # half of the lesion is consolidation; every pixel is 0.8 one class and 0.2 another
+    assert row["flip_disagreement_pct"] == pytest.approx(50, abs=8)
+    assert row["lung_entropy"] == pytest.approx(-(0.2 * np.log(0.2) + 0.8 * np.log(0.8)) / np.log(3), abs=1e-4)
+    certain = segment(tmp_path)[0].burden
+    assert certain["lung_entropy"] == pytest.approx(0, abs=1e-6)
+    assert certain["flip_disagreement_pct"] is None, "this model did not look at mirror images"
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,18 @@ def test_mirrored_slices_get_mirrored_predictions_with_flips(model_file):
     torch.testing.assert_close(model.predict(images.flip(-1), flips=True).prob.flip(-1), prob)
 
 
+def test_flips_tell_where_the_mirror_image_is_called_otherwise_at_no_further_pass(model_file):
+    model = load_model(model_file, bf16=False)
+    images = torch.rand(1, 1, 64, 64)
+    alone, mirrored = (model.predict(batch).prob.argmax(dim=1) for batch in (images, images.flip(-1)))
+    passes = []
+    model.segmenter.register_forward_hook(lambda *_: passes.append(1))
+    change = model.predict(images, flips=True).flip_change
+    assert len(passes) == 2
+    assert torch.equal(change[:, 0].bool(), alone != mirrored.flip(-1))
+    assert model.predict(images).flip_change is None
+
+
 def test_bf16_agrees_with_float32(model_file):
     images = torch.rand(4, 1, 64, 64)
     exact = load_model(model_file, bf16=False).predict(images).prob

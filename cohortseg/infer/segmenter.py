@@ -1,5 +1,6 @@
 """One series in; its masks on its own grid, its burden row and its picture out."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cohortseg.burden import series_burden, slice_areas
+from cohortseg.burden import percent, series_burden, slice_areas
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
@@ -47,7 +48,8 @@ class Segmented:
     prepared: Prepared
     labels: NDArray[np.uint8]
     """(Z, Y, X) uint8, upright: 0 background, 1 GGO, 2 consolidation."""
-    confidence: float | None
+    doubt: dict[str, float | None]
+    """Columns that tell how far the model doubts the labels."""
 
 
 def segment_series(record: SeriesRecord, volume: Volume, model: LoadedModel, config: InferConfig) -> SeriesResult:
@@ -107,8 +109,8 @@ def prepare_series(record: SeriesRecord, volume: Volume, model: LoadedModel) -> 
 
 def predict_series(prepared: Prepared, model: LoadedModel, config: InferConfig) -> Segmented:
     """Run the network over the slices with lung."""
-    labels, confidence = segment_slices(prepared.upright_hu, prepared.lungs.mask, model, config)
-    return Segmented(prepared=prepared, labels=labels, confidence=confidence)
+    labels, doubt = segment_slices(prepared.upright_hu, prepared.lungs.mask, model, config)
+    return Segmented(prepared=prepared, labels=labels, doubt=doubt)
 
 
 def finish_series(record: SeriesRecord, segmented: Segmented, model: LoadedModel, config: InferConfig) -> SeriesResult:
@@ -116,8 +118,8 @@ def finish_series(record: SeriesRecord, segmented: Segmented, model: LoadedModel
     labels, prepared = segmented.labels, segmented.prepared
     volume, lungs, upright_hu = prepared.volume, prepared.lungs, prepared.upright_hu
     measured = series_burden(labels, lungs.mask, zone_thirds(lungs.mask), upright_hu, volume.voxel_volume_ml)
-    row = series_row(record, model.sha256) | _flags(record, volume, lungs) | measured
-    row |= {"status": "ok", "confidence": segmented.confidence}
+    row = series_row(record, model.sha256) | _flags(record, volume, lungs) | measured | segmented.doubt
+    row |= {"status": "ok"}
     masks = SeriesMasks(
         labels=np.ascontiguousarray(prepared.orientation.from_upright(labels)),
         lungs=np.ascontiguousarray(prepared.orientation.from_upright(lungs.mask)),
@@ -139,8 +141,8 @@ def finish_series(record: SeriesRecord, segmented: Segmented, model: LoadedModel
 
 def segment_slices(
     upright_hu: NDArray[np.int16], lungs: NDArray[np.uint8], model: LoadedModel, config: InferConfig
-) -> tuple[NDArray[np.uint8], float | None]:
-    """Return the label map of an upright volume, and the discriminator's confidence in it.
+) -> tuple[NDArray[np.uint8], dict[str, float | None]]:
+    """Return the label map of an upright volume, and how far the model doubts it.
 
     Parameters
     ----------
@@ -157,23 +159,57 @@ def segment_slices(
     -------
     labels : (Z, Y, X) uint8
         0 background, 1 ground-glass opacity, 2 consolidation.
-    confidence
-        Mean over the lesion pixels, 0 to 1; None without lesion.
+    doubt
+        The columns ``confidence``, ``lung_entropy`` and ``flip_disagreement_pct`` of the burden table.
     """
     labels = np.zeros(upright_hu.shape, np.uint8)
-    confidence_sum, num_lesion = 0.0, 0
+    tally = _Doubt()
     boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.config.canonical)) if box is not None}
     for batch in _batches(boxes, config.batch_size):
         images = canonical_batch(upright_hu[list(batch)], list(batch.values()), model.config.canonical)
-        prediction = model.predict(images, flips=config.flips)
-        # Confidence rides along as a fourth channel, so that it comes back through the same inverse.
-        for z, maps in zip(batch, torch.cat(prediction, dim=1), strict=True):
+        prob, confidence, flip_change = model.predict(images, flips=config.flips)
+        classes = prob.shape[1]
+        entropy = torch.special.entr(prob).sum(dim=1, keepdim=True) / math.log(classes)
+        # What tells of doubt rides along as further channels, so that it comes back through the same inverse.
+        channels = [prob, confidence, entropy] + ([] if flip_change is None else [flip_change])
+        for z, maps in zip(batch, torch.cat(channels, dim=1), strict=True):
             restored = restore(maps, batch[z], upright_hu.shape[1:]).numpy()
-            labels[z] = np.where(lungs[z] > 0, restored[:-1].argmax(axis=0), 0)
-            lesion = labels[z] > 0
-            confidence_sum += float(restored[-1][lesion].sum(dtype=np.float64))
-            num_lesion += int(lesion.sum())
-    return labels, confidence_sum / num_lesion if num_lesion else None
+            inside = lungs[z] > 0
+            labels[z] = np.where(inside, restored[:classes].argmax(axis=0), 0)
+            tally.add(inside, labels[z] > 0, restored[classes:])
+    return labels, tally.columns()
+
+
+@dataclass
+class _Doubt:
+    """Sums over the slices of a series, from which the columns about the model's doubt are made."""
+
+    num_lung: int = 0
+    num_lesion: int = 0
+    num_either: int = 0
+    """Lesion in the slice or in its mirror image: where both agree, their mean is lesion too."""
+    num_changed: int = 0
+    confidence: float = 0.0
+    entropy: float = 0.0
+
+    def add(self, inside: NDArray[np.bool_], lesion: NDArray[np.bool_], maps: NDArray[np.float32]) -> None:
+        """Add a slice: (Y, X) masks; maps (2 or 3, Y, X) of confidence, entropy and, with flips, change."""
+        self.num_lung += int(inside.sum())
+        self.num_lesion += int(lesion.sum())
+        self.confidence += float(maps[0][lesion].sum(dtype=np.float64))
+        self.entropy += float(maps[1][inside].sum(dtype=np.float64))
+        if len(maps) > 2:
+            changed = inside & (maps[2] > 0.5)
+            self.num_changed += int(changed.sum())
+            self.num_either += int((lesion | changed).sum())
+
+    def columns(self) -> dict[str, float | None]:
+        """Return the columns; without pixels to measure over they are None."""
+        return {
+            "confidence": self.confidence / self.num_lesion if self.num_lesion else None,
+            "lung_entropy": self.entropy / self.num_lung if self.num_lung else None,
+            "flip_disagreement_pct": percent(self.num_changed, self.num_either),
+        }
 
 
 def series_row(record: SeriesRecord, model_sha256: str) -> dict[str, Any]:

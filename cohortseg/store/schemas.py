@@ -69,7 +69,7 @@ _VOLUMES = (
 _PERCENTS = (
     Column("ggo_pct", _REAL, "100 x ground-glass opacity / lung"),
     Column("consolidation_pct", _REAL, "100 x consolidation / lung"),
-    Column("po_pct", _REAL, "percentage of opacity: 100 x (ground-glass opacity + consolidation) / lung"),
+    Column("po_pct", _REAL, "percentage of opacity (Chaganti 2020): 100 x (ground-glass + consolidation) / lung"),
 )
 _SIDES = tuple(
     column
@@ -84,6 +84,47 @@ _ZONES = tuple(
     Column(f"po_{side}_{zone}_pct", _REAL, f"100 x opacity / lung in the {zone} third (by height) of the {side} lung")
     for side in ("right", "left")
     for zone in ("upper", "middle", "lower")
+)
+
+_ZONE_SCORE = Column(
+    "zone_score",
+    _INT,
+    "0 to 24: sum over the six zones of 0 (no opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %), 4 (>= 75 %), bands as "
+    "radiologists score them (bio-protocol r8704683, r8701399); thirds by height stand for carina and lower pulmonary "
+    "vein. It is not the lobar 0 to 25 severity score, which needs lobes. Null unless all six zones hold lung",
+)
+_HU = tuple(
+    column
+    for region, nothing in (("lesion", "; null without lesion"), ("lung", ", lesions included"))
+    for column in (
+        Column(f"{region}_mean_hu", _REAL, f"mean HU of all {region} voxels{nothing}"),
+        *(
+            Column(f"{region}_p{q}_hu", _REAL, f"{q}th percentile of HU of all {region} voxels{nothing}")
+            for q in (10, 50, 90)
+        ),
+    )
+)
+_LESIONS = (
+    Column(
+        "lesion_count",
+        _INT,
+        "lesions of at least 0.1 mL: voxels of either class that touch by face, edge or corner; null for one slice",
+    ),
+    Column("largest_lesion_volume_ml", _REAL, "largest of them, mL; null without one"),
+)
+_DOUBT = (
+    Column("confidence", _REAL, "mean discriminator confidence over lesion pixels, 0 to 1; null without lesion"),
+    Column(
+        "lung_entropy",
+        _REAL,
+        "mean over lung pixels of the class probabilities' entropy / log 3: 0 certain, 1 all classes alike",
+    ),
+    Column(
+        "flip_disagreement_pct",
+        _REAL,
+        "of the lung pixels that are lesion in the slice or in its mirror image, 100 x the share whose classes differ; "
+        "null without lesion, or if mirror images were not used",
+    ),
 )
 
 MANIFEST: Final = TableSchema(
@@ -136,12 +177,14 @@ BURDEN: Final = TableSchema(
         *_ACQUISITION,
         *_VOLUMES,
         *_PERCENTS,
-        Column("pho_pct", _REAL, "percentage of high opacity: 100 x lesion voxels of at least -200 HU / lung"),
-        Column("lesion_mean_hu", _REAL, "mean HU of all lesion voxels; null without lesion"),
-        Column("lung_mean_hu", _REAL, "mean HU of all lung voxels"),
+        Column("high_opacity_volume_ml", _REAL, "lesion voxels of at least -200 HU (a declared choice), mL"),
+        Column("pho_pct", _REAL, "percentage of high opacity: 100 x high opacity / lung (Chaganti 2020)"),
+        *_HU,
+        *_LESIONS,
         *_SIDES,
         *_ZONES,
-        Column("confidence", _REAL, "mean discriminator confidence over lesion pixels, 0 to 1; null without lesion"),
+        _ZONE_SCORE,
+        *_DOUBT,
         Column("lung_method", _TEXT, "name and version of the lung segmentation"),
         Column("model_sha256", _TEXT, "SHA-256 of the model file"),
         Column("runtime_s", _REAL, "seconds from reading the series to its finished masks"),

@@ -50,6 +50,8 @@ class Prediction(NamedTuple):
     """(B, 3, size, size) float32 on the CPU: background, ground-glass opacity, consolidation."""
     confidence: torch.Tensor
     """(B, 1, size, size) float32 on the CPU: the discriminator's probability that a pixel is ground truth."""
+    flip_change: torch.Tensor | None = None
+    """(B, 1, size, size) float32 on the CPU: 1 where slice and mirror image differ in class, else 0; None unflipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +94,14 @@ class LoadedModel:
             Average the probabilities over each slice and its mirror image.
         """
         batch = images.to(self.device, memory_format=torch.channels_last)
-        prob = self._probabilities(batch)
+        prob, flip_change = self._probabilities(batch), None
         if flips:
-            prob = (prob + self._probabilities(batch.flip(-1)).flip(-1)) / 2
+            mirrored = self._probabilities(batch.flip(-1)).flip(-1)
+            flip_change = (prob.argmax(dim=1, keepdim=True) != mirrored.argmax(dim=1, keepdim=True)).float().cpu()
+            prob = (prob + mirrored) / 2
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             confidence = self.discriminator(prob).sigmoid()
-        return Prediction(prob.cpu(), confidence.float().cpu())
+        return Prediction(prob.cpu(), confidence.float().cpu(), flip_change)
 
     def _probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
