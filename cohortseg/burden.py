@@ -134,7 +134,7 @@ def _hu_columns(region: str, values_hu: NDArray[np.int16]) -> dict[str, float | 
 def _lesion_columns(
     lesion: NDArray[np.bool_], num_lung: int, voxel_volume_ml: float | None
 ) -> dict[str, float | int | None]:
-    """Number and largest volume of the lesions: voxels of either class that touch by face, edge or corner are one."""
+    """Count lesions and find the largest: voxels of either class that touch by face, edge or corner are one."""
     if voxel_volume_ml is None or num_lung == 0:
         return {"lesion_count": None, "largest_lesion_volume_ml": None}
     box = tuple(

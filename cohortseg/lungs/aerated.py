@@ -70,10 +70,10 @@ def _outside(hu: Image, smooth: Image) -> Mask:
         area = np.bincount(labels.ravel(), minlength=count + 1)
         corner = np.isin(np.arange(count + 1), labels[[0, 0, -1, -1], [0, -1, 0, -1]])
         share = hits / max(1, edge.sum())
-        dark = np.append(0, ndimage.median(hu, labels, np.arange(1, count + 1))) < -940
-        outside |= select_components(
-            labels, (corner & ((share > 0.5) | (area < 0.03 * hu.size))) | ((share > 0.3) & dark)
-        )
+        found = corner & ((share > 0.5) | (area < 0.03 * hu.size))
+        for label in np.flatnonzero((share > 0.3) & ~found):
+            found[label] = np.median(hu[labels == label]) < -940
+        outside |= select_components(labels, found)
     return outside
 
 

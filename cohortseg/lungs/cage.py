@@ -98,13 +98,14 @@ def _closed_path(cost: Reals, reach: int, bend: float) -> NDArray[np.intp]:
     angles, radii = cost.shape
     order = np.arange(angles + angles // 2) % angles
     steps = np.arange(-reach, reach + 1)
-    total, back = cost[0].copy(), []
+    padded = np.full(radii + 2 * reach, 1e9)
+    total, reachable = padded[reach : reach + radii], np.lib.stride_tricks.sliding_window_view(padded, radii)
+    total[:], back = cost[0], []
     for angle in order[1:]:
-        padded = np.pad(total, reach, constant_values=1e9)
-        options = np.lib.stride_tricks.sliding_window_view(padded, radii) + (bend * steps**2)[:, None]
+        options = reachable + (bend * steps**2)[:, None]
         best = options.argmin(axis=0)
         back.append(best)
-        total = options[best, np.arange(radii)] + cost[angle]
+        total[:] = options[best, np.arange(radii)] + cost[angle]
     path = np.zeros(order.size, np.intp)
     path[-1] = total.argmin()
     for i in range(order.size - 1, 0, -1):

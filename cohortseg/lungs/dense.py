@@ -7,10 +7,21 @@ from scipy import ndimage
 
 from cohortseg.lungs.aerated import LungSlice
 from cohortseg.lungs.cage import SIGN_HU, wall_room
-from cohortseg.lungs.morphology import Mask, closing, convex_hull, dilate, frame_pixels, opening, select_components
+from cohortseg.lungs.morphology import (
+    Mask,
+    closing,
+    convex_hull,
+    dilate,
+    erode,
+    frame_pixels,
+    opening,
+    select_components,
+)
 
 _REACH_MM: Final = (10.0, 25.0)
 """Dense lung reaches so far from a sign of air: ventral, dorsal (where consolidation gathers)."""
+_WALL_HU: Final = 40.0
+"""Muscle of the chest wall."""
 
 
 def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
@@ -39,6 +50,7 @@ def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
     lung &= ~opening(item.smooth > 250, 1.0)
     if not item.cropped:
         lung = _rounded(lung, signs, item)
+        lung &= ~_wall_rim(lung, item)
     lung = _fill_small_holes(lung, core | dorsal_core, item.airway, px)
     return lung, float((dorsal_core & dorsal).sum() * px**2)
 
@@ -76,7 +88,9 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
         behind = np.any(dorsal, axis=1)[centre[:, 0].astype(int)]
         central = np.abs(centre[:, 1] - item.midline) * px < np.where(behind, 25, 40)
         held = ndimage.maximum(item.aerated, labels, np.arange(1, count + 1)) > 0
-        gas = (ndimage.median(item.hu, labels, np.arange(1, count + 1)) < -850) & (not item.cropped)
+        found = labels > 0
+        median_hu = ndimage.median(item.hu[found], labels[found], np.arange(1, count + 1))
+        gas = (median_hu < -850) & (not item.cropped)
         signs = select_components(labels, np.append(False, held | ~(central | gas)))
     disc = np.hypot(*(np.indices((7, 7)) - 3)) <= 3
     contrast = ndimage.grey_closing(item.hu, footprint=disc) - item.hu
@@ -131,6 +145,20 @@ def _rounded(lung: Mask, signs: Mask, item: LungSlice) -> Mask:
     aerated = np.bincount(labels[item.aerated], minlength=count + 1) > 0
     area_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * px**2
     return select_components(labels, aerated | (area_mm2 >= 100))
+
+
+def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
+    """Return outermost pixels that hold more wall than lung, judged by their HU: half way between the two or above.
+
+    Ground glass may be as dense as a pixel cut by the pleura, so half way is counted from the lung next to it.
+    """
+    sigma = 6 / item.pixel_mm
+    inner = erode(item.aerated, 1.0).astype(np.float32)
+    share = ndimage.gaussian_filter(inner, sigma)
+    lung_hu = ndimage.gaussian_filter(inner * item.smooth, sigma) / np.maximum(share, 1e-6)
+    mixed = (item.smooth > (lung_hu + _WALL_HU) / 2) & (item.smooth < SIGN_HU) & ~item.aerated & (share > 0.01)
+    rim: Mask = lung & ~erode(lung, 1.0) & mixed
+    return rim
 
 
 def _fill_small_holes(lung: Mask, core: Mask, airway: Mask, pixel_mm: float) -> Mask:

@@ -3,6 +3,8 @@
 All radii are in pixels.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, spatial
@@ -10,6 +12,9 @@ from scipy import ndimage, spatial
 Mask = NDArray[np.bool_]
 Image = NDArray[np.float32]
 Reals = NDArray[np.floating]
+
+_LARGEST_DISC = 4.5
+"""Up to this radius a disc is moved over the mask; beyond, the distance transform gives the same at less cost."""
 
 
 def bounding_box(mask: Mask, margin: int) -> tuple[slice, slice]:
@@ -23,7 +28,10 @@ def dilate(mask: Mask, radius: float) -> Mask:
     grown: Mask = np.zeros(mask.shape, bool)
     if mask.any():
         box = bounding_box(mask, int(np.ceil(radius)))
-        grown[box] = ndimage.distance_transform_edt(~mask[box]) <= radius
+        if radius <= _LARGEST_DISC:
+            grown[box] = ndimage.binary_dilation(mask[box], _disc(radius))
+        else:
+            grown[box] = ndimage.distance_transform_edt(~mask[box]) <= radius
     return grown
 
 
@@ -31,7 +39,10 @@ def erode(mask: Mask, radius: float) -> Mask:
     """Return the mask shrunk by a disc; what touches the frame counts as going on beyond it."""
     shrunk: Mask = mask.copy()
     if mask.any() and not mask[box := bounding_box(mask, 1)].all():
-        shrunk[box] = ndimage.distance_transform_edt(mask[box]) > radius
+        if radius <= _LARGEST_DISC:
+            shrunk[box] = ndimage.binary_erosion(mask[box], _disc(radius), border_value=1)
+        else:
+            shrunk[box] = ndimage.distance_transform_edt(mask[box]) > radius
     return shrunk
 
 
@@ -70,3 +81,11 @@ def convex_hull(mask: Mask) -> Mask:
         inside &= a * yy + b * xx <= 1e-6 - c
     hull[box] = inside
     return hull
+
+
+@lru_cache(maxsize=64)
+def _disc(radius: float) -> Mask:
+    """Return the pixels within this distance of the middle one."""
+    reach = np.arange(-int(radius), int(radius) + 1)
+    inside: Mask = np.hypot(reach[:, None], reach) <= radius
+    return inside
