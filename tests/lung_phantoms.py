@@ -22,6 +22,7 @@ def make_chest(
     *,
     shape: tuple[int, int, int] = (28, 224, 320),
     consolidated: bool = False,
+    consolidated_behind_mm: float = 40.0,
     with_lungs: bool = True,
     gas: bool = False,
     noise_hu: float = 12.0,
@@ -56,7 +57,7 @@ def make_chest(
     if gas:
         volume[((x - 60) / 35) ** 2 + ((y + 40) / 20) ** 2 < 1] = -990
         volume[np.hypot(x + 70, y + 30) < 12] = -980
-    dorsal = (y > 40) & (np.abs(z) < 60) & (truth > 0) & ((np.indices(shape)[2] * spacing_mm[2]) % 14 > 2.5)
+    dorsal = (y > consolidated_behind_mm) & (np.abs(z) < 60) & (truth > 0) & ((np.indices(shape)[2] * spacing_mm[2]) % 14 > 2.5)
     consolidation = dorsal & consolidated
     volume[consolidation] = 40
     volume += rng.normal(0, noise_hu, shape)

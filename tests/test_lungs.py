@@ -27,6 +27,42 @@ def test_each_lung_is_found_on_its_side(chest: Chest, mask: NDArray[np.uint8], s
     assert dice(mask == side, chest.truth == side) > 0.98
 
 
+def test_volume_is_that_of_the_lung(chest: Chest, mask: NDArray[np.uint8]) -> None:
+    assert dice(mask > 0, chest.truth > 0) > 0.95
+    assert (mask > 0).sum() / (chest.truth > 0).sum() == pytest.approx(1, abs=0.01)
+
+
+def test_lung_of_which_two_fifths_are_consolidated_is_whole(chest: Chest) -> None:
+    ill = make_chest(consolidated=True, consolidated_behind_mm=-20)
+    assert ill.consolidation.sum() > 0.4 * (ill.truth > 0).sum()
+    mask = segment_lungs(ill.volume_hu, ill.spacing_mm).mask > 0
+    assert dice(mask, ill.truth > 0) > 0.9
+    assert mask[ill.consolidation].mean() > 0.85
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("side", ["right", "left", "front", "back"])
+def test_lung_cut_by_the_field_of_view_is_kept_and_flagged(chest: Chest, side: str, padded: bool) -> None:
+    rows, columns = (np.flatnonzero((chest.truth > 0).any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    seen = {
+        "right": np.s_[:, :, columns[0] + 12 :],
+        "left": np.s_[:, :, : columns[-1] - 12],
+        "front": np.s_[:, rows[0] + 12 :],
+        "back": np.s_[:, : rows[-1] - 12],
+    }[side]
+    volume_hu, truth = chest.volume_hu[seen], chest.truth[seen]
+    if padded:
+        volume_hu, truth = np.full_like(chest.volume_hu, -1024), np.zeros_like(chest.truth)
+        volume_hu[seen], truth[seen] = chest.volume_hu[seen], chest.truth[seen]
+    found = segment_lungs(np.ascontiguousarray(volume_hu), chest.spacing_mm)
+    assert "lung_cut_by_field_of_view" in found.flags
+    assert dice(found.mask > 0, truth > 0) > 0.97
+
+
+def test_whole_chest_raises_no_flag(chest: Chest) -> None:
+    assert segment_lungs(chest.volume_hu, chest.spacing_mm).flags == ()
+
+
 def test_mask_has_the_shape_and_type_of_a_label_map(chest: Chest, mask: NDArray[np.uint8]) -> None:
     assert mask.shape == chest.volume_hu.shape
     assert mask.dtype == np.uint8
@@ -101,6 +137,7 @@ def test_picture_cropped_to_the_lungs_keeps_lung_that_touches_the_frame(chest: C
 def test_flags_name_what_is_missing(chest: Chest) -> None:
     lower_half = segment_lungs(chest.volume_hu[:14], chest.spacing_mm)
     assert "lung_cut_at_end_slice" in lower_half.flags
+    assert "lung_cut_at_end_slice" in segment_lungs(chest.volume_hu[14:], chest.spacing_mm).flags
     solid = np.where(chest.truth == LEFT, np.int16(40), chest.volume_hu)
     one = segment_lungs(solid, chest.spacing_mm)
     assert "one_lung" in one.flags

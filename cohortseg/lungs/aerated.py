@@ -80,7 +80,8 @@ def _outside(hu: Image, smooth: Image) -> Mask:
 def _body(hu: Image, smooth: Image, outside: Mask, cropped: bool, pixel_mm: float) -> Mask:
     """Return the largest body of tissue with the air in it, and lung that the field of view cuts off, or almost.
 
-    Such lung still has chest wall in front and behind; air in the table has not.
+    Such lung still has chest wall in front and behind, or on both sides and is not as dark as air; air in the table, or
+    between arm and chest, has and is neither.
     """
     labels, count = ndimage.label(opening((smooth > AIR_HU) & ~outside, 2.5 / pixel_mm))
     if count == 0:
@@ -88,11 +89,22 @@ def _body(hu: Image, smooth: Image, outside: Mask, cropped: bool, pixel_mm: floa
     tissue = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     body = ndimage.binary_fill_holes(tissue)
     labels, count = ndimage.label((smooth < AIR_HU) & ~body & ~outside)
-    padding = opening(outside & (hu < -1023.5), 3.0)
+    padding = padded_pixels(hu) & outside
     cut = np.isin(np.arange(count + 1), labels[dilate(frame_pixels(smooth.shape) | padding, 5 / pixel_mm)])
-    between = np.maximum.accumulate(tissue, axis=0) & np.maximum.accumulate(tissue[::-1], axis=0)[::-1]
-    walled = np.append(0, ndimage.mean(between, labels, np.arange(1, count + 1))) > 0.7
+    between = [
+        np.maximum.accumulate(tissue, axis) & np.flip(np.maximum.accumulate(np.flip(tissue, axis), axis), axis)
+        for axis in (0, 1)
+    ]
+    index = np.arange(1, count + 1)
+    walled, flanked = (np.append(0, ndimage.mean(where, labels, index)) > 0.7 for where in between)
+    for label in np.flatnonzero(cut & flanked & ~walled):
+        walled[label] = np.median(hu[labels == label]) > -940
     return dilate(body | select_components(labels, cut & (cropped | walled)), 1.0) & ~outside
+
+
+def padded_pixels(hu: Image) -> Mask:
+    """Return where nothing was measured: regions at the lowest HU, too thick to be noise."""
+    return opening(hu < -1023.5, 3.0)
 
 
 def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: float) -> Mask:

@@ -6,17 +6,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cohortseg.lungs.aerated import LungSlice, aerated_slice, supported_slices
+from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, supported_slices
 from cohortseg.lungs.cage import rib_cage_cavity
 from cohortseg.lungs.dense import dense_lung
 from cohortseg.lungs.grid import block_factor, block_mean, to_full_grid, working_planes
-from cohortseg.lungs.morphology import frame_pixels
+from cohortseg.lungs.morphology import dilate, frame_pixels
 from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 2"
+LUNG_METHOD: Final = "cohortseg-threshold 3"
 """Name and version of the method; the version rises whenever masks change."""
 LUNG_FLAGS: Final[dict[str, str]] = {
-    "lung_cut_by_field_of_view": "lung touches the edge of the image: part of it may lie outside",
+    "lung_cut_by_field_of_view": "lung touches the edge of the image or of its round field of view: part of it may lie outside",
     "lung_cut_at_end_slice": "the first or last slice still holds much lung: part of it was not scanned",
     "one_lung": "one side holds less than 5 % of the lung found",
     "dense_region_excluded": "a large homogeneous dorsal region was left out: effusion, atelectasis or consolidation",
@@ -69,7 +69,7 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     coarse = np.stack([side for side, _ in filled])
     mask = to_full_grid(coarse, planes, factor, volume_hu)
     excluded_mm2 = [area for _, area in filled]
-    return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2))
+    return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2, cut=any(map(_is_cut, coarse, slices))))
 
 
 def _filled_slice(item: LungSlice) -> tuple[NDArray[np.uint8], float]:
@@ -80,8 +80,19 @@ def _filled_slice(item: LungSlice) -> tuple[NDArray[np.uint8], float]:
     return split_sides(lung, item), excluded_mm2
 
 
+def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
+    """Tell whether lung (Y, X) reaches the edge of the image, or comes within 9 mm of padding (step 1 stays 6 mm off)."""
+    edge = frame_pixels(sides.shape) | dilate(padded_pixels(item.hu), 9 / item.pixel_mm)
+    return bool((edge & (sides > 0)).any())
+
+
 def _flags(
-    mask: NDArray[np.uint8], coarse: NDArray[np.uint8], planes: NDArray[np.intp], excluded_mm2: list[float]
+    mask: NDArray[np.uint8],
+    coarse: NDArray[np.uint8],
+    planes: NDArray[np.intp],
+    excluded_mm2: list[float],
+    *,
+    cut: bool,
 ) -> tuple[str, ...]:
     """Return the findings about a mask that holds lung."""
     area = (coarse > 0).sum(axis=(1, 2))
@@ -90,7 +101,7 @@ def _flags(
     # the liver fills the dorsal recesses below: only the upper 60 % of the lungs' height tells
     upper = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), held[-1] + 1)
     found = {
-        "lung_cut_by_field_of_view": bool((coarse[:, frame_pixels(coarse.shape[1:])] > 0).any()),
+        "lung_cut_by_field_of_view": cut,
         "lung_cut_at_end_slice": planes.size >= 3 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
         "one_lung": min(sides) < 0.05 * sum(sides),
         "dense_region_excluded": max(excluded_mm2[upper]) > 1500,
