@@ -57,7 +57,8 @@ def make_chest(
     if gas:
         volume[((x - 60) / 35) ** 2 + ((y + 40) / 20) ** 2 < 1] = -990
         volume[np.hypot(x + 70, y + 30) < 12] = -980
-    dorsal = (y > consolidated_behind_mm) & (np.abs(z) < 60) & (truth > 0) & ((np.indices(shape)[2] * spacing_mm[2]) % 14 > 2.5)
+    bronchogram = (np.indices(shape)[2] * spacing_mm[2]) % 14 <= 2.5
+    dorsal = (y > consolidated_behind_mm) & (np.abs(z) < 60) & (truth > 0) & ~bronchogram
     consolidation = dorsal & consolidated
     volume[consolidation] = 40
     volume += rng.normal(0, noise_hu, shape)

@@ -16,7 +16,7 @@ from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
 LUNG_METHOD: Final = "cohortseg-threshold 3"
 """Name and version of the method; the version rises whenever masks change."""
 LUNG_FLAGS: Final[dict[str, str]] = {
-    "lung_cut_by_field_of_view": "lung touches the edge of the image or of its round field of view: part of it may lie outside",
+    "lung_cut_by_field_of_view": "lung touches the edge of the image or of what was scanned: part may lie outside",
     "lung_cut_at_end_slice": "the first or last slice still holds much lung: part of it was not scanned",
     "one_lung": "one side holds less than 5 % of the lung found",
     "dense_region_excluded": "a large homogeneous dorsal region was left out: effusion, atelectasis or consolidation",
@@ -81,7 +81,7 @@ def _filled_slice(item: LungSlice) -> tuple[NDArray[np.uint8], float]:
 
 
 def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
-    """Tell whether lung (Y, X) reaches the edge of the image, or comes within 9 mm of padding (step 1 stays 6 mm off)."""
+    """Tell whether lung (Y, X) reaches the edge of the image, or within 9 mm of padding (step 1 stays 6 mm off)."""
     edge = frame_pixels(sides.shape) | dilate(padded_pixels(item.hu), 9 / item.pixel_mm)
     return bool((edge & (sides > 0)).any())
 
