@@ -136,7 +136,8 @@ def evenly_spread(count: int, total: int) -> list[int]:
 def _hu(image: torch.Tensor, config: CanonicalConfig) -> NDArray[np.int16]:
     """Return (1, H, W) in [0, 1] as (H, W) in HU, the other way round than the canonical window."""
     low, high = config.window_hu
-    slice_hu: NDArray[np.int16] = np.rint(low + (high - low) * image[0].float().cpu().numpy()).astype(np.int16)
+    shown = torch.nan_to_num(image[0].float()).cpu().numpy()  # a run that diverges must live to say so
+    slice_hu: NDArray[np.int16] = np.rint(low + (high - low) * shown).astype(np.int16)
     return slice_hu
 
 
