@@ -128,7 +128,7 @@ class TrainConfig:
     """Added to the finished model's logits of background, GGO and consolidation: Dice is best when a lesion wins below
     an even chance."""
     augment: bool = True
-    """Random flips, quarter turns, affine, intensity and noise."""
+    """Random mirroring, affine, warp, intensity and noise."""
     bf16: bool | None = None
     """bfloat16 autocast; None: where the device has it in hardware."""
     seed: int = 0

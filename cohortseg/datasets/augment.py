@@ -26,7 +26,7 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return changed slices and the labels that go with them.
 
-    Geometry: one of the eight flips and quarter turns, rotation, scale, aspect, shift, and a smooth warp. Intensity:
+    Geometry: mirroring, rotation (no quarter turns: slices come upright), scale, aspect, shift, and a smooth warp. Intensity:
     gamma, gain and offset (as other windows and scanners give), blur, and noise (as other doses and kernels give).
 
     Parameters
