@@ -26,8 +26,9 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return changed slices and the labels that go with them.
 
-    Geometry: mirroring, rotation (no quarter turns: slices come upright), scale, aspect, shift, and a smooth warp. Intensity:
-    gamma, gain and offset (as other windows and scanners give), blur, and noise (as other doses and kernels give).
+    Geometry: mirroring, rotation (no quarter turns: slices come upright), scale, aspect, shift, and a smooth warp.
+    Intensity: gamma, gain and offset (as other windows and scanners give), blur, and noise (as other doses and kernels
+    give).
 
     Parameters
     ----------
