@@ -169,7 +169,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "weight_decay": 1e-2,
         "dice_weight": 1.0,
         "ema_decay": 0.99,
-        "class_offsets": (0.0, 0.4, 0.8),
+        "class_offsets": (0.0, 0.8, 0.8),
     },
 }
 """Named recipes: what each changes of the defaults."""
