@@ -155,14 +155,19 @@ def _revive_codes(state: TrainState, workers: Workers, output: SegmenterOutput) 
     begins = state.iteration == 0
     if state.segmenter.vq is None or ((state.iteration + 1) % _REVIVE_EVERY and not begins):
         return
-    quantizer = state.segmenter.vq.quantizer
-    top, bottom = (level.latents.detach().permute(0, 2, 3, 1).flatten(0, 2) for level in output.levels)
+    levels = (level.latents.detach().permute(0, 2, 3, 1).flatten(0, 2) for level in output.levels)
+    top, bottom = (_from_all(workers, latents) for latents in levels)
     # as many of the top level as of the bottom, which has sixteen times the latents and would take all the codes
     latents = torch.cat([top.repeat(len(bottom) // len(top), 1), bottom])
-    # rank 0's latents for everybody: the others add zeros
-    shared = workers.sum_over_workers(latents if workers.rank == 0 else torch.zeros_like(latents))
     generator = torch.Generator(latents.device).manual_seed(state.config.seed * 1_000_003 + state.iteration)
-    revive_codes(quantizer, shared, generator, math.inf if begins else ALIVE_SHARE)
+    revive_codes(state.segmenter.vq.quantizer, latents, generator, math.inf if begins else ALIVE_SHARE)
+
+
+def _from_all(workers: Workers, values: torch.Tensor) -> torch.Tensor:
+    """Return the (N, ...) values of all workers one after the other: what one worker with all slices would have."""
+    table = values.new_zeros(workers.world, *values.shape)
+    table[workers.rank] = values
+    return workers.sum_over_workers(table).flatten(0, 1)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
