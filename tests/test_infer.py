@@ -40,13 +40,14 @@ from cohortseg.infer.commit import (
     suspects,
     withdraw_attempts,
 )
-from cohortseg.infer.segmenter import segment_series
+from cohortseg.infer.segmenter import finish_series, predict_series, prepare_series
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.pipeline import InferSummary, infer_cohort
 from cohortseg.store.masks import SeriesMasks, create_mask_store, read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST, PATIENTS, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
+from cohortseg.volume import Volume
 from cohortseg.weights import ModelCard, Prediction, load_model, save_model
 
 SHAPE, SPACING_MM = (6, 96, 80), (5.0, 3.0, 3.5)
@@ -98,10 +99,17 @@ def only_record(root: Path) -> SeriesRecord:
     return record
 
 
+def segmented(record: SeriesRecord, volume: Volume, model: object) -> SeriesResult:
+    prepared = prepare_series(record, volume, model)
+    if isinstance(prepared, SeriesResult):
+        return prepared
+    return finish_series(record, predict_series(prepared, model, InferConfig()), model, InferConfig())
+
+
 def segment(root: Path, model: object | None = None) -> tuple[SeriesResult, NDArray[np.int16]]:
     record = only_record(root)
     volume = read_volume(record, root)
-    return segment_series(record, volume, model or Thresholds(), InferConfig()), volume.volume_hu
+    return segmented(record, volume, model or Thresholds()), volume.volume_hu
 
 
 # one series
@@ -205,7 +213,7 @@ def test_bfloat16_agrees_with_float32() -> None:
     truth = pl.read_parquet(root.parent / "truth.parquet").sort("consolidation_volume_ml")
     record = next(r for r in scan_cohort(root).series if r.series_instance_uid == truth["series_instance_uid"][-1])
     volume = read_volume(record, root)
-    exact, fast = (segment_series(record, volume, load_model(bf16=bf16), InferConfig()) for bf16 in (False, True))
+    exact, fast = (segmented(record, volume, load_model(bf16=bf16)) for bf16 in (False, True))
     for label in (1, 2):
         one, two = (result.masks.labels == label for result in (exact, fast))
         assert one.any()

@@ -40,8 +40,7 @@ def evaluation_html(title: str, metrics: pl.DataFrame, images: pl.DataFrame, pic
     pictures
         Folder of ``<image>.png``.
     """
-    numbers = [name for name in _METRICS if name not in list(_METRICS)[:_NUM_TEXTS]]
-    texts = list(_METRICS)[:_NUM_TEXTS]
+    texts, numbers = list(_METRICS)[:_NUM_TEXTS], list(_METRICS)[_NUM_TEXTS:]
     rows = (
         [*(number_text(row[name], 3) for name in numbers), *(row[name] for name in texts)]
         for row in metrics.filter(pl.col("protocol") != "area").iter_rows(named=True)

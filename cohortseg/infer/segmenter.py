@@ -52,36 +52,6 @@ class Segmented:
     """Columns that tell how far the model doubts the labels."""
 
 
-def segment_series(record: SeriesRecord, volume: Volume, model: LoadedModel, config: InferConfig) -> SeriesResult:
-    """Segment and measure one series: all three steps below.
-
-    Parameters
-    ----------
-    record
-        Its row of the manifest.
-    volume
-        The same series, decoded.
-    model
-        Segments canonical slices.
-    config
-        ``batch_size``, ``flips`` and ``overlays`` are used.
-
-    Returns
-    -------
-    SeriesResult
-        With status ok, or not_evaluable if no lung is in view. It depends on the arguments alone.
-
-    Raises
-    ------
-    GeometryError
-        If the slices are not axial.
-    """
-    prepared = prepare_series(record, volume, model)
-    if isinstance(prepared, SeriesResult):
-        return prepared
-    return finish_series(record, predict_series(prepared, model, config), model, config)
-
-
 def prepare_series(record: SeriesRecord, volume: Volume, model: LoadedModel) -> Prepared | SeriesResult:
     """Set a series upright and find its lungs; the result (not_evaluable) at once if there are none.
 
