@@ -12,11 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from infer_overhead import watch_first_attempt
 
 
 def timed(cohort: Path, workers: int, out: Path) -> tuple[float, float]:
@@ -29,16 +30,8 @@ def timed(cohort: Path, workers: int, out: Path) -> tuple[float, float]:
     from cohortseg.pipeline import infer_cohort
 
     ray.init(num_cpus=workers, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
-    begun: list[float] = []
+    begun = watch_first_attempt(out)
     ends: list[float] = []
-
-    def watch() -> None:
-        while not begun:
-            if any((out / ".state/attempts").glob("*")):
-                begun.append(time.perf_counter())
-            time.sleep(0.01)
-
-    threading.Thread(target=watch, daemon=True).start()
 
     @contextmanager
     def progress(title: str) -> Iterator[object]:

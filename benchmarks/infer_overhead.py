@@ -38,17 +38,23 @@ def silent(_title: str) -> Iterator[object]:
     yield lambda *_: None
 
 
-def timed_infer(cohort: Path, out: Path, engine: str) -> dict[str, float]:
-    """Run inference; return seconds of work and of start-up, this process's CPU seconds, and slices by fate."""
-    first_attempt: list[float] = []
+def watch_first_attempt(out: Path) -> list[float]:
+    """Return a list that a thread gives the moment at which the first series of a run into ``out`` begins."""
+    begun: list[float] = []
 
     def watch() -> None:
-        while not first_attempt:
+        while not begun:
             if any((out / ".state/attempts").glob("*")):
-                first_attempt.append(time.perf_counter())
+                begun.append(time.perf_counter())
             time.sleep(0.01)
 
     threading.Thread(target=watch, daemon=True).start()
+    return begun
+
+
+def timed_infer(cohort: Path, out: Path, engine: str) -> dict[str, float]:
+    """Run inference; return seconds of work and of start-up, this process's CPU seconds, and slices by fate."""
+    first_attempt = watch_first_attempt(out)
     opened = {}
 
     @contextmanager
