@@ -12,14 +12,16 @@ from PIL import Image
 from training_data import prepared
 
 from cohortseg.config import ModelConfig, TrainConfig
+from cohortseg.datasets.batches import Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.train import loop
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
+from cohortseg.train.phases import Workers, adversarial_step
 from cohortseg.train.pictures import draw_labeled, draw_unlabeled
-from cohortseg.train.state import check_same_settings
+from cohortseg.train.state import TrainState, check_same_settings
 from cohortseg.weights import load_model
 
 SMALL = ModelConfig(decoder_channels=(32, 32, 16, 16), codebook_size=16, code_dim=8, discriminator_channels=8)
@@ -206,6 +208,7 @@ def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path
         {"semi_weight": 0.0},
         {"vq_weight": 0.0},
         {"truth_confidence": 1.0},
+        {"mix": True},
     ],
     ids=lambda switch: next(iter(switch)),
 )
@@ -219,6 +222,33 @@ def test_each_switch_changes_what_is_learned(tmp_path, switch):
 def _model(run: Path, config: TrainConfig) -> Path:
     train(config, run)
     return run / MODEL
+
+
+def test_a_teacher_gives_the_pseudo_labels():
+    """The averaged weights are made to see consolidation everywhere; S is then taught just that."""
+    state = loop.build_state(replace(QUICK, ema_decay=0.9, teacher=True, confidence_threshold=0.0), torch.device("cpu"))
+    state.averaged.module.head.bias.data[2] = 50.0
+    batch = Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, rank=0, world=1).draw(0, 2, 2)
+    logits = state.segmenter(torch.cat([batch.labeled, batch.unlabeled])).logits[2:]
+    expected = torch.nn.functional.cross_entropy(logits, torch.full(logits[:, 0].shape, 2))
+    assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_teacher_needs_averaged_weights():
+    with pytest.raises(ConfigError, match="a teacher needs ema_decay above 0"):
+        replace(QUICK, teacher=True)
+
+
+def alone(state: TrainState) -> Workers:
+    return Workers(
+        segmenter=state.segmenter,
+        discriminator=state.discriminator,
+        sum_over_workers=lambda values: values,
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
+        bf16=False,
+    )
 
 
 def test_phase_1_ends_early_once_its_loss_is_saturated(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +22,18 @@ _BLUR_PROBABILITY = 0.2
 _SMOOTHING = (1 / 16, 2 / 16, 1 / 16, 2 / 16, 4 / 16, 2 / 16, 1 / 16, 2 / 16, 1 / 16)
 
 
-def augment(
-    images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]]
-) -> tuple[torch.Tensor, torch.Tensor]:
+class Augmented(NamedTuple):
+    """Changed slices, the same before their intensity was changed, and the labels that go with both."""
+
+    images: torch.Tensor
+    """(B, 1, H, W) float32 in [0, 1]: other geometry and intensity."""
+    weak: torch.Tensor
+    """(B, 1, H, W) float32: other geometry only."""
+    labels: torch.Tensor
+    """(B, H, W) uint8."""
+
+
+def augment(images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]]) -> Augmented:
     """Return changed slices and the labels that go with them.
 
     Geometry: mirroring, rotation (no quarter turns: slices come upright), scale, aspect, shift, and a smooth warp.
@@ -41,7 +51,7 @@ def augment(
 
     Returns
     -------
-    images, labels
+    Augmented
         Of the same shapes and types. Beyond the slice its edge is repeated.
     """
     device, size = images.device, images.shape[-1]
@@ -56,7 +66,7 @@ def augment(
     labels = functional.grid_sample(
         labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
     )
-    return _intensity(images, draws), labels[:, 0].to(torch.uint8)
+    return Augmented(_intensity(images, draws), images, labels[:, 0].to(torch.uint8))
 
 
 def _affine(draw: np.random.Generator) -> np.ndarray:

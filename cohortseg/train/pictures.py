@@ -71,7 +71,7 @@ def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Im
         Whether to predict in bfloat16.
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        output = state.segmenter(images)
+        output = state.labeler(images)
         confidence = state.discriminator(output.logits.softmax(dim=1))
     predicted = output.logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
     pseudo = refined_pseudo_labels(output.logits, confidence, state.config.confidence_threshold).cpu().numpy()

@@ -53,6 +53,11 @@ class TrainState:
             return self.phase_start + self.config.adversarial_iterations
         return self.config.supervised_iterations + self.config.adversarial_iterations
 
+    @property
+    def labeler(self) -> torch.nn.Module:
+        """The network whose predictions become pseudo labels: the segmenter itself, or its averaged weights."""
+        return self.segmenter if self.averaged is None or not self.config.teacher else self.averaged
+
     def final_segmenter(self) -> Segmenter:
         """Return a copy of the segmenter that becomes the model: averaged if asked for, with the class offsets."""
         module = copy.deepcopy(self.segmenter if self.averaged is None else self.averaged.module)
@@ -90,6 +95,7 @@ def build_state(config: TrainConfig, device: torch.device, *, imagenet: bool = T
     averaged = None
     if config.ema_decay > 0:
         averaged = AveragedModel(segmenter, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        averaged.eval()
     return TrainState(
         config=config,
         segmenter=segmenter,
