@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, ModelError
 from cohortseg.models.backbone import ResNetEncoder
+from cohortseg.models.device import reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.segmenter import Segmenter, build_encoder
@@ -85,6 +86,7 @@ def build_state(config: TrainConfig, device: torch.device, *, imagenet: bool = T
     ModelError
         If the ImageNet weights cannot be had.
     """
+    reuse_memory()
     torch.manual_seed(config.seed)
     segmenter = Segmenter(config.model)
     if imagenet:

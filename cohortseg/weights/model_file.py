@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
 from cohortseg.errors import ConfigError, ModelError
-from cohortseg.models.device import find_device, has_fast_bf16
+from cohortseg.models.device import find_device, has_fast_bf16, reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter, SegmenterOutput
 
@@ -97,7 +97,9 @@ class LoadedModel:
         prob, flip_change = self._probabilities(batch), None
         if flips:
             mirrored = self._probabilities(batch.flip(-1)).flip(-1)
-            flip_change = (prob.argmax(dim=1, keepdim=True) != mirrored.argmax(dim=1, keepdim=True)).float().cpu()
+            # max, not argmax: over three channels it takes a tenth of the time on the CPU
+            classes, mirrored_classes = (item.max(dim=1, keepdim=True).indices for item in (prob, mirrored))
+            flip_change = (classes != mirrored_classes).float().cpu()
             prob = (prob + mirrored) / 2
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             confidence = self.discriminator(prob).sigmoid()
@@ -150,6 +152,7 @@ def load_model(
     path = path or default_model_path()
     card, tensors = _read(path)
     device = device or find_device()
+    reuse_memory()
     segmenter, discriminator = Segmenter(card.model), Discriminator(card.model.discriminator_channels)
     for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator)):
         state = {
