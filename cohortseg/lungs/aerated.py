@@ -6,7 +6,18 @@ from typing import Final
 import numpy as np
 from scipy import ndimage
 
-from cohortseg.lungs.morphology import Image, Mask, dilate, erode, frame_pixels, opening, select_components
+from cohortseg.lungs.morphology import (
+    Image,
+    Mask,
+    blur,
+    components,
+    dilate,
+    erode,
+    fill_holes,
+    frame_pixels,
+    opening,
+    select_components,
+)
 
 AIR_HU: Final = -400.0
 """Below: aerated, ground glass included."""
@@ -29,7 +40,7 @@ class LungSlice:
 
 def aerated_slice(hu: Image, pixel_mm: float) -> LungSlice:
     """Return step 1: the aerated lung of a slice, and the midline of the body."""
-    smooth = ndimage.gaussian_filter(hu, 0.7)
+    smooth = blur(hu, 0.7)
     outside = _outside(hu, smooth)
     cropped = bool(outside.mean() < 0.12)
     body = _body(hu, smooth, outside, cropped, pixel_mm)
@@ -37,7 +48,7 @@ def aerated_slice(hu: Image, pixel_mm: float) -> LungSlice:
     midline = float(columns[[0, -1]].mean()) if columns.size else hu.shape[1] / 2
     air = (smooth < AIR_HU) & body
     if not cropped and air.any():
-        air &= ndimage.distance_transform_edt(~outside) > 6 / pixel_mm
+        air &= ~dilate(outside, 6 / pixel_mm)
     aerated = _lung_pieces(hu, air, midline, cropped, pixel_mm)
     found = np.flatnonzero(aerated.any(axis=0))
     if found.size and (found[0] - midline) * (found[-1] - midline) < 0:
@@ -65,7 +76,7 @@ def _outside(hu: Image, smooth: Image) -> Mask:
     frame = frame_pixels(hu.shape)
     for air in (hu < -1023.5, smooth < -500):
         edge = (frame | dilate(outside, 1.5)) & ~outside
-        labels, count = ndimage.label(air & ~outside)
+        labels, count = components(air & ~outside)
         hits = np.bincount(labels[edge], minlength=count + 1)
         area = np.bincount(labels.ravel(), minlength=count + 1)
         corner = np.isin(np.arange(count + 1), labels[[0, 0, -1, -1], [0, -1, 0, -1]])
@@ -83,12 +94,12 @@ def _body(hu: Image, smooth: Image, outside: Mask, cropped: bool, pixel_mm: floa
     Such lung still has chest wall in front and behind, or on both sides and is not as dark as air; air in the table, or
     between arm and chest, has and is neither.
     """
-    labels, count = ndimage.label(opening((smooth > AIR_HU) & ~outside, 2.5 / pixel_mm))
+    labels, count = components(opening((smooth > AIR_HU) & ~outside, 2.5 / pixel_mm))
     if count == 0:
         return np.zeros(smooth.shape, bool)
     tissue = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    body = ndimage.binary_fill_holes(tissue)
-    labels, count = ndimage.label((smooth < AIR_HU) & ~body & ~outside)
+    body = fill_holes(tissue)
+    labels, count = components((smooth < AIR_HU) & ~body & ~outside)
     padding = padded_pixels(hu) & outside
     cut = np.isin(np.arange(count + 1), labels[dilate(frame_pixels(smooth.shape) | padding, 5 / pixel_mm)])
     between = [
@@ -113,7 +124,7 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
     Gas is dark throughout (95th percentile below -840 HU); lung, even emphysema, holds vessels. A cropped picture is
     one of lungs, where a dark lateral piece is a bulla rather than stomach.
     """
-    labels, count = ndimage.label(air)
+    labels, count = components(air)
     index = np.arange(1, count + 1)
     if count == 0:
         return air
@@ -131,7 +142,7 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
     if not large.any():
         return np.zeros_like(air)
     lung = select_components(labels, np.append(False, large))
-    near = np.append(False, ndimage.minimum(ndimage.distance_transform_edt(~lung), labels, index) * pixel_mm < 15)
+    near = np.bincount(labels[dilate(lung, 15 / pixel_mm)], minlength=count + 1) > 0
     small = (area >= 12) & ~gas & (lateral >= 35)
     return lung | select_components(
         labels, np.append(False, small) & (near | np.append(False, ~thin & (area > 60)) | cropped)
@@ -142,7 +153,7 @@ def _airway(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: floa
     """Return trachea and main bronchi: dark compact cores near the midline, walled by tissue, with their walls."""
     inner = erode(lung, 2.0)
     level = min(float(np.median(hu[inner])) - 70, -900.0) if inner.any() else -900.0
-    labels, _ = ndimage.label(opening(smooth < level, 2.0))
+    labels, _ = components(opening(smooth < level, 2.0))
     airway = np.zeros(lung.shape, bool)
     for i, (_, box_x) in enumerate(ndimage.find_objects(labels), start=1):
         core = labels == i

@@ -7,7 +7,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cohortseg.lungs.aerated import LungSlice
-from cohortseg.lungs.morphology import Mask, Reals, closing, convex_hull, dilate, opening, select_components
+from cohortseg.lungs.morphology import (
+    Mask,
+    Reals,
+    closing,
+    components,
+    convex_hull,
+    dilate,
+    fill_holes,
+    opening,
+    select_components,
+)
 
 SIGN_HU: Final = -250.0
 """Below, inside the cavity: a sign that the tissue around is lung."""
@@ -36,13 +46,13 @@ def wall_room(item: LungSlice, cavity: Mask) -> Mask:
     reaches that stays clear of it: the muscle between ribs and beside the spinous process.
     """
     px = item.pixel_mm
-    labels, count = ndimage.label(item.smooth > _BONE_HU)
+    labels, count = components(item.smooth > _BONE_HU)
     spine = np.zeros(cavity.shape, bool)
     beside = np.abs(np.arange(cavity.shape[1]) - item.midline) * px < 15
     spine[max(0, np.flatnonzero(cavity.any(axis=1))[-1] - int(25 / px)) :, beside] = True
     wall = np.isin(np.arange(count + 1), labels[~cavity | spine])
-    bone = ndimage.binary_fill_holes(closing(select_components(labels, wall), 3 / px))
-    labels, count = ndimage.label(opening(cavity & ~dilate(bone, 1.0), 10 / px))
+    bone = fill_holes(closing(select_components(labels, wall), 3 / px))
+    labels, count = components(opening(cavity & ~dilate(bone, 1.0), 10 / px))
     return select_components(labels, np.bincount(labels[item.aerated], minlength=count + 1) > 0)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import cv2
 import numpy as np
 from scipy import ndimage
 
@@ -9,9 +10,12 @@ from cohortseg.lungs.aerated import LungSlice
 from cohortseg.lungs.cage import SIGN_HU, wall_room
 from cohortseg.lungs.morphology import (
     Mask,
+    blur,
     closing,
+    components,
     convex_hull,
     dilate,
+    disc,
     erode,
     frame_pixels,
     opening,
@@ -82,7 +86,7 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
     px = item.pixel_mm
     airway = item.airway if item.cropped else dilate(item.airway, 2.5)
     signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~airway)
-    labels, count = ndimage.label(signs)
+    labels, count = components(signs)
     if count:
         centre = np.array(ndimage.center_of_mass(signs, labels, np.arange(1, count + 1))).reshape(-1, 2)
         behind = np.any(dorsal, axis=1)[centre[:, 0].astype(int)]
@@ -92,10 +96,10 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
         median_hu = ndimage.median(item.hu[found], labels[found], np.arange(1, count + 1))
         gas = (median_hu < -850) & (not item.cropped)
         signs = select_components(labels, np.append(False, held | ~(central | gas)))
-    disc = np.hypot(*(np.indices((7, 7)) - 3)) <= 3
-    contrast = ndimage.grey_closing(item.hu, footprint=disc) - item.hu
+    contrast = cv2.morphologyEx(item.hu, cv2.MORPH_CLOSE, disc(3.0), borderType=cv2.BORDER_REFLECT) - item.hu
     dark = (contrast > 130) & (item.hu < np.where(dorsal, -130, -200)) & cavity & lateral & ~item.airway
-    return signs | (dark & (ndimage.uniform_filter(dark.astype(np.float32), 3) > 0.25))
+    crowded = cv2.blur(dark.astype(np.float32), (3, 3), borderType=cv2.BORDER_REFLECT) > 0.25
+    return signs | (dark & crowded)
 
 
 def _homogeneous_cores(item: LungSlice, dense: Mask, dorsal: Mask, lateral: Mask, medial: Mask) -> tuple[Mask, Mask]:
@@ -106,9 +110,9 @@ def _homogeneous_cores(item: LungSlice, dense: Mask, dorsal: Mask, lateral: Mask
     """
     px = item.pixel_mm
     offset_mm = (np.indices(dense.shape)[1] - item.midline) * px
-    labels, _ = ndimage.label(opening(dense & medial, 10 / px))
+    labels, _ = components(opening(dense & medial, 10 / px))
     core = np.isin(labels, np.setdiff1d(labels[np.abs(offset_mm) < 25], [0]))
-    labels, count = ndimage.label(opening(dense & lateral & ~core & ~dorsal, 14 / px))
+    labels, count = components(opening(dense & lateral & ~core & ~dorsal, 14 / px))
     core |= select_components(labels, np.bincount(labels.ravel(), minlength=count + 1) * px**2 > 1000)
     return core, opening(dense & lateral, 24 / px)
 
@@ -119,8 +123,8 @@ def _borders_ill_lung(item: LungSlice, signs: Mask) -> Mask:
     Next to lung that is black up to its border there is chest wall.
     """
     sigma = 6 / item.pixel_mm
-    ill = ndimage.gaussian_filter((signs & (item.smooth > -650)).astype(np.float32), sigma)
-    share: Mask = ill > 0.4 * ndimage.gaussian_filter(signs.astype(np.float32), sigma)
+    ill = blur((signs & (item.smooth > -650)).astype(np.float32), sigma)
+    share: Mask = ill > 0.4 * blur(signs.astype(np.float32), sigma)
     return share
 
 
@@ -141,7 +145,7 @@ def _rounded(lung: Mask, signs: Mask, item: LungSlice) -> Mask:
     """
     px = item.pixel_mm
     lung = opening(lung, 5 / px) | opening(lung & closing(signs, 4 / px), 1.5) | item.aerated
-    labels, count = ndimage.label(lung)
+    labels, count = components(lung)
     aerated = np.bincount(labels[item.aerated], minlength=count + 1) > 0
     area_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * px**2
     return select_components(labels, aerated | (area_mm2 >= 100))
@@ -154,8 +158,8 @@ def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
     """
     sigma = 6 / item.pixel_mm
     inner = erode(item.aerated, 1.0).astype(np.float32)
-    share = ndimage.gaussian_filter(inner, sigma)
-    lung_hu = ndimage.gaussian_filter(inner * item.smooth, sigma) / np.maximum(share, 1e-6)
+    share = blur(inner, sigma)
+    lung_hu = blur(inner * item.smooth, sigma) / np.maximum(share, 1e-6)
     mixed = (item.smooth > (lung_hu + _WALL_HU) / 2) & (item.smooth < SIGN_HU) & ~item.aerated & (share > 0.01)
     rim: Mask = lung & ~erode(lung, 1.0) & mixed
     return rim
@@ -163,7 +167,7 @@ def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
 
 def _fill_small_holes(lung: Mask, core: Mask, airway: Mask, pixel_mm: float) -> Mask:
     """Return the lung with vessels and lesions inside it filled, but not the liver's dome or an airway."""
-    labels, count = ndimage.label(~lung)
+    labels, count = components(~lung)
     size = count + 1
     kept = np.isin(np.arange(size), labels[frame_pixels(lung.shape)])
     kept |= np.bincount(labels[core], minlength=size) * pixel_mm**2 >= 400

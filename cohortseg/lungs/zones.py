@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cohortseg.lungs.aerated import LungSlice
-from cohortseg.lungs.morphology import Mask
+from cohortseg.lungs.morphology import Mask, components
 
 RIGHT: Final = 1
 """Value of the patient's right lung."""
@@ -21,7 +21,7 @@ def split_sides(lung: Mask, item: LungSlice) -> NDArray[np.uint8]:
     """Return 1 for the right and 2 for the left lung; where they touch they part along the brightest line."""
     px, middle = item.pixel_mm, item.midline
     columns = np.broadcast_to(np.arange(lung.shape[1]), lung.shape)
-    labels, count = ndimage.label(lung)
+    labels, count = components(lung)
     sides = np.zeros(lung.shape, np.uint8)
     relief = np.clip((item.smooth + 1024) / 8, 0, 255).astype(np.uint8)
     for i in range(1, count + 1):
