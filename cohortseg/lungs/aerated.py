@@ -10,6 +10,7 @@ from cohortseg.lungs.morphology import (
     Image,
     Mask,
     blur,
+    centroids,
     components,
     dilate,
     erode,
@@ -125,12 +126,11 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
     one of lungs, where a dark lateral piece is a bulla rather than stomach.
     """
     labels, count = components(air)
-    index = np.arange(1, count + 1)
     if count == 0:
         return air
     area = np.bincount(labels.ravel(), minlength=count + 1)[1:] * pixel_mm**2
     core = np.where(erode(air, 1.5), labels, 0)
-    lateral = np.abs(np.array(ndimage.center_of_mass(air, labels, index)).reshape(-1, 2)[:, 1] - midline) * pixel_mm
+    lateral = np.abs(centroids(labels, count)[:, 1] - midline) * pixel_mm
     thin = np.bincount(core.ravel(), minlength=count + 1)[1:] == 0
     gas = np.zeros(count, bool)
     for i in np.flatnonzero(~thin & (area > 30)):

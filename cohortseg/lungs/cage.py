@@ -2,9 +2,9 @@
 
 from typing import Final
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cohortseg.lungs.aerated import LungSlice
 from cohortseg.lungs.morphology import (
@@ -32,10 +32,10 @@ def rib_cage_cavity(item: LungSlice) -> Mask:
     angles = np.arange(180) * (2 * np.pi / 180)
     cost = _wall_cost(item, centre, angles, int(210 / item.pixel_mm))
     wall = _closed_path(cost, reach=4, bend=0.04).astype(float)
-    yy, xx = np.indices(item.hu.shape)
-    angle = np.arctan2(yy - centre[0], xx - centre[1]) % (2 * np.pi)
+    yy, xx = (np.arange(size) - middle for size, middle in zip(item.hu.shape, centre, strict=True))
+    angle = np.arctan2(yy[:, None], xx) % (2 * np.pi)
     radius = np.interp(angle, np.append(angles, 2 * np.pi), np.append(wall, wall[0]))
-    inside: Mask = np.hypot(yy - centre[0], xx - centre[1]) <= radius
+    inside: Mask = np.hypot(yy[:, None], xx) <= radius
     return inside | item.aerated
 
 
@@ -60,10 +60,10 @@ def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reac
     """Return (angle, radius): what it costs to put the wall of the cavity there."""
     px, radii = item.pixel_mm, np.arange(reach)
     at = [c + np.outer(f(angles), radii) for c, f in zip(centre, (np.sin, np.cos), strict=True)]
+    rows_at, columns_at = (values.astype(np.float32) for values in at)
 
     def polar(image: Mask | Reals) -> Reals:
-        values: Reals = ndimage.map_coordinates(image.astype(np.float32), at, order=1, mode="constant")
-        return values
+        return cv2.remap(image.astype(np.float32), columns_at, rows_at, cv2.INTER_LINEAR).astype(np.float32, copy=False)
 
     def outermost(mask: Mask) -> NDArray[np.intp]:
         return np.where(mask.any(axis=1), reach - 1 - mask[:, ::-1].argmax(axis=1), 0)

@@ -11,6 +11,7 @@ from cohortseg.lungs.cage import SIGN_HU, wall_room
 from cohortseg.lungs.morphology import (
     Mask,
     blur,
+    centroids,
     closing,
     components,
     convex_hull,
@@ -88,10 +89,10 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
     signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~airway)
     labels, count = components(signs)
     if count:
-        centre = np.array(ndimage.center_of_mass(signs, labels, np.arange(1, count + 1))).reshape(-1, 2)
+        centre = centroids(labels, count)
         behind = np.any(dorsal, axis=1)[centre[:, 0].astype(int)]
         central = np.abs(centre[:, 1] - item.midline) * px < np.where(behind, 25, 40)
-        held = ndimage.maximum(item.aerated, labels, np.arange(1, count + 1)) > 0
+        held = np.bincount(labels[item.aerated], minlength=count + 1)[1:] > 0
         found = labels > 0
         median_hu = ndimage.median(item.hu[found], labels[found], np.arange(1, count + 1))
         gas = (median_hu < -850) & (not item.cropped)

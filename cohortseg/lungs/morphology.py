@@ -66,6 +66,16 @@ def components(mask: Mask) -> tuple[NDArray[np.int32], int]:
     return labels.astype(np.int32, copy=False), count - 1
 
 
+def centroids(labels: NDArray[np.int32], count: int) -> Reals:
+    """Return the (count, 2) mean row and column of each component."""
+    rows, columns = np.nonzero(labels)
+    found = labels[rows, columns]
+    area = np.bincount(found, minlength=count + 1)
+    sums = [np.bincount(found, at, minlength=count + 1) for at in (rows, columns)]
+    means: Reals = (np.stack(sums, axis=1) / np.maximum(area, 1)[:, None])[1:]
+    return means
+
+
 def select_components(labels: NDArray[np.signedinteger], keep: NDArray[np.bool_]) -> Mask:
     """Return the components whose entry in `keep` (by label, 0 for the background) is true."""
     kept: Mask = (keep & (np.arange(keep.size) > 0))[labels]
@@ -109,7 +119,8 @@ def convex_hull(mask: Mask) -> Mask:
 def disc(radius: float) -> NDArray[np.uint8]:
     """Return 1 for the pixels within this distance of the middle one."""
     reach = np.arange(-int(radius), int(radius) + 1)
-    return (np.hypot(reach[:, None], reach) <= radius).astype(np.uint8)
+    inside: Mask = np.hypot(reach[:, None], reach) <= radius
+    return _bytes(inside)
 
 
 def _bytes(mask: Mask) -> NDArray[np.uint8]:
