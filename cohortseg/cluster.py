@@ -6,6 +6,7 @@ Import ``ray`` only below `connected`, since some of its settings are read while
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _LOCAL: Final = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _OBJECT_STORE_BYTES: Final = 256 * 1024**2
+_ANSWER_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,33 @@ def connected(address: str | None = None) -> Iterator[Resources]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
-        yield _resources_of(ray, "the cluster")
+        yield connected_resources()
         return
     _init(ray, address)
     try:
-        yield _resources_of(ray, "the cluster" if address else "this machine")
+        yield connected_resources("the cluster" if address else "this machine")
     finally:
         ray.shutdown()
+
+
+def connected_resources(where: str = "the cluster") -> Resources:
+    """Return what the nodes have that Ray takes to be alive now; only within `connected`."""
+    import ray
+
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Resources(tuple((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes), where)
+
+
+def head_answers() -> bool:
+    """Return whether the head of the cluster takes connections; only within `connected`."""
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_S):
+            return True
+    except OSError:
+        return False
 
 
 def _init(ray: "ModuleType", address: str | None) -> None:
@@ -184,8 +206,3 @@ def _init(ray: "ModuleType", address: str | None) -> None:
         )
     except (OSError, ConnectionError, ValueError, RuntimeError) as error:
         raise StoreError(f"Ray cannot be started on this machine: {error}") from error
-
-
-def _resources_of(ray: "ModuleType", where: str) -> Resources:
-    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return Resources(tuple((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes), where)

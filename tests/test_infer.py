@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,6 +41,7 @@ from cohortseg.infer.commit import (
     suspects,
     withdraw_attempts,
 )
+from cohortseg.infer.run import room_watched
 from cohortseg.infer.segmenter import finish_series, predict_series, prepare_series
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
@@ -540,6 +542,28 @@ def test_output_inside_the_cohort_is_refused(cohort: Path, model_path: Path) -> 
 
 
 # workers
+
+
+def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes_left = [2, 1, 1, 0, 2]
+
+    def resources() -> Resources:
+        return Resources(nodes=((2.0, 0.0),) * nodes_left.pop(0), where="the cluster")
+
+    monkeypatch.setattr("cohortseg.infer.run.connected_resources", resources)
+    monkeypatch.setattr("cohortseg.infer.run.head_answers", lambda: bool(nodes_left))
+    monkeypatch.setattr("cohortseg.infer.run._WATCH_EVERY_S", 0.01)
+    with room_watched(2, 2.0, 0.0):
+        while len(caplog.messages) < 4:
+            time.sleep(0.01)
+    assert caplog.messages == [
+        "Ray has room for 1 of 2 workers now",
+        "Ray has room for 0 of 2 workers now; waiting up to 30 minutes for more",
+        "Ray has room for 2 of 2 workers now",
+        "Ray's head node is gone: this run ends in a minute; run the same command again",
+    ]
 
 
 def test_workers_that_do_not_fit_are_refused_with_the_flags_that_would() -> None:

@@ -2,15 +2,25 @@
 
 import logging
 import pickle
+import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import torch
 
-from cohortseg.cluster import Resources, cluster_address, connected, local_resources, require_workers
+from cohortseg.cluster import (
+    Resources,
+    cluster_address,
+    connected,
+    connected_resources,
+    head_answers,
+    local_resources,
+    require_workers,
+)
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, StoreError
@@ -22,10 +32,15 @@ from cohortseg.weights import LoadedModel
 Report = Callable[[int, int | None, str], None]
 """Takes what is done, of how much (None: not known yet), and a short text."""
 
+_log: Final = logging.getLogger(__name__)
+
 _MOST_A_BLOCK: Final = 16
-"""Series that an actor takes at once: it reads one while another is on the network; progress comes block by block."""
+"""Series that an actor takes at once: it reads one while another is on the network."""
 _BLOCKS_A_WORKER: Final = 8
 """So many blocks at least for each worker, so that all end at about the same time."""
+_LONGEST_WAIT_S: Final = 1800.0
+"""For the next series to end: time to bring back a lost node, and far more than a series takes."""
+_WATCH_EVERY_S: Final = 5.0
 
 
 def check_workers(config: InferConfig, address: str | None = None) -> None:
@@ -65,7 +80,7 @@ def run_series(
     ConfigError
         If the workers do not fit.
     StoreError
-        If results cannot be written.
+        If results cannot be written, or the cluster fails.
     """
     tally = _Tally(len(pending), report)
     if _engine(job.config, len(pending), address) == "local":
@@ -74,11 +89,10 @@ def run_series(
         return "local"
     try:
         _run_ray(job, pending, tally, address)
-    except (KeyboardInterrupt, StoreError):
-        # The actors are gone with the cluster's job; what they were at is not to blame.
+    finally:
+        # Empty unless it ended early: the actors are gone with the cluster's job; what they were at is not to blame.
         for series_key in suspects(job.out):
             withdraw_attempts(job.out, series_key, job.run_id)
-        raise
     return "ray"
 
 
@@ -163,11 +177,15 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
         workers, cpus, gpus = _shares(job.config, resources)
         import ray  # after `connected`, which sets what ray reads while it is imported
         import ray.data
+        import ray.data.exceptions
         import ray.exceptions
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
+        # Every row of its own: Ray then tells of each series as it ends, and counts its wait from there.
+        context.target_max_block_size = 1
+        context.execution_no_progress_timeout_s = _LONGEST_WAIT_S
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.data")]:
             logging.getLogger(name).setLevel(logging.ERROR)
         # Rows travel from this process to its own actors, in one version of the code: pickle is exact and safe here.
@@ -183,10 +201,46 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
             num_gpus=gpus,
         )
         try:
-            for row in results.iter_rows():
-                tally.add(row["series_key"], row["status"], row["n_slices"])
+            with room_watched(workers, cpus, gpus):
+                for row in results.iter_rows():
+                    tally.add(row["series_key"], row["status"], row["n_slices"])
+        except ray.data.exceptions.ExecutionTimeoutError:
+            room = min(workers, connected_resources().fitting(cpus, gpus))
+            raise StoreError(
+                f"no series has ended for {_LONGEST_WAIT_S / 60:g} minutes, and Ray has room for {room} of {workers} "
+                "workers; see to the cluster and run the same command again"
+            ) from None
         except ray.exceptions.RayError as error:
             raise StoreError(f"the run on Ray ended early: {_cause(error)}; run the same command again") from error
+
+
+@contextmanager
+def room_watched(workers: int, cpus: float, gpus: float) -> Iterator[None]:
+    """Say when nodes are lost or back, once Ray has seen it (10 to 15 seconds); Ray itself waits in silence.
+
+    Without a head node Ray ends this process after 60 seconds, and does not say why.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        before = workers
+        while not over.wait(_WATCH_EVERY_S):
+            if not head_answers():
+                _log.error("Ray's head node is gone: this run ends in a minute; run the same command again")
+                return
+            room = min(workers, connected_resources().fitting(cpus, gpus))
+            if room != before:
+                wait = "" if room else f"; waiting up to {_LONGEST_WAIT_S / 60:g} minutes for more"
+                _log.warning("Ray has room for %d of %d workers now%s", room, workers, wait)
+            before = room
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _cause(error: BaseException) -> str:
