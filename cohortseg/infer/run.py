@@ -23,7 +23,7 @@ from cohortseg.cluster import (
 )
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.infer.commit import committed_status, is_done, suspects, withdraw_attempts
 from cohortseg.infer.job import Job, give_up
 from cohortseg.infer.stream import Done, load_job_model, process_all, process_stream
@@ -80,7 +80,7 @@ def run_series(
     ConfigError
         If the workers do not fit.
     StoreError
-        If results cannot be written, or the cluster fails.
+        If results cannot be written, the cohort has gone, or the cluster fails.
     """
     tally = _Tally(len(pending), report)
     if _engine(job.config, len(pending), address) == "local":
@@ -187,7 +187,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
         context.target_max_block_size = 1
         context.execution_no_progress_timeout_s = _LONGEST_WAIT_S
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.data")]:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what it raises is told below, in one line
         # Rows travel from this process to its own actors, in one version of the code: pickle is exact and safe here.
         # Packed, since a series may name a thousand files and a cohort hold many thousand series.
         rows = [{"record": zlib.compress(pickle.dumps(record))} for record in pending]
@@ -211,7 +211,10 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
                 "workers; see to the cluster and run the same command again"
             ) from None
         except ray.exceptions.RayError as error:
-            raise StoreError(f"the run on Ray ended early: {_cause(error)}; run the same command again") from error
+            raised = getattr(error, "cause", None)  # in an actor
+            if isinstance(raised, CohortSegError):
+                raise type(raised)(str(raised).splitlines()[0]) from error  # below it, Ray's advice on its settings
+            raise StoreError(f"the run on Ray ended early: {_last_line(error)}; run the same command again") from error
 
 
 @contextmanager
@@ -243,9 +246,7 @@ def room_watched(workers: int, cpus: float, gpus: float) -> Iterator[None]:
         thread.join()
 
 
-def _cause(error: BaseException) -> str:
-    """Return the innermost cause in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+def _last_line(error: BaseException) -> str:
+    """Return the end of what Ray says, where the cause stands."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
