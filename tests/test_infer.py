@@ -497,6 +497,34 @@ def test_full_disk_ends_clearly_and_the_run_goes_on_later(
     assert_same_results(out, unbroken)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_read_only_output_ends_clearly_and_loses_nothing(
+    cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path, begun: bool
+) -> None:
+    out = tmp_path / "out"
+    if begun:
+        shutil.copytree(unbroken, out)
+    out.mkdir(exist_ok=True)
+    before = sorted(path.relative_to(out) for path in out.rglob("*"))
+    # A mount of its own, gone with the process: permissions alone do not stop root.
+    mount = f"mount --bind '{out}' '{out}' && mount -o remount,bind,ro '{out}'"
+    command = f"{mount} || exit 77; exec '{sys.executable}' -m cohortseg infer '{cohort}' -o '{out}' --no-resume"
+    ended = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{command} --model '{model_path}'"],
+        check=False,
+        timeout=500,
+        capture_output=True,
+        text=True,
+    )
+    if "unshare" in ended.stderr or ended.returncode == 77:
+        pytest.skip(f"nothing can be mounted here: {ended.stderr}")
+    assert ended.returncode == 1
+    assert "cannot be used as an output folder: [Errno 30] Read-only file system" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
+    assert run(cohort, out, model_path).num_done == (0 if begun else 5)
+
+
 def test_file_that_comes_back_is_tried_again(cohort: Path, model_path: Path, tmp_path: Path) -> None:
     out, away = tmp_path / "out", tmp_path / "away.dcm"
     root = tmp_path / "cohort"
