@@ -3,7 +3,8 @@
     python benchmarks/kill_log.py --times 20
 
 Runs on a test cluster of three nodes on this machine's loopback. Prints what was killed when, and whether tables and
-masks equal those of an unbroken run; the last line is one JSON object. The exit code is 1 if any differ.
+masks equal those of an unbroken run; the last line is one JSON object. The exit code is 1 if any differ, or a run has
+not ended after ``--limit`` seconds.
 """
 
 import argparse
@@ -57,19 +58,56 @@ def add_node(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100 * 1024**2)
 
 
-def start(cohort: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
-    """Start the command that is to survive."""
+def start(cohort: Path, out: Path, address: str, *options: str) -> subprocess.Popen[str]:
+    """Start the command that is to survive, in a process group of its own, as a shell does."""
     command = [sys.executable, "-m", "cohortseg", "-q", "infer", cohort, "-o", out, "--workers", "2", "--engine", "ray"]
-    return subprocess.Popen([*map(str, command), "--address", address], stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [*map(str, command), "--address", address, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
-def wait_for_work(run: subprocess.Popen[bytes], out: Path) -> None:
-    """Return when the first series has begun, or the run has ended."""
-    while run.poll() is None and not list(out.glob(".state/attempts/*")):
+def wait_for_work(run: subprocess.Popen[str], out: Path, limit_s: float, done: int = 0) -> None:
+    """Return when so many series are done and another has begun, or the run has ended.
+
+    Raises
+    ------
+    TimeoutExpired
+        If neither happens in time.
+    """
+    end = time.monotonic() + limit_s
+    while run.poll() is None and (num_done(out) < done or not any(out.glob(".state/attempts/*"))):
+        if time.monotonic() > end:
+            raise subprocess.TimeoutExpired(run.args, limit_s)
         time.sleep(0.02)
 
 
-def kill_one(kind: str, run: subprocess.Popen[bytes], cluster: Cluster, chance: random.Random) -> str:
+def num_done(out: Path) -> int:
+    """Return how many series have a result."""
+    return len(list(out.glob(".state/rows/*.json")))
+
+
+def ended(run: subprocess.Popen[str], limit_s: float) -> tuple[int, str]:
+    """Return the exit code of a run and what it wrote on stderr; one that does not end in time is killed.
+
+    Raises
+    ------
+    TimeoutExpired
+        If it did not end.
+    """
+    try:
+        _, messages = run.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        run.communicate()
+        raise
+    return run.returncode, messages
+
+
+def kill_one(kind: str, run: subprocess.Popen[str], cluster: Cluster, chance: random.Random) -> str:
     """Kill with SIGKILL and return what happened."""
     if kind == "driver":
         run.kill()
@@ -122,6 +160,26 @@ def differences(out: Path, reference: Path) -> list[str]:
     return found + ([] if kept[0] == kept[1] else ["names in masks.zarr"])
 
 
+def broken_run(
+    kind: str, cohort: Path, out: Path, cluster: Cluster, chance: random.Random, work_s: float, limit_s: float
+) -> tuple[str, list[int]]:
+    """Start a run, kill at a random moment, and repeat the command until it finishes: what happened, and exit codes."""
+    run = start(cohort, out, cluster.address)
+    try:
+        wait_for_work(run, out, limit_s)
+        delay_s = chance.uniform(0, 0.8 * work_s)
+        time.sleep(delay_s)
+        done = num_done(out)
+        killed = kill_one(kind, run, cluster, chance) if run.poll() is None else "had ended already"
+        what = f"{delay_s:.1f} s after the first series began, {done} series done: {killed}"
+        codes = [ended(run, limit_s)[0]]
+        while codes[-1] not in (0, 3) and len(codes) < 5:
+            codes.append(ended(start(cohort, out, cluster.address), limit_s)[0])
+    finally:
+        run.kill()
+    return what, codes
+
+
 def main() -> None:
     """Kill as often as asked and print one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,37 +187,34 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="what to kill, in turn")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--cohort", type=Path, default=SAMPLE, help="default: the sample data")
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds in which each run must end")
     arguments = parser.parse_args()
-    chance, kinds = random.Random(arguments.seed), arguments.kinds.split(",")
+    chance, kinds, limit_s = random.Random(arguments.seed), arguments.kinds.split(","), arguments.limit
     with tempfile.TemporaryDirectory() as name, three_nodes() as cluster:
         folder = Path(name)
         cohort, reference = arguments.cohort, folder / "unbroken"
         begin = time.monotonic()
         unbroken = start(cohort, reference, cluster.address)
-        wait_for_work(unbroken, reference)
+        wait_for_work(unbroken, reference, limit_s)
         before_work_s = time.monotonic() - begin
-        if unbroken.wait() not in (0, 3):
-            raise SystemExit("the unbroken run failed")
+        code, messages = ended(unbroken, limit_s)
+        if code not in (0, 3):
+            raise SystemExit(f"the unbroken run failed: {messages}")
         work_s = time.monotonic() - begin - before_work_s
         print(f"unbroken: {before_work_s:.1f} s until the first series, {work_s:.1f} s from there", flush=True)
         equal = killed = 0
         for index in range(arguments.times):
-            kind, out = kinds[index % len(kinds)], folder / f"out{index}"
-            run = start(cohort, out, cluster.address)
-            wait_for_work(run, out)
-            delay_s = chance.uniform(0, 0.8 * work_s)
-            time.sleep(delay_s)
-            done = len(list(out.glob(".state/rows/*.json")))
-            what = kill_one(kind, run, cluster, chance) if run.poll() is None else "had ended already"
-            killed += what.endswith("killed") or "added" in what
-            codes = [run.wait()]
-            while codes[-1] not in (0, 3) and len(codes) < 5:
-                codes.append(start(cohort, out, cluster.address).wait())
-            wrong = differences(out, reference) if codes[-1] in (0, 3) else ["no result"]
+            kind, out, begin = kinds[index % len(kinds)], folder / f"out{index}", time.monotonic()
+            try:
+                what, codes = broken_run(kind, cohort, out, cluster, chance, work_s, limit_s)
+                wrong = differences(out, reference) if codes[-1] in (0, 3) else ["no result"]
+            except subprocess.TimeoutExpired:
+                what, codes, wrong = f"{num_done(out)} series done", [], [f"HUNG for more than {limit_s:g} s"]
+            killed += what.endswith(("killed", "added"))
             equal += not wrong
             verdict = "equal" if not wrong else f"DIFFERENT: {', '.join(wrong)}"
-            print(f"{index + 1:3}: {kind} {delay_s:.1f} s after the first series began, {done} series done: {what}; "
-                  f"exit codes {codes}; {verdict}", flush=True)  # fmt: skip
+            print(f"{index + 1:3}: {kind} {what}; exit codes {codes} after {time.monotonic() - begin:.0f} s; {verdict}",
+                  flush=True)  # fmt: skip
     print(json.dumps({"times": arguments.times, "killed": killed, "equal": equal, "unbroken_work_s": round(work_s, 1)}))
     sys.exit(equal != arguments.times)
 
