@@ -1,0 +1,146 @@
+"""Actors, nodes and the run itself are killed on a cluster of three nodes; the same command goes on to the same end."""
+
+import os
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cohortseg.cli import app
+from cohortseg.config import InferConfig
+from cohortseg.errors import StoreError
+from cohortseg.infer.commit import suspects
+from cohortseg.pipeline import infer_cohort
+from cohortseg.store.schemas import BURDEN
+from cohortseg.store.tables import read_table
+
+KILL_LOG = Path(__file__).parents[2] / "benchmarks/kill_log.py"
+LIMIT_S = 240.0
+"""For each wait: a run that hangs fails its test."""
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def kill_log() -> Iterator[Any]:
+    """The benchmark that does the same twenty times over."""
+    with patch.dict(os.environ):  # it sets what ray reads while it is imported
+        yield SimpleNamespace(**runpy.run_path(str(KILL_LOG)))
+
+
+@pytest.fixture(scope="module")
+def cluster(kill_log: Any) -> Iterator[Any]:
+    with kill_log.three_nodes() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven series that take a second each."""
+    folder = tmp_path_factory.mktemp("cohort")
+    options = ["--patients", "4", "--timepoints", "2", "--slices", "4", "--size", "96"]
+    assert CliRunner().invoke(app, ["-q", "sample", str(folder), *options]).exit_code == 0
+    return folder / "dicom"
+
+
+@pytest.fixture(scope="module")
+def unbroken(cohort: Path, cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    assert infer(cohort, out, cluster).exit_code == 0
+    return out
+
+
+def infer(cohort: Path, out: Path, cluster: Any) -> Result:
+    """Run here the command that `kill_log.start` starts in a process of its own."""
+    options = ["--workers", "2", "--engine", "ray", "--address", cluster.address]
+    return CliRunner().invoke(app, ["infer", str(cohort), "-o", str(out), *options])
+
+
+def work_begins(kill_log: Any, run: subprocess.Popen[str], out: Path, done: int) -> None:
+    """Wait until so many series are done, and a random moment longer."""
+    kill_log.wait_for_work(run, out, LIMIT_S, done)
+    time.sleep(random.uniform(0, 0.5))
+    assert run.poll() is None, "the cohort is too small for this machine: nothing was left to kill"
+
+
+@pytest.mark.parametrize("kind", ["actor", "node"])
+def test_a_run_outlives_two_killed(
+    kill_log: Any, cluster: Any, cohort: Path, unbroken: Path, tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "out"
+    run = kill_log.start(cohort, out, cluster.address)
+    for done in (0, 2):
+        work_begins(kill_log, run, out, done)
+        assert f"{kind} killed" in kill_log.kill_one(kind, run, cluster, random)
+    code, messages = kill_log.ended(run, LIMIT_S)
+    assert code == 0, messages
+    assert kill_log.differences(out, unbroken) == []
+    again = infer(cohort, out, cluster)
+    assert (again.exit_code, "nothing to do" in again.stderr) == (0, True)
+    assert kill_log.differences(out, unbroken) == []
+
+
+def test_a_run_interrupted_once_and_killed_twice_goes_on(
+    kill_log: Any, cluster: Any, cohort: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = kill_log.start(cohort, out, cluster.address)
+    work_begins(kill_log, run, out, 0)
+    os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C does
+    code, messages = kill_log.ended(run, LIMIT_S)
+    assert code == 1
+    assert messages.splitlines()[-1] == "error: interrupted; run the same command again to go on where it stopped"
+    assert "Traceback" not in messages
+    assert not suspects(out), "who is asked to stop leaves nothing open"
+    for done in (1, 3):
+        run = kill_log.start(cohort, out, cluster.address)
+        work_begins(kill_log, run, out, done)
+        assert kill_log.kill_one("driver", run, cluster, random) == "run killed"
+        assert kill_log.ended(run, LIMIT_S)[0] == -signal.SIGKILL
+        assert not (out / "burden.parquet").exists()
+    assert infer(cohort, out, cluster).exit_code == 0
+    assert kill_log.differences(out, unbroken) == []
+
+
+def test_a_cohort_that_vanishes_from_the_actors_ends_the_run_as_it_does_here(
+    cluster: Any, cohort: Path, tmp_path: Path
+) -> None:
+    out, root = tmp_path / "out", tmp_path / "cohort"
+    shutil.copytree(cohort, root)
+
+    @contextmanager
+    def progress(title: str) -> Iterator[Any]:
+        if title == "Segmenting":
+            root.rename(tmp_path / "unmounted")
+        yield lambda *_: None
+
+    config = InferConfig(engine="ray", workers=2)
+    with pytest.raises(StoreError, match=r"^\S+: the cohort has gone; make it reachable and run the command again$"):
+        infer_cohort(root, out, config=config, model_path=None, progress=progress, address=cluster.address)
+    assert not suspects(out)
+    (tmp_path / "unmounted").rename(root)
+    assert infer(root, out, cluster).exit_code == 0
+    assert read_table(out / "burden.parquet", BURDEN)["po_pct"].null_count() == 0
+
+
+def test_a_run_that_waits_in_vain_ends_and_says_why(
+    cluster: Any, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr("cohortseg.infer.run._LONGEST_WAIT_S", 0.6)
+    result = infer(cohort, out, cluster)
+    assert result.exit_code == 1
+    assert "no series has ended for 0.01 minutes, and Ray has room for 2 of 2 workers" in result.stderr
+    assert "run the same command again" in result.stderr
+    assert not suspects(out)
