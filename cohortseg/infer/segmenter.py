@@ -28,6 +28,9 @@ _FROM_RECORD: Final = tuple(
 """Columns that a burden row takes over from the manifest."""
 
 
+_DIGITS: Final = 6
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A series before the network."""
@@ -174,10 +177,13 @@ class _Doubt:
             self.num_either += int((lesion | changed).sum())
 
     def columns(self) -> dict[str, float | None]:
-        """Return the columns; without pixels to measure over they are None."""
+        """Return the columns; without pixels to measure over they are None.
+
+        Rounded to what does not depend on the number of threads, in whose order the network adds.
+        """
         return {
-            "confidence": self.confidence / self.num_lesion if self.num_lesion else None,
-            "lung_entropy": self.entropy / self.num_lung if self.num_lung else None,
+            "confidence": round(self.confidence / self.num_lesion, _DIGITS) if self.num_lesion else None,
+            "lung_entropy": round(self.entropy / self.num_lung, _DIGITS) if self.num_lung else None,
             "flip_disagreement_pct": percent(self.num_changed, self.num_either),
         }
 
