@@ -26,6 +26,7 @@ import torch
 from cohortseg.config import InferConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.scan import scan_cohort
+from cohortseg.models.device import batch_size_for
 from cohortseg.pipeline import infer_cohort
 from cohortseg.preprocess import canonical_batch, lung_boxes, orientation_from_affine
 from cohortseg.store.masks import read_masks
@@ -126,7 +127,7 @@ def main() -> None:
         for engine in arguments.engines.split(","):
             figures = timed_infer(cohort, folder / engine, engine)
             if not bare:
-                batches = network_batches(cohort, folder / engine, model, InferConfig.batch_size)
+                batches = network_batches(cohort, folder / engine, model, batch_size_for(model.device))
                 if sum(map(len, batches)) != figures["forward_slices"]:
                     raise SystemExit("the bare passes are not over the slices that went through the network")
             bare.append(timed_passes(model, batches))

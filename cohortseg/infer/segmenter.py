@@ -15,6 +15,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
 from cohortseg.labels import GGO, LESIONS
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
+from cohortseg.models.device import batch_size_for
 from cohortseg.overlays import overview, png_bytes
 from cohortseg.preprocess import CropBox, Orientation, canonical_batch, lung_boxes, orientation_from_affine, restore
 from cohortseg.store.masks import SeriesMasks, mask_attributes
@@ -138,7 +139,7 @@ def segment_slices(
     labels = np.zeros(upright_hu.shape, np.uint8)
     tally = _Doubt()
     boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.config.canonical)) if box is not None}
-    for batch in _batches(boxes, config.batch_size):
+    for batch in _batches(boxes, config.batch_size or batch_size_for(model.device)):
         images = canonical_batch(upright_hu[list(batch)], list(batch.values()), model.config.canonical)
         prob, confidence, flip_change = model.predict(images, flips=config.flips)
         classes = prob.shape[1]

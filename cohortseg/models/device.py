@@ -19,6 +19,11 @@ def find_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def batch_size_for(device: torch.device) -> int:
+    """Return how many slices go through the network at once, unless the user says otherwise."""
+    return 16 if device.type == "cuda" else 4
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Tell whether bfloat16 arithmetic is done in hardware, so that it is faster than float32 and not slower."""
     if device.type == "cuda":
