@@ -102,7 +102,7 @@ def blur(image: Image, sigma: float) -> Image:
 
 def convex_hull(mask: Mask) -> Mask:
     """Return the convex hull of a mask."""
-    points = np.argwhere(mask & ~erode(mask, 1.0))
+    points = np.argwhere(mask & (~erode(mask, 1.0) | frame_pixels(mask.shape)))
     hull: Mask = mask.copy()
     if len(points) < 3 or np.ptp(points, axis=0).min() == 0:
         return hull

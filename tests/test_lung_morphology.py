@@ -1,0 +1,59 @@
+"""Shapes of masks: the same as scipy's on any mask, also where it touches the frame."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from scipy import ndimage, spatial
+
+from cohortseg.lungs import morphology
+
+Mask = NDArray[np.bool_]
+MASKS = arrays(np.bool_, st.tuples(st.integers(5, 18), st.integers(5, 18)))
+RADII = st.sampled_from([1.0, 1.5, 2.0, 3.3, 4.5, 4.6, 6.7])
+
+
+@given(MASKS, RADII)
+def test_growing_is_being_within_the_radius(mask: Mask, radius: float) -> None:
+    distance = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+    assert np.array_equal(morphology.dilate(mask, radius), distance <= radius)
+
+
+@given(MASKS, RADII)
+def test_shrinking_is_being_beyond_the_radius_and_goes_on_beyond_the_frame(mask: Mask, radius: float) -> None:
+    distance = np.full(mask.shape, np.inf) if mask.all() else ndimage.distance_transform_edt(mask)
+    assert np.array_equal(morphology.erode(mask, radius), mask & (distance > radius))
+
+
+@given(MASKS)
+def test_components_and_centroids_are_scipys(mask: Mask) -> None:
+    labels, count = morphology.components(mask)
+    expected, expected_count = ndimage.label(mask)
+    assert count == expected_count
+    assert np.array_equal(labels > 0, mask)
+    pairs = set(zip(labels[mask].tolist(), expected[mask].tolist(), strict=True))
+    assert len(pairs) == count, "one of ours for each of scipy's"
+    if count:
+        theirs = np.array(ndimage.center_of_mass(mask, labels, np.arange(1, count + 1)))
+        np.testing.assert_allclose(morphology.centroids(labels, count), theirs)
+
+
+@given(MASKS)
+def test_holes_are_what_the_frame_cannot_reach(mask: Mask) -> None:
+    assert np.array_equal(morphology.fill_holes(mask), ndimage.binary_fill_holes(mask))
+
+
+@given(MASKS)
+def test_hull_holds_all_that_lies_between(mask: Mask) -> None:
+    points = np.argwhere(mask)
+    if len(points) < 3 or np.linalg.matrix_rank(points - points[0]) < 2:
+        return  # a line has no inside
+    everywhere = np.argwhere(np.ones_like(mask))
+    between = spatial.Delaunay(points).find_simplex(everywhere, tol=1e-9) >= 0
+    assert np.array_equal(morphology.convex_hull(mask), between.reshape(mask.shape))
+
+
+@given(arrays(np.float32, (12, 15), elements=st.floats(-1024, 1024, width=32)), st.sampled_from([0.7, 2.0, 4.0]))
+def test_blurring_is_scipys(image: NDArray[np.float32], sigma: float) -> None:
+    np.testing.assert_allclose(morphology.blur(image, sigma), ndimage.gaussian_filter(image, sigma), atol=0.02)
