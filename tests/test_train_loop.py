@@ -228,7 +228,9 @@ def test_a_teacher_gives_the_pseudo_labels():
     """The averaged weights are made to see consolidation everywhere; S is then taught just that."""
     state = loop.build_state(replace(QUICK, ema_decay=0.9, teacher=True, confidence_threshold=0.0), torch.device("cpu"))
     state.averaged.module.head.bias.data[2] = 50.0
-    batch = Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, rank=0, world=1).draw(0, 2, 2)
+    batch = Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, mixed=False, rank=0, world=1).draw(
+        0, 2, 2
+    )
     logits = state.segmenter(torch.cat([batch.labeled, batch.unlabeled])).logits[2:]
     expected = torch.nn.functional.cross_entropy(logits, torch.full(logits[:, 0].shape, 2))
     assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)

@@ -56,7 +56,7 @@ class Batches:
         device: torch.device,
         seed: int,
         augmented: bool,
-        mixed: bool = False,
+        mixed: bool,
         rank: int,
         world: int,
     ) -> None:
