@@ -8,7 +8,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -180,6 +181,19 @@ def head_answers() -> bool:
             return True
     except OSError:
         return False
+
+
+@contextmanager
+def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run a function in a thread beside the block; its event tells that the block has ended, and it is waited for."""
+    over = threading.Event()
+    thread = threading.Thread(target=follow, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _init(ray: "ModuleType", address: str | None) -> None:

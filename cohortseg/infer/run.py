@@ -17,6 +17,7 @@ from cohortseg.cluster import (
     cluster_address,
     connected,
     connected_resources,
+    followed,
     head_answers,
     local_resources,
     require_workers,
@@ -205,7 +206,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
                 for row in results.iter_rows():
                     tally.add(row["series_key"], row["status"], row["n_slices"])
         except ray.data.exceptions.ExecutionTimeoutError:
-            room = min(workers, connected_resources().fitting(cpus, gpus))
+            room = _room(workers, cpus, gpus)
             raise StoreError(
                 f"no series has ended for {_LONGEST_WAIT_S / 60:g} minutes, and Ray has room for {room} of {workers} "
                 "workers; see to the cluster and run the same command again"
@@ -223,27 +224,26 @@ def room_watched(workers: int, cpus: float, gpus: float) -> Iterator[None]:
 
     Without a head node Ray ends this process after 60 seconds, and does not say why.
     """
-    over = threading.Event()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         before = workers
         while not over.wait(_WATCH_EVERY_S):
             if not head_answers():
                 _log.error("Ray's head node is gone: this run ends in a minute; run the same command again")
                 return
-            room = min(workers, connected_resources().fitting(cpus, gpus))
+            room = _room(workers, cpus, gpus)
             if room != before:
                 wait = "" if room else f"; waiting up to {_LONGEST_WAIT_S / 60:g} minutes for more"
                 _log.warning("Ray has room for %d of %d workers now%s", room, workers, wait)
             before = room
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with followed(watch):
         yield
-    finally:
-        over.set()
-        thread.join()
+
+
+def _room(workers: int, cpus: float, gpus: float) -> int:
+    """Return how many of the workers fit into what is alive now."""
+    return min(workers, connected_resources().fitting(cpus, gpus))
 
 
 def _last_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from cohortseg.cluster import Resources, connected, local_resources, require_workers
+from cohortseg.cluster import Resources, connected, followed, local_resources, require_workers
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
@@ -233,9 +233,8 @@ def _sum_over_workers(values: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _following(run: Path, on_history: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Read the growing history in a thread and hand each new line on, until the block ends."""
-    stop = threading.Event()
 
-    def follow() -> None:
+    def follow(stop: threading.Event) -> None:
         seen = max((row["iteration"] for row in read_history(run)), default=0)
         stopping = False
         while not stopping:
@@ -245,10 +244,5 @@ def _following(run: Path, on_history: Callable[[dict[str, Any]], None]) -> Itera
                     seen = row["iteration"]
                     on_history(row)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with followed(follow):
         yield
-    finally:
-        stop.set()
-        thread.join()
