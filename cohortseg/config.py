@@ -213,7 +213,7 @@ class InferConfig(ScanConfig):
     engine: Engine = "auto"
     """How series are spread: in this process, by Ray Data actors, or whichever suits the cohort's size."""
     workers: int | None = None
-    """Actors, each with a model of its own; None: one per GPU, or one per two cores."""
+    """Actors, each with a model and a core of its own; None: one per core, at most four per GPU."""
     batch_size: int | None = None
     """Slices a forward pass; None: 4 on a CPU, where more take memory and gain nothing, 16 on a GPU."""
     flips: bool = True

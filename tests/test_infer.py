@@ -42,7 +42,7 @@ from cohortseg.infer.commit import (
     withdraw_attempts,
 )
 from cohortseg.infer.run import room_watched
-from cohortseg.infer.segmenter import finish_series, predict_series, prepare_series
+from cohortseg.infer.segmenter import segment_series
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.pipeline import InferSummary, infer_cohort
@@ -102,10 +102,7 @@ def only_record(root: Path) -> SeriesRecord:
 
 
 def segmented(record: SeriesRecord, volume: Volume, model: object) -> SeriesResult:
-    prepared = prepare_series(record, volume, model)
-    if isinstance(prepared, SeriesResult):
-        return prepared
-    return finish_series(record, predict_series(prepared, model, InferConfig()), model, InferConfig())
+    return segment_series(record, volume, model, InferConfig())
 
 
 def segment(root: Path, model: object | None = None) -> tuple[SeriesResult, NDArray[np.int16]]:
@@ -401,7 +398,7 @@ def test_second_run_does_nothing_until_something_changes(
 
 
 FAULTY = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import cohortseg.infer.job as job
 from cohortseg.config import InferConfig
@@ -413,19 +410,19 @@ def silent(_title):
     yield lambda *_: None
 
 def inject(fault):
-    real, calls = job.predict_series, []
-    def predict(*args):
+    real, calls = job.segment_series, []
+    def segment(*args):
         calls.append(args)
         fault(len(calls))
         return real(*args)
-    job.predict_series = predict
+    job.segment_series = segment
 
 if __name__ == "__main__":
     cohort, out, model = map(Path, sys.argv[1:4])
     exec(sys.argv[4])
     infer_cohort(cohort, out, config=InferConfig(engine="local"), model_path=model, progress=silent)
 """
-KILL = "inject(lambda call: call == {call} and os.kill(os.getpid(), signal.{signal}))"
+KILL = "inject(lambda call: call == {call} and (os.kill(os.getpid(), signal.{signal}), time.sleep(1)))"
 
 
 def run_with_fault(cohort: Path, out: Path, model_path: Path, fault: str) -> subprocess.CompletedProcess[str]:
@@ -444,7 +441,7 @@ def test_killed_run_goes_on_to_the_same_result(
     ended = run_with_fault(cohort, out, model_path, KILL.format(call=3, signal=name))
     assert ended.returncode == -getattr(signal, name)
     done = {path.stem for path in (out / ".state/rows").iterdir()}
-    assert len(done) in (1, 2), "the third was on the network, the second perhaps still being written"
+    assert 1 <= len(done) < 5, "some were done, and the third was on its way"
     assert not (out / "burden.parquet").exists()
     assert bool(suspects(out)) == (name == "SIGKILL"), "who is asked to stop leaves nothing open"
     assert run(cohort, out, model_path).num_done == 5 - len(done)

@@ -48,7 +48,7 @@ def infer(
     repair: Repair = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Ray actors.", show_default="one per GPU, or per two cores, for large cohorts"),
+        typer.Option(min=1, help="Ray actors.", show_default="one per core, at most four per GPU, for large cohorts"),
     ] = None,
     resume: Annotated[
         bool | None,

@@ -1,8 +1,9 @@
-"""What a run is, and one series of it in three steps: read, predict, finish. A bad series is a row with a reason."""
+"""What a run is, and one series of it, from its files to its marker. A bad series is a row with a reason."""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError
 from cohortseg.infer.commit import SeriesResult, begin_attempt, commit, count_attempts, is_done, result_token, suspects
-from cohortseg.infer.segmenter import Prepared, Segmented, finish_series, predict_series, prepare_series, series_row
+from cohortseg.infer.segmenter import segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
 from cohortseg.store.schemas import SCHEMA_VERSION
 from cohortseg.weights import LoadedModel
@@ -47,15 +48,6 @@ class Job:
         return result_token(record.fingerprint, self.model_sha256, settings)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """A series on its way: what the last step made of it, and the seconds it took so far."""
-
-    record: SeriesRecord
-    state: Prepared | Segmented | SeriesResult
-    seconds: float
-
-
 def pending_series(job: Job, records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
     """Return the series without a valid result; those that were at work when a process died come last."""
     last = suspects(job.out)
@@ -74,45 +66,33 @@ def give_up(job: Job, model_sha256: str, record: SeriesRecord) -> bool:
     return True
 
 
-def read_step(job: Job, model: LoadedModel, record: SeriesRecord) -> Step:
-    """Note the attempt, decode the series and find its lungs."""
+def process_series(
+    job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool] = lambda: False
+) -> str:
+    """Decode, segment and commit one series, and return its status; ``stopped`` tells whether the run is over.
+
+    Raises
+    ------
+    StoreError
+        If the result cannot be written, or the cohort has gone.
+    CancelledError
+        If the run is over.
+    """
     begin_attempt(job.out, record.series_key, job.token(record), job.run_id)
-    return _timed(job, model, record, 0.0, lambda: prepare_series(record, read_volume(record, job.root), model))
-
-
-def predict_step(job: Job, model: LoadedModel, step: Step) -> Step:
-    """Run the network."""
-    state = step.state
-    if not isinstance(state, Prepared):
-        return step
-    return _timed(job, model, step.record, step.seconds, lambda: predict_series(state, model, job.config))
-
-
-def finish_step(job: Job, model: LoadedModel, step: Step) -> str:
-    """Measure, draw and commit the series, and return its status."""
-    record, state = step.record, step.state
-    if isinstance(state, Segmented):
-        step = _timed(job, model, record, step.seconds, lambda: finish_series(record, state, model, job.config))
-    result = step.state
-    if not isinstance(result, SeriesResult):
-        raise TypeError(f"a series must be segmented before it is finished, got {type(result).__name__}")
-    row = {**result.burden, "runtime_s": round(step.seconds, 3)}
+    start = time.perf_counter()
+    result = _result(job, model, record, stopped)
+    row = {**result.burden, "runtime_s": round(time.perf_counter() - start, 3)}
     commit(job.out, record.series_key, job.token(record), replace(result, burden=row))
     return str(row["status"])
 
 
-def _timed(
-    job: Job,
-    model: LoadedModel,
-    record: SeriesRecord,
-    seconds: float,
-    work: Callable[[], Prepared | Segmented | SeriesResult],
-) -> Step:
-    """Do one step, whatever happens: the boundary behind which a bad series is a row with a reason."""
-    start, final, flags = time.perf_counter(), True, record.qc_flags
+def _result(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]) -> SeriesResult:
+    """Segment a series, whatever happens: the boundary behind which a bad series is a row with a reason."""
+    final, flags = True, record.qc_flags
     try:
-        state = work()
-        return Step(record=record, state=state, seconds=seconds + time.perf_counter() - start)
+        return segment_series(record, read_volume(record, job.root), model, job.config, stopped)
+    except CancelledError:
+        raise
     except NotEvaluableError as error:
         status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
     except CohortSegError as error:
@@ -126,8 +106,4 @@ def _timed(
         status, reason, final = "failed", f"unexpected {type(error).__name__}: {error}", False
     _log.info("series %s %s: %s", record.series_key, status, reason)
     row = series_row(record, model.sha256) | {"status": status, "reason": reason, "qc_flags": list(flags)}
-    return Step(
-        record=record,
-        state=SeriesResult(burden=row, final=final),
-        seconds=seconds + time.perf_counter() - start,
-    )
+    return SeriesResult(burden=row, final=final)

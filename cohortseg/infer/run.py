@@ -1,6 +1,7 @@
 """All chosen series of a cohort, each segmented once: here or by Ray Data actors; safe to kill and to repeat."""
 
 import logging
+import math
 import pickle
 import threading
 import time
@@ -36,9 +37,11 @@ Report = Callable[[int, int | None, str], None]
 _log: Final = logging.getLogger(__name__)
 
 _MOST_A_BLOCK: Final = 16
-"""Series that an actor takes at once: it reads one while another is on the network."""
+"""Series that an actor takes at once."""
 _BLOCKS_A_WORKER: Final = 8
 """So many blocks at least for each worker, so that all end at about the same time."""
+_WORKERS_A_GPU: Final = 4
+"""Workers that share a GPU unless more are asked for: each keeps a model and a batch on it."""
 _LONGEST_WAIT_S: Final = 1800.0
 """For the next series to end: time to bring back a lost node, and far more than a series takes."""
 _WATCH_EVERY_S: Final = 5.0
@@ -131,14 +134,16 @@ def _engine(config: InferConfig, num_pending: int, address: str | None) -> Liter
 
 
 def _shares(config: InferConfig, resources: Resources) -> tuple[int, float, float]:
-    """Return workers, and the CPUs and GPUs of each: a GPU where there is one, else two cores, at worst one."""
-    gpus = 1.0 if resources.num_gpus >= 1 else 0.0
-    cpus = 1.0 if gpus else 2.0
-    workers = config.workers or max(1, resources.fitting(cpus, gpus))
-    if resources.fitting(cpus, gpus) < workers:
-        cpus = 1.0
-    require_workers(workers, cpus, gpus, resources, cpus_flag=None)
-    return workers, cpus, gpus
+    """Return workers, and the CPUs and GPUs of each: one core, and where there are GPUs an equal part of one.
+
+    What is not the network runs on one core, and takes longer than the network on a GPU.
+    """
+    gpus = 1 / _WORKERS_A_GPU if resources.num_gpus >= 1 else 0.0
+    workers = config.workers or max(1, resources.fitting(1.0, gpus))
+    if gpus:
+        gpus = 1 / math.ceil(workers / int(resources.num_gpus))
+    require_workers(workers, 1.0, gpus, resources, cpus_flag=None)
+    return workers, 1.0, gpus
 
 
 class _Worker:

@@ -1,7 +1,8 @@
 """One series in; its masks on its own grid, its burden row and its picture out."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -45,15 +46,29 @@ class Prepared:
     lungs: Lungs
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segmented:
-    """A series after the network."""
+def segment_series(
+    record: SeriesRecord,
+    volume: Volume,
+    model: LoadedModel,
+    config: InferConfig,
+    stopped: Callable[[], bool] = lambda: False,
+) -> SeriesResult:
+    """Find the lungs of a series, segment and measure them.
 
-    prepared: Prepared
-    labels: NDArray[np.uint8]
-    """(Z, Y, X) uint8, upright: 0 background, 1 GGO, 2 consolidation."""
-    doubt: dict[str, float | None]
-    """Columns that tell how far the model doubts the labels."""
+    ``stopped`` is asked between the passes of the network whether the run is over.
+
+    Raises
+    ------
+    GeometryError
+        If the slices are not axial.
+    CancelledError
+        If the run is over.
+    """
+    prepared = prepare_series(record, volume, model)
+    if isinstance(prepared, SeriesResult):
+        return prepared
+    labels, doubt = segment_slices(prepared.upright_hu, prepared.lungs.mask, model, config, stopped)
+    return finish_series(record, prepared, labels, doubt, model, config)
 
 
 def prepare_series(record: SeriesRecord, volume: Volume, model: LoadedModel) -> Prepared | SeriesResult:
@@ -81,18 +96,18 @@ def prepare_series(record: SeriesRecord, volume: Volume, model: LoadedModel) -> 
     return SeriesResult(burden=series_row(record, model.sha256) | _flags(record, volume, lungs) | missing)
 
 
-def predict_series(prepared: Prepared, model: LoadedModel, config: InferConfig) -> Segmented:
-    """Run the network over the slices with lung."""
-    labels, doubt = segment_slices(prepared.upright_hu, prepared.lungs.mask, model, config)
-    return Segmented(prepared=prepared, labels=labels, doubt=doubt)
-
-
-def finish_series(record: SeriesRecord, segmented: Segmented, model: LoadedModel, config: InferConfig) -> SeriesResult:
-    """Measure and draw a series."""
-    labels, prepared = segmented.labels, segmented.prepared
+def finish_series(
+    record: SeriesRecord,
+    prepared: Prepared,
+    labels: NDArray[np.uint8],
+    doubt: dict[str, float | None],
+    model: LoadedModel,
+    config: InferConfig,
+) -> SeriesResult:
+    """Measure and draw a series: what `segment_slices` returned for it goes back onto its own grid."""
     volume, lungs, upright_hu = prepared.volume, prepared.lungs, prepared.upright_hu
     measured = series_burden(labels, lungs.mask, zone_thirds(lungs.mask), upright_hu, volume.voxel_volume_ml)
-    row = series_row(record, model.sha256) | _flags(record, volume, lungs) | measured | segmented.doubt
+    row = series_row(record, model.sha256) | _flags(record, volume, lungs) | measured | doubt
     row |= {"status": "ok"}
     masks = SeriesMasks(
         labels=np.ascontiguousarray(prepared.orientation.from_upright(labels)),
@@ -114,7 +129,11 @@ def finish_series(record: SeriesRecord, segmented: Segmented, model: LoadedModel
 
 
 def segment_slices(
-    upright_hu: NDArray[np.int16], lungs: NDArray[np.uint8], model: LoadedModel, config: InferConfig
+    upright_hu: NDArray[np.int16],
+    lungs: NDArray[np.uint8],
+    model: LoadedModel,
+    config: InferConfig,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[NDArray[np.uint8], dict[str, float | None]]:
     """Return the label map of an upright volume, and how far the model doubts it.
 
@@ -128,6 +147,8 @@ def segment_slices(
         Segments canonical slices.
     config
         ``batch_size`` and ``flips`` are used.
+    stopped
+        Asked before each batch whether the run is over.
 
     Returns
     -------
@@ -135,11 +156,18 @@ def segment_slices(
         0 background, 1 ground-glass opacity, 2 consolidation.
     doubt
         The columns ``confidence``, ``lung_entropy`` and ``flip_disagreement_pct`` of the burden table.
+
+    Raises
+    ------
+    CancelledError
+        If the run is over.
     """
     labels = np.zeros(upright_hu.shape, np.uint8)
     tally = _Doubt()
     boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.config.canonical)) if box is not None}
     for batch in _batches(boxes, config.batch_size or batch_size_for(model.device)):
+        if stopped():
+            raise CancelledError
         images = canonical_batch(upright_hu[list(batch)], list(batch.values()), model.config.canonical)
         prob, confidence, flip_change = model.predict(images, flips=config.flips)
         classes = prob.shape[1]

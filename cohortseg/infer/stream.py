@@ -1,21 +1,27 @@
-"""Many series in one process: while the network is at one, a thread finishes the last and reads the next."""
+"""Many series in one process, side by side in a few threads; those that killed a process apart, in one of their own."""
 
 import multiprocessing
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
 import torch
 
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ModelError
 from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
-from cohortseg.infer.job import Job, Step, finish_step, give_up, predict_step, read_step
+from cohortseg.infer.job import Job, give_up, process_series
 from cohortseg.weights import LoadedModel, load_model
+
+_MOST_LANES: Final = 4
+"""Series side by side, at most: each holds a volume in memory."""
+
+_WAKE_EVERY_S: Final = 0.2
+"""For Ctrl-C: where another thread of the process took the signal, Python acts on it once the main thread wakes."""
 
 
 class Done(NamedTuple):
@@ -27,41 +33,42 @@ class Done(NamedTuple):
 
 
 def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
-    """Segment and commit series one after the other.
+    """Segment and commit series, several side by side; they are yielded as they end.
 
-    At most two volumes are in memory: the one thread beside the network finishes a series before it reads another.
+    Each has a thread of its own with an equal share of PyTorch's threads: what is not the network runs on one core, and
+    would leave the others idle. As many volumes are in memory as there are such threads.
 
     Raises
     ------
     StoreError
         If a result cannot be written, or the cohort has gone.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="beside-the-network")
-    begun: dict[str, SeriesRecord] = {}
-    finishing: Future[str] | None = None
+    cores = torch.get_num_threads()
+    lanes = max(1, min(_MOST_LANES, cores, len(records)))
+    stopped = threading.Event()
+    begun: set[str] = set()
 
-    def read(record: SeriesRecord) -> Future[Step]:
-        begun[record.series_key] = record
-        return pool.submit(read_step, job, model, record)
-
-    def done(status: str) -> Done:
-        record = begun.pop(next(iter(begun)))  # series end in the order in which they began
+    def process(record: SeriesRecord) -> Done:
+        begun.add(record.series_key)
+        status = process_series(job, model, record, stopped.is_set)
+        begun.remove(record.series_key)
         return Done(record.series_key, status, record.n_slices)
 
+    pool = ThreadPoolExecutor(lanes, "series", initializer=torch.set_num_threads, initargs=(cores // lanes,))
+    waiting = iter(records)
+    running: set[Future[Done]] = set()
     try:
-        ahead = deque(read(record) for record in records[:1])
-        for index in range(len(records)):
-            step = ahead.popleft().result()
-            ahead.extend(read(record) for record in records[index + 1 : index + 2])
-            step = predict_step(job, model, step)
-            if finishing is not None:
-                yield done(finishing.result())
-            finishing = pool.submit(finish_step, job, model, step)
-            del step  # its volume is to live no longer than the thread needs it
-        if finishing is not None:
-            yield done(finishing.result())
+        while True:
+            running |= {pool.submit(process, record) for record in islice(waiting, 2 * lanes - len(running))}
+            if not running:
+                break
+            ended, running = wait(running, _WAKE_EVERY_S, FIRST_COMPLETED)
+            for future in ended:
+                yield future.result()
     finally:
+        stopped.set()
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
         # Empty unless interrupted or out of disk: a process that dies never comes here.
         for series_key in begun:
             withdraw_attempts(job.out, series_key, job.run_id)
