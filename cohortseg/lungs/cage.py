@@ -1,5 +1,6 @@
 """Step 2: the thoracic cavity of a slice, inside a closed curve found by dynamic programming in polar coordinates."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import cv2
@@ -23,20 +24,36 @@ SIGN_HU: Final = -250.0
 """Below, inside the cavity: a sign that the tissue around is lung."""
 _BONE_HU: Final = 180.0
 """Above: bone, or vessels full of contrast medium."""
+_ANGLES: Final = 180
+"""Directions in which the wall is looked for."""
 
 
-def rib_cage_cavity(item: LungSlice) -> Mask:
-    """Return step 2: the inside of the rib cage, all aerated lung included."""
+def rib_cage_cavities(items: Sequence[LungSlice]) -> list[Mask]:
+    """Return step 2 for slices of one shape: the inside of the rib cage, all aerated lung included."""
+    angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
+    centres = [_centre(item) for item in items]
+    costs = [
+        _wall_cost(item, centre, angles, int(210 / item.pixel_mm)) for item, centre in zip(items, centres, strict=True)
+    ]
+    walls = _closed_paths(np.stack(costs), reach=4, bend=0.04)
+    return [
+        _within(wall, centre, costs[0].shape[1], item.hu.shape) | item.aerated
+        for item, centre, wall in zip(items, centres, walls, strict=True)
+    ]
+
+
+def _centre(item: LungSlice) -> tuple[float, float]:
+    """Return (row, column): half way down the aerated lung, on the midline."""
     rows = np.flatnonzero(item.aerated.any(axis=1))
-    centre = ((rows[0] + rows[-1]) / 2, item.midline)
-    angles = np.arange(180) * (2 * np.pi / 180)
-    cost = _wall_cost(item, centre, angles, int(210 / item.pixel_mm))
-    wall = _closed_path(cost, reach=4, bend=0.04).astype(float)
-    yy, xx = (np.arange(size) - middle for size, middle in zip(item.hu.shape, centre, strict=True))
-    angle = np.arctan2(yy[:, None], xx) % (2 * np.pi)
-    radius = np.interp(angle, np.append(angles, 2 * np.pi), np.append(wall, wall[0]))
-    inside: Mask = np.hypot(yy[:, None], xx) <= radius
-    return inside | item.aerated
+    return float(rows[0] + rows[-1]) / 2, item.midline
+
+
+def _within(wall: NDArray[np.intp], centre: tuple[float, float], reach: int, shape: tuple[int, ...]) -> Mask:
+    """Return the pixels inside a wall that is given by its radius at each angle, linear between."""
+    room = (wall[:, None] - np.arange(reach) + 1).astype(np.float32)
+    flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
+    inside: Mask = cv2.warpPolar(room, shape[::-1], centre[::-1], reach, flags) >= 1  # 0 beyond the reach
+    return inside
 
 
 def wall_room(item: LungSlice, cavity: Mask) -> Mask:
@@ -99,28 +116,30 @@ def _window_mean(values: Reals, width: float) -> Reals:
     return means
 
 
-def _closed_path(cost: Reals, reach: int, bend: float) -> NDArray[np.intp]:
-    """Return the radius at each angle of the cheapest closed curve.
+def _closed_paths(costs: Reals, reach: int, bend: float) -> NDArray[np.intp]:
+    """Return (slice, angle): the radius of the cheapest closed curve of each slice's (angle, radius) costs.
 
     Dynamic programming over one and a half turns, of which the middle turn is kept. Neighbouring radii differ by at
-    most `reach`; a difference d costs ``bend * d**2``.
+    most `reach`; a difference d costs ``bend * d**2``. All slices take each step together, which makes it fast.
     """
-    angles, radii = cost.shape
+    count, angles, radii = costs.shape
     order = np.arange(angles + angles // 2) % angles
-    steps = np.arange(-reach, reach + 1)
-    padded = np.full(radii + 2 * reach, 1e9)
-    total, reachable = padded[reach : reach + radii], np.lib.stride_tricks.sliding_window_view(padded, radii)
-    total[:], back = cost[0], []
-    for angle in order[1:]:
-        options = reachable + (bend * steps**2)[:, None]
-        best = options.argmin(axis=0)
-        back.append(best)
-        total[:] = options[best, np.arange(radii)] + cost[angle]
-    path = np.zeros(order.size, np.intp)
-    path[-1] = total.argmin()
-    for i in range(order.size - 1, 0, -1):
-        path[i - 1] = path[i] + steps[back[i - 1][path[i]]]
+    penalty = bend * np.arange(-reach, reach + 1) ** 2
+    totals = np.full((order.size, count, radii + 2 * reach), 1e9)
+    totals[0, :, reach:-reach] = costs[:, 0]
+    for step, angle in enumerate(order[1:], start=1):
+        before, total = totals[step - 1], totals[step, :, reach:-reach]
+        np.add(before[:, :radii], penalty[0], out=total)
+        for shift in range(1, penalty.size):
+            np.minimum(total, before[:, shift : shift + radii] + penalty[shift], out=total)
+        total += costs[:, angle]
+    slices = np.arange(count)
+    path = np.zeros((order.size, count), np.intp)
+    path[-1] = totals[-1, :, reach:-reach].argmin(axis=1)
+    for step in range(order.size - 1, 0, -1):
+        near = path[step][:, None] + np.arange(penalty.size)
+        path[step - 1] = path[step] - reach + (totals[step - 1][slices[:, None], near] + penalty).argmin(axis=1)
     kept = np.arange(angles // 4, angles // 4 + angles)
-    result = np.empty(angles, np.intp)
-    result[order[kept]] = path[kept]
+    result = np.empty((count, angles), np.intp)
+    result[:, order[kept]] = path[kept].T
     return result

@@ -4,7 +4,6 @@ from typing import Final
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from cohortseg.lungs.aerated import LungSlice
 from cohortseg.lungs.cage import SIGN_HU, wall_room
@@ -17,6 +16,7 @@ from cohortseg.lungs.morphology import (
     convex_hull,
     dilate,
     disc,
+    distance_to,
     erode,
     frame_pixels,
     opening,
@@ -41,9 +41,9 @@ def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
     core, dorsal_core = _homogeneous_cores(item, dense, dorsal, lateral, medial)
     reach = np.where(dorsal, _REACH_MM[1], _REACH_MM[0])
     apart = np.abs(np.arange(cavity.shape[1]) - item.midline) * px > 18
-    distance, nearest = ndimage.distance_transform_edt(~signs, return_indices=True)
+    distance = distance_to(signs)
     near = distance * px < reach
-    beyond = dorsal & _borders_ill_lung(item, signs)[tuple(nearest)]
+    beyond = dorsal & (distance_to(signs & _borders_ill_lung(item, signs)) <= distance)
     barred = core | dorsal_core | (item.airway if item.cropped else dilate(item.airway, 1.5))
     free = dense & near & ~barred & apart
     if not item.cropped:
@@ -93,10 +93,11 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
         behind = np.any(dorsal, axis=1)[centre[:, 0].astype(int)]
         central = np.abs(centre[:, 1] - item.midline) * px < np.where(behind, 25, 40)
         held = np.bincount(labels[item.aerated], minlength=count + 1)[1:] > 0
-        found = labels > 0
-        median_hu = ndimage.median(item.hu[found], labels[found], np.arange(1, count + 1))
-        gas = (median_hu < -850) & (not item.cropped)
-        signs = select_components(labels, np.append(False, held | ~(central | gas)))
+        apart = ~held & ~central
+        if not item.cropped:
+            for label in 1 + np.flatnonzero(apart):
+                apart[label - 1] = np.median(item.hu[labels == label]) >= -850
+        signs = select_components(labels, np.append(False, held | apart))
     contrast = cv2.morphologyEx(item.hu, cv2.MORPH_CLOSE, disc(3.0), borderType=cv2.BORDER_REFLECT) - item.hu
     dark = (contrast > 130) & (item.hu < np.where(dorsal, -130, -200)) & cavity & lateral & ~item.airway
     crowded = cv2.blur(dark.astype(np.float32), (3, 3), borderType=cv2.BORDER_REFLECT) > 0.25

@@ -8,7 +8,6 @@ from functools import lru_cache
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import spatial
 
 Mask = NDArray[np.bool_]
 Image = NDArray[np.float32]
@@ -22,8 +21,8 @@ _LARGEST_DISC = 4.5
 
 def bounding_box(mask: Mask, margin: int) -> tuple[slice, slice]:
     """Return the bounding box of a mask that is not empty, with a margin."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return tuple(slice(max(0, int(found[0]) - margin), int(found[-1]) + margin + 1) for found in (rows, columns))  # type: ignore[return-value]
+    x, y, width, height = cv2.boundingRect(_bytes(mask))
+    return slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
 
 
 def dilate(mask: Mask, radius: float) -> Mask:
@@ -47,6 +46,11 @@ def erode(mask: Mask, radius: float) -> Mask:
         else:
             shrunk[box] = _distance(mask[box]) > radius
     return shrunk
+
+
+def distance_to(mask: Mask) -> Image:
+    """Return the distance of each pixel to the nearest one of the mask; infinite without one."""
+    return _distance(~mask) if mask.any() else np.full(mask.shape, np.inf, np.float32)
 
 
 def opening(mask: Mask, radius: float) -> Mask:
@@ -78,7 +82,7 @@ def centroids(labels: NDArray[np.int32], count: int) -> Reals:
 
 def select_components(labels: NDArray[np.signedinteger], keep: NDArray[np.bool_]) -> Mask:
     """Return the components whose entry in `keep` (by label, 0 for the background) is true."""
-    kept: Mask = (keep & (np.arange(keep.size) > 0))[labels]
+    kept: Mask = (keep & (np.arange(keep.size) > 0)).take(labels)
     return kept
 
 
@@ -101,17 +105,23 @@ def blur(image: Image, sigma: float) -> Image:
 
 
 def convex_hull(mask: Mask) -> Mask:
-    """Return the convex hull of a mask."""
-    points = np.argwhere(mask & (~erode(mask, 1.0) | frame_pixels(mask.shape)))
+    """Return the convex hull of a mask: the pixels whose centres lie in that of its pixels' centres."""
+    outlines, _ = cv2.findContours(_bytes(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     hull: Mask = mask.copy()
-    if len(points) < 3 or np.ptp(points, axis=0).min() == 0:
+    if not outlines:
         return hull
-    box = bounding_box(mask, 0)
-    yy, xx = np.ogrid[box]
-    inside: Mask = np.ones(mask[box].shape, bool)
-    for a, b, c in spatial.ConvexHull(points).equations:
-        inside &= a * yy + b * xx <= 1e-6 - c
-    hull[box] = inside
+    corners = cv2.convexHull(np.concatenate(outlines))[:, 0]
+    top, bottom = int(corners[:, 1].min()), int(corners[:, 1].max())
+    rows = np.arange(top, bottom + 1)
+    left, right = np.full(rows.size, np.inf), np.full(rows.size, -np.inf)
+    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
+        if y1 == y2:  # its ends belong to the next edges too
+            continue
+        side = slice(min(y1, y2) - top, max(y1, y2) - top + 1)
+        x = x1 + (rows[side] - y1) * ((x2 - x1) / (y2 - y1))
+        left[side], right[side] = np.minimum(left[side], x), np.maximum(right[side], x)
+    columns = np.arange(mask.shape[1])
+    hull[top : bottom + 1] = (columns >= left[:, None] - 1e-6) & (columns <= right[:, None] + 1e-6)
     return hull
 
 
