@@ -11,7 +11,8 @@ from cohortseg.lungs import morphology
 
 Mask = NDArray[np.bool_]
 MASKS = arrays(np.bool_, st.tuples(st.integers(5, 18), st.integers(5, 18)))
-RADII = st.sampled_from([1.0, 1.5, 2.0, 3.3, 4.5, 4.6, 6.7])
+RADII = st.sampled_from([1.0, 1.5, 2.0, 3.3, 4.5])
+LARGE_RADII = st.sampled_from([4.6, 6.7, 10.0])
 
 
 @given(MASKS, RADII)
@@ -24,6 +25,18 @@ def test_growing_is_being_within_the_radius(mask: Mask, radius: float) -> None:
 def test_shrinking_is_being_beyond_the_radius_and_goes_on_beyond_the_frame(mask: Mask, radius: float) -> None:
     distance = np.full(mask.shape, np.inf) if mask.all() else ndimage.distance_transform_edt(mask)
     assert np.array_equal(morphology.erode(mask, radius), mask & (distance > radius))
+
+
+@given(MASKS, LARGE_RADII)
+def test_large_discs_are_true_to_two_percent(mask: Mask, radius: float) -> None:
+    distance = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+    grown = morphology.dilate(mask, radius)
+    assert not (grown & (distance > 1.02 * radius)).any()
+    assert grown[distance <= 0.98 * radius].all()
+    left = np.full(mask.shape, np.inf) if mask.all() else ndimage.distance_transform_edt(mask)
+    shrunk = morphology.erode(mask, radius)
+    assert not (shrunk & (left <= 0.98 * radius)).any()
+    assert shrunk[mask & (left > 1.02 * radius)].all()
 
 
 @given(MASKS)

@@ -13,7 +13,7 @@ from cohortseg.lungs.grid import block_factor, block_mean, to_full_grid, working
 from cohortseg.lungs.morphology import Mask, dilate, frame_pixels
 from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 4"
+LUNG_METHOD: Final = "cohortseg-threshold 5"
 """Name and version of the method; the version rises whenever masks change."""
 LUNG_FLAGS: Final[dict[str, str]] = {
     "lung_cut_by_field_of_view": "lung touches the edge of the image or of what was scanned: part may lie outside",
