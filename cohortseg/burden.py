@@ -23,6 +23,7 @@ SIDES: Final = {"right": 1, "left": 2}
 """Values of the lung mask: the patient's right and left lung."""
 ZONES: Final = {"upper": 3, "middle": 2, "lower": 1}
 """Values of the zone map: thirds of each lung by height."""
+_COUNTED_AT_ONCE: Final = 1_000_000
 _ZONE_SCORE_EDGES_PCT: Final = (25.0, 50.0, 75.0)
 
 
@@ -102,16 +103,16 @@ def slice_areas(
     pixel_area_mm2 : mm2, > 0
         Area of a pixel in its slice.
     """
-    inside = lungs > 0
-    counts = {
-        "lung_area_mm2": inside.sum(axis=(1, 2)),
-        "ggo_area_mm2": (inside & (labels == GGO.value)).sum(axis=(1, 2)),
-        "consolidation_area_mm2": (inside & (labels == CONSOLIDATION.value)).sum(axis=(1, 2)),
-    }
-    return [
-        {"slice_index": z} | {name: float(count[z]) * pixel_area_mm2 for name, count in counts.items()}
-        for z in range(labels.shape[0])
-    ]
+    rows = []
+    for z, (label, lung) in enumerate(zip(labels, lungs, strict=True)):
+        found = np.bincount(label[lung > 0], minlength=CONSOLIDATION.value + 1)
+        areas = {
+            "lung_area_mm2": found.sum(),
+            "ggo_area_mm2": found[GGO.value],
+            "consolidation_area_mm2": found[CONSOLIDATION.value],
+        }
+        rows.append({"slice_index": z} | {name: float(count) * pixel_area_mm2 for name, count in areas.items()})
+    return rows
 
 
 def _volume(count: int, num_lung: int, voxel_volume_ml: float | None) -> float | None:
@@ -125,7 +126,10 @@ def _hu_columns(region: str, values_hu: NDArray[np.int16]) -> dict[str, float | 
     if values_hu.size == 0:
         return dict.fromkeys(names)
     low = int(values_hu.min())
-    below = np.cumsum(np.bincount(values_hu.astype(np.int32) - low))
+    below = np.zeros(int(values_hu.max()) - low + 1, np.int64)
+    for part in np.array_split(values_hu, 1 + values_hu.size // _COUNTED_AT_ONCE):  # counting takes 8 bytes a value
+        below += np.bincount(part.astype(np.int32) - low, minlength=below.size)
+    below = np.cumsum(below)
     # whole numbers throughout: 10 % of 30 voxels are 3, not 3.0000000000000004
     ranks = [int(np.searchsorted(100 * below, q * values_hu.size)) + low for q in PERCENTILES]
     return dict(zip(names, (float(values_hu.mean(dtype=np.float64)), *map(float, ranks)), strict=True))

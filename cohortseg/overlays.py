@@ -77,7 +77,7 @@ def overview_slices(labels: NDArray[np.uint8], lungs: NDArray[np.uint8], most: i
     most
         At most so many slices, evenly spread over those with lung; the one with most lesion is always among them.
     """
-    with_lung = np.flatnonzero((lungs > 0).any(axis=(1, 2)))
+    with_lung = np.flatnonzero(lungs.any(axis=(1, 2)))
     if not len(with_lung):
         return []
     places = np.linspace(0, len(with_lung) - 1, min(most, len(with_lung))).round().astype(int)
@@ -158,7 +158,7 @@ def png_bytes(image: Image.Image) -> bytes:
 
 def _lung_window(lungs: NDArray[np.uint8]) -> tuple[slice, slice]:
     """Return the rows and columns of the lungs in all slices, with a margin; everything where there is no lung."""
-    flat: NDArray[np.bool_] = np.asarray((lungs > 0).any(axis=0))
+    flat: NDArray[np.bool_] = np.asarray(lungs.any(axis=0))
     if not flat.any():
         return slice(None), slice(None)
     bounds = []

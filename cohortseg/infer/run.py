@@ -202,7 +202,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
             _Worker,
             fn_constructor_args=(job, max(1, int(cpus))),
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
             num_cpus=cpus,
             num_gpus=gpus,
         )

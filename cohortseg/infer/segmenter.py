@@ -106,7 +106,9 @@ def finish_series(
 ) -> SeriesResult:
     """Measure and draw a series: what `segment_slices` returned for it goes back onto its own grid."""
     volume, lungs, upright_hu = prepared.volume, prepared.lungs, prepared.upright_hu
-    measured = series_burden(labels, lungs.mask, zone_thirds(lungs.mask), upright_hu, volume.voxel_volume_ml)
+    box = _bounding_box(lungs.mask)  # what is measured lies in the lungs: a quarter of the volume, and of the memory
+    inside = lungs.mask[box]
+    measured = series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
     row = series_row(record, model.sha256) | _flags(record, volume, lungs) | measured | doubt
     row |= {"status": "ok"}
     masks = SeriesMasks(
@@ -215,6 +217,12 @@ class _Doubt:
             "lung_entropy": round(self.entropy / self.num_lung, _DIGITS) if self.num_lung else None,
             "flip_disagreement_pct": percent(self.num_changed, self.num_either),
         }
+
+
+def _bounding_box(mask: NDArray[np.uint8]) -> tuple[slice, ...]:
+    """Return the box of all that is not zero in a mask that holds something."""
+    held = (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in held)
 
 
 def series_row(record: SeriesRecord, model_sha256: str) -> dict[str, Any]:
