@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -54,9 +54,30 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
         begun.remove(record.series_key)
         return Done(record.series_key, status, record.n_slices)
 
-    pool = ThreadPoolExecutor(lanes, "series", initializer=torch.set_num_threads, initargs=(cores // lanes,))
+    try:
+        # One alone stays in this thread: glibc keeps the freed memory of every thread apart.
+        if lanes == 1:
+            yield from map(process, records)
+        else:
+            yield from _side_by_side(process, records, lanes, cores // lanes, stopped)
+    finally:
+        torch.set_num_threads(cores)
+        # Empty unless interrupted or out of disk: a process that dies never comes here.
+        for series_key in begun:
+            withdraw_attempts(job.out, series_key, job.run_id)
+
+
+def _side_by_side(
+    process: Callable[[SeriesRecord], Done],
+    records: Sequence[SeriesRecord],
+    lanes: int,
+    num_threads: int,
+    stopped: threading.Event,
+) -> Iterator[Done]:
+    """Process series in so many threads, each with so many of PyTorch's."""
     waiting = iter(records)
     running: set[Future[Done]] = set()
+    pool = ThreadPoolExecutor(lanes, "series", initializer=torch.set_num_threads, initargs=(num_threads,))
     try:
         while True:
             running |= {pool.submit(process, record) for record in islice(waiting, 2 * lanes - len(running))}
@@ -68,10 +89,6 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)
-        # Empty unless interrupted or out of disk: a process that dies never comes here.
-        for series_key in begun:
-            withdraw_attempts(job.out, series_key, job.run_id)
 
 
 def process_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
