@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
@@ -42,6 +44,8 @@ READ_ERRORS: Final = (
 )
 """What pydicom raises on damaged files; found by damaging files at random (see the tests)."""
 
+_REMEMBERED_BYTES: Final = 256
+"""Longer values are parsed each time: what is remembered must not fill memory."""
 _KEYWORDS: Final = (
     "SpecificCharacterSet",
     "ImageType",
@@ -254,12 +258,24 @@ def _header_from_dataset(
 def _values(dataset: Dataset, keyword: str) -> list[Any]:
     """Return an attribute's values; an empty list if it is absent, empty or cannot be parsed."""
     try:
-        value = dataset.get(keyword)
+        raw = dataset.get_item(keyword)
+        encoding = dataset.original_character_set
+        if isinstance(raw, RawDataElement) and encoding and len(raw.value or b"") <= _REMEMBERED_BYTES:
+            at_rest = raw._replace(value_tell=0)  # the place in its file tells elements apart that are alike
+            value = _converted(at_rest, encoding if isinstance(encoding, str) else tuple(encoding))
+        else:
+            value = dataset.get(keyword)
     except READ_ERRORS:
         return []
     if value is None:
         return []
     return list(value) if isinstance(value, (MultiValue, list)) else [value]
+
+
+@lru_cache(maxsize=1024)
+def _converted(raw: RawDataElement, encoding: str | tuple[str, ...]) -> Any:
+    """Return an element's value as pydicom parses it; remembered, since the files of a series agree in most of them."""
+    return convert_raw_data_element(raw, encoding=encoding if isinstance(encoding, str) else list(encoding)).value
 
 
 def _texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from cohortseg.errors import ConfigError
 Report = Callable[[int, int | None, str], None]
 """Takes what is done, of how much (None: not known yet), and a short text."""
 
-FILES_PER_WORKER: Final = 4000
+FILES_PER_WORKER: Final = 2000
 """Below this number a further process costs more (about 1 s to start) than it saves (about 1 ms a file)."""
 _CHUNK: Final = 200
 
