@@ -160,3 +160,16 @@ def _write(
         else:
             setattr(dataset, keyword, value)
     dataset.save_as(path, enforce_file_format=True)
+
+
+LESION = np.s_[1:4, 40:58, 16:25]
+"""In the right lung (left of the image), where `body_hu` has lung on every slice."""
+CONSOLIDATED = np.s_[1:4, 49:58, 16:25]
+
+
+def ill_body(shape: tuple[int, int, int]) -> NDArray[np.int16]:
+    """Return a body with GGO at -500 HU and, below it, consolidation at -50 HU in the right lung."""
+    hu = body_hu(shape)
+    hu[LESION] = -500
+    hu[CONSOLIDATED] = -50
+    return hu

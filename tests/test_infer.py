@@ -1,4 +1,4 @@
-"""Segmentation of single series against hand-worked phantoms, and the commit protocol: killed, poisoned, repeated."""
+"""Whole runs: what a damaged file, a killed process, a full disk or a vanished cohort leaves, and how many workers."""
 
 import json
 import os
@@ -7,315 +7,32 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from numpy.typing import NDArray
-from phantoms import body_hu, write_series
+from phantoms import ill_body, write_series
+from runs import hiding, silent
 
 from cohortseg.cluster import Resources, require_workers
 from cohortseg.config import CanonicalConfig, InferConfig, ModelConfig
-from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.infer.commit import (
-    SeriesResult,
-    begin_attempt,
-    claimed,
-    commit,
-    committed_slices,
-    count_attempts,
-    is_done,
-    read_committed,
-    result_token,
-    suspects,
-    withdraw_attempts,
-)
-from cohortseg.infer.run import room_watched
-from cohortseg.infer.segmenter import segment_series
+from cohortseg.infer.commit import suspects
+from cohortseg.infer.run import room_watched, worker_shares
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.pipeline import InferSummary, infer_cohort
-from cohortseg.store.masks import SeriesMasks, create_mask_store, read_masks
+from cohortseg.store.masks import read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST, PATIENTS, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
-from cohortseg.volume import Volume
-from cohortseg.weights import ModelCard, Prediction, load_model, save_model
+from cohortseg.weights import ModelCard, save_model
 
-SHAPE, SPACING_MM = (6, 96, 80), (5.0, 3.0, 3.5)
-VOXEL_ML = 5.0 * 3.0 * 3.5 / 1000
-LESION = np.s_[1:4, 40:58, 16:25]
-"""In the right lung (left of the image), where `body_hu` has lung on every slice."""
-CONSOLIDATED = np.s_[1:4, 49:58, 16:25]
-
-
-def ill_body(shape: tuple[int, int, int]) -> NDArray[np.int16]:
-    """Return a body with GGO at -500 HU and, below it, consolidation at -50 HU in the right lung."""
-    hu = body_hu(shape)
-    hu[LESION] = -500
-    hu[CONSOLIDATED] = -50
-    return hu
-
-
-class Thresholds:
-    """A perfect model of the phantom: every class by its HU, so that results can be worked out by hand."""
-
-    name, sha256, device = "thresholds", "0" * 64, torch.device("cpu")
-    config = SimpleNamespace(canonical=CanonicalConfig(size=192))
-
-    def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
-        del flips
-        low, high = self.config.canonical.window_hu
-        hu = images[:, 0] * (high - low) + low
-        ggo, consolidation = (hu > -560) & (hu < -440), (hu > -110) & (hu < 10)
-        prob = torch.stack((~ggo & ~consolidation, ggo, consolidation), dim=1).float()
-        return Prediction(prob, torch.full_like(images, 0.25))
-
-
-class Doubtful(Thresholds):
-    """The same, but sure of each class to 80 % only, and of another mind about mirrored consolidation."""
-
-    def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
-        prob, confidence, _ = super().predict(images)
-        return Prediction(0.8 * prob + 0.2 * prob.roll(1, dims=1), confidence, prob[:, 2:] if flips else None)
-
-
-@contextmanager
-def silent(_title: str) -> Iterator[object]:
-    yield lambda _done, _total, _text: None
-
-
-def only_record(root: Path) -> SeriesRecord:
-    (record,) = scan_cohort(root).series
-    assert record.decision == "selected", record.reason
-    return record
-
-
-def segmented(record: SeriesRecord, volume: Volume, model: object) -> SeriesResult:
-    return segment_series(record, volume, model, InferConfig())
-
-
-def segment(root: Path, model: object | None = None) -> tuple[SeriesResult, NDArray[np.int16]]:
-    record = only_record(root)
-    volume = read_volume(record, root)
-    return segmented(record, volume, model or Thresholds()), volume.volume_hu
-
-
-# one series
-
-
-def test_burden_of_a_phantom_by_hand(tmp_path: Path) -> None:
-    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
-    result, _ = segment(tmp_path)
-    row = result.burden
-    assert row["status"] == "ok"
-    inside = result.masks.lungs > 0
-    assert inside[LESION].mean() > 0.9, "the lung mask must keep the lesion"
-    # Each is 3 slices of 9 rows and 9 columns; the model misses some of the edges.
-    assert row["ggo_volume_ml"] == pytest.approx(3 * 9 * 9 * VOXEL_ML, rel=0.25)
-    assert row["consolidation_volume_ml"] == pytest.approx(3 * 9 * 9 * VOXEL_ML, rel=0.25)
-    assert row["po_right_pct"] > 20 * row["po_left_pct"], "the lesion is in the right lung"
-    assert (result.masks.labels[2, 42:47, 18:23] == 1).all()
-    assert (result.masks.labels[2, 51:56, 18:23] == 2).all()
-    assert row["lung_volume_ml"] == pytest.approx(inside.sum() * VOXEL_ML)
-    assert row["confidence"] == pytest.approx(0.25, abs=0.02)
-    assert (row["n_slices"], row["model_sha256"], row["reason"]) == (6, "0" * 64, None)
-    assert [slice_["slice_index"] for slice_ in result.slices] == list(range(6))
-    assert [slice_["position_mm"] for slice_ in result.slices] == pytest.approx([100 + 5 * z for z in range(6)])
-    assert sum(s["ggo_area_mm2"] for s in result.slices) * 5 / 1000 == pytest.approx(row["ggo_volume_ml"])
-    assert result.picture_png.startswith(b"\x89PNG")
-
-
-def test_what_the_model_doubts_is_measured_by_hand(tmp_path: Path) -> None:
-    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
-    row = segment(tmp_path, Doubtful())[0].burden
-    # half of the lesion is consolidation; every pixel is 0.8 one class and 0.2 another
-    assert row["flip_disagreement_pct"] == pytest.approx(50, abs=8)
-    assert row["lung_entropy"] == pytest.approx(-(0.2 * np.log(0.2) + 0.8 * np.log(0.8)) / np.log(3), abs=1e-4)
-    certain = segment(tmp_path)[0].burden
-    assert certain["lung_entropy"] == pytest.approx(0, abs=1e-6)
-    assert certain["flip_disagreement_pct"] is None, "this model did not look at mirror images"
-
-
-@pytest.mark.parametrize(
-    ("orientation", "origin", "turn"),
-    [
-        pytest.param((-1, 0, 0, 0, 1, 0), (79 * 3.5, 0, 100), np.s_[:, :, ::-1], id="mirrored"),
-        pytest.param((1, 0, 0, 0, -1, 0), (0, 95 * 3.0, 100), np.s_[:, ::-1, :], id="upside-down"),
-        pytest.param((0, 1, 0, 1, 0, 0), (0, 0, 100), "transpose", id="transposed"),
-    ],
-)
-def test_mask_lies_on_the_series_own_grid(tmp_path: Path, orientation: tuple, origin: tuple, turn: object) -> None:
-    stored = ill_body(SHAPE)
-    reference = {"shape": SHAPE, "spacing_mm": SPACING_MM, "hu": stored, "origin": (0, 0, 100)}
-    write_series(tmp_path / "upright", **reference)
-    upright, _ = segment(tmp_path / "upright")
-    turned_hu = stored.swapaxes(1, 2) if turn == "transpose" else stored[turn]
-    spacing = (5.0, 3.5, 3.0) if turn == "transpose" else SPACING_MM
-    # Slices go against the normal where turning has reversed it, so that the anatomy stays the same.
-    positions = [(*origin[:2], 100 + 5 * z) for z in range(SHAPE[0])]
-    write_series(
-        tmp_path / "turned",
-        shape=turned_hu.shape,
-        spacing_mm=spacing,
-        hu=turned_hu,
-        orientation=orientation,
-        positions=positions,
-    )
-    turned, volume_hu = segment(tmp_path / "turned")
-    assert np.array_equal(volume_hu, turned_hu), "the volume is as the files have it"
-    for name in ("labels", "lungs"):
-        expected = getattr(upright.masks, name)
-        expected = expected.swapaxes(1, 2) if turn == "transpose" else expected[turn]
-        assert np.array_equal(getattr(turned.masks, name), expected)
-    numbers = [name for name, value in upright.burden.items() if isinstance(value, float) and "spacing" not in name]
-    assert {n: turned.burden[n] for n in numbers} == pytest.approx({n: upright.burden[n] for n in numbers})
-
-
-def test_single_slice_is_measured_by_area(tmp_path: Path) -> None:
-    hu = ill_body(SHAPE)[2:3]
-    write_series(tmp_path, shape=hu.shape, spacing_mm=SPACING_MM, hu=hu)
-    result, _ = segment(tmp_path)
-    assert result.burden["status"] == "ok"
-    assert "single_slice" in result.burden["qc_flags"]
-    assert result.burden["po_pct"] > 5
-    assert result.burden["lung_volume_ml"] is result.burden["po_right_upper_pct"] is None
-    assert result.burden["spacing_z_mm"] is None
-
-
-def test_slices_without_lung_cost_no_forward_pass(tmp_path: Path) -> None:
-    class Counting(Thresholds):
-        seen = 0
-
-        def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
-            self.seen += len(images)
-            return super().predict(images, flips=flips)
-
-    hu, model = ill_body((12, *SHAPE[1:])), Counting()
-    write_series(tmp_path, shape=hu.shape, spacing_mm=SPACING_MM, hu=np.where(np.arange(12)[:, None, None] < 6, hu, 40))
-    result, _ = segment(tmp_path, model)
-    assert model.seen == result.burden["n_lung_slices"] == 6
-
-
-def test_bfloat16_agrees_with_float32() -> None:
-    root = Path(__file__).parents[1] / "sample_data/cohort/dicom"
-    truth = pl.read_parquet(root.parent / "truth.parquet").sort("consolidation_volume_ml")
-    record = next(r for r in scan_cohort(root).series if r.series_instance_uid == truth["series_instance_uid"][-1])
-    volume = read_volume(record, root)
-    exact, fast = (segmented(record, volume, load_model(bf16=bf16)) for bf16 in (False, True))
-    for label in (1, 2):
-        one, two = (result.masks.labels == label for result in (exact, fast))
-        assert one.any()
-        assert 2 * (one & two).sum() >= 0.99 * (one.sum() + two.sum())
-    for name in ("ggo_pct", "consolidation_pct", "po_pct"):
-        assert fast.burden[name] == pytest.approx(exact.burden[name], abs=0.1)
-
-
-def test_no_lung_is_not_evaluable_and_never_zero(tmp_path: Path) -> None:
-    hu = np.where(body_hu(SHAPE) < -900, -1000, 40).astype(np.int16)
-    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=hu)
-    result, _ = segment(tmp_path)
-    assert (result.burden["status"], result.burden["reason"]) == ("not_evaluable", "no lung was found in any slice")
-    measured = [name for name in result.burden if name.endswith(("_ml", "_pct", "_hu"))]
-    assert {result.burden[name] for name in measured} == {None}
-    assert result.masks is None
-    assert result.slices == ()
-
-
-# the commit protocol
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Iterator[Path]:
-    with claimed(tmp_path / "out"):
-        create_mask_store(tmp_path / "out" / "masks.zarr")
-        yield tmp_path / "out"
-
-
-def result_of(status: str = "ok") -> SeriesResult:
-    array = np.ones((1, 4, 4), np.uint8)
-    row = dict.fromkeys(BURDEN.polars_schema) | {"status": status, "qc_flags": [], "po_pct": 1.5}
-    masks = SeriesMasks(labels=array, lungs=array, attributes={}) if status == "ok" else None
-    return SeriesResult(burden=row, masks=masks, picture_png=b"png" if masks else None)
-
-
-def test_marker_is_valid_only_for_the_same_files_model_and_settings(out: Path) -> None:
-    token = result_token("files", "model", {"flips": True})
-    commit(out, "k", token, result_of())
-    assert is_done(out, "k", token)
-    others = [
-        ("other", "model", {"flips": True}),
-        ("files", "other", {"flips": True}),
-        ("files", "model", {"flips": False}),
-    ]
-    assert not any(is_done(out, "k", result_token(*other)) for other in others)
-    burden, (slices,) = read_committed(out, ["k"]), committed_slices(out, ["k"])
-    assert (burden.schema, slices.schema) == (BURDEN.polars_schema, SLICES.polars_schema)
-    assert burden["po_pct"].to_list() == [1.5]
-
-
-def test_result_without_its_masks_or_with_a_cut_marker_is_not_done(out: Path) -> None:
-    commit(out, "k", "t", result_of())
-    marker = out / ".state/rows/k.json"
-    text = marker.read_text()
-    marker.write_text(text[: len(text) // 2])
-    assert not is_done(out, "k", "t")
-    marker.write_text(text)
-    (out / "masks.zarr/k").rename(out / "elsewhere")
-    assert not is_done(out, "k", "t")
-    with pytest.raises(StoreError, match="series other has no result"):
-        read_committed(out, ["other"])
-
-
-def test_failed_result_takes_the_place_of_an_older_mask(out: Path) -> None:
-    commit(out, "k", "t", result_of())
-    commit(out, "k", "t2", result_of("failed"))
-    assert is_done(out, "k", "t2")
-    assert not (out / "masks.zarr/k").exists()
-    assert not (out / "pictures/k.png").exists()
-
-
-def test_attempts_count_for_one_result_of_one_run_and_end_with_it(out: Path) -> None:
-    for run_id in ("earlier", "this", "this"):
-        begin_attempt(out, "k", "t", run_id)
-    assert count_attempts(out, "k", "t", "this") == 2, "what ended the earlier run may have meant the run"
-    assert count_attempts(out, "k", "changed", "this") == 0
-    withdraw_attempts(out, "k", "this")
-    assert (count_attempts(out, "k", "t", "this"), suspects(out)) == (0, {"k"})
-    commit(out, "k", "t", result_of())
-    assert not suspects(out)
-
-
-def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
-    refusals: list[str] = []
-
-    def second() -> None:
-        try:
-            with claimed(tmp_path):
-                pass
-        except StoreError as error:
-            refusals.append(str(error))
-
-    with claimed(tmp_path):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-    assert f"another cohortseg run is writing here (process {os.getpid()} on " in refusals[0]
-    second()
-    assert len(refusals) == 1, "the lock ends with the run"
-
-
-# whole runs, in this process
+SPACING_MM = (5.0, 3.0, 3.5)
 
 
 @pytest.fixture(scope="session")
@@ -523,19 +240,12 @@ def test_read_only_output_ends_clearly_and_loses_nothing(
 
 
 def test_file_that_comes_back_is_tried_again(cohort: Path, model_path: Path, tmp_path: Path) -> None:
-    out, away = tmp_path / "out", tmp_path / "away.dcm"
+    out = tmp_path / "out"
     root = tmp_path / "cohort"
     shutil.copytree(cohort, root)
     records = scan_cohort(root).series
 
-    @contextmanager
-    def progress(title: str) -> Iterator[object]:
-        if title == "Segmenting":
-            (root / records[0].files[0]).rename(away)
-        yield lambda *_: None
-        if title == "Segmenting":
-            away.rename(root / records[0].files[0])
-
+    progress = hiding(root / records[0].files[0], tmp_path / "away.dcm")
     config = InferConfig(engine="local")
     first = infer_cohort(root, out, config=config, model_path=model_path, progress=progress)
     assert "0000.dcm: cannot be read" in first.burden["reason"][0]
@@ -547,12 +257,7 @@ def test_vanished_cohort_ends_the_run_and_fails_no_series(cohort: Path, model_pa
     out, root = tmp_path / "out", tmp_path / "cohort"
     shutil.copytree(cohort, root)
 
-    @contextmanager
-    def progress(title: str) -> Iterator[object]:
-        if title == "Segmenting":
-            root.rename(tmp_path / "unmounted")
-        yield lambda *_: None
-
+    progress = hiding(root, tmp_path / "unmounted")
     with pytest.raises(StoreError, match="the cohort has gone"):
         infer_cohort(root, out, config=InferConfig(engine="local"), model_path=model_path, progress=progress)
     assert not suspects(out)
@@ -603,6 +308,24 @@ def test_workers_that_do_not_fit_are_refused_with_the_flags_that_would() -> None
         require_workers(2, 1, 1, Resources(nodes=((8.0, 1.0), (8.0, 0.0)), where="the cluster"))
     with pytest.raises(ConfigError, match="use --workers 2"):
         require_workers(3, 2, 0, replace(machine, nodes=((3.0, 0.0), (3.0, 0.0))))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "expected"),
+    [
+        ([(4, 0)], None, (4, 1, 0)),
+        ([(4, 0)], 2, (2, 1, 0)),
+        ([(16, 1)], None, (4, 1, 1 / 4)),
+        ([(16, 1)], 8, (8, 1, 1 / 8)),
+        ([(2, 1)], None, (2, 1, 1 / 2)),
+        ([(16, 2)], 2, (2, 1, 1)),
+        ([(8, 1), (8, 1)], None, (8, 1, 1 / 4)),
+    ],
+)
+def test_each_worker_has_a_core_and_an_equal_part_of_the_gpus(
+    nodes: list[tuple[float, float]], asked: int | None, expected: tuple[int, float, float]
+) -> None:
+    assert worker_shares(InferConfig(workers=asked), Resources(nodes=tuple(nodes), where="the cluster")) == expected
 
 
 def test_local_engine_refuses_workers(cohort: Path, model_path: Path, tmp_path: Path) -> None:

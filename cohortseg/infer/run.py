@@ -58,7 +58,7 @@ def check_workers(config: InferConfig, address: str | None = None) -> None:
     if config.engine == "local" and (config.workers or 1) > 1:
         raise ConfigError(f"engine local is one process, got {config.workers} workers; use --engine ray")
     if config.engine != "local" and config.workers is not None and cluster_address(address) is None:
-        _shares(config, local_resources())
+        worker_shares(config, local_resources())
 
 
 def run_series(
@@ -130,10 +130,10 @@ def _engine(config: InferConfig, num_pending: int, address: str | None) -> Liter
     if (config.workers or 1) > 1 or cluster_address(address) is not None:
         return "ray"
     many = config.workers is None and num_pending >= config.auto_ray_series
-    return "ray" if many and _shares(config, local_resources())[0] > 1 else "local"
+    return "ray" if many and worker_shares(config, local_resources())[0] > 1 else "local"
 
 
-def _shares(config: InferConfig, resources: Resources) -> tuple[int, float, float]:
+def worker_shares(config: InferConfig, resources: Resources) -> tuple[int, float, float]:
     """Return workers, and the CPUs and GPUs of each: one core, and where there are GPUs an equal part of one.
 
     What is not the network runs on one core, and takes longer than the network on a GPU.
@@ -180,7 +180,7 @@ def _line(done: Done) -> dict[str, list[Any]]:
 def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address: str | None) -> None:
     """Segment on Ray Data: rows are paths; a block of a few series is the unit of retry."""
     with connected(address) as resources:
-        workers, cpus, gpus = _shares(job.config, resources)
+        workers, cpus, gpus = worker_shares(job.config, resources)
         import ray  # after `connected`, which sets what ray reads while it is imported
         import ray.data
         import ray.data.exceptions

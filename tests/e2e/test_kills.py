@@ -8,13 +8,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from runs import hiding
 from typer.testing import CliRunner, Result
 
 from cohortseg.cli import app
@@ -119,12 +119,7 @@ def test_a_cohort_that_vanishes_from_the_actors_ends_the_run_as_it_does_here(
     out, root = tmp_path / "out", tmp_path / "cohort"
     shutil.copytree(cohort, root)
 
-    @contextmanager
-    def progress(title: str) -> Iterator[Any]:
-        if title == "Segmenting":
-            root.rename(tmp_path / "unmounted")
-        yield lambda *_: None
-
+    progress = hiding(root, tmp_path / "unmounted")
     config = InferConfig(engine="ray", workers=2)
     with pytest.raises(StoreError, match=r"^\S+: the cohort has gone; make it reachable and run the command again$"):
         infer_cohort(root, out, config=config, model_path=None, progress=progress, address=cluster.address)

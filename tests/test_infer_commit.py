@@ -1,0 +1,106 @@
+"""Markers and attempts of series in the output folder, and one run at a time."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cohortseg.errors import StoreError
+from cohortseg.infer.commit import (
+    SeriesResult,
+    begin_attempt,
+    claimed,
+    commit,
+    committed_slices,
+    count_attempts,
+    is_done,
+    read_committed,
+    result_token,
+    suspects,
+    withdraw_attempts,
+)
+from cohortseg.store.masks import SeriesMasks, create_mask_store
+from cohortseg.store.schemas import BURDEN, SLICES
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Path]:
+    with claimed(tmp_path / "out"):
+        create_mask_store(tmp_path / "out" / "masks.zarr")
+        yield tmp_path / "out"
+
+
+def result_of(status: str = "ok") -> SeriesResult:
+    array = np.ones((1, 4, 4), np.uint8)
+    row = dict.fromkeys(BURDEN.polars_schema) | {"status": status, "qc_flags": [], "po_pct": 1.5}
+    masks = SeriesMasks(labels=array, lungs=array, attributes={}) if status == "ok" else None
+    return SeriesResult(burden=row, masks=masks, picture_png=b"png" if masks else None)
+
+
+def test_marker_is_valid_only_for_the_same_files_model_and_settings(out: Path) -> None:
+    token = result_token("files", "model", {"flips": True})
+    commit(out, "k", token, result_of())
+    assert is_done(out, "k", token)
+    others = [
+        ("other", "model", {"flips": True}),
+        ("files", "other", {"flips": True}),
+        ("files", "model", {"flips": False}),
+    ]
+    assert not any(is_done(out, "k", result_token(*other)) for other in others)
+    burden, (slices,) = read_committed(out, ["k"]), committed_slices(out, ["k"])
+    assert (burden.schema, slices.schema) == (BURDEN.polars_schema, SLICES.polars_schema)
+    assert burden["po_pct"].to_list() == [1.5]
+
+
+def test_result_without_its_masks_or_with_a_cut_marker_is_not_done(out: Path) -> None:
+    commit(out, "k", "t", result_of())
+    marker = out / ".state/rows/k.json"
+    text = marker.read_text()
+    marker.write_text(text[: len(text) // 2])
+    assert not is_done(out, "k", "t")
+    marker.write_text(text)
+    (out / "masks.zarr/k").rename(out / "elsewhere")
+    assert not is_done(out, "k", "t")
+    with pytest.raises(StoreError, match="series other has no result"):
+        read_committed(out, ["other"])
+
+
+def test_failed_result_takes_the_place_of_an_older_mask(out: Path) -> None:
+    commit(out, "k", "t", result_of())
+    commit(out, "k", "t2", result_of("failed"))
+    assert is_done(out, "k", "t2")
+    assert not (out / "masks.zarr/k").exists()
+    assert not (out / "pictures/k.png").exists()
+
+
+def test_attempts_count_for_one_result_of_one_run_and_end_with_it(out: Path) -> None:
+    for run_id in ("earlier", "this", "this"):
+        begin_attempt(out, "k", "t", run_id)
+    assert count_attempts(out, "k", "t", "this") == 2, "what ended the earlier run may have meant the run"
+    assert count_attempts(out, "k", "changed", "this") == 0
+    withdraw_attempts(out, "k", "this")
+    assert (count_attempts(out, "k", "t", "this"), suspects(out)) == (0, {"k"})
+    commit(out, "k", "t", result_of())
+    assert not suspects(out)
+
+
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    refusals: list[str] = []
+
+    def second() -> None:
+        try:
+            with claimed(tmp_path):
+                pass
+        except StoreError as error:
+            refusals.append(str(error))
+
+    with claimed(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert f"another cohortseg run is writing here (process {os.getpid()} on " in refusals[0]
+    second()
+    assert len(refusals) == 1, "the lock ends with the run"

@@ -1,0 +1,180 @@
+"""One series: its masks, its burden row and the model's doubt, against numbers worked out by hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from numpy.typing import NDArray
+from phantoms import LESION, body_hu, ill_body, write_series
+
+from cohortseg.config import CanonicalConfig, InferConfig
+from cohortseg.dicom.decode import read_volume
+from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.infer.commit import SeriesResult
+from cohortseg.infer.segmenter import segment_series
+from cohortseg.volume import Volume
+from cohortseg.weights import Prediction, load_model
+
+SHAPE, SPACING_MM = (6, 96, 80), (5.0, 3.0, 3.5)
+VOXEL_ML = 5.0 * 3.0 * 3.5 / 1000
+
+
+class Thresholds:
+    """A perfect model of the phantom: every class by its HU, so that results can be worked out by hand."""
+
+    name, sha256, device = "thresholds", "0" * 64, torch.device("cpu")
+    config = SimpleNamespace(canonical=CanonicalConfig(size=192))
+
+    def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
+        del flips
+        low, high = self.config.canonical.window_hu
+        hu = images[:, 0] * (high - low) + low
+        ggo, consolidation = (hu > -560) & (hu < -440), (hu > -110) & (hu < 10)
+        prob = torch.stack((~ggo & ~consolidation, ggo, consolidation), dim=1).float()
+        return Prediction(prob, torch.full_like(images, 0.25))
+
+
+class Doubtful(Thresholds):
+    """The same, but sure of each class to 80 % only, and of another mind about mirrored consolidation."""
+
+    def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
+        prob, confidence, _ = super().predict(images)
+        return Prediction(0.8 * prob + 0.2 * prob.roll(1, dims=1), confidence, prob[:, 2:] if flips else None)
+
+
+def only_record(root: Path) -> SeriesRecord:
+    (record,) = scan_cohort(root).series
+    assert record.decision == "selected", record.reason
+    return record
+
+
+def segmented(record: SeriesRecord, volume: Volume, model: object) -> SeriesResult:
+    return segment_series(record, volume, model, InferConfig())
+
+
+def segment(root: Path, model: object | None = None) -> tuple[SeriesResult, NDArray[np.int16]]:
+    record = only_record(root)
+    volume = read_volume(record, root)
+    return segmented(record, volume, model or Thresholds()), volume.volume_hu
+
+
+def test_burden_of_a_phantom_by_hand(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
+    result, _ = segment(tmp_path)
+    row = result.burden
+    assert row["status"] == "ok"
+    inside = result.masks.lungs > 0
+    assert inside[LESION].mean() > 0.9, "the lung mask must keep the lesion"
+    # Each is 3 slices of 9 rows and 9 columns; the model misses some of the edges.
+    assert row["ggo_volume_ml"] == pytest.approx(3 * 9 * 9 * VOXEL_ML, rel=0.25)
+    assert row["consolidation_volume_ml"] == pytest.approx(3 * 9 * 9 * VOXEL_ML, rel=0.25)
+    assert row["po_right_pct"] > 20 * row["po_left_pct"], "the lesion is in the right lung"
+    assert (result.masks.labels[2, 42:47, 18:23] == 1).all()
+    assert (result.masks.labels[2, 51:56, 18:23] == 2).all()
+    assert row["lung_volume_ml"] == pytest.approx(inside.sum() * VOXEL_ML)
+    assert row["confidence"] == pytest.approx(0.25, abs=0.02)
+    assert (row["n_slices"], row["model_sha256"], row["reason"]) == (6, "0" * 64, None)
+    assert [slice_["slice_index"] for slice_ in result.slices] == list(range(6))
+    assert [slice_["position_mm"] for slice_ in result.slices] == pytest.approx([100 + 5 * z for z in range(6)])
+    assert sum(s["ggo_area_mm2"] for s in result.slices) * 5 / 1000 == pytest.approx(row["ggo_volume_ml"])
+    assert result.picture_png.startswith(b"\x89PNG")
+
+
+def test_what_the_model_doubts_is_measured_by_hand(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
+    row = segment(tmp_path, Doubtful())[0].burden
+    # half of the lesion is consolidation; every pixel is 0.8 one class and 0.2 another
+    assert row["flip_disagreement_pct"] == pytest.approx(50, abs=8)
+    assert row["lung_entropy"] == pytest.approx(-(0.2 * np.log(0.2) + 0.8 * np.log(0.8)) / np.log(3), abs=1e-4)
+    certain = segment(tmp_path)[0].burden
+    assert certain["lung_entropy"] == pytest.approx(0, abs=1e-6)
+    assert certain["flip_disagreement_pct"] is None, "this model did not look at mirror images"
+
+
+@pytest.mark.parametrize(
+    ("orientation", "origin", "turn"),
+    [
+        pytest.param((-1, 0, 0, 0, 1, 0), (79 * 3.5, 0, 100), np.s_[:, :, ::-1], id="mirrored"),
+        pytest.param((1, 0, 0, 0, -1, 0), (0, 95 * 3.0, 100), np.s_[:, ::-1, :], id="upside-down"),
+        pytest.param((0, 1, 0, 1, 0, 0), (0, 0, 100), "transpose", id="transposed"),
+    ],
+)
+def test_mask_lies_on_the_series_own_grid(tmp_path: Path, orientation: tuple, origin: tuple, turn: object) -> None:
+    stored = ill_body(SHAPE)
+    reference = {"shape": SHAPE, "spacing_mm": SPACING_MM, "hu": stored, "origin": (0, 0, 100)}
+    write_series(tmp_path / "upright", **reference)
+    upright, _ = segment(tmp_path / "upright")
+    turned_hu = stored.swapaxes(1, 2) if turn == "transpose" else stored[turn]
+    spacing = (5.0, 3.5, 3.0) if turn == "transpose" else SPACING_MM
+    # Slices go against the normal where turning has reversed it, so that the anatomy stays the same.
+    positions = [(*origin[:2], 100 + 5 * z) for z in range(SHAPE[0])]
+    write_series(
+        tmp_path / "turned",
+        shape=turned_hu.shape,
+        spacing_mm=spacing,
+        hu=turned_hu,
+        orientation=orientation,
+        positions=positions,
+    )
+    turned, volume_hu = segment(tmp_path / "turned")
+    assert np.array_equal(volume_hu, turned_hu), "the volume is as the files have it"
+    for name in ("labels", "lungs"):
+        expected = getattr(upright.masks, name)
+        expected = expected.swapaxes(1, 2) if turn == "transpose" else expected[turn]
+        assert np.array_equal(getattr(turned.masks, name), expected)
+    numbers = [name for name, value in upright.burden.items() if isinstance(value, float) and "spacing" not in name]
+    assert {n: turned.burden[n] for n in numbers} == pytest.approx({n: upright.burden[n] for n in numbers})
+
+
+def test_single_slice_is_measured_by_area(tmp_path: Path) -> None:
+    hu = ill_body(SHAPE)[2:3]
+    write_series(tmp_path, shape=hu.shape, spacing_mm=SPACING_MM, hu=hu)
+    result, _ = segment(tmp_path)
+    assert result.burden["status"] == "ok"
+    assert "single_slice" in result.burden["qc_flags"]
+    assert result.burden["po_pct"] > 5
+    assert result.burden["lung_volume_ml"] is result.burden["po_right_upper_pct"] is None
+    assert result.burden["spacing_z_mm"] is None
+
+
+def test_slices_without_lung_cost_no_forward_pass(tmp_path: Path) -> None:
+    class Counting(Thresholds):
+        seen = 0
+
+        def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
+            self.seen += len(images)
+            return super().predict(images, flips=flips)
+
+    hu, model = ill_body((12, *SHAPE[1:])), Counting()
+    write_series(tmp_path, shape=hu.shape, spacing_mm=SPACING_MM, hu=np.where(np.arange(12)[:, None, None] < 6, hu, 40))
+    result, _ = segment(tmp_path, model)
+    assert model.seen == result.burden["n_lung_slices"] == 6
+
+
+def test_bfloat16_agrees_with_float32() -> None:
+    root = Path(__file__).parents[1] / "sample_data/cohort/dicom"
+    truth = pl.read_parquet(root.parent / "truth.parquet").sort("consolidation_volume_ml")
+    record = next(r for r in scan_cohort(root).series if r.series_instance_uid == truth["series_instance_uid"][-1])
+    volume = read_volume(record, root)
+    exact, fast = (segmented(record, volume, load_model(bf16=bf16)) for bf16 in (False, True))
+    for label in (1, 2):
+        one, two = (result.masks.labels == label for result in (exact, fast))
+        assert one.any()
+        assert 2 * (one & two).sum() >= 0.99 * (one.sum() + two.sum())
+    for name in ("ggo_pct", "consolidation_pct", "po_pct"):
+        assert fast.burden[name] == pytest.approx(exact.burden[name], abs=0.1)
+
+
+def test_no_lung_is_not_evaluable_and_never_zero(tmp_path: Path) -> None:
+    hu = np.where(body_hu(SHAPE) < -900, -1000, 40).astype(np.int16)
+    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=hu)
+    result, _ = segment(tmp_path)
+    assert (result.burden["status"], result.burden["reason"]) == ("not_evaluable", "no lung was found in any slice")
+    measured = [name for name in result.burden if name.endswith(("_ml", "_pct", "_hu"))]
+    assert {result.burden[name] for name in measured} == {None}
+    assert result.masks is None
+    assert result.slices == ()
