@@ -67,6 +67,16 @@ def test_hull_holds_all_that_lies_between(mask: Mask) -> None:
     assert np.array_equal(morphology.convex_hull(mask), between.reshape(mask.shape))
 
 
+@given(st.sets(st.integers(0, 11), max_size=5))
+def test_hull_of_a_row_or_column_is_the_line_between_its_ends(places: set[int]) -> None:
+    mask, line = np.zeros((2, 9, 12), bool)
+    if places:
+        mask[4, list(places)] = True
+        line[4, min(places) : max(places) + 1] = True
+    assert np.array_equal(morphology.convex_hull(mask), line)
+    assert np.array_equal(morphology.convex_hull(mask.T), line.T)
+
+
 @given(arrays(np.float32, (12, 15), elements=st.floats(-1024, 1024, width=32)), st.sampled_from([0.7, 2.0, 4.0]))
 def test_blurring_is_scipys(image: NDArray[np.float32], sigma: float) -> None:
     np.testing.assert_allclose(morphology.blur(image, sigma), ndimage.gaussian_filter(image, sigma), atol=0.02)

@@ -110,12 +110,14 @@ def convex_hull(mask: Mask) -> Mask:
     hull: Mask = mask.copy()
     if not outlines:
         return hull
-    corners = cv2.convexHull(np.concatenate(outlines))[:, 0]
+    corners = cv2.convexHull(np.concatenate(outlines))[:, 0].astype(np.intp)
     top, bottom = int(corners[:, 1].min()), int(corners[:, 1].max())
     rows = np.arange(top, bottom + 1)
     left, right = np.full(rows.size, np.inf), np.full(rows.size, -np.inf)
+    np.minimum.at(left, corners[:, 1] - top, corners[:, 0])
+    np.maximum.at(right, corners[:, 1] - top, corners[:, 0])
     for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
-        if y1 == y2:  # its ends belong to the next edges too
+        if y1 == y2:  # its ends are corners
             continue
         side = slice(min(y1, y2) - top, max(y1, y2) - top + 1)
         x = x1 + (rows[side] - y1) * ((x2 - x1) / (y2 - y1))
