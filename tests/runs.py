@@ -1,10 +1,19 @@
-"""Progress reports for runs in tests: silent ones, and one that takes a file away meanwhile."""
+"""Scans and runs in tests: the only series of a folder, and reports of progress, one of which takes a file away."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.series import SeriesRecord
+
 Progress = Callable[[str], AbstractContextManager[Callable[..., None]]]
+
+
+def only_series(root: Path) -> SeriesRecord:
+    """Return the one series of a folder."""
+    (record,) = scan_cohort(root).series
+    return record
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
     RLELossless,
 )
+from runs import only_series
 
 from cohortseg.dicom.decode import read_volume, require_hu
 from cohortseg.dicom.scan import scan_cohort
@@ -34,8 +35,7 @@ LARGE = (4, 64, 80)
 
 def read_only(root: Path) -> Volume:
     """Read the one series of a folder."""
-    (record,) = scan_cohort(root).series
-    return read_volume(record, root)
+    return read_volume(only_series(root), root)
 
 
 def copy_testdata(name: str, folder: Path) -> Path:

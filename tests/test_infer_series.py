@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from phantoms import LESION, body_hu, ill_body, write_series
+from runs import only_series
 
 from cohortseg.config import CanonicalConfig, InferConfig
 from cohortseg.dicom.decode import read_volume
@@ -46,18 +47,13 @@ class Doubtful(Thresholds):
         return Prediction(0.8 * prob + 0.2 * prob.roll(1, dims=1), confidence, prob[:, 2:] if flips else None)
 
 
-def only_record(root: Path) -> SeriesRecord:
-    (record,) = scan_cohort(root).series
-    assert record.decision == "selected", record.reason
-    return record
-
-
 def segmented(record: SeriesRecord, volume: Volume, model: object) -> SeriesResult:
     return segment_series(record, volume, model, InferConfig())
 
 
 def segment(root: Path, model: object | None = None) -> tuple[SeriesResult, NDArray[np.int16]]:
-    record = only_record(root)
+    record = only_series(root)
+    assert record.decision == "selected", record.reason
     volume = read_volume(record, root)
     return segmented(record, volume, model or Thresholds()), volume.volume_hu
 

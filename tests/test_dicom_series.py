@@ -1,0 +1,279 @@
+"""What is decided about one series, and why: selected or skipped, volumes of their own, copies, flags."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from phantoms import AXIAL, CORONAL, SAGITTAL, body_hu, write_series
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    MRImageStorage,
+    RLELossless,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+)
+from runs import only_series
+
+from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.series import FLAGS, SeriesRecord
+from cohortseg.identity import series_key
+from cohortseg.store.schemas import MANIFEST
+from cohortseg.store.tables import table_from_rows
+
+
+def test_fields_are_the_manifest_columns() -> None:
+    assert [field.name for field in fields(SeriesRecord)] == [column.name for column in MANIFEST.columns]
+
+
+def test_a_plain_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", shape=(5, 32, 24), spacing_mm=(2.5, 0.8, 0.6), study_date="20200401")
+    record = only_series(tmp_path)
+    assert (record.decision, record.reason, record.qc_flags) == ("selected", None, ())
+    assert (record.n_files, record.n_slices, record.n_duplicates) == (5, 5, 0)
+    assert (record.rows, record.columns, record.orientation) == (32, 24, "axial")
+    assert (record.spacing_z_mm, record.spacing_y_mm, record.spacing_x_mm) == pytest.approx((2.5, 0.8, 0.6))
+    assert (record.patient_id, record.study_date) == ("P1", date(2020, 4, 1))
+    assert record.files == tuple(f"a/{path.name}" for path in paths)
+
+
+def test_rows_fit_the_manifest(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(
+        tmp_path / "b", series="2", attributes={"PatientID": "", "StudyDate": None, "ImagePositionPatient": None}
+    )
+    frame = table_from_rows([asdict(record) for record in scan_cohort(tmp_path).series], MANIFEST)
+    assert frame.height == 2
+    assert frame["spacing_z_mm"].to_list() == [None, 2.5]
+
+
+def test_order_is_from_feet_to_head_also_for_falling_positions(tmp_path: Path) -> None:
+    write_series(tmp_path, spacing_mm=(-2.5, 0.8, 0.6), attributes={"SliceThickness": "2.5"})
+    record = only_series(tmp_path)
+    assert [Path(path).stem for path in record.files] == ["0003", "0002", "0001", "0000"]
+    assert record.spacing_z_mm == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"Modality": "MR", "SOPClassUID": MRImageStorage}, "modality is MR, not CT"),
+        ({"Modality": "RTSTRUCT", "SOPClassUID": RTStructureSetStorage}, "modality is RTSTRUCT, not CT"),
+        ({"SOPClassUID": SecondaryCaptureImageStorage}, "secondary capture"),
+        ({"SOPClassUID": EnhancedCTImageStorage}, "enhanced multi-frame CT whose functional groups are missing"),
+        ({"SOPClassUID": None}, "SOPClassUID is missing"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MIP"]}, "projection or rendering"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE", "MAX_IP"]}, "projection or rendering"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen capture"),
+        ({"NumberOfFrames": 4}, "multi-frame"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PhotometricInterpretation is PALETTE COLOR"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour image"),
+        ({"Rows": None}, "no image"),
+        ({"Rows": 60000}, "image size must be 1 to 4096"),
+        ({"RescaleIntercept": None}, "RescaleSlope or RescaleIntercept is missing"),
+        ({"RescaleSlope": "0"}, "RescaleSlope is 0"),
+        ({"RescaleType": "HU_MOD"}, "RescaleType is HU_MOD"),
+        ({"ImageOrientationPatient": None}, "ImageOrientationPatient is missing"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not two perpendicular unit vectors"),
+        ({"PixelSpacing": None}, "PixelSpacing is missing"),
+        ({"PixelSpacing": ["0", "0"]}, "PixelSpacing is missing, not positive"),
+        ({"ImagePositionPatient": None}, "ImagePositionPatient is missing in 4 of 4"),
+    ],
+)
+def test_what_is_not_segmented_says_why(tmp_path: Path, attributes: Mapping[str, Any], reason: str) -> None:
+    write_series(tmp_path, attributes=attributes)
+    record = only_series(tmp_path)
+    assert record.decision == "skipped"
+    assert record.reason is not None
+    assert reason in record.reason
+    assert record.n_slices == 4
+
+
+@pytest.mark.parametrize("image_type", [["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"], ["ORIGINAL", "PRIMARY"], None])
+def test_ordinary_image_types_are_segmented(tmp_path: Path, image_type: list[str] | None) -> None:
+    write_series(tmp_path, attributes={"ImageType": image_type, "RescaleType": "HU"})
+    assert only_series(tmp_path).decision == "selected"
+
+
+@pytest.mark.parametrize(
+    ("orientation", "image_type", "reason"),
+    [
+        (CORONAL, "DERIVED", "coronal reformat: only axial series are segmented"),
+        (SAGITTAL, "DERIVED", "sagittal reformat: only axial series are segmented"),
+        (CORONAL, "ORIGINAL", "coronal slices: only axial series are segmented"),
+        ((1, 0, 0, 0, 0.8, 0.6), "DERIVED", "oblique reformat (37 degrees off the nearest axis)"),
+    ],
+)
+def test_other_planes_are_not_segmented(
+    tmp_path: Path, orientation: tuple[float, ...], image_type: str, reason: str
+) -> None:
+    write_series(tmp_path, orientation=orientation, attributes={"ImageType": [image_type, "SECONDARY"]})
+    record = only_series(tmp_path)
+    assert record.decision == "skipped"
+    assert (record.reason or "").startswith(reason)
+
+
+def test_axial_reformat_is_segmented_and_flagged(tmp_path: Path) -> None:
+    write_series(tmp_path, attributes={"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED", "AVERAGE"]})
+    record = only_series(tmp_path)
+    assert (record.decision, record.qc_flags) == ("selected", ("derived_reformat",))
+
+
+def test_single_slice_is_segmented_without_spacing(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(1, 32, 24))
+    record = only_series(tmp_path)
+    assert (record.decision, record.qc_flags, record.spacing_z_mm) == ("selected", ("single_slice",), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"spacing_mm": (8, 0.8, 0.6)}, "thick_slices"),
+        ({"attributes": {"SliceThickness": "1.0"}}, "sparse_slices"),
+        ({"attributes": {"LossyImageCompression": "01"}}, "lossy_compression"),
+        ({"attributes": {"PhotometricInterpretation": "MONOCHROME1"}}, "monochrome1"),
+        ({"attributes": {"PatientID": ""}}, "missing_patient_id"),
+        ({"attributes": {"StudyDate": None}}, "missing_study_date"),
+        ({"orientation": (0.8, 0.6, 0, -0.6, 0.8, 0)}, "rotated_in_plane"),
+    ],
+)
+def test_findings_that_do_not_stop_a_series(tmp_path: Path, options: dict[str, Any], flag: str) -> None:
+    write_series(tmp_path, **options)
+    record = only_series(tmp_path)
+    assert (record.decision, record.qc_flags) == ("selected", (flag,))
+
+
+def test_missing_slices_are_counted(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, shape=(10, 8, 8), spacing_mm=(1.25, 1, 1))
+    for index in (4, 5, 6):
+        paths[index].unlink()
+    record = only_series(tmp_path)
+    assert record.reason == "gap: 5.00 mm after slice 4 of 7, spacing is 1.25 mm, 3 slice(s) missing in all"
+    assert (record.qc_flags, record.spacing_z_mm) == (("slice_gap",), None)
+
+
+def test_uneven_spacing_is_not_averaged_away(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(5, 8, 8), positions=[(0, 0, z) for z in (0, 2, 4, 7, 10)])
+    record = only_series(tmp_path)
+    assert record.reason == "uneven spacing: 2.00 to 3.00 mm between 5 slices"
+    assert (record.qc_flags, record.spacing_z_mm) == (("uneven_spacing",), None)
+
+
+def test_rounding_of_positions_is_no_gap(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(5, 8, 8), positions=[(0, 0, z) for z in (0, 0.63, 1.25, 1.88, 2.5)])
+    assert only_series(tmp_path).spacing_z_mm == pytest.approx(0.625)
+
+
+def test_gantry_tilt_is_told_from_positions(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(4, 8, 8), positions=[(0, index * np.tan(np.radians(8)), index) for index in range(4)])
+    record = only_series(tmp_path)
+    assert record.reason == "gantry tilt: slices are sheared by 8.0 degrees"
+    assert record.qc_flags == ("gantry_tilt",)
+
+
+def test_shifted_slices_are_skipped(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(4, 8, 8), positions=[(5 * (index == 2), 0, 3 * index) for index in range(4)])
+    assert only_series(tmp_path).reason == "slices are shifted against each other, by up to 5.0 mm sideways"
+
+
+def test_planes_of_one_series_are_volumes_of_their_own(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", shape=(2, 32, 24), orientation=CORONAL, attributes=_own_uid)
+    axial, coronal = scan_cohort(tmp_path).series
+    assert (axial.orientation, axial.n_slices, axial.decision, axial.volume) == ("axial", 4, "selected", 1)
+    assert (coronal.orientation, coronal.n_slices, coronal.decision, coronal.volume) == ("coronal", 2, "skipped", 2)
+    assert axial.series_instance_uid == coronal.series_instance_uid
+    assert axial.series_key == series_key(axial.series_instance_uid) != coronal.series_key
+    assert axial.qc_flags == coronal.qc_flags == ("split_series",)
+
+
+def test_a_slice_that_lacks_its_kernel_is_no_volume_of_its_own(tmp_path: Path) -> None:
+    lacking = {"ConvolutionKernel": None, "FrameOfReferenceUID": None}
+    write_series(tmp_path, attributes=lambda index: lacking if index == 2 else {})
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 4)
+
+
+def test_a_fan_of_planes_is_mixed(tmp_path: Path) -> None:
+    planes = [(1, 0, 0, 0, np.cos(0.01 * index), np.sin(0.01 * index)) for index in range(20)]
+    write_series(
+        tmp_path,
+        shape=(20, 8, 8),
+        attributes=lambda index: {"ImageOrientationPatient": [f"{v:.6f}" for v in planes[index]]},
+    )
+    record = only_series(tmp_path)
+    assert record.reason == "mixed orientations in one series: 18 axial, 2 oblique"
+    assert record.qc_flags == ("mixed_orientation",)
+
+
+def _own_uid(index: int) -> dict[str, str]:
+    return {"SOPInstanceUID": f"1.2.3.{index + 1}"}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"PatientID": "P2"}, "files of 2 patients share"),
+        ({"StudyInstanceUID": "1.2.9"}, "files of 2 studies share"),
+        ({"PixelSpacing": ["0.9", "0.9"]}, "PixelSpacing is missing, not positive, or differs"),
+        ({"SOPInstanceUID": "1.2.3.1"}, "1 slice(s) carry the SOPInstanceUID of another slice"),
+    ],
+)
+def test_one_volume_per_series(tmp_path: Path, attributes: Mapping[str, str], reason: str) -> None:
+    write_series(
+        tmp_path,
+        attributes=lambda index: attributes if index in (0, 1)[: 2 if "SOPInstanceUID" in attributes else 1] else {},
+    )
+    assert reason in (only_series(tmp_path).reason or "")
+
+
+def test_copies_are_dropped_and_counted(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a")
+    (tmp_path / "0").mkdir()
+    shutil.copy(paths[2], tmp_path / "z_copy")
+    shutil.copy(paths[0], tmp_path / "0" / "first")
+    write_series(tmp_path / "again", attributes=_own_uid)  # other SOPInstanceUIDs, same places and pixels
+    record = only_series(tmp_path)
+    assert (record.n_files, record.n_slices, record.n_duplicates) == (10, 4, 6)
+    assert (record.decision, record.qc_flags) == ("selected", ("duplicates_dropped",))
+    assert record.files == ("0/first", "a/0001.dcm", "a/0002.dcm", "a/0003.dcm")
+
+
+def test_a_compressed_copy_is_a_copy(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", transfer_syntax=RLELossless)
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+
+
+def test_different_pixels_at_one_position_are_never_dropped(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", hu=lambda shape: body_hu(shape) + 1, attributes=_own_uid)
+    record = only_series(tmp_path)
+    assert record.reason == "different pixels at the same position (4 of 8 slices)"
+    assert (record.n_duplicates, record.qc_flags) == (0, ("conflicting_slices",))
+
+
+def test_old_date_format_and_nonsense_dates(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", attributes={"StudyDate": "20200431"})
+    write_series(tmp_path / "b", series="2", patient_id="P2")
+    for path in (tmp_path / "b").iterdir():  # pydicom would refuse to write it
+        path.write_bytes(path.read_bytes().replace(b"DA\x08\x0020200401", b"DA\x0a\x002020.04.01"))
+    assert [record.study_date for record in scan_cohort(tmp_path).series] == [None, date(2020, 4, 1)]
+
+
+def test_flags_are_all_documented(tmp_path: Path) -> None:
+    assert all(meaning for meaning in FLAGS.values())
+    write_series(tmp_path, shape=(1, 8, 8), attributes={"PatientID": "", "LossyImageCompression": "01"})
+    assert only_series(tmp_path).qc_flags == ("single_slice", "lossy_compression", "missing_patient_id")
+
+
+def test_orientation_of_slices_is_the_same_to_rounding(tmp_path: Path) -> None:
+    write_series(
+        tmp_path, attributes=lambda index: {"ImageOrientationPatient": [*AXIAL[:5], f"{0.0004 * (index % 2)}"]}
+    )
+    assert only_series(tmp_path).decision == "selected"
