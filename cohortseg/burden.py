@@ -32,6 +32,12 @@ def percent(part: float, whole: float) -> float | None:
     return 100.0 * float(part) / float(whole) if whole > 0 else None
 
 
+def bounding_box(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[slice, ...]:
+    """Return the box of all that is not zero in a (Z, Y, X) mask; an empty one where there is nothing."""
+    held = (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    return tuple(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0) for found in held)
+
+
 def series_burden(
     labels: NDArray[np.uint8],
     lungs: NDArray[np.uint8],
@@ -141,11 +147,7 @@ def _lesion_columns(
     """Count lesions and find the largest: voxels of either class that touch by face, edge or corner are one."""
     if voxel_volume_ml is None or num_lung == 0:
         return {"lesion_count": None, "largest_lesion_volume_ml": None}
-    box = tuple(
-        slice(found[0], found[-1] + 1) if found.size else slice(0)
-        for found in (np.flatnonzero(lesion.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    )
-    labels, _ = ndimage.label(lesion[box], np.ones((3, 3, 3)))
+    labels, _ = ndimage.label(lesion[bounding_box(lesion)], np.ones((3, 3, 3)))
     volumes_ml = np.bincount(labels.ravel())[1:] * voxel_volume_ml
     counted = volumes_ml[volumes_ml >= MIN_LESION_ML * (1 - 1e-9)]  # a volume of just the limit counts
     largest = float(counted.max()) if counted.size else None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cohortseg.burden import percent, series_burden, slice_areas
+from cohortseg.burden import bounding_box, percent, series_burden, slice_areas
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
@@ -18,7 +18,7 @@ from cohortseg.labels import GGO, LESIONS
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
 from cohortseg.models.device import batch_size_for
 from cohortseg.overlays import overview, png_bytes
-from cohortseg.preprocess import CropBox, Orientation, canonical_batch, lung_boxes, orientation_from_affine, restore
+from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore
 from cohortseg.store.masks import SeriesMasks, mask_attributes
 from cohortseg.store.schemas import BURDEN
 from cohortseg.volume import Volume
@@ -33,19 +33,6 @@ _FROM_RECORD: Final = tuple(
 _DIGITS: Final = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A series before the network."""
-
-    volume: Volume
-    orientation: Orientation
-    upright_hu: NDArray[np.int16]
-    """(Z, Y, X) HU, anterior up; shares its memory with the volume where that lies upright already."""
-    upright_spacing: tuple[float | None, float, float]
-    """(z, y, x) mm of the upright grid."""
-    lungs: Lungs
-
-
 def segment_series(
     record: SeriesRecord,
     volume: Volume,
@@ -53,7 +40,7 @@ def segment_series(
     config: InferConfig,
     stopped: Callable[[], bool] = lambda: False,
 ) -> SeriesResult:
-    """Find the lungs of a series, segment and measure them.
+    """Set a series upright, find its lungs, segment, measure and draw it; not evaluable without lungs.
 
     ``stopped`` is asked between the passes of the network whether the run is over.
 
@@ -64,56 +51,23 @@ def segment_series(
     CancelledError
         If the run is over.
     """
-    prepared = prepare_series(record, volume, model)
-    if isinstance(prepared, SeriesResult):
-        return prepared
-    labels, doubt = segment_slices(prepared.upright_hu, prepared.lungs.mask, model, config, stopped)
-    return finish_series(record, prepared, labels, doubt, model, config)
-
-
-def prepare_series(record: SeriesRecord, volume: Volume, model: LoadedModel) -> Prepared | SeriesResult:
-    """Set a series upright and find its lungs; the result (not_evaluable) at once if there are none.
-
-    Raises
-    ------
-    GeometryError
-        If the slices are not axial.
-    """
     orientation = orientation_from_affine(volume.affine)
-    upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
-    spacing_z, spacing_y, spacing_x = volume.spacing_mm
-    upright_spacing = (spacing_z, spacing_x, spacing_y) if orientation.transpose else volume.spacing_mm
-    lungs = segment_lungs(upright_hu, upright_spacing)
-    if lungs.mask.any():
-        return Prepared(
-            volume=volume,
-            orientation=orientation,
-            upright_hu=upright_hu,
-            upright_spacing=upright_spacing,
-            lungs=lungs,
-        )
-    missing = {"status": "not_evaluable", "reason": "no lung was found in any slice", "n_lung_slices": 0}
-    return SeriesResult(burden=series_row(record, model.sha256) | _flags(record, volume, lungs) | missing)
-
-
-def finish_series(
-    record: SeriesRecord,
-    prepared: Prepared,
-    labels: NDArray[np.uint8],
-    doubt: dict[str, float | None],
-    model: LoadedModel,
-    config: InferConfig,
-) -> SeriesResult:
-    """Measure and draw a series: what `segment_slices` returned for it goes back onto its own grid."""
-    volume, lungs, upright_hu = prepared.volume, prepared.lungs, prepared.upright_hu
-    box = _bounding_box(lungs.mask)  # what is measured lies in the lungs: a quarter of the volume, and of the memory
+    upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))  # no copy of what lies upright already
+    spacing_z, *spacing_yx = volume.spacing_mm
+    upright_y, upright_x = reversed(spacing_yx) if orientation.transpose else spacing_yx
+    lungs = segment_lungs(upright_hu, (spacing_z, upright_y, upright_x))
+    row = series_row(record, model.sha256) | _flags(record, volume, lungs)
+    if not lungs.mask.any():
+        reason = "no lung was found in any slice"
+        return SeriesResult(burden=row | {"status": "not_evaluable", "reason": reason, "n_lung_slices": 0})
+    labels, doubt = segment_slices(upright_hu, lungs.mask, model, config, stopped)
+    box = bounding_box(lungs.mask)  # what is measured lies in the lungs: a quarter of the volume, and of the memory
     inside = lungs.mask[box]
-    measured = series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
-    row = series_row(record, model.sha256) | _flags(record, volume, lungs) | measured | doubt
-    row |= {"status": "ok"}
+    row |= series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
+    row |= doubt | {"status": "ok"}
     masks = SeriesMasks(
-        labels=np.ascontiguousarray(prepared.orientation.from_upright(labels)),
-        lungs=np.ascontiguousarray(prepared.orientation.from_upright(lungs.mask)),
+        labels=np.ascontiguousarray(orientation.from_upright(labels)),
+        lungs=np.ascontiguousarray(orientation.from_upright(lungs.mask)),
         attributes=mask_attributes(
             volume,
             study_instance_uid=record.study_instance_uid,
@@ -121,12 +75,11 @@ def finish_series(
             lung_method=LUNG_METHOD,
         ),
     )
-    spacing_yx = prepared.upright_spacing[1:]
     return SeriesResult(
         burden=row,
         slices=tuple(_slice_rows(record, volume, labels, lungs)),
         masks=masks,
-        picture_png=_picture(upright_hu, labels, lungs, spacing_yx, row) if config.overlays else None,
+        picture_png=_picture(upright_hu, labels, lungs, (upright_y, upright_x), row) if config.overlays else None,
     )
 
 
@@ -217,12 +170,6 @@ class _Doubt:
             "lung_entropy": round(self.entropy / self.num_lung, _DIGITS) if self.num_lung else None,
             "flip_disagreement_pct": percent(self.num_changed, self.num_either),
         }
-
-
-def _bounding_box(mask: NDArray[np.uint8]) -> tuple[slice, ...]:
-    """Return the box of all that is not zero in a mask that holds something."""
-    held = (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in held)
 
 
 def series_row(record: SeriesRecord, model_sha256: str) -> dict[str, Any]:
