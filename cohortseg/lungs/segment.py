@@ -10,7 +10,7 @@ from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, sup
 from cohortseg.lungs.cage import rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
 from cohortseg.lungs.grid import block_factor, block_mean, to_full_grid, working_planes
-from cohortseg.lungs.morphology import Mask, dilate, frame_pixels
+from cohortseg.lungs.morphology import dilate, frame_pixels
 from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
 
 LUNG_METHOD: Final = "cohortseg-threshold 5"
@@ -63,23 +63,16 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     pixel_mm = float(np.sqrt(spacing_mm[1] * factor[0] * spacing_mm[2] * factor[1]))
     slices = [aerated_slice(block_mean(volume_hu[z], factor), pixel_mm) for z in planes]
     slices = supported_slices(slices)
-    if not any(item.aerated.any() for item in slices):
+    held = [z for z, item in enumerate(slices) if item.aerated.any()]
+    if not held:
         return Lungs(mask=np.zeros(volume_hu.shape, np.uint8), flags=())
-    held = [item for item in slices if item.aerated.any()]
-    cavities = iter(rib_cage_cavities(held))
-    filled = [_filled_slice(item, next(cavities) if item.aerated.any() else None) for item in slices]
-    coarse = np.stack([side for side, _ in filled])
+    coarse = np.zeros((len(slices), *slices[0].hu.shape), np.uint8)
+    excluded_mm2 = [0.0] * len(slices)
+    for z, cavity in zip(held, rib_cage_cavities([slices[z] for z in held]), strict=True):
+        lung, excluded_mm2[z] = dense_lung(slices[z], cavity)
+        coarse[z] = split_sides(lung, slices[z])
     mask = to_full_grid(coarse, planes, factor, volume_hu)
-    excluded_mm2 = [area for _, area in filled]
     return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2, cut=any(map(_is_cut, coarse, slices))))
-
-
-def _filled_slice(item: LungSlice, cavity: Mask | None) -> tuple[NDArray[np.uint8], float]:
-    """Return step 3 for a slice: its sides (Y, X) and the area of homogeneous dorsal tissue left out, mm2."""
-    if cavity is None:
-        return np.zeros(item.hu.shape, np.uint8), 0.0
-    lung, excluded_mm2 = dense_lung(item, cavity)
-    return split_sides(lung, item), excluded_mm2
 
 
 def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
