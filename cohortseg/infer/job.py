@@ -66,9 +66,7 @@ def give_up(job: Job, model_sha256: str, record: SeriesRecord) -> bool:
     return True
 
 
-def process_series(
-    job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool] = lambda: False
-) -> str:
+def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]) -> str:
     """Decode, segment and commit one series, and return its status; ``stopped`` tells whether the run is over.
 
     Raises

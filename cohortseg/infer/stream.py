@@ -19,7 +19,6 @@ from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
 """Series side by side, at most: each holds a volume in memory."""
-
 _WAKE_EVERY_S: Final = 0.2
 """For Ctrl-C: where another thread of the process took the signal, Python acts on it once the main thread wakes."""
 
@@ -43,8 +42,7 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
     StoreError
         If a result cannot be written, or the cohort has gone.
     """
-    cores = torch.get_num_threads()
-    lanes = max(1, min(_MOST_LANES, cores, len(records)))
+    lanes = min(_MOST_LANES, torch.get_num_threads(), len(records))
     stopped = threading.Event()
     begun: set[str] = set()
 
@@ -56,28 +54,24 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
 
     try:
         # One alone stays in this thread: glibc keeps the freed memory of every thread apart.
-        if lanes == 1:
-            yield from map(process, records)
+        if lanes > 1:
+            yield from _side_by_side(process, records, lanes, stopped)
         else:
-            yield from _side_by_side(process, records, lanes, cores // lanes, stopped)
+            yield from map(process, records)
     finally:
-        torch.set_num_threads(cores)
         # Empty unless interrupted or out of disk: a process that dies never comes here.
         for series_key in begun:
             withdraw_attempts(job.out, series_key, job.run_id)
 
 
 def _side_by_side(
-    process: Callable[[SeriesRecord], Done],
-    records: Sequence[SeriesRecord],
-    lanes: int,
-    num_threads: int,
-    stopped: threading.Event,
+    process: Callable[[SeriesRecord], Done], records: Sequence[SeriesRecord], lanes: int, stopped: threading.Event
 ) -> Iterator[Done]:
-    """Process series in so many threads, each with so many of PyTorch's."""
+    """Process series in so many threads, each with an equal share of PyTorch's."""
+    cores = torch.get_num_threads()
     waiting = iter(records)
     running: set[Future[Done]] = set()
-    pool = ThreadPoolExecutor(lanes, "series", initializer=torch.set_num_threads, initargs=(num_threads,))
+    pool = ThreadPoolExecutor(lanes, "series", initializer=torch.set_num_threads, initargs=(cores // lanes,))
     try:
         while True:
             running |= {pool.submit(process, record) for record in islice(waiting, 2 * lanes - len(running))}
@@ -89,6 +83,7 @@ def _side_by_side(
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
 
 
 def process_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
