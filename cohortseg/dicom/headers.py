@@ -261,8 +261,8 @@ def _values(dataset: Dataset, keyword: str) -> list[Any]:
         raw = dataset.get_item(keyword)
         encoding = dataset.original_character_set
         if isinstance(raw, RawDataElement) and encoding and len(raw.value or b"") <= _REMEMBERED_BYTES:
-            at_rest = raw._replace(value_tell=0)  # the place in its file tells elements apart that are alike
-            value = _converted(at_rest, encoding if isinstance(encoding, str) else tuple(encoding))
+            alike = raw._replace(value_tell=0)  # wherever they lie in their files
+            value = _converted(alike, encoding if isinstance(encoding, str) else tuple(encoding))
         else:
             value = dataset.get(keyword)
     except READ_ERRORS:
