@@ -14,7 +14,9 @@ from pydicom.data import get_testdata_file
 from runs import only_series
 from typer.testing import CliRunner
 
-from cohortseg.dicom.headers import Header, SkippedFile, quiet_pydicom, read_headers
+from cohortseg.dicom import headers
+from cohortseg.dicom.elements import Attributes, first_attributes, quiet_pydicom
+from cohortseg.dicom.headers import Header, SkippedFile, read_headers
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError
 from cohortseg.store.schemas import MANIFEST
@@ -123,6 +125,34 @@ def test_a_damaged_header_never_stops_the_scan(tmp_path: Path, data: st.DataObje
     with quiet_pydicom():
         found = read_headers(tmp_path, "bad")
         assert isinstance(found, SkippedFile) or all(isinstance(header, Header) for header in found)
+
+
+def test_the_quick_way_to_a_header_finds_what_pydicom_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(str(get_testdata_file("CT_small.dcm", download=False))).parent
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    quick = 0
+
+    def counted(start: bytes, tags: list[int]) -> tuple[Attributes, Attributes] | None:
+        nonlocal quick
+        found = first_attributes(start, tags)
+        quick += found is not None
+        return found
+
+    with quiet_pydicom():
+        monkeypatch.setattr(headers, "first_attributes", counted)
+        found = [read_headers(folder, name) for name in names]
+        monkeypatch.setattr(headers, "first_attributes", lambda *_: None)
+        assert found == [read_headers(folder, name) for name in names]
+    assert quick > len(names) / 2
+
+
+def test_a_header_beyond_the_first_bytes_is_found(tmp_path: Path) -> None:
+    path = write_series(tmp_path / "a", shape=(1, 4, 4))[0]
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x0009_0010, "LO", "somebody")
+    dataset.add_new(0x0009_1001, "OB", bytes(100_000))  # before all that tells where the slice lies
+    dataset.save_as(path)
+    assert only_series(tmp_path).reason is None
 
 
 def test_a_wild_mixture_is_sorted_without_a_crash() -> None:

@@ -9,8 +9,9 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
+from cohortseg.dicom.elements import READ_ERRORS
 from cohortseg.dicom.guards import BoundedFile
-from cohortseg.dicom.headers import READ_ERRORS, Header
+from cohortseg.dicom.headers import Header
 from cohortseg.dicom.pixels import stored_values
 from cohortseg.errors import DicomError
 

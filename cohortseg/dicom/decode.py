@@ -11,10 +11,10 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from cohortseg.config import RESAMPLE, UNTILT
+from cohortseg.dicom.elements import READ_ERRORS, Attributes
 from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_slices
 from cohortseg.dicom.guards import BoundedFile, inflates_too_far
-from cohortseg.dicom.headers import READ_ERRORS, reals, text
 from cohortseg.dicom.pixels import slice_hu
 from cohortseg.dicom.repair import resample_z, untilt
 from cohortseg.dicom.series import SeriesRecord
@@ -113,7 +113,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         spacing_mm=(spacing_z, *_pixel_spacing(slices[0], record)),
         series_instance_uid=record.series_instance_uid,
         sop_instance_uids=tuple(uids),
-        frame_of_reference_uid=text(slices[0], "FrameOfReferenceUID"),
+        frame_of_reference_uid=Attributes.of(slices[0]).text("FrameOfReferenceUID"),
         study_date=record.study_date,
         qc_flags=record.qc_flags,
     )
@@ -138,7 +138,7 @@ def _repaired(
     volume_hu: NDArray[np.int16], slices: Sequence[Dataset], stack: Stack, record: SeriesRecord
 ) -> tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.int64]]:
     """Return a volume on an upright, even grid, its affine, and the index of the file's slice nearest to each slice."""
-    positions = np.array([reals(item, "ImagePositionPatient", 3) for item in slices])
+    positions = np.array([Attributes.of(item).reals("ImagePositionPatient", 3) for item in slices])
     affine, nearest = stack.affine.copy(), np.arange(len(volume_hu))
     if UNTILT in record.repairs:
         volume_hu, positions = untilt(volume_hu, positions, affine)
@@ -191,16 +191,17 @@ def _read_dataset(root: Path, path: str, record: SeriesRecord) -> Dataset:
         raise DicomError(f"{path}: cannot be read: {error.strerror or 'damaged'}; scan the cohort again") from error
     except READ_ERRORS as error:
         raise DicomError(f"{path}: damaged DICOM file") from error
-    if text(dataset, "SeriesInstanceUID") != record.series_instance_uid or text(dataset, "SOPInstanceUID") is None:
+    stated = Attributes.of(dataset)
+    if stated.text("SeriesInstanceUID") != record.series_instance_uid or stated.text("SOPInstanceUID") is None:
         raise DicomError(f"{path}: belongs to another series than the scan saw; scan the cohort again")
     # Before any memory is taken: the scan has seen to it that the size is sensible.
-    if [reals(dataset, keyword, 1) for keyword in ("Rows", "Columns")] != [(record.rows,), (record.columns,)]:
+    if [stated.whole(keyword) for keyword in ("Rows", "Columns")] != [record.rows, record.columns]:
         raise DicomError(f"{path}: image size differs from what the scan saw; scan the cohort again")
     return dataset
 
 
 def _pixel_spacing(dataset: Dataset, record: SeriesRecord) -> tuple[float, float]:
-    spacing = reals(dataset, "PixelSpacing", 2)
+    spacing = Attributes.of(dataset).reals("PixelSpacing", 2)
     if spacing is None:
         raise GeometryError(f"series {record.series_key}: PixelSpacing is missing")
     return spacing[0], spacing[1]
@@ -208,8 +209,8 @@ def _pixel_spacing(dataset: Dataset, record: SeriesRecord) -> tuple[float, float
 
 def _checked_stack(datasets: Sequence[Dataset], record: SeriesRecord) -> Stack:
     """Return the geometry of the files as read now; it must be regular, and as the scan saw it."""
-    positions = [reals(dataset, "ImagePositionPatient", 3) for dataset in datasets]
-    orientation = reals(datasets[0], "ImageOrientationPatient", 6)
+    positions = [Attributes.of(dataset).reals("ImagePositionPatient", 3) for dataset in datasets]
+    orientation = Attributes.of(datasets[0]).reals("ImageOrientationPatient", 6)
     known = [position for position in positions if position is not None]
     if len(known) < len(positions) or orientation is None:
         raise GeometryError(f"series {record.series_key}: slice positions or orientation are missing")

@@ -1,51 +1,22 @@
 """One file's header: what the scan needs to know of it, without its pixels."""
 
-import math
 import os
-import re
 import stat
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import pydicom
-from pydicom.config import disable_value_validation
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import RawDataElement, convert_raw_data_element
-from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.multival import MultiValue
+from pydicom.uid import MediaStorageDirectoryStorage
 
+from cohortseg.dicom.elements import READ_ERRORS, Attributes, first_attributes
 from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
-from cohortseg.dicom.guards import START_BYTES, BoundedFile, archive_kind, inflates_too_far
+from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
 
-READ_ERRORS: Final = (
-    InvalidDicomError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    NotImplementedError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-    BytesLengthException,
-    struct.error,
-    zlib.error,
-)
-"""What pydicom raises on damaged files; found by damaging files at random (see the tests)."""
-
-_REMEMBERED_BYTES: Final = 256
-"""Longer values are parsed each time: what is remembered must not fill memory."""
 _KEYWORDS: Final = (
     "SpecificCharacterSet",
     "ImageType",
@@ -77,7 +48,10 @@ _KEYWORDS: Final = (
     *GROUP_SEQUENCES,
 )
 _TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+_START: Final = 1 << 16
+"""Bytes read first of every file: most headers end within them."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +113,6 @@ def common(headers: Sequence[Header], name: str) -> Any:
     return values.pop() if len(values) == 1 else None
 
 
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom's warnings about odd values: they quote the values, which can be a patient's name."""
-    with warnings.catch_warnings(), disable_value_validation():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
     """Read one file's header, whatever the file is.
 
@@ -177,47 +143,50 @@ def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
 
 def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> list[Header] | SkippedFile:
     """Tell DICOM from other files by its first bytes, then parse."""
-    start = file.read(START_BYTES)
-    file.seek(0)
+    start = file.read(_START)
     is_part10 = start[128:132] == b"DICM"
     # Files without the 128-byte preamble exist; they start with group 0002 or 0008, little endian.
     if not is_part10 and start[:2] not in (b"\x02\x00", b"\x08\x00"):
         kind = archive_kind(start)
         return SkippedFile(path, f"not DICOM ({kind} archive: unpack it first)" if kind else "not DICOM")
+    file.seek(0)
     if inflates_too_far(file):
         return SkippedFile(path, "deflated DICOM that expands beyond 1 GiB")
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=not is_part10)
-        headers = _headers_from_dataset(dataset, path, status)
+        meta, slices = _read(file, start if is_part10 else None)
+        found = [_header(item, path, status, meta.text("TransferSyntaxUID"), frame) for frame, item in slices]
     except READ_ERRORS:
         # The error's text is left out: it can quote the header.
         return SkippedFile(path, "damaged DICOM header" if is_part10 else "not DICOM")
+    headers = [header for header in found if header is not None]
     if headers:
         return headers
-    if text(dataset.file_meta, "MediaStorageSOPClassUID") == pydicom.uid.MediaStorageDirectoryStorage:
+    if meta.text("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return SkippedFile(path, "DICOMDIR: an index, not an image")
     return SkippedFile(path, "DICOM without SeriesInstanceUID or SOPInstanceUID" if is_part10 else "not DICOM")
 
 
-def _headers_from_dataset(dataset: Dataset, path: str, status: os.stat_result) -> list[Header]:
-    """Return one header, or one a frame; none without the two UIDs that place a file in a series."""
-    syntax = text(dataset.file_meta, "TransferSyntaxUID")
-    found = [_header_from_dataset(dataset, path, status, syntax)]
-    if text(dataset, "SOPClassUID") in ENHANCED_CT and found[0] is not None:
-        try:
-            frames = frame_datasets(dataset)
-        except READ_ERRORS:
-            pass  # one header without frame numbers: the rules name it
-        else:
-            found = [_header_from_dataset(frame, path, status, syntax, index) for index, frame in enumerate(frames, 1)]
-    return [header for header in found if header is not None]
+def _read(file: BinaryIO, start: bytes | None) -> tuple[Attributes, list[tuple[int | None, Attributes]]]:
+    """Return the file meta information, and the attributes of the file's slice, or of each frame and its number.
+
+    ``start`` holds the first bytes of a file with preamble.
+    """
+    first = None if start is None else first_attributes(start, _TAGS)
+    if first is not None and first[1].text("SOPClassUID") not in ENHANCED_CT:
+        return first[0], [(None, first[1])]
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=start is None)
+    meta, attributes = Attributes.of(dataset.file_meta), Attributes.of(dataset)
+    if attributes.text("SOPClassUID") in ENHANCED_CT:
+        with suppress(*READ_ERRORS):  # one header without frame numbers: the rules name it
+            return meta, list(enumerate(map(Attributes.of, frame_datasets(dataset)), 1))
+    return meta, [(None, attributes)]
 
 
-def _header_from_dataset(
-    dataset: Dataset, path: str, status: os.stat_result, syntax: str | None, frame: int | None = None
+def _header(
+    item: Attributes, path: str, status: os.stat_result, syntax: str | None, frame: int | None
 ) -> Header | None:
     """Return the header, or None without the two UIDs that place a file in a series."""
-    series_uid, sop_uid = text(dataset, "SeriesInstanceUID"), text(dataset, "SOPInstanceUID")
+    series_uid, sop_uid = item.text("SeriesInstanceUID"), item.text("SOPInstanceUID")
     if series_uid is None or sop_uid is None:
         return None
     return Header(
@@ -226,95 +195,30 @@ def _header_from_dataset(
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
         transfer_syntax_uid=syntax,
-        sop_class_uid=text(dataset, "SOPClassUID"),
+        sop_class_uid=item.text("SOPClassUID"),
         sop_instance_uid=sop_uid,
-        study_instance_uid=text(dataset, "StudyInstanceUID"),
+        study_instance_uid=item.text("StudyInstanceUID"),
         series_instance_uid=series_uid,
-        acquisition_number=_whole(dataset, "AcquisitionNumber"),
-        patient_id=text(dataset, "PatientID"),
-        study_date=_date(text(dataset, "StudyDate")),
-        modality=text(dataset, "Modality"),
-        series_description=text(dataset, "SeriesDescription"),
-        image_type=_texts(dataset, "ImageType"),
-        manufacturer=text(dataset, "Manufacturer"),
-        convolution_kernel=text(dataset, "ConvolutionKernel"),
-        slice_thickness_mm=_real(dataset, "SliceThickness"),
-        image_position_patient=reals(dataset, "ImagePositionPatient", 3),
-        image_orientation_patient=reals(dataset, "ImageOrientationPatient", 6),
-        frame_of_reference_uid=text(dataset, "FrameOfReferenceUID"),
-        samples_per_pixel=_whole(dataset, "SamplesPerPixel"),
-        photometric_interpretation=text(dataset, "PhotometricInterpretation"),
-        number_of_frames=_whole(dataset, "NumberOfFrames"),
-        rows=_whole(dataset, "Rows"),
-        columns=_whole(dataset, "Columns"),
-        pixel_spacing_mm=reals(dataset, "PixelSpacing", 2),
-        rescale_slope=_real(dataset, "RescaleSlope"),
-        rescale_intercept=_real(dataset, "RescaleIntercept"),
-        rescale_type=text(dataset, "RescaleType"),
-        lossy=text(dataset, "LossyImageCompression") == "01",
+        acquisition_number=item.whole("AcquisitionNumber"),
+        patient_id=item.text("PatientID"),
+        study_date=item.date("StudyDate"),
+        modality=item.text("Modality"),
+        series_description=item.text("SeriesDescription"),
+        image_type=item.texts("ImageType"),
+        manufacturer=item.text("Manufacturer"),
+        convolution_kernel=item.text("ConvolutionKernel"),
+        slice_thickness_mm=item.real("SliceThickness"),
+        image_position_patient=item.reals("ImagePositionPatient", 3),
+        image_orientation_patient=item.reals("ImageOrientationPatient", 6),
+        frame_of_reference_uid=item.text("FrameOfReferenceUID"),
+        samples_per_pixel=item.whole("SamplesPerPixel"),
+        photometric_interpretation=item.text("PhotometricInterpretation"),
+        number_of_frames=item.whole("NumberOfFrames"),
+        rows=item.whole("Rows"),
+        columns=item.whole("Columns"),
+        pixel_spacing_mm=item.reals("PixelSpacing", 2),
+        rescale_slope=item.real("RescaleSlope"),
+        rescale_intercept=item.real("RescaleIntercept"),
+        rescale_type=item.text("RescaleType"),
+        lossy=item.text("LossyImageCompression") == "01",
     )
-
-
-def _values(dataset: Dataset, keyword: str) -> list[Any]:
-    """Return an attribute's values; an empty list if it is absent, empty or cannot be parsed."""
-    try:
-        raw = dataset.get_item(keyword)
-        encoding = dataset.original_character_set
-        if isinstance(raw, RawDataElement) and encoding and len(raw.value or b"") <= _REMEMBERED_BYTES:
-            alike = raw._replace(value_tell=0)  # wherever they lie in their files
-            value = _converted(alike, encoding if isinstance(encoding, str) else tuple(encoding))
-        else:
-            value = dataset.get(keyword)
-    except READ_ERRORS:
-        return []
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (MultiValue, list)) else [value]
-
-
-@lru_cache(maxsize=1024)
-def _converted(raw: RawDataElement, encoding: str | tuple[str, ...]) -> Any:
-    """Return an element's value as pydicom parses it; remembered, since the files of a series agree in most of them."""
-    return convert_raw_data_element(raw, encoding=encoding if isinstance(encoding, str) else list(encoding)).value
-
-
-def _texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
-    # Control characters would reach terminals (--show-ids) and tables.
-    values = (_CONTROL.sub("", str(value)).strip() for value in _values(dataset, keyword))
-    # Bytes of an undeclared character set must not break the table, which is UTF-8.
-    return tuple(value.encode("utf-8", "replace").decode("utf-8") for value in values)
-
-
-def text(dataset: Dataset, keyword: str) -> str | None:
-    """Return an attribute as text, several values joined by backslashes; None if it is absent, empty or unreadable."""
-    return "\\".join(_texts(dataset, keyword)) or None
-
-
-def reals(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """Return exactly ``count`` finite numbers of an attribute, or None."""
-    try:
-        numbers = tuple(float(value) for value in _values(dataset, keyword))
-    except (TypeError, ValueError):
-        return None
-    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
-
-
-def _real(dataset: Dataset, keyword: str) -> float | None:
-    numbers = reals(dataset, keyword, 1)
-    return None if numbers is None else numbers[0]
-
-
-def _whole(dataset: Dataset, keyword: str) -> int | None:
-    number = _real(dataset, keyword)
-    return None if number is None else int(number)
-
-
-def _date(value: str | None) -> date | None:
-    """Parse DA: YYYYMMDD, or YYYY.MM.DD of the standard before DICOM 3."""
-    match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", value or "")
-    if match is None:
-        return None
-    try:
-        return date(*map(int, match.groups()))
-    except ValueError:
-        return None

@@ -11,8 +11,8 @@ from pydicom.pixels.processing import apply_rescale
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGTransferSyntaxes, RLELossless
 
+from cohortseg.dicom.elements import READ_ERRORS, Attributes
 from cohortseg.dicom.guards import codestream_size
-from cohortseg.dicom.headers import READ_ERRORS, reals, text
 from cohortseg.errors import DicomError
 from cohortseg.volume import HU_MAX, HU_MIN
 
@@ -46,7 +46,7 @@ def slice_hu(dataset: Dataset, path: str, frame: int = 0, rescale: Dataset | Non
     """
     rescale = dataset if rescale is None else rescale
     stored = stored_values(dataset, path, frame)
-    if None in [reals(rescale, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]:
+    if None in [Attributes.of(rescale).reals(keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]:
         raise DicomError(f"{path}: RescaleSlope or RescaleIntercept is missing: values are not in HU")
     hu: NDArray[np.float64] = np.rint(apply_rescale(stored, rescale))
     padding = _padding_range(dataset, stored.dtype)
@@ -64,7 +64,7 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     DicomError
         If there are no pixels, no decoder, or the data are damaged or of another size than the header says.
     """
-    syntax = UID(text(dataset.file_meta, "TransferSyntaxUID") or "")
+    syntax = UID(Attributes.of(dataset.file_meta).text("TransferSyntaxUID") or "")
     if "PixelData" not in dataset:
         raise DicomError(f"{path}: no pixel data; the file was probably cut off: copy it again")
     try:
@@ -100,10 +100,10 @@ def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
 
 def _padding_range(dataset: Dataset, dtype: np.dtype[np.integer]) -> tuple[int, int] | None:
     """Return the lowest and highest stored value that means padding."""
-    value = reals(dataset, "PixelPaddingValue", 1)
+    value = Attributes.of(dataset).reals("PixelPaddingValue", 1)
     if value is None:
         return None
-    limit = reals(dataset, "PixelPaddingRangeLimit", 1) or value
+    limit = Attributes.of(dataset).reals("PixelPaddingRangeLimit", 1) or value
     # Both are often written as unsigned although the pixels are signed: -2000 as 63536.
     ends = sorted(int(np.array(int(end) % 2 ** (8 * dtype.itemsize)).astype(dtype)) for end in (*value, *limit))
     return ends[0], ends[1]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -43,11 +44,16 @@ class Problem:
     flag: str | None = None
 
 
-def image_type_words(header: Header) -> set[str]:
+def image_type_words(header: Header) -> frozenset[str]:
     """Return ImageType's values and their words, without signs between letters (MAX_IP and MAX IP: MAXIP)."""
-    values = [value.upper() for value in header.image_type]
+    return _words(header.image_type)
+
+
+@lru_cache
+def _words(image_type: tuple[str, ...]) -> frozenset[str]:
+    values = [value.upper() for value in image_type]
     words = {word for value in values for word in re.split(r"[^A-Z0-9]+", value)}
-    return words | {re.sub(r"[^A-Z0-9]+", "", value) for value in values}
+    return frozenset(words | {re.sub(r"[^A-Z0-9]+", "", value) for value in values})
 
 
 def image_kind(header: Header) -> str:

@@ -13,7 +13,8 @@ from typing import Final
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.copies import drop_copies
-from cohortseg.dicom.headers import Header, SkippedFile, quiet_pydicom, read_headers
+from cohortseg.dicom.elements import quiet_pydicom
+from cohortseg.dicom.headers import Header, SkippedFile, read_headers
 from cohortseg.dicom.selection import parse_rules, select_series
 from cohortseg.dicom.series import SeriesRecord, series_from_headers
 from cohortseg.dicom.volumes import split_volumes
@@ -22,8 +23,8 @@ from cohortseg.errors import ConfigError
 Report = Callable[[int, int | None, str], None]
 """Takes what is done, of how much (None: not known yet), and a short text."""
 
-FILES_PER_WORKER: Final = 2000
-"""Below this number a further process costs more (about 1 s to start) than it saves (about 1 ms a file)."""
+FILES_PER_WORKER: Final = 4000
+"""Below this number a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
 _CHUNK: Final = 200
 
 

@@ -185,7 +185,7 @@ def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
 
 def _orientation(headers: Sequence[Header]) -> str | None:
     """Return axial, coronal, sagittal, oblique or mixed; None if a file has no usable orientation."""
-    cosines = [header.image_orientation_patient for header in headers]
+    cosines = list(dict.fromkeys(header.image_orientation_patient for header in headers))
     usable = [values for values in cosines if values is not None and is_orthonormal(values)]
     if len(usable) < len(cosines):
         return None

@@ -14,7 +14,7 @@ from typing import Any
 
 import cohortseg.synthetic.quirk_pixels
 import cohortseg.synthetic.quirk_series  # noqa: F401 - both register their quirks
-from cohortseg.dicom.headers import quiet_pydicom
+from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.errors import StoreError
 from cohortseg.store.schemas import QUIRKS
 from cohortseg.store.tables import table_from_rows, write_table
