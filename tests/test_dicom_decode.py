@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +24,7 @@ from pydicom.uid import (
 from runs import only_series
 
 from cohortseg.dicom.decode import read_volume, require_hu
+from cohortseg.dicom.pixels import stored_values
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, DicomError, GeometryError, NotEvaluableError
@@ -204,11 +206,19 @@ def test_claimed_size_beyond_the_file_is_an_error(tmp_path: Path) -> None:
         read_only(tmp_path)
 
 
-def test_no_decoder_says_what_is_missing(tmp_path: Path) -> None:
-    copy_testdata("JPEG-lossy.dcm", tmp_path)  # 12 bit JPEG: no installed decoder reads it
-    (record,) = scan_cohort(tmp_path).series
+def test_lossy_jpeg_of_12_bits(tmp_path: Path) -> None:
+    stored = stored_values(pydicom.dcmread(copy_testdata("JPEG-lossy.dcm", tmp_path)), "JPEG-lossy.dcm")
+    # as libjpeg-turbo decodes it
+    assert (stored.shape, stored.max()) == ((1024, 256), 264)
+    assert stored.mean() == pytest.approx(14.369991, abs=1e-6)
+
+
+def test_jpeg_that_no_decoder_reads(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(copy_testdata("JPEG-lossy.dcm", tmp_path))
+    dataset.SamplesPerPixel = 3
+    dataset.PlanarConfiguration = 0
     with pytest.raises(DicomError, match=r"JPEG Extended.*cannot be decoded.*pylibjpeg-libjpeg"):
-        read_volume(record, tmp_path)
+        stored_values(dataset, "JPEG-lossy.dcm")
 
 
 def test_unknown_transfer_syntax(tmp_path: Path) -> None:

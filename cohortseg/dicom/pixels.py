@@ -11,10 +11,13 @@ from pydicom.pixels.processing import apply_rescale
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGTransferSyntaxes, RLELossless
 
+from cohortseg.dicom import jpeg12
 from cohortseg.dicom.elements import READ_ERRORS, Attributes
 from cohortseg.dicom.guards import codestream_size
 from cohortseg.errors import DicomError
 from cohortseg.volume import HU_MAX, HU_MIN
+
+jpeg12.register()
 
 _RLE_SLACK: Final = 4096
 """Bytes of header and segment padding beyond the worst case of RLE, which is less than twice the image."""
