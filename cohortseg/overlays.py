@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,17 @@ _PAIRS_A_ROW: Final = 3
 _TEXT_HEIGHT: Final = 20
 _INK: Final = (235, 235, 235)
 _PAPER: Final = (16, 16, 16)
+
+
+class Compared(NamedTuple):
+    """One slice, what is in it, and what was found."""
+
+    slice_hu: NDArray[np.int16]
+    """(H, W) HU, upright."""
+    truth: NDArray[np.uint8]
+    """(H, W) label map, upright: 0, 1, 2."""
+    predicted: NDArray[np.uint8]
+    """(H, W) label map, upright: 0, 1, 2."""
 
 
 def gray_slice(slice_hu: NDArray[np.int16]) -> NDArray[np.uint8]:
@@ -125,6 +136,12 @@ def overview(
         )
         pairs.append((z, [_tile(side, pixel_spacing_mm, height) for side in sides]))
     return _sheet(pairs, height, caption)
+
+
+def compared(cases: Sequence[Compared]) -> Image.Image:
+    """Return each CT, the truth over it and the prediction over it side by side, one below the other."""
+    rows = [(gray_slice(hu), overlay_slice(hu, truth), overlay_slice(hu, predicted)) for hu, truth, predicted in cases]
+    return contact_sheet(rows, ("input", "truth", "prediction"))
 
 
 def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Image.Image:

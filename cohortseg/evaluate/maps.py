@@ -1,4 +1,4 @@
-"""What an evaluation draws and saves for each image: overlays, label maps and 8-bit probability maps."""
+"""What an evaluation saves for each image: its picture, label maps and 8-bit probability maps."""
 
 from pathlib import Path
 from typing import Final
@@ -10,24 +10,9 @@ from PIL import Image
 from cohortseg.errors import StoreError
 from cohortseg.evaluate.score import eight_bit, label_map
 from cohortseg.labels import LESIONS
-from cohortseg.overlays import contact_sheet, gray_slice, overlay_slice
 
 PICTURES: Final = "pictures"
 """Folder of the overlays in an evaluation's output."""
-
-
-def compared(slice_hu: NDArray[np.int16], truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> Image.Image:
-    """Return the CT, the truth over it and the prediction over it, side by side.
-
-    Parameters
-    ----------
-    slice_hu : (H, W) HU
-        The CT, upright.
-    truth, predicted : (H, W), uint8
-        Label maps, upright: 0, 1, 2.
-    """
-    row = (gray_slice(slice_hu), overlay_slice(slice_hu, truth), overlay_slice(slice_hu, predicted))
-    return contact_sheet([row], ("input", "truth", "prediction"))
 
 
 def write_picture(folder: Path, name: str, picture: Image.Image) -> None:

@@ -14,10 +14,11 @@ from cohortseg.config import InferConfig
 from cohortseg.datasets.covid_semiseg import Split, find_data, labelled_slices
 from cohortseg.datasets.slices import CanonicalSlice, LabeledSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import DataError, StoreError
-from cohortseg.evaluate.maps import PICTURES, compared, write_maps, write_picture
+from cohortseg.evaluate.maps import PICTURES, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
+from cohortseg.overlays import Compared, compared
 from cohortseg.preprocess import hu_from_image
 from cohortseg.store.provenance import write_run_json
 from cohortseg.store.tables import write_table
@@ -157,7 +158,7 @@ def _written(pairs: Iterable[tuple[LabeledSlice, Case]], output: Path, *, save_m
         truth, labels = (
             source.orientation.to_upright(array).astype(np.uint8) for array in (case.truth, label_map(case.prob))
         )
-        write_picture(output, case.name, compared(upright_hu, truth, labels))
+        write_picture(output, case.name, compared([Compared(upright_hu, truth, labels)]))
         yield case
 
 

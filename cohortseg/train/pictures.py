@@ -14,7 +14,7 @@ from cohortseg.config import CanonicalConfig
 from cohortseg.labels import LABELS
 from cohortseg.losses import IGNORE, refined_pseudo_labels
 from cohortseg.models.vqvae import codebook_use
-from cohortseg.overlays import contact_sheet, gray_slice, overlay_slice
+from cohortseg.overlays import Compared, compared, contact_sheet, gray_slice, overlay_slice
 from cohortseg.train.state import ADVERSARIAL, TrainState
 
 Tiles = dict[str, NDArray[np.uint8]]
@@ -41,17 +41,12 @@ def draw_labeled(state: TrainState, images: torch.Tensor, labels: torch.Tensor, 
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         logits = state.segmenter(images, reconstruct=False).logits
     predicted = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-    rows = []
-    for image, truth, prediction in zip(images, labels.cpu().numpy(), predicted, strict=True):
-        slice_hu = _hu(image, state.config.canonical)
-        rows.append(
-            {
-                "input": gray_slice(slice_hu),
-                "truth": overlay_slice(slice_hu, truth),
-                "prediction": overlay_slice(slice_hu, prediction),
-            }
-        )
-    return _sheet(rows)
+    return compared(
+        [
+            Compared(_hu(image, state.config.canonical), truth, prediction)
+            for image, truth, prediction in zip(images, labels.cpu().numpy(), predicted, strict=True)
+        ]
+    )
 
 
 @torch.no_grad()
@@ -87,7 +82,7 @@ def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Im
             row["confidence, 0 to 1"] = (255 * mpl.colormaps["viridis"](sure[index])[..., :3]).astype(np.uint8)
             row["refined pseudo label"] = _pseudo_label_rgb(pseudo[index])
         rows.append(row)
-    return _sheet(rows)
+    return contact_sheet([list(row.values()) for row in rows], list(rows[0]))
 
 
 @torch.no_grad()
@@ -147,7 +142,3 @@ def _pseudo_label_rgb(pseudo: NDArray[np.int64]) -> NDArray[np.uint8]:
     for label in LABELS:
         rgb[pseudo == label.value] = label.rgb
     return rgb
-
-
-def _sheet(rows: list[Tiles]) -> Image.Image:
-    return contact_sheet([list(row.values()) for row in rows], list(rows[0]))
