@@ -19,6 +19,7 @@ _MACROS: Final = {
     "RescaleSlope": ("PixelValueTransformationSequence", "RescaleSlope"),
     "RescaleType": ("PixelValueTransformationSequence", "RescaleType"),
     "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+    "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
     "ConvolutionKernel": ("CTReconstructionSequence", "ConvolutionKernel"),
     "ImageType": ("CTImageFrameTypeSequence", "FrameType"),
 }

@@ -32,6 +32,8 @@ _KEYWORDS: Final = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "AcquisitionNumber",
+    "AcquisitionTime",
+    "TemporalPositionIdentifier",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
@@ -80,6 +82,10 @@ class Header:
     study_instance_uid: str | None
     series_instance_uid: str
     acquisition_number: int | None
+    acquisition_time: str | None
+    """TM as it stands: only whether two slices agree in it matters."""
+    temporal_position: int | None
+    """TemporalPositionIdentifier (0020,0100): the phase of a scan in time."""
     patient_id: str | None
     study_date: date | None
     modality: str | None
@@ -200,6 +206,8 @@ def _header(
         study_instance_uid=item.text("StudyInstanceUID"),
         series_instance_uid=series_uid,
         acquisition_number=item.whole("AcquisitionNumber"),
+        acquisition_time=item.text("AcquisitionTime"),
+        temporal_position=item.whole("TemporalPositionIdentifier"),
         patient_id=item.text("PatientID"),
         study_date=item.date("StudyDate"),
         modality=item.text("Modality"),

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from operator import attrgetter
 from typing import Final
 
 from cohortseg.dicom.geometry import COSINE_ATOL, SAME_POSITION_MM, TILT_TOLERANCE_DEG, irregular, stack_slices
@@ -16,8 +17,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     """Return the slices of one series, volume by volume.
 
     A volume has one orientation, frame of reference, kernel, image size and kind (SOP class, scout, projection). One
-    scan may number its acquisitions slice by slice, so that they split a series only where it is no regular stack as a
-    whole and every acquisition is one of several slices.
+    scan may number its acquisitions slice by slice, and has a time for each slice, so that acquisitions, phases and
+    times split a series only where it is no regular stack as a whole and each of them is one of several slices.
 
     Parameters
     ----------
@@ -80,11 +81,14 @@ def _plane_numbers(headers: Sequence[Header]) -> dict[tuple[float, ...] | None, 
 
 
 def _acquisitions(headers: list[Header]) -> list[list[Header]]:
-    """Return a volume split by AcquisitionNumber if that, and only that, makes regular stacks of it."""
-    parts = _grouped(headers, lambda header: header.acquisition_number)
-    if len(parts) == 1 or _is_regular(headers):
+    """Return a volume split by the first of acquisition, phase and time that makes regular stacks of it."""
+    if _is_regular(headers):
         return [headers]
-    return parts if all(len(part) > 1 and _is_regular(part) for part in parts) else [headers]
+    for name in ("acquisition_number", "temporal_position", "acquisition_time"):
+        parts = _grouped(headers, attrgetter(name))
+        if 1 < len(parts) <= MAX_VOLUMES and all(len(part) > 1 and _is_regular(part) for part in parts):
+            return parts
+    return [headers]
 
 
 def _is_regular(headers: Sequence[Header]) -> bool:

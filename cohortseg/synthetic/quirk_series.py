@@ -108,6 +108,16 @@ def _two_acquisitions(folder: Path) -> list[Expected]:
     return _two_volumes(folder, "acquisitions", {"AcquisitionNumber": 2}, "11 slices against 12")
 
 
+@quirk("One series of two phases in time, of one acquisition")
+def _two_phases(folder: Path) -> list[Expected]:
+    return _two_volumes(folder, "phases", {"TemporalPositionIdentifier": 2}, "11 slices against 12")
+
+
+@quirk("One series of two scans at the same positions that only their time tells apart")
+def _two_times(folder: Path) -> list[Expected]:
+    return _two_volumes(folder, "times", {"AcquisitionTime": "100230"}, "11 slices against 12")
+
+
 @quirk("A step-and-shoot scan, which numbers each slice as an acquisition")
 def _acquisition_a_slice(folder: Path) -> list[Expected]:
     slices = chest_slices("stepping")
