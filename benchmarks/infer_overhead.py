@@ -1,6 +1,7 @@
 """What `infer` costs beyond the network: its slices a second against the bare forward passes over the same slices.
 
-    python benchmarks/infer_overhead.py                  # generates six series of 60 slices
+    python benchmarks/infer_overhead.py                  # generates six series of 60 slices, 4.2 mm apart
+    python benchmarks/infer_overhead.py --slices 240     # thin slices
     python benchmarks/infer_overhead.py --cohort DIR --engines local,ray
 
 Same network, device, precision, batches and threads. Only slices that went through the network count. The bare passes
