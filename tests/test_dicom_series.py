@@ -277,3 +277,9 @@ def test_orientation_of_slices_is_the_same_to_rounding(tmp_path: Path) -> None:
         tmp_path, attributes=lambda index: {"ImageOrientationPatient": [*AXIAL[:5], f"{0.0004 * (index % 2)}"]}
     )
     assert only_series(tmp_path).decision == "selected"
+
+
+@pytest.mark.parametrize("thickness", [0, -1])
+def test_a_thickness_that_cannot_be_is_null(tmp_path: Path, thickness: int) -> None:
+    write_series(tmp_path, attributes={"SliceThickness": thickness})
+    assert only_series(tmp_path).slice_thickness_mm is None

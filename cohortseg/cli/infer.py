@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS: Final = 60
 _NUMBERS: Final = ("lung_volume_ml", "ggo_pct", "consolidation_pct", "po_pct")
-_STATUS: Final = {"ok": "ok", "not_evaluable": "no lung", "failed": "failed"}
+_STATUS: Final = {"ok": "ok", "not_evaluable": "not evaluable", "failed": "failed"}
 _REMARKS: Final = "Remarks"
 _COLUMNS: Final[dict[str, Literal["left", "right"]]] = {
     "Series": "left",

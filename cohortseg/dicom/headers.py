@@ -215,7 +215,7 @@ def _header(
         image_type=item.texts("ImageType"),
         manufacturer=item.text("Manufacturer"),
         convolution_kernel=item.text("ConvolutionKernel"),
-        slice_thickness_mm=item.real("SliceThickness"),
+        slice_thickness_mm=_positive(item.real("SliceThickness")),
         image_position_patient=item.reals("ImagePositionPatient", 3),
         image_orientation_patient=item.reals("ImageOrientationPatient", 6),
         frame_of_reference_uid=item.text("FrameOfReferenceUID"),
@@ -230,3 +230,8 @@ def _header(
         rescale_type=item.text("RescaleType"),
         lossy=item.text("LossyImageCompression") == "01",
     )
+
+
+def _positive(value: float | None) -> float | None:
+    """Return a length, or None for what cannot be one: some exports write 0 or -1 where they do not know it."""
+    return value if value is not None and value > 0 else None

@@ -70,6 +70,7 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     syntax = UID(Attributes.of(dataset.file_meta).text("TransferSyntaxUID") or "")
     if "PixelData" not in dataset:
         raise DicomError(f"{path}: no pixel data; the file was probably cut off: copy it again")
+    dataset.setdefault("SamplesPerPixel", 1)  # one grey channel is all that a CT slice can be (PS3.3 C.8.2.1)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:

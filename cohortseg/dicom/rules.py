@@ -23,6 +23,8 @@ from cohortseg.dicom.geometry import (
 )
 from cohortseg.dicom.headers import Header, common
 
+MAX_WIDTH_MM: Final = 1000.0
+"""Longest side of an image: scanners reconstruct less than 800 mm; more is another unit than mm."""
 MAX_SIDE: Final = 4096
 """Largest Rows and Columns accepted: four times what CT scanners write; guards memory against damaged headers."""
 MAX_VOXELS: Final = 2**31
@@ -169,6 +171,9 @@ def geometry_problem(
         return Problem(_not_axial_reason(headers[0], orientation))
     if common(headers, "pixel_spacing_mm") is None or min(headers[0].pixel_spacing_mm or (0,)) <= 0:
         return Problem("PixelSpacing is missing, not positive, or differs between slices")
+    width_mm = _width_mm(headers[0])
+    if width_mm > MAX_WIDTH_MM:
+        return Problem(f"by its size and PixelSpacing the image is {width_mm:.0f} mm wide: more than any CT")
     if stack is None:
         missing = sum(header.image_position_patient is None for header in headers)
         return Problem(f"ImagePositionPatient is missing in {missing} of {len(headers)} files")
@@ -184,6 +189,12 @@ def needed_repairs(stack: Stack, repair: Sequence[str]) -> dict[str, str]:
     checks = {UNTILT: _tilt, RESAMPLE: _uneven}
     problems = {name: check(stack) for name, check in checks.items() if name in repair}
     return {name: problem.flag or "" for name, problem in problems.items() if problem is not None}
+
+
+def _width_mm(header: Header) -> float:
+    """Return the longer side of the image, mm; 0 where the header does not say."""
+    sizes = zip(header.pixel_spacing_mm or (), (header.rows or 0, header.columns or 0), strict=False)
+    return max((spacing * size for spacing, size in sizes), default=0.0)
 
 
 def _mixed_reason(headers: Sequence[Header]) -> str:

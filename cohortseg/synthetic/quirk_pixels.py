@@ -57,6 +57,13 @@ def _register_simple() -> None:
             "PixelSpacing is missing, not positive",
             (),
         ),
+        "spacing_in_micrometres": (
+            "PixelSpacing in another unit",
+            {"PixelSpacing": ["3600", "3400"]},
+            "the image is 345600 mm wide",
+            (),
+        ),
+        "no_samples_per_pixel": ("no SamplesPerPixel", {"SamplesPerPixel": None}, None, ()),
         "no_positions": ("no positions", {"ImagePositionPatient": None}, "ImagePositionPatient is missing in 12", ()),
         "monochrome1": ("shown inverted", {"PhotometricInterpretation": "MONOCHROME1"}, None, ("monochrome1",)),
         "anonymised_away": (
@@ -168,7 +175,7 @@ def _truncated(folder: Path) -> list[Expected]:
 
 @quirk("Rows and Columns of 4096 over the pixels of a small image")
 def _claims_too_much(folder: Path) -> list[Expected]:
-    files = write_files(folder, chest_slices("claim", Rows=4096, Columns=4096))
+    files = write_files(folder, chest_slices("claim", Rows=4096, Columns=4096, PixelSpacing=["0.1", "0.1"]))
     return [Expected(files=files, status="failed", reason="0001.dcm: pixel data (Explicit VR Little Endian) cannot be")]
 
 
