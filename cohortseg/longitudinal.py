@@ -3,7 +3,8 @@
 Rules. The baseline of a patient is the earliest study date among the chosen series. Several series of one date: one of
 them stands for the date, the first in the order ok before not ok, most slices, smallest slice spacing, series UID. A
 series without a study date is kept as a row of its own (one a study), with null in every column that counts days and
-in every change. Series without a patient identifier are never put together into one patient: each study counts as one.
+in every change. Series without a patient identifier are never put together into one patient: each study counts as one,
+and where no study is named either, each series.
 """
 
 from typing import Final
@@ -55,27 +56,7 @@ def timeline_table(burden: pl.DataFrame) -> pl.DataFrame:
         The columns of the timeline table. ``delta_*`` is the value minus that of the patient's first evaluable date
         (so 0 at that date), null where either was not measured.
     """
-    keys = [_PERSON, "study_date", _UNDATED]
-    chosen = (
-        _with_keys(with_time(burden))
-        .with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
-        .sort(
-            pl.col("status") != "ok",
-            pl.col("n_slices").fill_null(0),
-            "spacing_z_mm",
-            "series_instance_uid",
-            descending=[False, True, False, False],
-            nulls_last=True,
-        )
-        .unique(subset=keys, keep="first", maintain_order=True)
-        .sort(_PERSON, "study_date", _UNDATED, nulls_last=True)
-    )
-    changes = [
-        (pl.col(value) - pl.col(value).filter(_evaluable()).first().over(_PERSON)).alias(delta)
-        for value, delta in (("po_pct", "delta_po_pct"), ("opacity_volume_ml", "delta_opacity_volume_ml"))
-    ]
-    changes = [pl.when(_evaluable()).then(change).alias(change.meta.output_name()) for change in changes]
-    return chosen.with_columns(changes).select(_TIMELINE_COLUMNS)
+    return _timeline(burden).select(_TIMELINE_COLUMNS)
 
 
 def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
@@ -92,12 +73,7 @@ def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
         The columns of the patients table. Only dated rows count as time points; the peak is the highest measured
         percentage, the earliest of equals.
     """
-    timeline = timeline_table(burden)
-    # Several volumes of one series share its UID and its patient.
-    person = _with_keys(burden).select("series_instance_uid", _PERSON).unique("series_instance_uid", keep="first")
-    rows = timeline.join(person, on="series_instance_uid", how="left", validate="1:1").sort(
-        _PERSON, "study_date", nulls_last=True
-    )
+    rows = _timeline(burden)
     dated = pl.col("study_date").is_not_null()
     measured = rows.filter(_evaluable())
     peak = measured.sort("po_pct", "study_date", descending=[True, False], nulls_last=True)
@@ -121,6 +97,32 @@ def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
     return joined.select(_PATIENTS_COLUMNS)
 
 
+def _timeline(burden: pl.DataFrame) -> pl.DataFrame:
+    """Return the timeline with all columns of the burden table and the keys of :func:`_with_keys`."""
+    keys = [_PERSON, "study_date", _UNDATED]
+    chosen = (
+        _with_keys(with_time(burden))
+        .with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
+        .sort(
+            pl.col("status") != "ok",
+            pl.col("n_slices").fill_null(0),
+            "spacing_z_mm",
+            "series_instance_uid",
+            "series_key",
+            descending=[False, True, False, False, False],
+            nulls_last=True,
+        )
+        .unique(subset=keys, keep="first", maintain_order=True)
+        .sort(_PERSON, "study_date", _UNDATED, nulls_last=True)
+    )
+    changes = [
+        (pl.col(value) - pl.col(value).filter(_evaluable()).first().over(_PERSON)).alias(delta)
+        for value, delta in (("po_pct", "delta_po_pct"), ("opacity_volume_ml", "delta_opacity_volume_ml"))
+    ]
+    changes = [pl.when(_evaluable()).then(change).alias(change.meta.output_name()) for change in changes]
+    return chosen.with_columns(changes)
+
+
 def _text(name: str) -> pl.Expr:
     """Return a text column in which the empty string is null."""
     return pl.when(pl.col(name).str.strip_chars() != "").then(pl.col(name))
@@ -134,7 +136,9 @@ def _evaluable() -> pl.Expr:
 
 def _with_keys(burden: pl.DataFrame) -> pl.DataFrame:
     """Add who a row belongs to (the patient, else the study) and, for undated rows, the study that keeps them apart."""
-    patient, study = _text("patient_id"), pl.col("study_instance_uid").fill_null("")
+    patient = _text("patient_id")
+    # A SeriesInstanceUID stands for a study that is not named; the prefix tells it from one that is.
+    study = pl.coalesce(_text("study_instance_uid"), pl.lit("series ") + pl.col("series_instance_uid"))
     return burden.with_columns(
         # The prefix keeps an identifier and a UID apart and puts patients before unknown ones.
         pl.coalesce(pl.lit("0:") + patient, pl.lit("1:") + study).alias(_PERSON),

@@ -113,6 +113,22 @@ def test_unknown_patients_are_never_joined() -> None:
     assert patients_table(frame)["delta_po_pct"].to_list() == [None, None]
 
 
+def test_series_that_name_neither_patient_nor_study_are_never_joined() -> None:
+    nameless = {"study_instance_uid": None}
+    rows = [series(None, 1, "a", 10.0, **nameless), series("", 1, "b", 20.0, **nameless)]
+    rows += [series(None, None, "c", 30.0, **nameless), series(None, None, "d", 40.0, **nameless)]
+    assert timeline_table(burden(*rows))["n_series"].to_list() == [1, 1, 1, 1]
+    assert patients_table(burden(*rows))["baseline_po_pct"].to_list() == [10.0, 20.0, None, None]
+
+
+def test_volumes_of_one_series_can_be_of_several_patients_and_dates() -> None:
+    frame = burden(series("A", 1, "same", 10.0), series("A", 4, "same", 30.0), series("B", 1, "same", 20.0))
+    assert timeline_table(frame)["po_pct"].to_list() == [10.0, 30.0, 20.0]
+    patients = patients_table(frame)
+    assert patients["patient_id"].to_list() == ["A", "B"]
+    assert patients["peak_po_pct"].to_list() == [30.0, 20.0]
+
+
 def test_patient_never_evaluable_has_a_row_of_nulls() -> None:
     (patient,) = patients_table(burden(series("A", 1, "a"))).to_dicts()
     assert (patient["n_timepoints"], patient["n_evaluable"]) == (1, 0)
