@@ -131,6 +131,17 @@ def test_padding_becomes_air(tmp_path: Path, declared: int) -> None:
     np.testing.assert_array_equal(volume.volume_hu[:, 2:], hu[:, 2:])
 
 
+@pytest.mark.parametrize("value", [3000, -2000], ids=["above-air", "signed"])
+def test_padding_without_a_vr(tmp_path: Path, value: int) -> None:
+    hu = body_hu(SHAPE)
+    hu[:, :2] = value - 1024
+    attributes = {"PixelPaddingValue": value}
+    write_series(tmp_path, hu=hu, attributes=attributes, transfer_syntax=ImplicitVRLittleEndian)
+    volume = read_only(tmp_path)
+    assert (volume.volume_hu[:, :2] == HU_MIN).all()
+    np.testing.assert_array_equal(volume.volume_hu[:, 2:], hu[:, 2:])
+
+
 def test_padding_range(tmp_path: Path) -> None:
     hu = body_hu(SHAPE)
     hu[:, 0] = np.linspace(2000, 2023, 24)

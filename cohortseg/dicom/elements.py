@@ -44,6 +44,7 @@ READ_ERRORS: Final = (
 _REMEMBERED_BYTES: Final = 256
 """Longer values are parsed each time: what is remembered must not fill memory."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SHORT_BYTES: Final = 2
 _META_AT: Final = 132
 _META_GROUP: Final = 2
 _PIXELS: Final = frozenset({0x7FE0_0008, 0x7FE0_0009, 0x7FE0_0010})
@@ -208,7 +209,16 @@ def _texts(values: list[Any]) -> tuple[str, ...]:
 
 def _reals(values: list[Any]) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(value) for value in values)
+        numbers = tuple(map(_real, values))
     except (TypeError, ValueError):
         return ()
     return numbers if all(map(math.isfinite, numbers)) else ()
+
+
+def _real(value: Any) -> float:
+    """Return a number; without a VR, pydicom leaves a value of VR "US or SS" as bytes, here taken as unsigned."""
+    if not isinstance(value, bytes):
+        return float(value)
+    if len(value) != _SHORT_BYTES:
+        raise ValueError(f"a number of {len(value)} bytes, and no VR that tells which")
+    return float(int.from_bytes(value, "little"))  # implicit VR is little endian
