@@ -1,6 +1,7 @@
-"""How identifiers become keys: nothing that names a patient ever becomes a path or a log line."""
+"""What names a patient never becomes a path or a log line: identifiers become keys, and messages lose their files."""
 
 import hashlib
+from collections.abc import Iterable
 
 
 def series_key(series_instance_uid: str, volume: int = 1) -> str:
@@ -22,3 +23,17 @@ def series_key(series_instance_uid: str, volume: int = 1) -> str:
     if volume > 1:
         series_instance_uid = f"{series_instance_uid}#{volume}"
     return hashlib.sha256(series_instance_uid.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def without_path(message: str, paths: Iterable[str]) -> str:
+    """Return a message without the path that it begins with: folders are often named after patients.
+
+    Parameters
+    ----------
+    message
+        Text, or a path, a colon and text.
+    paths
+        Those it can begin with.
+    """
+    prefixes = (f"{path}: " for path in paths)
+    return next((message.removeprefix(prefix) for prefix in prefixes if message.startswith(prefix)), message)

@@ -13,6 +13,7 @@ from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
+from cohortseg.identity import without_path
 from cohortseg.infer.commit import MASKS, claimed, committed_slices, forget, read_committed, sweep
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
@@ -37,6 +38,8 @@ class InferSummary:
     out: Path
     burden: pl.DataFrame
     """All chosen series, those of earlier runs included."""
+    reasons: Mapping[str, str]
+    """Why series were not measured, by series key; without the paths of files, so fit for a terminal or a log."""
     counts: Mapping[str, int]
     """Chosen series by status, those without any result left out."""
     num_found: int
@@ -112,9 +115,21 @@ def infer_cohort(
                 engine = run_series(job, model, pending, report, address)
         burden = _write_tables(scan, job)
         write_report(out)
+        missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())
+        reasons = {
+            record.series_key: without_path(missed[record.series_key], record.files)
+            for record in chosen
+            if record.series_key in missed
+        }
         counts = dict(burden["status"].value_counts().sort("status").rows())
         summary = InferSummary(
-            out=out, burden=burden, counts=counts, num_found=len(scan.series), num_done=len(pending), engine=engine
+            out=out,
+            burden=burden,
+            reasons=reasons,
+            counts=counts,
+            num_found=len(scan.series),
+            num_done=len(pending),
+            engine=engine,
         )
         if not pending and (out / RUN_JSON).is_file():
             return summary  # the file keeps telling of the run that made the results

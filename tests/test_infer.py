@@ -196,6 +196,29 @@ sys.addaudithook(watch)
     assert [row["status"] for row in rows.values()] == ["ok"] * 3 + ["failed"], "the last file of the last is cut off"
 
 
+def test_process_that_ends_before_its_series_ends_the_run(
+    cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, model = tmp_path / "out", tmp_path / "model.safetensors"
+    shutil.copy(model_path, model)
+    killed = KILL.format(call=1, signal="SIGKILL")
+    assert run_with_fault(cohort, out, model, killed).returncode == -signal.SIGKILL
+    # Only the process for what was at work then is a child: it dies where it opens the model.
+    hook = """
+import multiprocessing, os, sys
+def watch(event, args):
+    if event == "open" and str(args[0]).endswith("model.safetensors") and multiprocessing.parent_process():
+        os.kill(os.getpid(), 9)
+sys.addaudithook(watch)
+"""
+    (tmp_path / "sitecustomize.py").write_text(hook)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    ended = run_with_fault(cohort, out, model, "")
+    assert "StoreError: a second process ended before it began its series" in ended.stderr
+    monkeypatch.undo()
+    assert run(cohort, out, model).counts == {"failed": 1, "ok": 4}
+
+
 @pytest.mark.parametrize("limit", [200, 6_000])
 def test_full_disk_ends_clearly_and_the_run_goes_on_later(
     cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path, limit: int
@@ -251,6 +274,44 @@ def test_file_that_comes_back_is_tried_again(cohort: Path, model_path: Path, tmp
     assert "0000.dcm: cannot be read" in first.burden["reason"][0]
     again = run(root, out, model_path)
     assert (again.num_done, again.burden["status"][0]) == (1, "ok"), "the same file, unchanged, is there again"
+
+
+def test_series_that_found_no_memory_is_tried_again(
+    cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_args: object, **_kwargs: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cohortseg.dicom.pixels.pixel_array", no_memory)
+        assert run(cohort, tmp_path / "out", model_path).counts == {"failed": 5}
+    assert run(cohort, tmp_path / "out", model_path).counts == {"failed": 1, "ok": 4}
+
+
+def test_unexpected_error_is_a_row_that_quotes_no_header(
+    cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_args: object) -> None:
+        raise KeyError(name)
+
+    name = "Secret^Name"
+    caplog.set_level("DEBUG", "cohortseg")
+    monkeypatch.setattr("cohortseg.infer.job.segment_series", broken)
+    summary = run(cohort, tmp_path / "out", model_path)
+    assert summary.counts == {"failed": 5}
+    assert summary.burden["reason"][0].startswith("unexpected KeyError in test_infer.py:")
+    assert "in broken" in caplog.text, "where it was, for whoever repairs it"
+    assert "Secret" not in caplog.text + "".join(summary.burden["reason"])
+
+
+def test_copies_that_came_later_are_in_the_flags(cohort: Path, model_path: Path, tmp_path: Path) -> None:
+    out, root = tmp_path / "out", tmp_path / "cohort"
+    shutil.copytree(cohort, root)
+    run(root, out, model_path)
+    shutil.copy(root / "A1/0000.dcm", root / "A1/copy.dcm")
+    again = run(root, out, model_path)
+    assert again.num_done == 1
+    assert "duplicates_dropped" in again.burden["qc_flags"][0]
 
 
 def test_vanished_cohort_ends_the_run_and_fails_no_series(cohort: Path, model_path: Path, tmp_path: Path) -> None:

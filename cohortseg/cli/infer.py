@@ -1,7 +1,7 @@
 """``cohortseg infer``: from DICOM to masks, burden tables and a report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich import box
@@ -93,21 +93,17 @@ def _show(summary: "InferSummary", target: Path) -> None:
         table.add_column(name, justify=justify, no_wrap=name != _REMARKS, overflow="fold")
     for row in summary.burden.head(_MOST_ROWS).iter_rows(named=True):
         numbers = (_number(row[name]) for name in _NUMBERS)
-        table.add_row(
-            row["series_key"][:8], str(row["study_date"] or "-"), _STATUS[row["status"]], *numbers, _remarks(row)
-        )
+        remarks = escape(summary.reasons.get(row["series_key"]) or ", ".join(row["qc_flags"]))
+        table.add_row(row["series_key"][:8], str(row["study_date"] or "-"), _STATUS[row["status"]], *numbers, remarks)
     console.print(table)
     if len(summary.burden) > _MOST_ROWS:
         say(f"the first {_MOST_ROWS} of {len(summary.burden)} series are shown; all are in burden.parquet")
     if summary.num_done == 0:
         say("nothing to do: every chosen series was finished by an earlier run (--no-resume does them again)")
+    if "failed" in summary.counts:
+        say("burden.parquet names the file of each failed series, in its column reason")
     counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "no series was chosen"
     say(f"{counts}; tables, masks, pictures and report.html are in {target}")
-
-
-def _remarks(row: dict[str, Any]) -> str:
-    """Return why a series was not measured, else its flags."""
-    return escape(row["reason"] or ", ".join(row["qc_flags"]))
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from cohortseg.config import InferConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError
+from cohortseg.identity import without_path
 from cohortseg.infer.commit import SeriesResult, begin_attempt, commit, count_attempts, is_done, result_token, suspects
 from cohortseg.infer.segmenter import segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
@@ -44,6 +46,9 @@ class Job:
             "version": __version__,
             "schema": SCHEMA_VERSION,
             "lungs": LUNG_METHOD,
+            # Copies and other volumes of the series are files that the fingerprint does not cover.
+            "n_duplicates": record.n_duplicates,
+            "qc_flags": record.qc_flags,
         }
         return result_token(record.fingerprint, self.model_sha256, settings)
 
@@ -55,9 +60,14 @@ def pending_series(job: Job, records: Sequence[SeriesRecord]) -> list[SeriesReco
     return sorted(waiting, key=lambda record: record.series_key in last)
 
 
+def attempts_of(job: Job, record: SeriesRecord) -> int:
+    """Return how many attempts at a series this run began that did not end."""
+    return count_attempts(job.out, record.series_key, job.token(record), job.run_id)
+
+
 def give_up(job: Job, model_sha256: str, record: SeriesRecord) -> bool:
     """Commit a failed row for a series that ended its process too often; return whether it is one."""
-    attempts = count_attempts(job.out, record.series_key, job.token(record), job.run_id)
+    attempts = attempts_of(job, record)
     if attempts < job.config.max_attempts:
         return False
     reason = f"given up after {attempts} attempts that ended the process (crash, or killed for memory)"
@@ -94,14 +104,22 @@ def _result(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callabl
     except NotEvaluableError as error:
         status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
     except CohortSegError as error:
-        status, reason = "failed", str(error)
-        # A missing file may come back, a damaged one will not heal: pydicom's own errors have no errno.
-        final = not (isinstance(error.__cause__, OSError) and error.__cause__.errno is not None)
+        status, reason, final = "failed", str(error), not _may_pass(error.__cause__)
         if not final and not job.root.is_dir():
             raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
     except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
-        _log.debug("series %s", record.series_key, exc_info=True)
-        status, reason, final = "failed", f"unexpected {type(error).__name__}: {error}", False
-    _log.info("series %s %s: %s", record.series_key, status, reason)
+        # Without the error's text, which can quote a header.
+        frames = traceback.extract_tb(error.__traceback__)
+        _log.debug("series %s\n%s", record.series_key, "".join(traceback.format_list(frames)))
+        where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+        status, reason, final = "failed", f"unexpected {type(error).__name__} in {where}", False
+    _log.info("series %s %s: %s", record.series_key, status, without_path(reason, record.files))
     row = series_row(record, model.sha256) | {"status": status, "reason": reason, "qc_flags": list(flags)}
     return SeriesResult(burden=row, final=final)
+
+
+def _may_pass(cause: BaseException | None) -> bool:
+    """Tell what a later run may not meet: a missing file, or too little memory. A damaged file will not heal."""
+    if isinstance(cause, OSError):
+        return cause.errno is not None  # pydicom's own have none
+    return isinstance(cause, MemoryError)

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 import torch
 
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import ModelError
+from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
-from cohortseg.infer.job import Job, give_up, process_series
+from cohortseg.infer.job import Job, attempts_of, give_up, process_series
 from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
@@ -105,11 +105,16 @@ def process_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -
 
 def _process_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
     while not give_up(job, model.sha256, record):
+        attempts = attempts_of(job, record)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _die_with_parent) as pool:
             try:
                 return pool.submit(_process_one, job, torch.get_num_threads(), record).result()
-            except BrokenProcessPool:
-                continue
+            except BrokenProcessPool as error:
+                if attempts_of(job, record) == attempts:  # not the series' fault
+                    raise StoreError(
+                        "a second process ended before it began its series (short of memory?); "
+                        "make room and run the same command again"
+                    ) from error
     return Done(record.series_key, committed_status(job.out, record.series_key), 0)
 
 

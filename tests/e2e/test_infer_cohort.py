@@ -77,8 +77,12 @@ def test_whole_output_of_a_healthy_cohort(cohort: Path, model_path: Path, tmp_pa
 
 def test_no_identity_outside_the_tables(cohort: Path, model_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = infer(cohort, "-o", out, "--model", model_path)
+    cut = cohort / "SECRET-A-1" / "f0002"
+    cut.write_bytes(cut.read_bytes()[:-5000])
+    result = CliRunner().invoke(app, ["-v", "infer", *map(str, (cohort, "-o", out, "--model", model_path))])
+    assert (result.stdout + result.stderr).count("decoded") == 2, "in the log and in the table"
     assert "SECRET" not in result.output
+    assert "SECRET-A-1/f0002: " in "".join(read_table(out / "burden.parquet", BURDEN)["reason"].drop_nulls())
     assert not [path for path in out.rglob("*") if "SECRET" in str(path.relative_to(out))]
     for name in ("report.html", "run.json"):
         assert "SECRET" not in (out / name).read_text()
