@@ -1,7 +1,7 @@
 """Step 1: the aerated lung of each slice, which is air inside the body but not bowel gas, trachea or main bronchi."""
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from scipy import ndimage
@@ -16,6 +16,7 @@ from cohortseg.lungs.morphology import (
     erode,
     fill_holes,
     frame_pixels,
+    held_by,
     opening,
     select_components,
 )
@@ -37,6 +38,11 @@ class LungSlice:
     """Whether the frame lies within the body, with hardly any air around it."""
     midline: float
     pixel_mm: float
+
+    def part(self, box: tuple[slice, slice]) -> Self:
+        """Return the part of the slice within rows and columns."""
+        maps = {name: getattr(self, name)[box] for name in ("hu", "smooth", "body", "aerated", "airway")}
+        return replace(self, **maps, midline=self.midline - box[1].start)
 
 
 def aerated_slice(hu: Image, pixel_mm: float) -> LungSlice:
@@ -102,16 +108,24 @@ def _body(hu: Image, smooth: Image, outside: Mask, cropped: bool, pixel_mm: floa
     body = fill_holes(tissue)
     labels, count = components((smooth < AIR_HU) & ~body & ~outside)
     padding = padded_pixels(hu) & outside
-    cut = np.isin(np.arange(count + 1), labels[dilate(frame_pixels(smooth.shape) | padding, 5 / pixel_mm)])
-    between = [
-        np.maximum.accumulate(tissue, axis) & np.flip(np.maximum.accumulate(np.flip(tissue, axis), axis), axis)
-        for axis in (0, 1)
-    ]
-    index = np.arange(1, count + 1)
-    walled, flanked = (np.append(0, ndimage.mean(where, labels, index)) > 0.7 for where in between)
+    cut = held_by(labels, count, dilate(frame_pixels(smooth.shape) | padding, 5 / pixel_mm))
+    area = np.bincount(labels.ravel(), minlength=count + 1)
+    walled, flanked = (
+        np.bincount(labels[where], minlength=count + 1) > 0.7 * area
+        for where in (_between(tissue.T).T, _between(tissue))
+    )
     for label in np.flatnonzero(cut & flanked & ~walled):
         walled[label] = np.median(hu[labels == label]) > -940
     return dilate(body | select_components(labels, cut & (cropped | walled)), 1.0) & ~outside
+
+
+def _between(tissue: Mask) -> Mask:
+    """Return what of each row lies from its first pixel of tissue to its last."""
+    columns = np.arange(tissue.shape[1])
+    first, last = tissue.argmax(axis=1), columns[-1] - tissue[:, ::-1].argmax(axis=1)
+    between: Mask = (columns >= first[:, None]) & (columns <= last[:, None])
+    between[~tissue.any(axis=1)] = False
+    return between
 
 
 def padded_pixels(hu: Image) -> Mask:
@@ -142,7 +156,7 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
     if not large.any():
         return np.zeros_like(air)
     lung = select_components(labels, np.append(False, large))
-    near = np.bincount(labels[dilate(lung, 15 / pixel_mm)], minlength=count + 1) > 0
+    near = held_by(labels, count, dilate(lung, 15 / pixel_mm))
     small = (area >= 12) & ~gas & (lateral >= 35)
     return lung | select_components(
         labels, np.append(False, small) & (near | np.append(False, ~thin & (area > 60)) | cropped)

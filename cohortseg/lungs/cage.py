@@ -16,6 +16,7 @@ from cohortseg.lungs.morphology import (
     convex_hull,
     dilate,
     fill_holes,
+    held_by,
     opening,
     select_components,
 )
@@ -67,10 +68,10 @@ def wall_room(item: LungSlice, cavity: Mask) -> Mask:
     spine = np.zeros(cavity.shape, bool)
     beside = np.abs(np.arange(cavity.shape[1]) - item.midline) * px < 15
     spine[max(0, np.flatnonzero(cavity.any(axis=1))[-1] - int(25 / px)) :, beside] = True
-    wall = np.isin(np.arange(count + 1), labels[~cavity | spine])
+    wall = held_by(labels, count, ~cavity | spine)
     bone = fill_holes(closing(select_components(labels, wall), 3 / px))
     labels, count = components(opening(cavity & ~dilate(bone, 1.0), 10 / px))
-    return select_components(labels, np.bincount(labels[item.aerated], minlength=count + 1) > 0)
+    return select_components(labels, held_by(labels, count, item.aerated))
 
 
 def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reach: int) -> Reals:

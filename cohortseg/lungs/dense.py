@@ -19,6 +19,7 @@ from cohortseg.lungs.morphology import (
     distance_to,
     erode,
     frame_pixels,
+    held_by,
     opening,
     select_components,
 )
@@ -66,14 +67,14 @@ def _compartments(item: LungSlice, cavity: Mask) -> tuple[Mask, Mask, Mask]:
     Dorsal is behind the front of the vertebral body and beside the spine. Medial is all that is not dorsal, and a strip
     beside the spine, wider where the descending aorta runs.
     """
-    yy, xx = np.indices(cavity.shape)
     rows = np.flatnonzero(cavity.any(axis=1))
     front = rows[-1] - 0.33 * (rows[-1] - rows[0])
-    depth = np.clip((yy - front) / (rows[-1] - front + 1), 0, 1)
-    lateral_mm = (xx - item.midline) * item.pixel_mm
+    y = np.arange(cavity.shape[0])[:, None]
+    depth = np.clip((y - front) / (rows[-1] - front + 1), 0, 1)
+    lateral_mm = (np.arange(cavity.shape[1]) - item.midline) * item.pixel_mm
     limit = np.where(lateral_mm > 0, 34 - 14 * depth, 26 - 4 * depth)
     lateral = np.abs(lateral_mm) > limit
-    dorsal = (yy > front) & lateral
+    dorsal = (y > front) & lateral
     strip = np.where((lateral_mm > 0) & (depth < 0.4), 45, 28)
     return dorsal, lateral, ~dorsal | (np.abs(lateral_mm) < strip)
 
@@ -92,7 +93,7 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
         centre = centroids(labels, count)
         behind = np.any(dorsal, axis=1)[centre[:, 0].astype(int)]
         central = np.abs(centre[:, 1] - item.midline) * px < np.where(behind, 25, 40)
-        held = np.bincount(labels[item.aerated], minlength=count + 1)[1:] > 0
+        held = held_by(labels, count, item.aerated)[1:]
         apart = ~held & ~central
         if not item.cropped:
             for label in 1 + np.flatnonzero(apart):
@@ -111,9 +112,9 @@ def _homogeneous_cores(item: LungSlice, dense: Mask, dorsal: Mask, lateral: Mask
     front (liver), 24 mm behind, where consolidation is common.
     """
     px = item.pixel_mm
-    offset_mm = (np.indices(dense.shape)[1] - item.midline) * px
-    labels, _ = components(opening(dense & medial, 10 / px))
-    core = np.isin(labels, np.setdiff1d(labels[np.abs(offset_mm) < 25], [0]))
+    middle = np.abs(np.arange(dense.shape[1]) - item.midline) * px < 25
+    labels, count = components(opening(dense & medial, 10 / px))
+    core = select_components(labels, held_by(labels, count, np.broadcast_to(middle, dense.shape)))
     labels, count = components(opening(dense & lateral & ~core & ~dorsal, 14 / px))
     core |= select_components(labels, np.bincount(labels.ravel(), minlength=count + 1) * px**2 > 1000)
     return core, opening(dense & lateral, 24 / px)
@@ -148,7 +149,7 @@ def _rounded(lung: Mask, signs: Mask, item: LungSlice) -> Mask:
     px = item.pixel_mm
     lung = opening(lung, 5 / px) | opening(lung & closing(signs, 4 / px), 1.5) | item.aerated
     labels, count = components(lung)
-    aerated = np.bincount(labels[item.aerated], minlength=count + 1) > 0
+    aerated = held_by(labels, count, item.aerated)
     area_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * px**2
     return select_components(labels, aerated | (area_mm2 >= 100))
 
@@ -170,8 +171,6 @@ def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
 def _fill_small_holes(lung: Mask, core: Mask, airway: Mask, pixel_mm: float) -> Mask:
     """Return the lung with vessels and lesions inside it filled, but not the liver's dome or an airway."""
     labels, count = components(~lung)
-    size = count + 1
-    kept = np.isin(np.arange(size), labels[frame_pixels(lung.shape)])
-    kept |= np.bincount(labels[core], minlength=size) * pixel_mm**2 >= 400
-    kept |= np.bincount(labels[airway], minlength=size) > 0
+    kept = held_by(labels, count, frame_pixels(lung.shape) | airway)
+    kept |= np.bincount(labels[core], minlength=count + 1) * pixel_mm**2 >= 400
     return lung | select_components(labels, ~kept)

@@ -80,6 +80,13 @@ def centroids(labels: NDArray[np.int32], count: int) -> Reals:
     return means
 
 
+def held_by(labels: NDArray[np.signedinteger], count: int, where: Mask) -> NDArray[np.bool_]:
+    """Return by label (0 for the background) whether the component has a pixel in a mask."""
+    held: Mask = np.zeros(count + 1, bool)
+    held[labels[where]] = True
+    return held
+
+
 def select_components(labels: NDArray[np.signedinteger], keep: NDArray[np.bool_]) -> Mask:
     """Return the components whose entry in `keep` (by label, 0 for the background) is true."""
     kept: Mask = (keep & (np.arange(keep.size) > 0)).take(labels)
@@ -94,7 +101,7 @@ def frame_pixels(shape: tuple[int, ...]) -> Mask:
 def fill_holes(mask: Mask) -> Mask:
     """Return the mask with all that it encloses."""
     labels, count = components(~mask)
-    return mask | select_components(labels, ~np.isin(np.arange(count + 1), labels[frame_pixels(mask.shape)]))
+    return mask | select_components(labels, ~held_by(labels, count, frame_pixels(mask.shape)))
 
 
 def blur(image: Image, sigma: float) -> Image:
@@ -111,19 +118,18 @@ def convex_hull(mask: Mask) -> Mask:
     if not outlines:
         return hull
     corners = cv2.convexHull(np.concatenate(outlines))[:, 0].astype(np.intp)
-    top, bottom = int(corners[:, 1].min()), int(corners[:, 1].max())
-    rows = np.arange(top, bottom + 1)
-    left, right = np.full(rows.size, np.inf), np.full(rows.size, -np.inf)
-    np.minimum.at(left, corners[:, 1] - top, corners[:, 0])
-    np.maximum.at(right, corners[:, 1] - top, corners[:, 0])
-    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
-        if y1 == y2:  # its ends are corners
-            continue
-        side = slice(min(y1, y2) - top, max(y1, y2) - top + 1)
-        x = x1 + (rows[side] - y1) * ((x2 - x1) / (y2 - y1))
-        left[side], right[side] = np.minimum(left[side], x), np.maximum(right[side], x)
+    # From a topmost corner down one side to a bottommost, and up the other; rows and their ends lie between.
+    x, y = np.roll(corners, -corners[:, 1].argmin(), axis=0).T
+    lowest = y.argmax()
+    rows = np.arange(y[0], y[lowest] + 1)
+    down = np.interp(rows, y[: lowest + 1], x[: lowest + 1])
+    up = np.interp(rows, np.append(y[0], y[lowest:][::-1]), np.append(x[0], x[lowest:][::-1]))
+    left, right = np.minimum(down, up), np.maximum(down, up)
+    for end in (0, -1):  # a side that lies level: its row has two corners
+        level = x[y == rows[end]]
+        left[end], right[end] = level.min(), level.max()
     columns = np.arange(mask.shape[1])
-    hull[top : bottom + 1] = (columns >= left[:, None] - 1e-6) & (columns <= right[:, None] + 1e-6)
+    hull[rows] = (columns >= left[:, None] - 1e-6) & (columns <= right[:, None] + 1e-6)
     return hull
 
 

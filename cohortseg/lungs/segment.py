@@ -10,11 +10,13 @@ from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, sup
 from cohortseg.lungs.cage import rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
 from cohortseg.lungs.grid import block_factor, block_mean, to_full_grid, working_planes
-from cohortseg.lungs.morphology import dilate, frame_pixels
+from cohortseg.lungs.morphology import bounding_box, dilate, frame_pixels
 from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
 
 LUNG_METHOD: Final = "cohortseg-threshold 5"
 """Name and version of the method; the version rises whenever masks change."""
+_MARGIN_MM: Final = 15.0
+"""Around a cavity, nothing within which takes notice of what lies farther off: blurs reach 24 mm, and mirror zeros."""
 LUNG_FLAGS: Final[dict[str, str]] = {
     "lung_cut_by_field_of_view": "lung touches the edge of the image or of what was scanned: part may lie outside",
     "lung_cut_at_end_slice": "the first or last slice still holds much lung: part of it was not scanned",
@@ -69,8 +71,10 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     coarse = np.zeros((len(slices), *slices[0].hu.shape), np.uint8)
     excluded_mm2 = [0.0] * len(slices)
     for z, cavity in zip(held, rib_cage_cavities([slices[z] for z in held]), strict=True):
-        lung, excluded_mm2[z] = dense_lung(slices[z], cavity)
-        coarse[z] = split_sides(lung, slices[z])
+        box = bounding_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
+        item = slices[z].part(box)
+        lung, excluded_mm2[z] = dense_lung(item, cavity[box])
+        coarse[z][box] = split_sides(lung, item)
     mask = to_full_grid(coarse, planes, factor, volume_hu)
     return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2, cut=any(map(_is_cut, coarse, slices))))
 
