@@ -14,7 +14,7 @@ from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.identity import without_path
-from cohortseg.infer.commit import MASKS, claimed, committed_slices, forget, read_committed, sweep
+from cohortseg.infer.commit import MASKS, claimed, committed_slices, forget, num_others, read_committed, sweep
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
@@ -46,6 +46,8 @@ class InferSummary:
     """Series found in the cohort."""
     num_done: int
     """Series segmented by this run; 0: there was nothing to do."""
+    num_others: int
+    """Series of earlier runs that are not chosen now: their masks and pictures stay, the tables leave them out."""
     engine: str
     """How: local or ray; "none" if there was nothing to do."""
 
@@ -129,6 +131,7 @@ def infer_cohort(
             counts=counts,
             num_found=len(scan.series),
             num_done=len(pending),
+            num_others=num_others(out, {record.series_key for record in chosen}),
             engine=engine,
         )
         if not pending and (out / RUN_JSON).is_file():

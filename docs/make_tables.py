@@ -32,7 +32,8 @@ towards the head, rows and columns as in the DICOM files. `labels`: {labels}.
 `lungs`: 0 none, 1 the patient's right lung, 2 the left lung. The group's attributes are `ome` (NGFF 0.5 image-label)
 and `cohortseg`: `affine_zyx_to_lps_mm` (4 x 4, array index to patient space, LPS; the first column of a single slice is
 the unit normal), `spacing_zyx_mm`, UIDs of study, series, frame of reference and of each slice, classes with colours
-and SNOMED CT codes, and the model's name and hash.
+and SNOMED CT codes, and the model's name and hash. Groups of series that an earlier run chose and the last did not stay
+until a run with `--no-resume`: go by `burden.parquet`.
 """
 
 

@@ -114,6 +114,21 @@ def test_second_run_does_nothing_until_something_changes(
     assert run(cohort, unbroken, model_path, resume=False).num_done == 5
 
 
+def test_series_not_chosen_any_more_are_told_and_removed_on_request(
+    cohort: Path, model_path: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run(cohort, out, model_path).num_others == 0
+    fewer = run(cohort, out, model_path, select=("patient_id = A",))
+    assert (len(fewer.burden), fewer.num_others) == (2, 3)
+    assert len(list(out.glob("masks.zarr/*/labels"))) == 4, "the fifth could not be read"
+    assert run(cohort, out, model_path).num_done == 0, "chosen again, they are there"
+    again = run(cohort, out, model_path, select=("patient_id = A",), resume=False)
+    assert (again.num_done, again.num_others) == (2, 0)
+    assert {path.parent.name for path in out.glob("masks.zarr/*/labels")} == set(again.burden["series_key"])
+    assert {path.stem for path in out.glob("pictures/*.png")} == {"trajectories", *again.burden["series_key"]}
+
+
 FAULTY = """
 import os, signal, sys, time
 from pathlib import Path

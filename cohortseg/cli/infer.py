@@ -100,6 +100,11 @@ def _show(summary: "InferSummary", target: Path) -> None:
         say(f"the first {_MOST_ROWS} of {len(summary.burden)} series are shown; all are in burden.parquet")
     if summary.num_done == 0:
         say("nothing to do: every chosen series was finished by an earlier run (--no-resume does them again)")
+    if summary.num_others:
+        say(
+            f"{summary.num_others} series of earlier runs are not chosen now: the tables leave them out, "
+            "their masks and pictures stay (--no-resume removes them)"
+        )
     if "failed" in summary.counts:
         say("burden.parquet names the file of each failed series, in its column reason")
     counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "no series was chosen"

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -232,8 +232,22 @@ def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
     return (series_keys[start : start + _BATCH] for start in range(0, len(series_keys), _BATCH))
 
 
+def num_others(out: Path, series_keys: Collection[str]) -> int:
+    """Return how many series are committed that are not among these: of an earlier run that chose more."""
+    return sum(path.stem not in series_keys for path in (out / _STATE / "rows").glob("*.json"))
+
+
 def forget(out: Path) -> None:
-    """Remove all markers and attempts, so that every series is done again."""
+    """Remove all results and attempts, so that every series is done again and no other is left.
+
+    Raises
+    ------
+    StoreError
+        If masks cannot be removed.
+    """
+    for marker in (out / _STATE / "rows").glob("*.json"):
+        remove_masks(out / MASKS, marker.stem)
+        (out / PICTURES / f"{marker.stem}.png").unlink(missing_ok=True)
     for name in _FOLDERS:
         for path in (out / _STATE / name).iterdir():
             path.unlink()
