@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from cohortseg.config import ModelConfig
@@ -12,6 +13,7 @@ from cohortseg.errors import ModelError
 from cohortseg.models.backbone import ResNetEncoder
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
+from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.models.vqvae import VectorQuantizer, codebook_use, revive_codes, update_usage
 
@@ -53,6 +55,25 @@ def test_the_prediction_of_one_slice_does_not_depend_on_the_others():
     network = Segmenter(SMALL).eval()
     images = torch.rand(3, 1, 64, 64)
     torch.testing.assert_close(network(images).logits[1:2], network(images[1:2]).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "efficientnet-lite0"])
+def test_folded_batch_norms_predict_the_same(encoder):
+    torch.manual_seed(0)
+    network = Segmenter(ModelConfig(encoder=encoder, imagenet=True, codebook_size=8, code_dim=4)).eval()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:  # as after training on photographs: no longer mean 0, variance 1
+        norm.running_mean.uniform_(-0.2, 0.2)
+        norm.running_var.uniform_(0.5, 2.0)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.2, 0.2)
+    images = torch.rand(2, 1, 64, 96)
+    with torch.inference_mode():
+        before = network(images).logits
+        fold_batch_norms(network)
+        torch.testing.assert_close(network(images).logits, before, rtol=1e-4, atol=1e-4)
+    assert len(norms) > 10
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 def test_without_the_branch_there_is_nothing_to_reconstruct():

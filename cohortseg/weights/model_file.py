@@ -16,6 +16,7 @@ from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
 from cohortseg.errors import ConfigError, ModelError
 from cohortseg.models.device import find_device, has_fast_bf16, reuse_memory
 from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.segmenter import Segmenter, SegmenterOutput
 
 _FORMAT: Final = 1
@@ -165,6 +166,7 @@ def load_model(
         if not all(torch.isfinite(value).all() for value in module.state_dict().values()):
             raise ModelError(f"{path}: the {prefix}'s weights are not all finite numbers")
         module.eval().requires_grad_(requires_grad=False)
+        fold_batch_norms(module)
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return LoadedModel(
         segmenter=segmenter,
