@@ -113,6 +113,8 @@ class TrainConfig:
     """Weight of the VQ-VAE loss, equation (2); the paper gives none."""
     dice_weight: float = 0.0
     """Weight of an additional soft Dice loss; 0 as in the paper."""
+    opacity_dice_weight: float = 0.0
+    """Weight of an additional soft Dice loss of both lesion classes taken as one; 0 as in the paper."""
     commitment: float = 0.25
     """beta of equation (2)."""
     confidence_threshold: float = 0.2
@@ -173,6 +175,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "learning_rate": 1e-3,
         "weight_decay": 1e-2,
         "dice_weight": 1.0,
+        "opacity_dice_weight": 0.5,
         "ema_decay": 0.99,
         "class_offsets": (0.0, 0.8, 0.8),
     },

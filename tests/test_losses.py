@@ -126,8 +126,18 @@ def test_soft_dice_of_a_perfect_prediction_is_zero_and_empty_classes_cost_nothin
     assert losses.soft_dice_loss(perfect.float(), labels).item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_opacity_dice_asks_for_the_outline_and_not_for_the_split():
+    """p of lesion .5, .5, 1, 1 over a truth of lesion in two of four pixels: 1 - (2 x 1.5 + s) / (3 + 2 + s)."""
+    prob = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.1, 0.4], [1e-9, 0.9, 0.1], [1e-9, 0.2, 0.8]])
+    logits = prob.log().t()[None, :, None, :]
+    smooth = 1e-3 * 4
+    expected = 1 - (2 * 1.5 + smooth) / (3 + 2 + smooth)
+    for labels in (labels_of(0, 1, 2, 0), labels_of(0, 2, 1, 0)):
+        assert losses.opacity_dice_loss(logits, labels).item() == pytest.approx(expected)
+
+
 def test_a_false_positive_on_an_image_without_lesion_is_pushed_down():
-    for loss in (losses.soft_dice_loss, losses.cross_entropy, losses.proportion_loss):
+    for loss in (losses.soft_dice_loss, losses.opacity_dice_loss, losses.cross_entropy, losses.proportion_loss):
         logits = torch.zeros(1, 3, 8, 8)
         logits[:, 1], logits[:, 2] = 2.0, -20.0
         logits.requires_grad_()
@@ -143,6 +153,7 @@ def test_a_false_positive_on_an_image_without_lesion_is_pushed_down():
         lambda logits: losses.proportion_loss(logits, labels_of(0, 1, IGNORE)),
         lambda logits: losses.cross_entropy(logits, labels_of(0, 1, 2)),
         lambda logits: losses.soft_dice_loss(logits, labels_of(0, 1, 2)),
+        lambda logits: losses.opacity_dice_loss(logits, labels_of(0, 1, 2)),
         lambda logits: losses.adversarial_loss(logits[:, :1]),
         lambda logits: losses.semi_loss(logits, labels_of(0, IGNORE, 2), torch.tensor(2.0)),
         lambda logits: losses.discriminator_loss(logits[:, :1], logits[:, 1:2]),

@@ -204,6 +204,7 @@ def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path
         {"proportion_weight": 0.0},
         {"model": replace(SMALL, vq_branch=False)},
         {"dice_weight": 1.0},
+        {"opacity_dice_weight": 1.0},
         {"adversarial_weight": 0.0},
         {"semi_weight": 0.0},
         {"vq_weight": 0.0},

@@ -14,6 +14,7 @@ from cohortseg.losses import (
     adversarial_loss,
     cross_entropy,
     discriminator_loss,
+    opacity_dice_loss,
     proportion_loss,
     refined_pseudo_labels,
     semi_loss,
@@ -62,6 +63,7 @@ def supervised_step(state: TrainState, workers: Workers, batch: Batch) -> Losses
         losses["ce"]
         + config.proportion_weight * losses["proportion"]
         + config.dice_weight * losses["dice"]
+        + config.opacity_dice_weight * losses["opacity_dice"]
         + config.vq_weight * losses["vq"]
     )
     _step(state.segmenter_optimizer, total)
@@ -97,6 +99,7 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
         losses["ce"]
         + config.proportion_weight * (losses["proportion"] + self_taught * losses["proportion_unlabeled"])
         + config.dice_weight * losses["dice"]
+        + config.opacity_dice_weight * losses["opacity_dice"]
         + config.vq_weight * losses["vq"]
         + config.adversarial_weight * losses["adversarial"]
         + self_taught * config.semi_weight * losses["semi"]
@@ -117,7 +120,9 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
 
 def _labeled_losses(state: TrainState, logits: torch.Tensor, labels: torch.Tensor) -> Losses:
     losses = {"ce": cross_entropy(logits, labels), "proportion": proportion_loss(logits, labels)}
-    losses["dice"] = soft_dice_loss(logits, labels) if state.config.dice_weight else losses["ce"].new_zeros(())
+    none = losses["ce"].new_zeros(())
+    losses["dice"] = soft_dice_loss(logits, labels) if state.config.dice_weight else none
+    losses["opacity_dice"] = opacity_dice_loss(logits, labels) if state.config.opacity_dice_weight else none
     return losses
 
 
