@@ -59,6 +59,13 @@ class Resources:
         """Return how many workers fit, each whole on one node."""
         return sum(_fitting(node, (cpus_per_worker, gpus_per_worker)) for node in self.nodes)
 
+    def largest_share(self, num_workers: int, gpus_per_worker: float = 0.0) -> float:
+        """Return the most CPUs, rounded down to a hundredth, that each of so many workers can have; 0 if none fits."""
+        # Some node is filled by its workers: its CPUs are a whole number of shares.
+        shares = {int(100 * cpus / count) / 100 for cpus, _ in self.nodes for count in range(1, num_workers + 1)}
+        fit = (share for share in shares if share > 0 and self.fitting(share, gpus_per_worker) >= num_workers)
+        return max(fit, default=0.0)
+
 
 def _fitting(node: tuple[float, float], worker: tuple[float, float]) -> int:
     # The small term keeps 8 x 0.25 in 2 from falling to rounding.
@@ -113,9 +120,8 @@ def require_workers(
     if gpus_per_worker > 0:
         lacks.append(_lack(num_workers, gpus_per_worker, "GPU"))
     advice = [f"--workers {fits}"] if fits else []
-    # A share rounded down to a hundredth, at which all of them fit.
-    share = int(100 * resources.num_cpus / num_workers) / 100
-    if cpus_flag and share > 0 and resources.fitting(share, gpus_per_worker) >= num_workers:
+    share = resources.largest_share(num_workers, gpus_per_worker)
+    if cpus_flag and share > 0:
         advice.append(f"{cpus_flag} {share:g}")
     spread = f" on {len(resources.nodes)} nodes" if len(resources.nodes) > 1 else ""
     raise ConfigError(

@@ -1,16 +1,33 @@
 """Settings of every command: the only home of defaults, with their ranges."""
 
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 
 from cohortseg.errors import ConfigError
 
 Engine = Literal["auto", "local", "ray"]
 EncoderName = Literal["resnet18", "resnet34", "resnet50", "efficientnet-lite0"]
 T = TypeVar("T")
+
+
+_NORM_GROUPS: Final = 8
+"""Groups of the networks' group normalisation."""
+_WEIGHTS: Final = (
+    "momentum",
+    "weight_decay",
+    "proportion_weight",
+    "adversarial_weight",
+    "semi_weight",
+    "vq_weight",
+    "dice_weight",
+    "opacity_dice_weight",
+    "commitment",
+)
+"""Settings of training that are finite numbers of at least 0."""
 
 
 def _check(holds: bool, rule: str, value: object) -> None:
@@ -65,8 +82,22 @@ class ModelConfig:
         _check(len(self.decoder_channels) == 4, "decoder_channels must be four numbers", self.decoder_channels)
         encoders = get_args(EncoderName)
         _check(self.encoder in encoders, f"encoder must be one of {', '.join(encoders)}", self.encoder)
+        _check(
+            self.imagenet or self.encoder != "efficientnet-lite0",
+            "efficientnet-lite0 has batch normalisation that does not learn, so it needs imagenet = true",
+            self.imagenet,
+        )
+        for name, widths in (
+            ("decoder_channels", self.decoder_channels),
+            ("code_dim", (self.code_dim,)),
+            ("discriminator_channels", (self.discriminator_channels,)),
+        ):
+            _check(
+                all(width >= 1 and (width < _NORM_GROUPS or width % _NORM_GROUPS == 0) for width in widths),
+                f"{name} must be below {_NORM_GROUPS} or a multiple of it (group normalisation)",
+                getattr(self, name),
+            )
         _check(self.codebook_size >= 2, "codebook_size must be at least 2", self.codebook_size)
-        _check(self.code_dim >= 1, "code_dim must be at least 1", self.code_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +185,19 @@ class TrainConfig:
             _check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
         for name in ("adversarial_iterations", "warmup_iterations", "saturation_patience"):
             _check(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
+        _check(
+            self.adversarial_iterations >= 1 or not self.semi_supervised,
+            "adversarial_iterations must be at least 1 with semi_supervised = true",
+            self.adversarial_iterations,
+        )
+        _check(self.seed >= 0, "seed must not be negative", self.seed)
+        for name in _WEIGHTS:
+            value = getattr(self, name)
+            _check(0 <= value < math.inf, f"{name} must be a finite number, not negative", value)
+        _check(self.momentum < 1, "momentum must be below 1", self.momentum)
         _check(self.optimizer in ("sgd", "adamw"), "optimizer must be sgd or adamw", self.optimizer)
-        _check(self.learning_rate > 0, "learning_rate must be positive", self.learning_rate)
+        for name in ("learning_rate", "discriminator_learning_rate"):
+            _check(0 < getattr(self, name) < math.inf, f"{name} must be positive and finite", getattr(self, name))
         _check(0 <= self.confidence_threshold < 1, "confidence_threshold must be in [0, 1)", self.confidence_threshold)
         _check(0.5 < self.truth_confidence <= 1, "truth_confidence must be in (0.5, 1]", self.truth_confidence)
         _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
@@ -268,16 +310,26 @@ def config_from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises
     ------
     ConfigError
-        If a name is unknown or a value is out of range; the message lists the valid names.
+        If a name is unknown (the message lists the valid ones), or a value is of another type or out of range.
     """
     valid = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
     unknown = sorted(set(values) - valid)
     if unknown:
         raise ConfigError(f"unknown setting(s) {', '.join(unknown)}; valid are {', '.join(sorted(valid))}")
+    return cls(**{name: _typed(name, hints[name], value) for name, value in values.items()})
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """Return a setting's value if it is of the setting's type; nested settings check their own."""
+    if isinstance(value, Mapping) or is_dataclass(value):
+        return value
+    from pydantic import TypeAdapter, ValidationError  # here: a tenth of a second that --help need not wait for
+
     try:
-        return cls(**values)
-    except TypeError as error:
-        raise ConfigError(str(error)) from error
+        return TypeAdapter(hint).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {error.errors()[0]['msg']}, got {value!r}") from error
 
 
 def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any], base: T | None = None) -> T:

@@ -1,5 +1,6 @@
 """What composes the stages: scan, segment and measure, report."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -134,7 +135,7 @@ def infer_cohort(
             num_others=num_others(out, {record.series_key for record in chosen}),
             engine=engine,
         )
-        if not pending and (out / RUN_JSON).is_file():
+        if not pending and _tells_of(out / RUN_JSON, summary, config):
             return summary  # the file keeps telling of the run that made the results
         timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
         _write_provenance(summary, scan, config, model, timings)
@@ -167,6 +168,22 @@ def _manifest_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
 
+def _series_counts(summary: InferSummary) -> dict[str, Any]:
+    chosen = len(summary.burden)
+    return {"series_found": summary.num_found, "series_chosen": chosen, "status": dict(summary.counts)}
+
+
+def _tells_of(path: Path, summary: InferSummary, config: InferConfig) -> bool:
+    """Return whether a ``run.json`` tells of the present settings and series."""
+    try:
+        document = json.loads(path.read_bytes())
+        told = [document["config"], {name: document["counts"][name] for name in _series_counts(summary)}]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    now: list[Any] = json.loads(json.dumps([asdict(config), _series_counts(summary)]))
+    return told == now
+
+
 def _write_provenance(
     summary: InferSummary, scan: CohortScan, config: InferConfig, model: LoadedModel, timings: Mapping[str, float]
 ) -> None:
@@ -176,11 +193,9 @@ def _write_provenance(
         "model": {"name": model.name, "sha256": model.sha256, "device": str(model.device), "bf16": model.bf16},
         "engine": summary.engine,
         "counts": {
-            "series_found": summary.num_found,
-            "series_chosen": len(summary.burden),
+            **_series_counts(summary),
             "series_segmented_by_this_run": summary.num_done,
             "files_skipped": len(scan.skipped),
-            "status": dict(summary.counts),
         },
         "timings": dict(timings),
     }

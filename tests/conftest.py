@@ -4,7 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+from phantoms import ill_body, write_series
+from runs import run
+
+from cohortseg.config import CanonicalConfig, ModelConfig
+from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.segmenter import Segmenter
+from cohortseg.weights import ModelCard, save_model
 
 settings.register_profile("cohortseg", deadline=None, max_examples=50)
 settings.load_profile("cohortseg")
@@ -18,3 +26,37 @@ def realdata() -> Path:
     if not (folder / "COVID-19-NY-SBU").is_dir() and not (folder / "COVID-SemiSeg").is_dir():
         pytest.skip(f"no real CT data in {folder}: set COHORTSEG_DATA to the folder that holds COVID-SemiSeg")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    networks = ModelConfig(decoder_channels=(16, 16, 16, 16), codebook_size=8, code_dim=8, discriminator_channels=4)
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    card = ModelCard(name="random", model=networks, canonical=CanonicalConfig(size=64))
+    save_model(path, Segmenter(networks), Discriminator(4), card)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients with two dates each, and one series whose last file was cut off."""
+    root = tmp_path_factory.mktemp("cohort")
+    for patient, day in (("A", 1), ("A", 9), ("B", 3), ("B", 5), ("C", 7)):
+        paths = write_series(
+            root / f"{patient}{day}",
+            shape=(4, 96, 80),
+            spacing_mm=(5.0, 3.0, 3.5),
+            hu=ill_body,
+            patient_id=patient,
+            study_date=f"2020040{day}",
+        )
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-5000])
+    return root
+
+
+@pytest.fixture(scope="session")
+def unbroken(cohort: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    run(cohort, out, model_path)
+    return out

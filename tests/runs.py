@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
+from cohortseg.pipeline import InferSummary, infer_cohort
 
 Progress = Callable[[str], AbstractContextManager[Callable[..., None]]]
 
@@ -33,3 +35,9 @@ def hiding(path: Path, away: Path) -> Progress:
             away.rename(path)
 
     return progress
+
+
+def run(cohort: Path, out: Path, model_path: Path, **settings: object) -> InferSummary:
+    """Infer in this process."""
+    config = InferConfig(engine="local", **settings)
+    return infer_cohort(cohort, out, config=config, model_path=model_path, progress=silent)

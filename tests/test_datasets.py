@@ -15,7 +15,7 @@ from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labelled_slices, unlabelled_slices
 from cohortseg.datasets.folders import labelled_folder, unlabelled_folder
 from cohortseg.datasets.prepared import load_prepared, prepare
-from cohortseg.datasets.slices import DicomSlices, LabeledSlice, read_canonical, read_mask
+from cohortseg.datasets.slices import DicomSlices, LabeledSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import TRANSPOSED, UPRIGHT
 
@@ -111,6 +111,26 @@ def test_what_is_no_image_or_does_not_fit_is_refused_by_name(tmp_path):
         read_canonical(LabeledSlice(name="blank", image_path=tmp_path / "blank.png"), CANONICAL)
 
 
+def test_deep_tiny_and_huge_images_are_refused_and_deep_label_maps_read(tmp_path):
+    """Pillow would cut 16-bit grays off at 255 without a word."""
+    gray, labels = lesion_slice(0)
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png: has more than 8 bits a pixel"):
+        read_image(tmp_path / "deep.png")
+    Image.fromarray(gray[:3, :3]).save(tmp_path / "tiny.png")
+    with pytest.raises(DataError, match=r"tiny\.png: 3 x 3 pixels are too few"):
+        read_image(tmp_path / "tiny.png")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError, match=r"huge\.png"):
+            read(tmp_path / "huge.png")
+    Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "labels.png")
+    assert np.array_equal(read_mask(tmp_path / "labels.png"), labels)
+    Image.fromarray(labels.astype(np.uint16) * 256).save(tmp_path / "labels.png")
+    with pytest.raises(DataError, match="labels must be 0, 1, 2"):
+        read_mask(tmp_path / "labels.png")
+
+
 def test_own_folders_of_images(tmp_path):
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
@@ -146,6 +166,58 @@ def test_own_folders_of_dicom_with_masks(tmp_path):
     assert len(prepared.training_images) == 4
     assert sorted(int(labels.max()) for labels in prepared.labels) == [1, 1, 2, 2]
     assert len(unlabelled_folder(tmp_path / "images", UPRIGHT)) == 1
+
+
+def test_dicom_of_two_folders_never_share_a_label_map(tmp_path):
+    for folder in ("a", "b"):
+        paths = write_series(tmp_path / "images" / folder, series=str(ord(folder)))
+    (tmp_path / "masks").mkdir()
+    blank = Image.fromarray(np.zeros((8, 8), dtype=np.uint8))
+    for path in paths:
+        blank.save(tmp_path / "masks" / f"{path.stem}.png")
+    with pytest.raises(DataError, match=r"is the label map of two slices; put that of b/"):
+        labelled_folder(tmp_path, UPRIGHT)
+    for folder in ("a", "b"):
+        (tmp_path / "masks" / folder).mkdir()
+        for path in paths:
+            blank.save(tmp_path / "masks" / folder / f"{path.stem}.png")
+    sources = labelled_folder(tmp_path, UPRIGHT)
+    for source in sources:
+        assert {path.parent.name for path in source.mask_paths} == {Path(source.record.files[0]).parent.name}
+    assert len(sources) == 2
+
+
+def test_files_named_by_uid_keep_all_of_it(tmp_path):
+    (tmp_path / "masks").mkdir()
+    for number, path in enumerate(write_series(tmp_path / "images")):
+        path.rename(path.with_name(f"1.2.840.{number}"))
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "masks" / f"1.2.840.{number}.png")
+    (source,) = labelled_folder(tmp_path, UPRIGHT)
+    assert sorted(path.name for path in source.mask_paths)[0] == "1.2.840.0.png"
+
+
+def test_an_unlabelled_series_that_cannot_be_used_is_left_out(tmp_path, caplog):
+    body = {"shape": (4, 128, 128), "spacing_mm": (5.0, 2.6, 2.6), "hu": body_hu((4, 128, 128))}
+    write_series(tmp_path / "good", series="1", **body)
+    bad = write_series(tmp_path / "bad", series="2", **body)
+    bad[0].write_bytes(bad[0].read_bytes()[:-5000])
+    gray, labels = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    Image.fromarray(labels).save(tmp_path / "x-mask.png")
+    labeled = [LabeledSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
+
+    def prepared(folder):
+        prepare(tmp_path / "data", labeled, unlabelled_folder(folder, UPRIGHT), CANONICAL, "mine", lambda *_: None)
+        return load_prepared(tmp_path / "data")
+
+    assert prepared(tmp_path / "good").unlabeled.shape[0] == 4
+    (tmp_path / "both").mkdir()
+    for name in ("good", "bad"):
+        (tmp_path / name).rename(tmp_path / "both" / name)
+    assert prepared(tmp_path / "both").unlabeled.shape[0] == 4
+    assert "is left out" in caplog.text
+    with pytest.raises(DataError, match="none of the 1 unlabelled series"):
+        prepared(tmp_path / "both" / "bad")
 
 
 def test_damaged_prepared_data_are_refused(tmp_path):

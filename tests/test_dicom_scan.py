@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cohortseg.dicom import headers
 from cohortseg.dicom.elements import Attributes, first_attributes, quiet_pydicom
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
-from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.scan import file_rows, scan_cohort
 from cohortseg.errors import ConfigError
 from cohortseg.store.schemas import MANIFEST
 from cohortseg.store.tables import read_table, table_from_rows
@@ -67,11 +67,23 @@ def test_links_do_not_loop_or_double(tmp_path: Path) -> None:
     assert (record.n_files, record.n_duplicates) == (4, 0)
 
 
+def test_a_link_in_circles_costs_its_folder_nothing(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    (tmp_path / "a" / "loop").symlink_to("loop")
+    (tmp_path / "loop").symlink_to("loop")
+    found = scan_cohort(tmp_path)
+    assert [record.n_files for record in found.series] == [4]
+    assert [file.path for file in found.skipped] == ["a/loop", "loop"]
+    assert all("cannot be read" in file.reason for file in found.skipped)
+
+
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     paths = write_series(tmp_path)
     paths[3].rename(tmp_path / os.fsdecode(b"M\xfcller"))
+    (tmp_path / os.fsdecode(b"M\xf6ller")).write_bytes(b"")
     found = scan_cohort(tmp_path)
-    assert [file.reason for file in found.skipped] == ["name is not UTF-8: rename it"]
+    assert [file.reason for file in found.skipped] == ["name is not UTF-8: rename it"] * 2
+    assert len({row["path"] for row in file_rows(found)}) == 5, "each file keeps a row of its own"
     table_from_rows([asdict(record) for record in found.series], MANIFEST)
 
 

@@ -14,64 +14,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
-from phantoms import ill_body, write_series
-from runs import hiding, silent
+from runs import hiding, run
 
 from cohortseg.cluster import Resources, require_workers
-from cohortseg.config import CanonicalConfig, InferConfig, ModelConfig
+from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.infer.commit import suspects
 from cohortseg.infer.run import room_watched, worker_shares
-from cohortseg.models.discriminator import Discriminator
-from cohortseg.models.segmenter import Segmenter
-from cohortseg.pipeline import InferSummary, infer_cohort
+from cohortseg.pipeline import infer_cohort
 from cohortseg.store.masks import read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST, PATIENTS, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
-from cohortseg.weights import ModelCard, save_model
 
 SPACING_MM = (5.0, 3.0, 3.5)
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    networks = ModelConfig(decoder_channels=(16, 16, 16, 16), codebook_size=8, code_dim=8, discriminator_channels=4)
-    path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    card = ModelCard(name="random", model=networks, canonical=CanonicalConfig(size=64))
-    save_model(path, Segmenter(networks), Discriminator(4), card)
-    return path
-
-
-@pytest.fixture(scope="session")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two patients with two dates each, and one series whose last file was cut off."""
-    root = tmp_path_factory.mktemp("cohort")
-    for patient, day in (("A", 1), ("A", 9), ("B", 3), ("B", 5), ("C", 7)):
-        paths = write_series(
-            root / f"{patient}{day}",
-            shape=(4, 96, 80),
-            spacing_mm=SPACING_MM,
-            hu=ill_body,
-            patient_id=patient,
-            study_date=f"2020040{day}",
-        )
-    paths[-1].write_bytes(paths[-1].read_bytes()[:-5000])
-    return root
-
-
-def run(cohort: Path, out: Path, model_path: Path, **settings: object) -> InferSummary:
-    config = InferConfig(engine="local", **settings)
-    return infer_cohort(cohort, out, config=config, model_path=model_path, progress=silent)
-
-
-@pytest.fixture(scope="session")
-def unbroken(cohort: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("unbroken") / "out"
-    run(cohort, out, model_path)
-    return out
 
 
 def assert_same_results(out: Path, reference: Path) -> None:

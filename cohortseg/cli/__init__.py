@@ -1,7 +1,7 @@
 """The command line: flags in, Rich out. One file a command; nothing is computed here."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -9,6 +9,12 @@ from cohortseg import __version__
 from cohortseg.cli import evaluate, infer, info, report, sample, scan, train
 from cohortseg.cli.console import print_error, set_verbosity
 from cohortseg.errors import CohortSegError
+
+_HOW_TO_GO_ON: Final = {
+    "infer": "; run the same command again to go on where it stopped",
+    "train": "; the same command with --resume goes on where it stopped",
+}
+"""By command; the others start over."""
 
 
 class _Group(typer.core.TyperGroup):
@@ -21,7 +27,7 @@ class _Group(typer.core.TyperGroup):
             print_error(str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            print_error("interrupted; run the same command again to go on where it stopped")
+            print_error(f"interrupted{_HOW_TO_GO_ON.get(ctx.invoked_subcommand, '')}")
             raise typer.Exit(1) from None
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from cohortseg.config import ScanConfig
 from cohortseg.datasets.slices import DicomSlices, LabeledSlice
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError, DataError
@@ -12,6 +13,7 @@ TERMS: Final = "Trained on data of the user's own: their terms apply. Research s
 """Terms of a model trained on such data."""
 
 _ENDINGS = {".jpg", ".jpeg", ".png"}
+_DICOM_ENDINGS: Final = {".dcm", ".dicom", ".ima"}
 _IMAGE_FOLDERS: Final = ("Imgs", "images")
 _MASK_FOLDERS: Final = ("GT", "masks")
 
@@ -20,6 +22,7 @@ def labelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice
     """Return the slices of a labelled folder: ``Imgs`` or ``images``, and ``GT`` or ``masks`` with one PNG a slice.
 
     A label map has the name of its image or DICOM file with the ending ``.png``, the same size, and values 0, 1, 2.
+    Those of DICOM files in folders of ``images`` lie in the same folders of ``masks``, or all in ``masks`` itself.
 
     Parameters
     ----------
@@ -33,15 +36,20 @@ def labelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice
     ConfigError
         If a folder is missing or holds nothing to use.
     DataError
-        If a slice has no label map.
+        If a slice has no label map, or shares it with another slice.
     """
     images = _one_of(folder, _IMAGE_FOLDERS)
     masks = _one_of(folder, _MASK_FOLDERS)
 
+    owners: dict[Path, str] = {}
+
     def mask_of(name: str) -> Path:
-        path = masks / f"{Path(name).stem}.png"
-        if not path.is_file():
-            raise DataError(f"{path}: the label map of {name} is missing")
+        beside = masks / _mask_name(name)
+        path = next((path for path in (beside, masks / beside.name) if path.is_file()), None)
+        if path is None:
+            raise DataError(f"{beside}: the label map of {name} is missing")
+        if owners.setdefault(path, name) != name:
+            raise DataError(f"{path}: is the label map of two slices; put that of {name} at {beside}")
         return path
 
     sources: list[LabeledSlice | DicomSlices] = [
@@ -71,6 +79,13 @@ def unlabelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSli
     return list(_dicom_series(folder))
 
 
+def _mask_name(name: str) -> Path:
+    """Return the relative path of a slice's label map; a UID as the name of a file has no ending to lose."""
+    path = Path(name)
+    stem = path.stem if path.suffix.lower() in _ENDINGS | _DICOM_ENDINGS else path.name
+    return path.with_name(f"{stem}.png")
+
+
 def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (folder / name).is_dir():
@@ -83,7 +98,8 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _dicom_series(folder: Path) -> list[DicomSlices]:
-    records = [record for record in scan_cohort(folder).series if record.decision == "selected"]
+    scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # all are meant, not the preferred one of a study
+    records = [record for record in scan.series if record.decision == "selected"]
     if not records:
         raise ConfigError(f"{folder}: holds neither .jpg or .png images nor an axial DICOM CT series")
     return [DicomSlices(record=record, root=folder) for record in records]

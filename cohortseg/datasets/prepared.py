@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, LabeledSlice, read_canonical, read_canonical_series
-from cohortseg.errors import DataError
+from cohortseg.errors import CohortSegError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +50,24 @@ def prepare(
     Raises
     ------
     DataError
-        If a source cannot be used; the message names its file.
+        If a labelled source or an unlabelled image cannot be used, with the name of its file, or no slice is left.
+        An unlabelled DICOM series that cannot be used is left out and counted: a tree of them is never clean.
     """
     total = len(labeled) + len(unlabeled)
     slices: list[CanonicalSlice] = []
     num_labeled = 0
     with ThreadPoolExecutor(_IMAGE_THREADS) as pool:
-        for done, group in enumerate(pool.map(lambda source: _read(source, config), [*labeled, *unlabeled]), start=1):
+        readers = [(_read, source) for source in labeled] + [(_read_if_usable, source) for source in unlabeled]
+        for done, group in enumerate(pool.map(lambda item: item[0](item[1], config), readers), start=1):
             slices += group
             num_labeled += len(group) if done <= len(labeled) else 0
             report(done, total, "")
+    for kind, sources, count in (
+        ("labelled", labeled, num_labeled),
+        ("unlabelled", unlabeled, len(slices) - num_labeled),
+    ):
+        if sources and not count:
+            raise DataError(f"none of the {len(sources)} {kind} series holds a slice that can be used")
     frames = sum(not item.lungs_found for item in slices)
     if frames:
         log.info("%d of %d training images show no lung by themselves and are used uncropped", frames, len(slices))
@@ -100,6 +108,17 @@ def _read(source: LabeledSlice | DicomSlices, config: CanonicalConfig) -> list[C
     if isinstance(source, LabeledSlice):
         return [read_canonical(source, config)]
     return list(read_canonical_series(source, config))
+
+
+def _read_if_usable(source: LabeledSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
+    """Do the same, but leave a DICOM series out that cannot be used."""
+    try:
+        return _read(source, config)
+    except CohortSegError as error:
+        if isinstance(source, LabeledSlice):
+            raise
+        log.warning("unlabelled series %s is left out: %s", source.record.series_key, type(error).__name__)
+        return []
 
 
 def _labels(item: CanonicalSlice) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from cohortseg.preprocess import (
 _IMAGE_SPACING_MM = (None, 0.75, 0.75)
 """Assumed for 8-bit images, which have no spacing; only the lung segmentation's filter sizes depend on it."""
 _MAX_PIXELS = 4096 * 4096
+_MIN_SIDE = 8
 _OLD_CODES = {38: 1, 75: 2}
 """Label codes of older archives of COVID-SemiSeg."""
 
@@ -87,15 +89,31 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the file is no image, damaged, or larger than 4096 x 4096.
+        If the file is no image, damaged, not of 8 bits, smaller than 8 x 8 or larger than 4096 x 4096.
     """
+    with _opened(path, "image") as image:
+        if _has_deep_pixels(image):
+            raise DataError(f"{path}: has more than 8 bits a pixel; save it with 8, lung window, or use the DICOM file")
+        if min(image.size) < _MIN_SIDE:
+            raise DataError(f"{path}: {image.width} x {image.height} pixels are too few for a slice")
+        return np.asarray(image.convert("L"))
+
+
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
+    """Open an image file; what is wrong with it, in the block too, is told as the fault of this file."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels; at most 4096 x 4096 are read")
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: not a readable image: {error}") from error
+            yield image
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: not a readable {kind}: {error}") from error
+
+
+def _has_deep_pixels(image: Image.Image) -> bool:
+    """Tell whether pixels have more than 8 bits; Pillow cuts what is above 255 off when it converts them."""
+    return image.mode.startswith(("I", "F"))
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
@@ -106,13 +124,11 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     DataError
         If the file is no image or holds other values.
     """
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image if image.mode in ("L", "P") else image.convert("L"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: not a readable label map: {error}") from error
+    with _opened(path, "label map") as image:
+        as_stored = image.mode in ("L", "P") or _has_deep_pixels(image)
+        values = np.asarray(image if as_stored else image.convert("L"))
     labels = values.astype(np.uint8)
-    present = set(np.unique(labels).tolist())
+    present = set(np.unique(values).tolist())
     if not present <= set(range(NUM_CLASSES)):
         if not present <= {0, *_OLD_CODES}:
             raise DataError(f"{path}: labels must be 0, 1, 2 (or 0, 38, 75), found {sorted(present)[:10]}")

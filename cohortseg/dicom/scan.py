@@ -160,7 +160,7 @@ def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:
                 continue
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(root / folder) as entries:
-                listed = sorted((entry.name, entry.is_dir()) for entry in entries)
+                listed = sorted((entry.name, _is_folder(entry)) for entry in entries)
         except OSError as error:
             if not folder:
                 raise ConfigError(f"{root}: folder cannot be read: {error.strerror}") from error
@@ -169,13 +169,21 @@ def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:
         for name, is_folder in listed:
             path = f"{folder}/{name}" if folder else name
             if not _is_utf8(path):
-                readable = os.fsencode(path).decode("utf-8", "replace")
+                readable = os.fsencode(path).decode("utf-8", "backslashreplace")
                 skipped.append(SkippedFile(readable, "name is not UTF-8: rename it"))
             elif is_folder:
                 pending.append(path)
             else:
                 files.append(path)
     return sorted(files), skipped
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell folders from files; a link that leads nowhere or in circles is a file, which then cannot be read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _is_utf8(path: str) -> bool:

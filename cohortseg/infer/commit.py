@@ -11,7 +11,6 @@ import io
 import json
 import os
 import socket
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,9 @@ import filelock
 import polars as pl
 
 from cohortseg.errors import StoreError
+from cohortseg.store.files import sweep_temporaries, write_file
 from cohortseg.store.masks import SeriesMasks, has_masks, remove_masks, write_masks
+from cohortseg.store.provenance import RUN_JSON
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.store.tables import table_from_rows
 
@@ -79,7 +80,7 @@ def claimed(out: Path) -> Iterator[None]:
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat("T", "seconds"),
         }
-        _write(out / _STATE / _OWNER, json.dumps(owner).encode())
+        write_file(out / _STATE / _OWNER, json.dumps(owner).encode())
         yield
     finally:
         with suppress(OSError):
@@ -98,7 +99,7 @@ def _owner(out: Path) -> str:
 
 def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any]) -> str:
     """Return the hash of all that a result depends on: input files, model, settings and versions."""
-    document = json.dumps([fingerprint, model_sha256, dict(settings)], sort_keys=True)
+    document = json.dumps([fingerprint, model_sha256, dict(settings)], sort_keys=True, default=_plain)
     return hashlib.sha256(document.encode()).hexdigest()
 
 
@@ -140,7 +141,7 @@ def withdraw_attempts(out: Path, series_key: str, run_id: str) -> None:
     rest = [line for line in _attempt_lines(out, series_key) if not line.endswith(f" {run_id}")]
     with suppress(OSError, StoreError):
         if rest:
-            _write(_attempts(out, series_key), "".join(f"{line}\n" for line in rest).encode("ascii"))
+            write_file(_attempts(out, series_key), "".join(f"{line}\n" for line in rest).encode("ascii"))
         else:
             _attempts(out, series_key).unlink(missing_ok=True)
 
@@ -153,7 +154,7 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
     StoreError
         If it cannot be written; the series then counts as not done.
     """
-    marker, picture = _marker(out, series_key), out / PICTURES / f"{series_key}.png"
+    marker, picture = _marker(out, series_key), _picture(out, series_key)
     try:
         marker.unlink(missing_ok=True)
     except OSError as error:
@@ -165,26 +166,31 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
     if result.picture_png is None:
         picture.unlink(missing_ok=True)
     else:
-        _write(picture, result.picture_png)
+        write_file(picture, result.picture_png)
     buffer = io.BytesIO()
     table_from_rows(result.slices, SLICES).write_ipc(buffer, compression="lz4")
-    _write(_slices(out, series_key), buffer.getvalue())
+    write_file(_slices(out, series_key), buffer.getvalue())
     document = {
         "token": token,
         "final": result.final,
         "has_masks": result.masks is not None,
+        "has_picture": result.picture_png is not None,
         "burden": dict(result.burden),
     }
-    _write(marker, json.dumps(document, default=_plain, allow_nan=False).encode())
+    write_file(marker, json.dumps(document, default=_plain, allow_nan=False).encode())
     _attempts(out, series_key).unlink(missing_ok=True)
 
 
 def is_done(out: Path, series_key: str, token: str) -> bool:
-    """Return whether a final marker of this very result exists, with its slices and masks."""
+    """Return whether a final marker of this very result exists, with its slices, masks and picture."""
     document = _read_marker(out, series_key)
     if document is None or document.get("token") != token or not document["final"]:
         return False
-    return _slices(out, series_key).is_file() and (not document["has_masks"] or has_masks(out / MASKS, series_key))
+    return (
+        _slices(out, series_key).is_file()
+        and (not document["has_masks"] or has_masks(out / MASKS, series_key))
+        and (not document["has_picture"] or _picture(out, series_key).is_file())
+    )
 
 
 def committed_status(out: Path, series_key: str) -> str:
@@ -223,7 +229,7 @@ def committed_slices(out: Path, series_keys: Sequence[str]) -> Iterator[pl.DataF
     """
     for keys in _batches(series_keys):
         try:
-            yield pl.concat([pl.read_ipc(_slices(out, key)) for key in keys])
+            yield pl.concat([pl.read_ipc(io.BytesIO(_slices(out, key).read_bytes())) for key in keys])
         except (OSError, pl.exceptions.PolarsError) as error:
             raise StoreError(f"{out}: rows of slices cannot be read ({error}); run the same command again") from error
 
@@ -247,17 +253,18 @@ def forget(out: Path) -> None:
     """
     for marker in (out / _STATE / "rows").glob("*.json"):
         remove_masks(out / MASKS, marker.stem)
-        (out / PICTURES / f"{marker.stem}.png").unlink(missing_ok=True)
+        _picture(out, marker.stem).unlink(missing_ok=True)
     for name in _FOLDERS:
         for path in (out / _STATE / name).iterdir():
             path.unlink()
 
 
 def sweep(out: Path) -> None:
-    """Remove what killed runs left under temporary names in the state and picture folders."""
-    for folder in (out, out / _STATE, *(out / _STATE / name for name in _FOLDERS), out / PICTURES):
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+    """Remove what killed runs left under temporary names; beside our tables a user may keep files of any name."""
+    for folder in (out / _STATE, *(out / _STATE / name for name in _FOLDERS), out / PICTURES):
+        sweep_temporaries(folder)
+    for name in ("*.parquet", RUN_JSON, "report.html"):
+        sweep_temporaries(out, name)
 
 
 def _attempts(out: Path, series_key: str) -> Path:
@@ -273,6 +280,10 @@ def _attempt_lines(out: Path, series_key: str) -> list[str]:
 
 def _slices(out: Path, series_key: str) -> Path:
     return out / _STATE / "slices" / f"{series_key}.arrow"
+
+
+def _picture(out: Path, series_key: str) -> Path:
+    return out / PICTURES / f"{series_key}.png"
 
 
 def _marker(out: Path, series_key: str) -> Path:
@@ -305,17 +316,3 @@ def _plain(value: object) -> str:
     if isinstance(value, date):
         return value.isoformat()
     raise TypeError(f"a marker cannot hold {type(value).__name__}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary name, on disk before it appears."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path.name}: cannot be written: {error}") from error

@@ -17,7 +17,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError
 from cohortseg.identity import without_path
 from cohortseg.infer.commit import SeriesResult, begin_attempt, commit, count_attempts, is_done, result_token, suspects
-from cohortseg.infer.segmenter import segment_series, series_row
+from cohortseg.infer.segmenter import record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
 from cohortseg.store.schemas import SCHEMA_VERSION
 from cohortseg.weights import LoadedModel
@@ -46,9 +46,10 @@ class Job:
             "version": __version__,
             "schema": SCHEMA_VERSION,
             "lungs": LUNG_METHOD,
-            # Copies and other volumes of the series are files that the fingerprint does not cover.
+            # Copies and other volumes of the series are files that the fingerprint does not cover, and headers can be
+            # changed in place, with the file's size and time kept.
             "n_duplicates": record.n_duplicates,
-            "qc_flags": record.qc_flags,
+            "record": record_columns(record),
         }
         return result_token(record.fingerprint, self.model_sha256, settings)
 

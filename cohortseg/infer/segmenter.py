@@ -175,8 +175,13 @@ class _Doubt:
 def series_row(record: SeriesRecord, model_sha256: str) -> dict[str, Any]:
     """Return the part of a burden row that is known before segmentation; what is not measured yet is null."""
     row: dict[str, Any] = dict.fromkeys(BURDEN.polars_schema)
-    row |= {name: getattr(record, name) for name in _FROM_RECORD}
+    row |= record_columns(record)
     return row | {"qc_flags": list(record.qc_flags), "lung_method": LUNG_METHOD, "model_sha256": model_sha256}
+
+
+def record_columns(record: SeriesRecord) -> dict[str, Any]:
+    """Return what a burden row takes over from the manifest: identity, geometry and findings of the headers."""
+    return {name: getattr(record, name) for name in _FROM_RECORD}
 
 
 def _batches(boxes: dict[int, CropBox], size: int) -> Iterator[dict[int, CropBox]]:

@@ -101,7 +101,7 @@ def _flags(
     upper = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), held[-1] + 1)
     found = {
         "lung_cut_by_field_of_view": cut,
-        "lung_cut_at_end_slice": planes.size >= 3 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
+        "lung_cut_at_end_slice": planes.size >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
         "one_lung": min(sides) < 0.05 * sum(sides),
         "dense_region_excluded": max(excluded_mm2[upper]) > 1500,
     }

@@ -83,8 +83,12 @@ def _figures(burden: pl.DataFrame, numbers: dict[str, int], pictures: Path) -> I
         yield "<h2>Overlays</h2>"
     for row in rows[:_MOST_PICTURES]:
         title = f"Patient {_person(row, numbers)}, day {number_text(row['days_since_baseline'])}"
-        jpeg = smaller_jpeg((pictures / f"{row['series_key']}.png").read_bytes())
-        yield f"<h3>{title}</h3>{image_html(jpeg, title, 'jpeg')}"
+        try:
+            jpeg = smaller_jpeg((pictures / f"{row['series_key']}.png").read_bytes())
+        except OSError:  # PIL's UnidentifiedImageError is one
+            yield f"<h3>{title}</h3><p>This picture is damaged; remove it and run infer again.</p>"
+        else:
+            yield f"<h3>{title}</h3>{image_html(jpeg, title, 'jpeg')}"
     if len(rows) > _MOST_PICTURES:
         yield f"<p>{len(rows) - _MOST_PICTURES} more in pictures/.</p>"
 

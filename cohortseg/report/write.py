@@ -5,9 +5,11 @@ from pathlib import Path
 
 import polars as pl
 
+from cohortseg.errors import StoreError
 from cohortseg.longitudinal import patients_table, timeline_table
 from cohortseg.report.page import report_html
 from cohortseg.report.pictures import trajectories_png
+from cohortseg.store.files import write_file
 from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
 from cohortseg.store.tables import read_table, write_table
 
@@ -44,10 +46,12 @@ def write_report(out: Path) -> Report:
     provenance = {"model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()), "rows": len(burden)}
     write_table(out / "timeline.parquet", timeline, TIMELINE, provenance)
     write_table(out / "patients.parquet", patients, PATIENTS, provenance)
-    pictures = out / "pictures"
-    pictures.mkdir(exist_ok=True)
+    pictures, page = out / "pictures", out / "report.html"
+    try:
+        pictures.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{pictures}: cannot be made a folder: {error}") from error
     trajectories = trajectories_png(timeline)
-    (pictures / "trajectories.png").write_bytes(trajectories)
-    page = out / "report.html"
-    page.write_text(report_html(burden, timeline, patients, trajectories, pictures), encoding="utf-8")
+    write_file(pictures / "trajectories.png", trajectories)
+    write_file(page, report_html(burden, timeline, patients, trajectories, pictures).encode())
     return Report(burden=burden, timeline=timeline, patients=patients, page=page)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cohortseg import __version__
-from cohortseg.errors import StoreError
+from cohortseg.store.files import write_file
 
 RUN_JSON: Final = "run.json"
 
@@ -35,8 +35,4 @@ def write_run_json(folder: Path, command: str, facts: Mapping[str, Any]) -> None
         "versions": versions(),
         **facts,
     }
-    path = folder / RUN_JSON
-    try:
-        path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}") from error
+    write_file(folder / RUN_JSON, (json.dumps(document, indent=2, default=str) + "\n").encode())

@@ -62,7 +62,12 @@ def write_table(
     empty = _arrow(pl.DataFrame(schema=schema.polars_schema))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with pq.ParquetWriter(temporary, empty.schema.with_metadata(metadata), compression="zstd") as writer:
+        # An open file: of a path, pyarrow would take "a:b" for a URI.
+        schema_with_metadata = empty.schema.with_metadata(metadata)
+        with (
+            temporary.open("wb") as file,
+            pq.ParquetWriter(file, schema_with_metadata, compression="zstd") as writer,
+        ):
             for part in [frame] if isinstance(frame, pl.DataFrame) else frame:
                 if part.schema != schema.polars_schema:
                     raise SchemaError(f"table {schema.name}: columns must be {schema.polars_schema}, got {part.schema}")
@@ -90,7 +95,7 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
         If its columns or types differ from the schema.
     """
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise StoreError(f"{path}: cannot be read as Parquet: {error}") from error
     if frame.schema != schema.polars_schema:

@@ -53,11 +53,11 @@ class WorkerRequest:
 
 
 def worker_request(num_workers: int | None, cpus_per_worker: float | None, resources: Resources) -> WorkerRequest:
-    """Return the request of a user who may have left things open: one worker a GPU, or one worker with all cores."""
+    """Return the request of a user who may have left things open: one worker a GPU, or one with the cores of a node."""
     gpus = int(resources.num_gpus)
     count = num_workers or max(gpus, 1)
     gpus_per_worker = 1.0 if gpus else 0.0
-    cpus = cpus_per_worker or max(1.0, resources.num_cpus // count)
+    cpus = cpus_per_worker or max(1.0, float(int(resources.largest_share(count, gpus_per_worker))))
     return WorkerRequest(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=gpus_per_worker)
 
 

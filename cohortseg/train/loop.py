@@ -145,7 +145,9 @@ def train(
             recent, clock = [], time.perf_counter()
 
         # rank 0: the model of phase 1, for comparison; every rank: on to phase 2
-        if phase_ends and config.semi_supervised:
+        if phase_ends and not config.semi_supervised:
+            break
+        if phase_ends:
             if rank == 0:
                 _write_model(run / PHASE_1_MODEL, state, data, phase=SUPERVISED)
             state.phase, state.phase_start = ADVERSARIAL, state.iteration

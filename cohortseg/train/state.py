@@ -1,6 +1,7 @@
 """Everything a training run is made of between two iterations, and its checkpoint."""
 
 import copy
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -175,7 +176,7 @@ def load_state(state: TrainState, folder: Path) -> None:
             module = getattr(state, name)
             if module is not None:
                 module.load_state_dict(document[name])
-    except (OSError, RuntimeError, KeyError, AttributeError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError, AttributeError) as error:
         raise ModelError(f"{folder}: not a readable checkpoint: {error}") from error
 
 

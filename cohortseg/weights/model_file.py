@@ -118,9 +118,15 @@ def default_model_path() -> Path:
 
 
 def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, card: ModelCard) -> None:
-    """Write a model file, weights in float16, by way of a temporary name."""
+    """Write a model file, weights in float16 (float32 where they exceed its range), by way of a temporary name.
+
+    Raises
+    ------
+    ModelError
+        If a weight is not a finite number.
+    """
     tensors = {
-        f"{prefix}.{name}": value.detach().to("cpu", torch.float16).contiguous()
+        f"{prefix}.{name}": _half(f"{prefix}.{name}", value)
         for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator))
         for name, value in module.state_dict().items()
     }
@@ -129,6 +135,16 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
     save_file(tensors, temporary, {_HEADER_KEY: header})
     temporary.chmod(0o644)  # safetensors lets nobody but the owner read, and models are shared
     temporary.replace(path)
+
+
+def _half(name: str, value: torch.Tensor) -> torch.Tensor:
+    value = value.detach().cpu()
+    if not torch.isfinite(value).all():
+        raise ModelError(
+            f"training diverged: {name} is not finite any more; try a lower learning_rate, or bf16 = false"
+        )
+    half = value.to(torch.float16)
+    return (half if torch.isfinite(half).all() else value).contiguous()
 
 
 def load_model(

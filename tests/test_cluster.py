@@ -1,0 +1,43 @@
+"""Which workers fit on which nodes, and what one gets who asks for nothing."""
+
+import pytest
+
+from cohortseg.cluster import Resources, require_workers
+from cohortseg.errors import ConfigError
+from cohortseg.train.fit import worker_request
+
+KUBERAY = ((4.0, 0.0), (8.0, 1.0), (8.0, 1.0))
+"""cluster/kuberay.yaml: a head without GPU and two workers with one each."""
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "expected"),
+    [
+        (((2.0, 0.0),), None, (1, 2, 0)),
+        (((2.0, 0.0),), 2, (2, 1, 0)),
+        (((2.0, 0.0),), 8, (8, 1, 0)),  # refused by `check`, with a share that fits
+        (((4.0, 0.0), (4.0, 0.0)), None, (1, 4, 0)),
+        (((4.0, 0.0), (8.0, 0.0)), 3, (3, 4, 0)),
+        (KUBERAY, None, (2, 8, 1)),
+        (((16.0, 4.0),), None, (4, 4, 1)),
+    ],
+)
+def test_workers_share_nodes_and_not_their_sum(nodes, workers, expected):
+    request = worker_request(workers, None, Resources(nodes=nodes, where="the cluster"))
+    assert (request.num_workers, request.cpus_per_worker, request.gpus_per_worker) == expected
+
+
+def test_the_default_request_fits_where_a_worker_fits():
+    for nodes in (KUBERAY, ((4.0, 0.0), (4.0, 0.0)), ((1.0, 0.0),)):
+        resources = Resources(nodes=nodes, where="the cluster")
+        worker_request(None, None, resources).check(resources)
+
+
+def test_the_share_advised_is_one_that_a_node_has():
+    resources = Resources(nodes=KUBERAY, where="the cluster")
+    with pytest.raises(ConfigError, match="use --cpus-per-worker 8"):
+        require_workers(2, 10, 1, resources)
+    with pytest.raises(ConfigError, match="use --workers 2"):
+        require_workers(3, 1, 1, resources)
+    assert resources.largest_share(3, 1.0) == 0
+    assert resources.largest_share(5) == 4
