@@ -161,6 +161,9 @@ class TrainConfig:
     that it cannot be told by its sharpness; 1: plain one-hot."""
     ema_decay: float = 0.0
     """Decay of the averaged weights that become the model; 0: the last weights."""
+    predict_size: int = 0
+    """Height and width of the finished model's input; 0: as in training. Finer slices than those trained on can be
+    segmented better (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"; docs/crossval.md)."""
     class_offsets: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Added to the finished model's logits of background, GGO and consolidation: Dice is best when a lesion wins below
     an even chance."""
@@ -180,6 +183,11 @@ class TrainConfig:
         if isinstance(self.model, Mapping):
             object.__setattr__(self, "model", config_from_mapping(ModelConfig, self.model))
         object.__setattr__(self, "class_offsets", tuple(self.class_offsets))
+        _check(
+            self.predict_size == 0 or (self.predict_size >= 64 and self.predict_size % 32 == 0),
+            "predict_size must be 0, or a multiple of 32, at least 64",
+            self.predict_size,
+        )
         _check(len(self.class_offsets) == 3, "class_offsets must be three numbers", self.class_offsets)
         for name in ("supervised_iterations", "batch_labeled", "batch_unlabeled", "checkpoint_every"):
             _check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
@@ -207,6 +215,8 @@ class TrainConfig:
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
     "cpu": {
+        "canonical": CanonicalConfig(size=192),
+        "predict_size": 256,
         "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True, decoder_channels=(96, 64, 48, 16)),
         "supervised_iterations": 800,
         "adversarial_iterations": 200,
@@ -324,6 +334,8 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
     """Return a setting's value if it is of the setting's type; nested settings check their own."""
     if isinstance(value, Mapping) or is_dataclass(value):
         return value
+    if hint == tuple[str, ...] and isinstance(value, str):
+        return (value,)
     from pydantic import TypeAdapter, ValidationError  # here: a tenth of a second that --help need not wait for
 
     try:

@@ -22,7 +22,8 @@ SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim
 
 @pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50", "efficientnet-lite0"])
 def test_logits_and_reconstruction_have_the_input_s_size(encoder):
-    network = Segmenter(ModelConfig(encoder=encoder, codebook_size=8, code_dim=4))
+    imagenet = encoder == "efficientnet-lite0"
+    network = Segmenter(ModelConfig(encoder=encoder, imagenet=imagenet, codebook_size=8, code_dim=4))
     output = network(torch.rand(1, 1, 64, 96))
     assert output.logits.shape == (1, 3, 64, 96)
     assert output.reconstruction is not None

@@ -128,6 +128,15 @@ def test_class_offsets_are_in_the_finished_model_and_change_no_training(tmp_path
         torch.testing.assert_close(shifted[:, index], plain[:, index] + offset, atol=2e-3, rtol=0)
 
 
+def test_the_finished_model_may_see_finer_slices_than_it_was_trained_on(tmp_path):
+    _model(tmp_path / "a", QUICK)
+    finer = load_model(_model(tmp_path / "b", replace(QUICK, predict_size=96)))
+    as_trained = load_model(tmp_path / "a" / MODEL)
+    assert (as_trained.config.canonical.size, finer.config.canonical.size) == (64, 96)
+    for name, value in as_trained.segmenter.state_dict().items():
+        assert torch.equal(value, finer.segmenter.state_dict()[name])
+
+
 def test_a_run_shows_what_it_does_on_one_page(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -260,6 +269,9 @@ def test_phase_1_ends_early_once_its_loss_is_saturated(tmp_path):
     rows = read_history(tmp_path / "run")
     assert max(row["iteration"] for row in rows if row["phase"] == 1) < 100
     assert rows[-1]["iteration"] == rows[-1]["total_iterations"]
+    train(replace(config, semi_supervised=False), tmp_path / "supervised")
+    assert read_history(tmp_path / "supervised")[-1]["iteration"] < 100
+    assert (tmp_path / "supervised" / MODEL).is_file()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path):

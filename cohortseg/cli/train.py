@@ -13,6 +13,7 @@ from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from cohortseg.datasets.slices import DicomSlices, LabeledSlice
+    from cohortseg.train.fit import DataOptions
 
 
 class Preset(StrEnum):
@@ -68,7 +69,8 @@ def train(
 
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
-    from cohortseg.train.fit import DATA, fit, open_run
+    from cohortseg.datasets.covid_semiseg import find_data
+    from cohortseg.train.fit import DATA, DataOptions, fit, open_run
     from cohortseg.train.loop import PHASE_1_MODEL
     from cohortseg.train.page import PAGE
     from cohortseg.train.state import check_imagenet
@@ -83,10 +85,22 @@ def train(
         raise ConfigError("--unlabeled goes with --labeled")
     if not resume:
         check_imagenet(settings)
+    if labeled is None and (data is not None or not resume):
+        data = find_data(data)
+    options = DataOptions(
+        data=_absolute(data),
+        labeled=_absolute(labeled),
+        unlabeled=_absolute(unlabeled),
+        orientation=orientation.value,
+        holdout=holdout,
+    )
+    if resume:
+        options = open_run(output, settings, options, resume=True)
     found = None  # a run that is resumed may have its data already
     if not (output / DATA).is_file():
-        found = _sources(data, labeled, unlabeled, orientation, holdout=holdout, semi=settings.semi_supervised)
-    open_run(output, settings, resume=resume)
+        found = _sources(options, semi=settings.semi_supervised)
+    if not resume:
+        open_run(output, settings, options, resume=False)
     if found is not None:
         _prepare(output, *found, settings)
     with progress("training") as report:
@@ -113,31 +127,27 @@ def _check_workers(workers: int | None, cpus_per_worker: float | None, address: 
         check_local(workers, cpus_per_worker)
 
 
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
+
+
 Sources = tuple[list["LabeledSlice | DicomSlices"], list["LabeledSlice | DicomSlices"]]
 
 
-def _sources(
-    data: Path | None,
-    labeled: Path | None,
-    unlabeled: Path | None,
-    orientation: ImageOrientation,
-    *,
-    holdout: bool,
-    semi: bool,
-) -> tuple[Sources, str]:
+def _sources(options: "DataOptions", *, semi: bool) -> tuple[Sources, str]:
     from cohortseg.datasets import covid_semiseg, folders
     from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT
 
-    if labeled is None:
-        root = covid_semiseg.find_data(data)
+    if options.labeled is None:
+        root = covid_semiseg.find_data(None if options.data is None else Path(options.data))
         return (
-            list(covid_semiseg.labelled_slices(root, "train" if holdout else "all")),
+            list(covid_semiseg.labelled_slices(root, "train" if options.holdout else "all")),
             list(covid_semiseg.unlabelled_slices(root)) if semi else [],
         ), covid_semiseg.TERMS
-    lies = {"upright": UPRIGHT, "transposed": TRANSPOSED, "quarter-turned": QUARTER_TURNED}[orientation.value]
+    lies = {"upright": UPRIGHT, "transposed": TRANSPOSED, "quarter-turned": QUARTER_TURNED}[options.orientation]
     return (
-        folders.labelled_folder(labeled, lies),
-        folders.unlabelled_folder(unlabeled, lies) if unlabeled is not None and semi else [],
+        folders.labelled_folder(Path(options.labeled), lies),
+        folders.unlabelled_folder(Path(options.unlabeled), lies) if options.unlabeled is not None and semi else [],
     ), folders.TERMS
 
 

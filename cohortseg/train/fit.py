@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 import torch.distributed
 
@@ -24,6 +25,8 @@ from cohortseg.train.state import check_same_settings
 
 DATA = "data.safetensors"
 SETTINGS = "settings.json"
+_DATA_OPTIONS = "data-options.json"
+_LOCK = ".lock"
 
 _RAY_FOLDER = "checkpoints"
 _MAX_FAILURES = 3
@@ -73,33 +76,70 @@ def check_local(num_workers: int | None, cpus_per_worker: float | None) -> None:
     worker_request(num_workers, cpus_per_worker, resources).check(resources)
 
 
-def open_run(run: Path, config: TrainConfig, *, resume: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which slices a run is asked to train on; defaults mean "not said"."""
+
+    data: str | None = None
+    """COVID-SemiSeg folder, absolute."""
+    labeled: str | None = None
+    """Folder of labelled images of the user's own, absolute."""
+    unlabeled: str | None = None
+    """Folder of unlabelled ones, absolute."""
+    orientation: str = "upright"
+    """How 8-bit images of the user's own lie."""
+    holdout: bool = True
+    """Whether the validation images of COVID-SemiSeg are kept out."""
+
+
+def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None, *, resume: bool) -> DataOptions:
     """Make a run's folder and note its settings there; refuse one with other content, or one that cannot be gone on in.
+
+    Returns
+    -------
+    DataOptions
+        Those that the run began with: what is not said on resume is as it was.
 
     Raises
     ------
     ConfigError
-        If the folder holds a run and ``resume`` is false, or holds none, or one with other settings, and it is true.
+        If the folder holds a run and ``resume`` is false, or holds none, or one with other settings or data, and it is
+        true.
     StoreError
         If it cannot be written.
     """
-    settings = run / SETTINGS
+    settings, sources = run / SETTINGS, run / _DATA_OPTIONS
+    options = options or DataOptions()
     if not resume:
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
             raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
         try:
             run.mkdir(parents=True, exist_ok=True)
+            sources.write_text(json.dumps(asdict(options), indent=1), encoding="utf-8")
             settings.write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
         except OSError as error:
             raise StoreError(f"{run}: cannot be written: {error}") from error
-        return
+        return options
     if not settings.is_file():
         raise ConfigError(f"{run}: holds no run to resume")
+    check_same_settings(_read_json(settings), config)
+    before = config_from_mapping(DataOptions, _read_json(sources)) if sources.is_file() else options
+    differing = [
+        f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
+        for item in fields(DataOptions)
+        if (value := getattr(options, item.name)) not in (item.default, getattr(before, item.name))
+    ]
+    if differing:
+        raise ConfigError(f"cannot resume on other data: {'; '.join(differing)}; use a new run folder")
+    return before
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        saved = json.loads(settings.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{settings}: cannot be read: {error}") from error
-    check_same_settings(saved, config)
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return document
 
 
 def fit(
@@ -131,26 +171,45 @@ def fit(
     ------
     ConfigError
         If the workers do not fit.
+    StoreError
+        If another process trains in the folder.
     CohortSegError
         If training fails.
     """
     start = time.perf_counter()
     run = run.resolve()
-    with connected(address) as resources:
+    with _claimed(run), connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources)
         with _following(run, on_history):
             _run_trainer(config, run, request)
     if not (run / MODEL).is_file():
         raise StoreError(f"{run}: the workers left no {MODEL} here; the folder must be on storage that all nodes share")
+    data = load_prepared(run / DATA)
     facts = {
         "config": asdict(config),
+        "data": _read_json(run / _DATA_OPTIONS),
+        "counts": {"labeled_slices": len(data.labeled), "unlabeled_slices": len(data.unlabeled)},
         "workers": asdict(request),
         "model": {"sha256": hashlib.sha256((run / MODEL).read_bytes()).hexdigest()},
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
     write_run_json(run, "train", facts)
     return run / MODEL
+
+
+@contextmanager
+def _claimed(run: Path) -> Iterator[None]:
+    """Hold the run's folder, so that no second training writes into it; the lock ends with its process."""
+    lock = filelock.FileLock(run / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise StoreError(f"{run}: another cohortseg train is at work here; wait for it, or choose another -o") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> None:

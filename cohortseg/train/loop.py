@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) 
     card = ModelCard(
         name=name,
         model=config.model,
-        canonical=config.canonical,
+        canonical=replace(config.canonical, size=config.predict_size or config.canonical.size),
         recipe=recipe | {"iterations_done": state.iteration, "phase": phase},
         training_images=data.training_images,
         licence=data.terms,

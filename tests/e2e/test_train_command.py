@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.cli.train import Preset
-from cohortseg.config import PRESETS
-from cohortseg.train.fit import SETTINGS
+from cohortseg.config import PRESETS, TrainConfig
+from cohortseg.train.fit import SETTINGS, DataOptions, open_run
 from cohortseg.train.history import read_history
 from cohortseg.weights import load_model
 
@@ -172,6 +172,16 @@ def test_resume_without_a_run_and_with_other_settings_is_refused(tmp_path):
     result = CliRunner().invoke(app, ["train", "--data", str(data), "-o", str(run_folder), "--resume"])
     assert result.exit_code == 2
     assert "learning_rate was 1.0, is 0.01" in result.stderr
+
+
+def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
+    first, other = (write_covid_semiseg(tmp_path / name / "COVID-SemiSeg") for name in ("a", "b"))
+    began = open_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first), holdout=False), resume=False)
+    result = CliRunner().invoke(app, ["train", "--data", str(other), "-o", str(tmp_path / "run"), "--resume"])
+    assert result.exit_code == 2
+    assert "cannot resume on other data: data was" in " ".join(result.stderr.split())
+    assert open_run(tmp_path / "run", TrainConfig(), DataOptions(), resume=True) == began
+    assert open_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first)), resume=True).holdout is False
 
 
 def test_the_command_offers_every_recipe():

@@ -1,0 +1,67 @@
+"""Settings: their types and ranges are checked where they come in, and the message names the setting."""
+
+import pytest
+
+from cohortseg.config import (
+    PRESETS,
+    InferConfig,
+    TrainConfig,
+    config_from_mapping,
+    preset_config,
+    resolve_config,
+)
+from cohortseg.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("augment", "false"),
+        ("bf16", "false"),
+        ("semi_supervised", 0),
+        ("supervised_iterations", 2.5),
+        ("batch_labeled", True),
+        ("learning_rate", "0.1"),
+        ("learning_rate", float("inf")),
+        ("momentum", -3.0),
+        ("proportion_weight", float("nan")),
+        ("seed", -1),
+        ("optimizer", "adam"),
+        ("class_offsets", [0.0, "a", 0.0]),
+        ("class_offsets", [0.0, 0.0]),
+        ("predict_size", 100),
+        ("adversarial_iterations", 0),
+        ("model", {"code_dim": 20}),
+        ("model", {"decoder_channels": [100, 50, 20, 10]}),
+        ("model", {"discriminator_channels": 0}),
+        ("model", {"encoder": "efficientnet-lite0"}),
+        ("canonical", {"size": "256"}),
+    ],
+)
+def test_a_value_of_another_type_or_range_is_refused_by_name(name, value):
+    inner = next(iter(value)) if isinstance(value, dict) else name
+    with pytest.raises(ConfigError, match="imagenet = true" if inner == "encoder" else inner):
+        config_from_mapping(TrainConfig, {name: value})
+
+
+def test_an_unknown_name_is_refused_with_the_valid_ones():
+    with pytest.raises(ConfigError, match=r"unknown setting\(s\) lerning_rate; valid are .*learning_rate"):
+        config_from_mapping(TrainConfig, {"lerning_rate": 1.0})
+    with pytest.raises(ConfigError, match=r"unknown setting\(s\) sise"):
+        config_from_mapping(TrainConfig, {"canonical": {"sise": 256}})
+
+
+def test_values_that_mean_the_same_are_taken():
+    """TOML has lists and whole numbers where a setting is a tuple or a float."""
+    config = config_from_mapping(TrainConfig, {"class_offsets": [0, 1, 1], "learning_rate": 1, "bf16": None})
+    assert (config.class_offsets, config.learning_rate, config.bf16) == ((0, 1, 1), 1.0, None)
+    for select in ("all", ["all"], ("all",)):
+        assert config_from_mapping(InferConfig, {"select": select}).select == ("all",)
+
+
+def test_a_file_changes_a_preset_and_the_command_line_both(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("learning_rate = 0.5\nseed = 1\n[canonical]\nmargin = 0.1\n")
+    config = resolve_config(TrainConfig, path, {"seed": 2, "augment": None}, base=preset_config("cpu"))
+    assert (config.learning_rate, config.seed, config.augment) == (0.5, 2, True)
+    assert (config.canonical.margin, config.canonical.size) == (0.1, PRESETS["cpu"]["canonical"].size)
