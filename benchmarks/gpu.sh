@@ -47,7 +47,7 @@ recipe) recipe "${SEEDS%% *}" ;;
 seeds) for seed in $SEEDS; do recipe "$seed"; done ;;
 table2)
     timed table2 "$python" benchmarks/crossval.py -o "$OUT/crossval" --preset "$PRESET" "${config[@]}" --rows $rows --folds $folds
-    timed table2 "$python" benchmarks/crossval.py -o "$OUT/crossval" --table
+    timed table2-means "$python" benchmarks/crossval.py -o "$OUT/crossval" --table
     ;;
 robustness) timed robustness "$python" benchmarks/robustness.py --model "$OUT/seed${SEEDS%% *}/model.safetensors" ;;
 collect) (cd "$OUT" && find . \( -name '*.log' -o -name '*.parquet' -o -name '*.json' -o -name page.html \) \

@@ -218,7 +218,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "canonical": CanonicalConfig(size=192),
         "predict_size": 256,
         "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True, decoder_channels=(96, 64, 48, 16)),
-        "supervised_iterations": 800,
+        "supervised_iterations": 1000,
         "adversarial_iterations": 200,
         "warmup_iterations": 40,
         "batch_labeled": 8,

@@ -114,7 +114,10 @@ def test_page_shows_every_image_the_worst_first(data: Path, model_path: Path, tm
 
 
 def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):
+    (tmp_path / "labels").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "labels" / "of-another-split.png")
     result = evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
+    assert not (tmp_path / "labels" / "of-another-split.png").exists()
     truth_folder = data / "COVID-SemiSeg/TrainingSet/MultiClassInfection-Train/GT"
     for scores in result.images.filter(pl.col("class_name") != "opacity").to_dicts():
         name, class_name = f"{scores['image']}.png", scores["class_name"]

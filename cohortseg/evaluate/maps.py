@@ -13,6 +13,8 @@ from cohortseg.labels import LESIONS
 
 PICTURES: Final = "pictures"
 """Folder of the overlays in an evaluation's output."""
+_LABELS: Final = "labels"
+_MAPS: Final = "maps"
 
 
 def write_picture(folder: Path, name: str, picture: Image.Image) -> None:
@@ -45,9 +47,25 @@ def write_maps(folder: Path, name: str, prob: NDArray[np.float32]) -> None:
     StoreError
         If a file cannot be written.
     """
-    _save(folder / "labels" / f"{name}.png", Image.fromarray(label_map(prob)))
+    _save(folder / _LABELS / f"{name}.png", Image.fromarray(label_map(prob)))
     for label in LESIONS:
-        _save(folder / "maps" / label.name / f"{name}.png", Image.fromarray(eight_bit(prob[label.value])))
+        _save(folder / _MAPS / label.name / f"{name}.png", Image.fromarray(eight_bit(prob[label.value])))
+
+
+def remove_pictures(folder: Path) -> None:
+    """Remove the pictures and maps of an earlier evaluation, so that a toolbox finds the images of one split only.
+
+    Raises
+    ------
+    StoreError
+        If one cannot be removed.
+    """
+    try:
+        for place in (PICTURES, _LABELS, *(f"{_MAPS}/{label.name}" for label in LESIONS)):
+            for path in (folder / place).glob("*.png"):
+                path.unlink()
+    except OSError as error:
+        raise StoreError(f"{folder}: what an earlier evaluation left cannot be removed: {error}") from error
 
 
 def _save(path: Path, picture: Image.Image) -> None:

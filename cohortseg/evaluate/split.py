@@ -14,7 +14,7 @@ from cohortseg.config import InferConfig
 from cohortseg.datasets.covid_semiseg import Split, find_data, labelled_slices
 from cohortseg.datasets.slices import CanonicalSlice, LabeledSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import DataError, StoreError
-from cohortseg.evaluate.maps import PICTURES, write_maps, write_picture
+from cohortseg.evaluate.maps import PICTURES, remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
@@ -167,6 +167,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{folder}: the output folder cannot be made: {error}") from error
+    remove_pictures(folder)
 
 
 def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
