@@ -77,7 +77,7 @@ def label_marginal_kl(target: torch.Tensor, predicted: torch.Tensor) -> torch.Te
     """Return the label-marginal divergence D_KL(y || p) = sum_k y_k log(y_k / p_k), equation (9).
 
     The term hidden in the cross-entropy by equation (10), CE = H(F|K) + D_KL(y || p) up to a constant. Not part of the
-    training objective: `proportion_loss` stands for it; kept to watch and to test the identity.
+    training objective, where `proportion_loss` stands for it: a test shows with it that the identity holds.
 
     Parameters
     ----------
