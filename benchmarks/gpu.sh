@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/gpu} PRESET=${PRESET:-cpu} SEEDS=${SEEDS:-0 1 2} LIMIT=${LIMIT:-540} CONFIG=${CONFIG:-}
 python=${PYTHON:-python}
 stages="throughput memory recipe seeds table2 robustness collect"
-rows=plain,vvm,prop,ssa,vvm+prop,ssa+prop,full folds=1,2,3,4,5 sizes="8 32 128" step="--size 256 --repeats 20"
+rows=plain,vvm,prop,ssa,vvm+prop,ssa+prop,full folds=1,2,3,4,5 sizes="8 32 128" step="--size 192 --repeats 20"
 if [[ " $stages " != *" ${1:-no stage} "* ]]; then
     echo "usage: benchmarks/gpu.sh STAGE, one of: $stages" >&2
     exit 2

@@ -216,7 +216,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
     "cpu": {
         "canonical": CanonicalConfig(size=192),
-        "predict_size": 256,
+        "predict_size": 224,
         "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True, decoder_channels=(96, 64, 48, 16)),
         "supervised_iterations": 1000,
         "adversarial_iterations": 200,
@@ -229,7 +229,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "dice_weight": 1.0,
         "opacity_dice_weight": 0.5,
         "ema_decay": 0.99,
-        "class_offsets": (0.0, 0.8, 0.8),
+        "class_offsets": (0.0, 0.8, 1.2),
     },
 }
 """Named recipes: what each changes of the defaults."""
