@@ -138,6 +138,7 @@ def test_flags_name_what_is_missing(chest: Chest) -> None:
     lower_half = segment_lungs(chest.volume_hu[:14], chest.spacing_mm)
     assert "lung_cut_at_end_slice" in lower_half.flags
     assert "lung_cut_at_end_slice" in segment_lungs(chest.volume_hu[14:], chest.spacing_mm).flags
+    assert "lung_cut_at_end_slice" in segment_lungs(chest.volume_hu[13:15], chest.spacing_mm).flags
     solid = np.where(chest.truth == LEFT, np.int16(40), chest.volume_hu)
     one = segment_lungs(solid, chest.spacing_mm)
     assert "one_lung" in one.flags

@@ -18,6 +18,7 @@ from cohortseg.cluster import Resources, connected, followed, local_resources, r
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.store.files import write_file
 from cohortseg.store.provenance import write_run_json
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
@@ -115,15 +116,17 @@ def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None,
             raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
         try:
             run.mkdir(parents=True, exist_ok=True)
-            sources.write_text(json.dumps(asdict(options), indent=1), encoding="utf-8")
-            settings.write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
         except OSError as error:
-            raise StoreError(f"{run}: cannot be written: {error}") from error
+            raise StoreError(f"{run}: cannot be made: {error}") from error
+        _write_json(sources, options)
+        _write_json(settings, config)
         return options
     if not settings.is_file():
         raise ConfigError(f"{run}: holds no run to resume")
     check_same_settings(_read_json(settings), config)
-    before = config_from_mapping(DataOptions, _read_json(sources)) if sources.is_file() else options
+    if not sources.is_file():  # a run that an earlier version began
+        _write_json(sources, options)
+    before = config_from_mapping(DataOptions, _read_json(sources))
     differing = [
         f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
         for item in fields(DataOptions)
@@ -132,6 +135,10 @@ def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None,
     if differing:
         raise ConfigError(f"cannot resume on other data: {'; '.join(differing)}; use a new run folder")
     return before
+
+
+def _write_json(path: Path, record: DataOptions | TrainConfig) -> None:
+    write_file(path, json.dumps(asdict(record), indent=1).encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,30 +8,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 import zarr
 from phantoms import body_hu, write_series
 from typer.testing import CliRunner, Result
 
 from cohortseg.cli import app
-from cohortseg.config import CanonicalConfig, ModelConfig
-from cohortseg.models.discriminator import Discriminator
-from cohortseg.models.segmenter import Segmenter
 from cohortseg.store.schemas import BURDEN, MANIFEST, PATIENTS, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
-from cohortseg.weights import ModelCard, save_model
 
 POISON = "poison.dcm"
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    networks = ModelConfig(decoder_channels=(16, 16, 16, 16), codebook_size=8, code_dim=8, discriminator_channels=4)
-    path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    card = ModelCard(name="random", model=networks, canonical=CanonicalConfig(size=64))
-    save_model(path, Segmenter(networks), Discriminator(4), card)
-    return path
 
 
 @pytest.fixture

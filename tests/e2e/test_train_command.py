@@ -182,6 +182,9 @@ def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
     assert "cannot resume on other data: data was" in " ".join(result.stderr.split())
     assert open_run(tmp_path / "run", TrainConfig(), DataOptions(), resume=True) == began
     assert open_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first)), resume=True).holdout is False
+    (tmp_path / "run" / "data-options.json").unlink()  # as an earlier version left it
+    for _ in range(2):
+        assert open_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(other)), resume=True).data == str(other)
 
 
 def test_the_command_offers_every_recipe():
