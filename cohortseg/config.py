@@ -14,7 +14,7 @@ EncoderName = Literal["resnet18", "resnet34", "resnet50", "efficientnet-lite0"]
 T = TypeVar("T")
 
 
-_NORM_GROUPS: Final = 8
+NORM_GROUPS: Final = 8
 """Groups of the networks' group normalisation."""
 _WEIGHTS: Final = (
     "momentum",
@@ -93,8 +93,8 @@ class ModelConfig:
             ("discriminator_channels", (self.discriminator_channels,)),
         ):
             _check(
-                all(width >= 1 and (width < _NORM_GROUPS or width % _NORM_GROUPS == 0) for width in widths),
-                f"{name} must be below {_NORM_GROUPS} or a multiple of it (group normalisation)",
+                all(width >= 1 and (width < NORM_GROUPS or width % NORM_GROUPS == 0) for width in widths),
+                f"{name} must be below {NORM_GROUPS} or a multiple of it (group normalisation)",
                 getattr(self, name),
             )
         _check(self.codebook_size >= 2, "codebook_size must be at least 2", self.codebook_size)
@@ -332,7 +332,7 @@ def config_from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 
 def _typed(name: str, hint: Any, value: Any) -> Any:
     """Return a setting's value if it is of the setting's type; nested settings check their own."""
-    if isinstance(value, Mapping) or is_dataclass(value):
+    if is_dataclass(hint) and (isinstance(value, Mapping) or is_dataclass(value)):
         return value
     if hint == tuple[str, ...] and isinstance(value, str):
         return (value,)

@@ -26,6 +26,8 @@ from cohortseg.errors import ConfigError
         ("momentum", -3.0),
         ("proportion_weight", float("nan")),
         ("seed", -1),
+        ("seed", {"a": 1}),
+        ("canonical", 5),
         ("optimizer", "adam"),
         ("class_offsets", [0.0, "a", 0.0]),
         ("class_offsets", [0.0, 0.0]),

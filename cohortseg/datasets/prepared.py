@@ -51,7 +51,7 @@ def prepare(
     ------
     DataError
         If a labelled source or an unlabelled image cannot be used, with the name of its file, or no slice is left.
-        An unlabelled DICOM series that cannot be used is left out and counted: a tree of them is never clean.
+        An unlabelled DICOM series that cannot be used is left out and logged: a tree of them is never clean.
     """
     total = len(labeled) + len(unlabeled)
     slices: list[CanonicalSlice] = []

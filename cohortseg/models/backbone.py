@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from cohortseg.config import NORM_GROUPS
 from cohortseg.errors import ModelError
 from cohortseg.models.efficientnet import FrozenBatchNorm2d
 from cohortseg.models.pretrained import find_imagenet, read_resnet
 
-_NORM_GROUPS = 8
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _TORCHVISION_EPSILON: Final = 1e-5
@@ -23,7 +23,7 @@ STRIDES: Final = (2, 4, 8, 16, 32)
 
 def norm(channels: int) -> nn.GroupNorm:
     """Return group normalisation: unlike batch normalisation it is the same for every batch size, rank and mode."""
-    return nn.GroupNorm(min(_NORM_GROUPS, channels), channels)
+    return nn.GroupNorm(min(NORM_GROUPS, channels), channels)
 
 
 def frozen_norm(channels: int) -> nn.BatchNorm2d:
