@@ -5,24 +5,31 @@
 
 The script: LoadImage (a folder of DICOM a series), lung window, resized to the network's input slice by slice, float32,
 one slice a forward pass, its mirror image too, argmax, resized back, SaveImage (NIfTI). It finds no lungs and measures
-nothing. Both get the same network, threads and files; loading the model is left out of both. Each runs twice in turn,
-the quicker counts. The last line is one JSON object.
+nothing. It runs in a process of its own, as its user would start it: the network as it was trained, PyTorch's own
+threads, glibc's own handling of memory. Start-up, imports and loading the model are left out of both. Each runs twice,
+in turn; the quicker counts. The last line is one JSON object.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
-from cohortseg.config import InferConfig
+from cohortseg.config import CanonicalConfig, InferConfig, ModelConfig, config_from_mapping
 from cohortseg.dicom.scan import scan_cohort
+from cohortseg.models.device import find_device
+from cohortseg.models.segmenter import Segmenter
 from cohortseg.pipeline import infer_cohort
-from cohortseg.weights import LoadedModel, load_model
+from cohortseg.weights import default_model_path, load_model
 
 
 @contextmanager
@@ -31,63 +38,86 @@ def silent(_title: str) -> Iterator[object]:
     yield lambda *_: None
 
 
+def trained_network() -> tuple[torch.nn.Module, CanonicalConfig]:
+    """Return the packaged network as plain PyTorch code would load it, and its input."""
+    with safe_open(default_model_path(), framework="pt") as file:
+        header = json.loads(file.metadata()["cohortseg"])
+        prefix = "segmenter."
+        state = {
+            name.removeprefix(prefix): file.get_tensor(name).float()
+            for name in file.keys()  # noqa: SIM118 (no dict)
+            if name.startswith(prefix)
+        }
+    network = Segmenter(config_from_mapping(ModelConfig, header["model"]))
+    network.load_state_dict(state)
+    return network.eval(), config_from_mapping(CanonicalConfig, header["canonical"])
+
+
 @torch.inference_mode()
-def monai_job(cohort: Path, out: Path, model: LoadedModel) -> int:
-    """Segment every series as one would with MONAI's transforms; return the number of slices."""
+def monai_job(folders: Sequence[str], out: Path) -> dict[str, float]:
+    """Segment series, each a folder, as one would with MONAI's transforms; return slices, seconds and threads."""
     from monai.transforms import Compose, LoadImage, Resize, SaveImage, ScaleIntensityRange
 
-    low, high = model.config.canonical.window_hu
-    size = model.config.canonical.size
+    network, canonical = trained_network()
+    device = find_device()
+    network.to(device)
+    begin = time.perf_counter()
+    low, high = canonical.window_hu
     load = Compose([LoadImage(ensure_channel_first=True), ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)])
-    shrink, save = Resize((size, size)), SaveImage(out, print_log=False)
+    shrink, save = Resize((canonical.size, canonical.size)), SaveImage(out, print_log=False)
     num_slices = 0
-    for record in scan_cohort(cohort).series:
-        if record.decision != "selected":
-            continue
-        image = load(cohort / Path(record.files[0]).parent)
+    for folder in folders:
+        image = load(folder)
         labels = torch.zeros_like(image)
         for z in range(image.shape[-1]):
-            slice_ = shrink(image[..., z].as_tensor().transpose(-1, -2))[None].as_tensor().to(model.device)
-            prob = model.segmenter(slice_, reconstruct=False).logits.softmax(dim=1)
-            prob += model.segmenter(slice_.flip(-1), reconstruct=False).logits.softmax(dim=1).flip(-1)
+            slice_ = shrink(image[..., z].as_tensor().transpose(-1, -2))[None].as_tensor().to(device)
+            prob = network(slice_, reconstruct=False).logits.softmax(dim=1)
+            prob += network(slice_.flip(-1), reconstruct=False).logits.softmax(dim=1).flip(-1)
             back = Resize(image.shape[2:0:-1])(prob[0].cpu())
             labels[0, ..., z] = back.argmax(dim=0).transpose(-1, -2)
         save(labels)
         num_slices += image.shape[-1]
-    return num_slices
+    return {"slices": num_slices, "s": time.perf_counter() - begin, "threads": torch.get_num_threads()}
 
 
 def main() -> None:
     """Time both and print one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cohort", type=Path)
-    cohort = parser.parse_args().cohort
+    parser.add_argument("--script", nargs="+", metavar=("OUT", "SERIES"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.script:
+        print(json.dumps(monai_job(arguments.script[1:], Path(arguments.script[0]))))
+        return
     try:
-        import monai
-    except ImportError:
+        monai_version = version("monai")
+    except PackageNotFoundError:
         raise SystemExit("this benchmark needs MONAI: pip install monai nibabel itk") from None
-    model = load_model()
-    plain = load_model(bf16=False)
-    ours, theirs, slices = [], [], []
+    cohort = arguments.cohort.resolve()
+    series = [record for record in scan_cohort(cohort).series if record.decision == "selected"]
+    folders = [str(cohort / Path(record.files[0]).parent) for record in series]
+    ours, theirs = [], []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as name:
+            model = load_model()
             begin = time.perf_counter()
             config = InferConfig(engine="local")
             summary = infer_cohort(cohort, Path(name) / "out", config=config, model_path=None, progress=silent)  # type: ignore[arg-type]
             ours.append(time.perf_counter() - begin)
-            begin = time.perf_counter()
-            slices.append(monai_job(cohort, Path(name) / "monai", plain))
-            theirs.append(time.perf_counter() - begin)
-    if slices[0] != summary.burden["n_slices"].sum():
+            command = [sys.executable, __file__, str(cohort), "--script", str(Path(name) / "monai"), *folders]
+            script = subprocess.run(command, check=True, capture_output=True, text=True)
+            theirs.append(json.loads(script.stdout.splitlines()[-1]))
+    if theirs[0]["slices"] != summary.burden["n_slices"].sum():
         raise SystemExit("the two did not segment the same slices")
+    monai_s = min(figures["s"] for figures in theirs)
     result = {
-        "slices": slices[0],
+        "slices": theirs[0]["slices"],
         "cohortseg_s": round(min(ours), 2),
-        "monai_s": round(min(theirs), 2),
-        "ratio": round(min(theirs) / min(ours), 2),
+        "monai_s": round(monai_s, 2),
+        "ratio": round(monai_s / min(ours), 2),
         "bf16": model.bf16,
-        "threads": torch.get_num_threads(),
-        "monai": monai.__version__,
+        "threads": [torch.get_num_threads(), theirs[0]["threads"]],
+        "monai": monai_version,
     }
     print(json.dumps(result))
 
