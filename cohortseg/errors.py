@@ -49,6 +49,10 @@ class ModelError(CohortSegError):
     exit_code = 2
 
 
+class DivergedError(CohortSegError):
+    """Training whose losses are no longer finite numbers: the same again would end the same."""
+
+
 class StoreError(CohortSegError):
     """An output folder, mask store or table that cannot be read or written."""
 

@@ -17,7 +17,7 @@ import torch.distributed
 from cohortseg.cluster import Resources, connected, followed, local_resources, require_workers
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
-from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, DivergedError, StoreError
 from cohortseg.store.files import write_file
 from cohortseg.store.provenance import write_run_json
 from cohortseg.train.history import read_history
@@ -189,14 +189,13 @@ def fit(
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources)
         with _following(run, on_history):
-            _run_trainer(config, run, request)
+            counts = _run_trainer(config, run, request)
     if not (run / MODEL).is_file():
         raise StoreError(f"{run}: the workers left no {MODEL} here; the folder must be on storage that all nodes share")
-    data = load_prepared(run / DATA)
     facts = {
         "config": asdict(config),
         "data": _read_json(run / _DATA_OPTIONS),
-        "counts": {"labeled_slices": len(data.labeled), "unlabeled_slices": len(data.unlabeled)},
+        "counts": counts,
         "workers": asdict(request),
         "model": {"sha256": hashlib.sha256((run / MODEL).read_bytes()).hexdigest()},
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
@@ -219,12 +218,13 @@ def _claimed(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> None:
+def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict[str, int]:
+    """Train on Ray's workers and return the numbers of slices that took part."""
     import ray.train
     import ray.train.torch
 
     trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
+        _train_worker,  # type: ignore[arg-type]  # the stub is of Train V1, where workers return nothing
         train_loop_config={"config": asdict(config), "run": str(run), "threads": max(1, int(request.cpus_per_worker))},
         scaling_config=ray.train.ScalingConfig(
             num_workers=request.num_workers,
@@ -242,7 +242,7 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> None
         ),
     )
     try:
-        trainer.fit()
+        outcome: dict[str, int] | str = trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.WorkerGroupError as error:
         causes = {str(cause) for cause in error.worker_failures.values()}
         for cause in error.worker_failures.values():
@@ -251,10 +251,19 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> None
         raise CohortSegError(f"training failed on a worker: {'; '.join(sorted(causes))}") from error
     except ray.train.ControllerError as error:
         raise CohortSegError(f"training could not be started: {error}") from error
+    if isinstance(outcome, str):
+        raise DivergedError(outcome)
+    return outcome
 
 
-def _train_worker(settings: dict[str, Any]) -> None:
-    """Run in each Ray worker: set up the process, then the loop."""
+def _train_worker(settings: dict[str, Any]) -> dict[str, int] | str:
+    """Run in each Ray worker: set up the process, then the loop.
+
+    Returns
+    -------
+    dict or str
+        The numbers of slices, or why training diverged: what a worker raises, Ray tries again.
+    """
     import ray.train
     import ray.train.torch
 
@@ -263,6 +272,8 @@ def _train_worker(settings: dict[str, Any]) -> None:
     run = Path(settings["run"])
     context = ray.train.get_context()
 
+    data = load_prepared(run / DATA)
+
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(metrics, checkpoint=checkpoint)
@@ -270,7 +281,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
     def train_from(restore: Path | None) -> None:
         train(
             config,
-            load_prepared(run / DATA),
+            data,
             run,
             wrap=lambda module: ray.train.torch.prepare_model(module, move_to_device=False),
             sum_over_workers=_sum_over_workers,
@@ -282,11 +293,15 @@ def _train_worker(settings: dict[str, Any]) -> None:
         )
 
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        train_from(None)
-    else:
-        with checkpoint.as_directory() as folder:
-            train_from(Path(folder))
+    try:
+        if checkpoint is None:
+            train_from(None)
+        else:
+            with checkpoint.as_directory() as folder:
+                train_from(Path(folder))
+    except DivergedError as error:
+        return str(error)
+    return {"labeled_slices": len(data.labeled), "unlabeled_slices": len(data.unlabeled)}
 
 
 def _sum_over_workers(values: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from cohortseg import __version__
 from cohortseg.config import TrainConfig
 from cohortseg.datasets.batches import Batches
 from cohortseg.datasets.prepared import PreparedData
-from cohortseg.errors import CohortSegError
+from cohortseg.errors import DivergedError
 from cohortseg.models.device import has_fast_bf16
 from cohortseg.models.vqvae import codebook_use
 from cohortseg.train.history import History
@@ -87,8 +87,8 @@ def train(
 
     Raises
     ------
-    CohortSegError
-        If the loss is no longer a finite number.
+    DivergedError
+        On every worker, if the loss is no longer a finite number.
     """
     # every rank: the same state, from the same seed or the same checkpoint
     state = build_state(config, device, imagenet=restore is None)
@@ -171,7 +171,7 @@ def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
 
     Raises
     ------
-    CohortSegError
+    DivergedError
         If one is not finite.
     """
     names = sorted(recent[0])
@@ -180,7 +180,7 @@ def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
     row = dict(zip(names, means, strict=True))
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
-        raise CohortSegError(
+        raise DivergedError(
             f"training stopped: not finite any more: {', '.join(bad)}; try a lower learning_rate, or bf16 = false"
         )
     return row

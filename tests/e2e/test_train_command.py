@@ -122,6 +122,20 @@ def test_own_folders_of_images_train_phase_1_alone(tmp_path):
     model = load_model(tmp_path / "run/model.safetensors")
     assert "3 labelled slices" in model.name
     assert "non-commercial" not in model.card.licence
+    facts = json.loads((tmp_path / "run/run.json").read_bytes())
+    assert facts["counts"] == {"labeled_slices": 3, "unlabeled_slices": 0}
+
+
+@pytest.mark.ray
+def test_training_that_diverges_ends_at_once_with_advice(data, tmp_path):
+    config = config_file(tmp_path, supervised=30)
+    config.write_text("learning_rate = 1e12\n" + config.read_text(encoding="utf-8"), encoding="utf-8")
+    done = run("--data", data, "--config", config, "-o", tmp_path / "run", "--workers", 1)
+    assert done.returncode == 1
+    assert "not finite any more" in done.stderr
+    assert "lower learning_rate" in done.stderr
+    assert "RETRY" not in done.stderr
+    assert not (tmp_path / "run/model.safetensors").exists()
 
 
 def test_more_workers_than_cores_are_refused_at_once_with_the_flags_that_fit(tmp_path):
