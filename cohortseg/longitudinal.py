@@ -1,10 +1,12 @@
 """From one row per series to one row per patient and date, and one row per patient. Pure functions of tables.
 
 Rules. The baseline of a patient is the earliest study date among the chosen series. Several series of one date: one of
-them stands for the date, the first in the order ok before not ok, most slices, smallest slice spacing, series UID. A
-series without a study date is kept as a row of its own (one a study), with null in every column that counts days and
-in every change. Series without a patient identifier are never put together into one patient: each study counts as one,
-and where no study is named either, each series.
+them stands for the date, the first in the order ok before not ok, all of the lungs (at least 80 % of the most lung
+found that day) before part of them, most slices with lung (where none was looked for: most slices), smallest slice
+spacing, series UID. Percents of single slices are of area: where a patient has volumes at any date, single slices have
+no part in changes, baseline, last and peak. A series without a study date is kept as a row of its own (one a study),
+with null in every column that counts days and in every change. Series without a patient identifier are never put
+together into one patient: each study counts as one, and where no study is named either, each series.
 """
 
 from typing import Final
@@ -13,6 +15,9 @@ import polars as pl
 
 _PERSON: Final = "__person"
 _UNDATED: Final = "__undated"
+_EVALUABLE: Final = "__evaluable"
+_WHOLE_SHARE: Final = 0.8
+"""A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
 _TIMELINE_COLUMNS: Final = (
     *("patient_id", "study_date", "days_since_baseline", "timepoint", "series_instance_uid", "n_series", "status"),
     *("qc_flags", "lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "opacity_volume_ml"),
@@ -75,12 +80,12 @@ def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
     """
     rows = _timeline(burden)
     dated = pl.col("study_date").is_not_null()
-    measured = rows.filter(_evaluable())
+    measured = rows.filter(_EVALUABLE)
     peak = measured.sort("po_pct", "study_date", descending=[True, False], nulls_last=True)
     every = rows.group_by(_PERSON, maintain_order=True).agg(
         pl.col("patient_id").first(),
         dated.sum().cast(pl.Int64).alias("n_timepoints"),
-        _evaluable().sum().cast(pl.Int64).alias("n_evaluable"),
+        pl.col(_EVALUABLE).sum().cast(pl.Int64).alias("n_evaluable"),
         pl.col("study_date").min().alias("first_date"),
         pl.col("study_date").max().alias("last_date"),
     )
@@ -99,27 +104,29 @@ def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
 
 def _timeline(burden: pl.DataFrame) -> pl.DataFrame:
     """Return the timeline with all columns of the burden table and the keys of :func:`_with_keys`."""
-    keys = [_PERSON, "study_date", _UNDATED]
+    keys, lung_ml = [_PERSON, "study_date", _UNDATED], pl.col("lung_volume_ml")
     chosen = (
         _with_keys(with_time(burden))
         .with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
         .sort(
             pl.col("status") != "ok",
-            pl.col("n_slices").fill_null(0),
+            (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(keys)).fill_null(value=False),
+            pl.coalesce("n_lung_slices", "n_slices", 0),
             "spacing_z_mm",
             "series_instance_uid",
             "series_key",
-            descending=[False, True, False, False, False],
+            descending=[False, True, True, False, False, False],
             nulls_last=True,
         )
         .unique(subset=keys, keep="first", maintain_order=True)
         .sort(_PERSON, "study_date", _UNDATED, nulls_last=True)
+        .with_columns(_evaluable().alias(_EVALUABLE))
     )
     changes = [
-        (pl.col(value) - pl.col(value).filter(_evaluable()).first().over(_PERSON)).alias(delta)
+        (pl.col(value) - pl.col(value).filter(_EVALUABLE).first().over(_PERSON)).alias(delta)
         for value, delta in (("po_pct", "delta_po_pct"), ("opacity_volume_ml", "delta_opacity_volume_ml"))
     ]
-    changes = [pl.when(_evaluable()).then(change).alias(change.meta.output_name()) for change in changes]
+    changes = [pl.when(_EVALUABLE).then(change).alias(change.meta.output_name()) for change in changes]
     return chosen.with_columns(changes)
 
 
@@ -129,9 +136,10 @@ def _text(name: str) -> pl.Expr:
 
 
 def _evaluable() -> pl.Expr:
-    """Rows of a known date at which burden was measured."""
+    """Rows of a known date at which burden was measured: by volume, or by area where a patient has no volume at all."""
     measured = (pl.col("status") == "ok") & pl.col("po_pct").is_not_null() & pl.col("study_date").is_not_null()
-    return measured.fill_null(value=False)
+    by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
+    return (measured & (by_volume | ~by_volume.any().over(_PERSON))).fill_null(value=False)
 
 
 def _with_keys(burden: pl.DataFrame) -> pl.DataFrame:

@@ -88,6 +88,14 @@ def test_series_that_stands_for_a_date() -> None:
     assert winners == ["thin-a", "thin-b", "thick", "unknown", "few", "not-ok"]
 
 
+def test_a_series_of_part_of_the_lungs_does_not_stand_for_the_date() -> None:
+    abdomen = series("A", 1, "abdomen", 40.0, n_slices=180, n_lung_slices=90, spacing_z_mm=1.0, lung_volume_ml=1000.0)
+    chest = series("A", 1, "chest", 5.0, n_slices=60, n_lung_slices=55, lung_volume_ml=4300.0)
+    assert timeline_table(burden(abdomen, chest))["series_instance_uid"].to_list() == ["chest"]
+    thin = series("A", 1, "thin", 6.0, n_slices=300, n_lung_slices=270, spacing_z_mm=1.0, lung_volume_ml=4200.0)
+    assert timeline_table(burden(abdomen, chest, thin))["series_instance_uid"].to_list() == ["thin"]
+
+
 def test_order_of_rows_does_not_matter() -> None:
     rows = [series("A", 3, "a", 1.0), series("A", 3, "b", 2.0), series("A", 1, "c", 3.0), series(None, None, "d", 4.0)]
     assert timeline_table(burden(*rows)).equals(timeline_table(burden(*rows[::-1])))
@@ -135,10 +143,20 @@ def test_patient_never_evaluable_has_a_row_of_nulls() -> None:
     assert patient["baseline_po_pct"] is patient["peak_po_pct"] is patient["days_to_peak"] is None
 
 
-def test_single_slice_has_no_change_in_volume() -> None:
-    frame = burden(series("A", 1, "a", 10.0, opacity_volume_ml=None), series("A", 2, "b", 20.0))
-    assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, 10.0]
-    assert timeline_table(frame)["delta_opacity_volume_ml"].to_list() == [None, None]
+def test_single_slices_have_changes_among_themselves_only() -> None:
+    slices = [series("A", day, str(day), 10.0 * day, opacity_volume_ml=None) for day in (1, 2)]
+    assert timeline_table(burden(*slices))["delta_po_pct"].to_list() == [0.0, 10.0]
+    assert timeline_table(burden(*slices))["delta_opacity_volume_ml"].to_list() == [None, None]
+    (patient,) = patients_table(burden(*slices)).to_dicts()
+    assert (patient["n_evaluable"], patient["peak_po_pct"], patient["delta_po_pct"]) == (2, 20.0, 10.0)
+
+    volumes = [series("A", 3, "c", 5.0), series("A", 4, "d", 4.0)]
+    frame = burden(*slices, *volumes)
+    assert timeline_table(frame)["po_pct"].to_list() == [10.0, 20.0, 5.0, 4.0]
+    assert timeline_table(frame)["delta_po_pct"].to_list() == [None, None, 0.0, -1.0]
+    (patient,) = patients_table(frame).to_dicts()
+    assert (patient["n_timepoints"], patient["n_evaluable"]) == (4, 2)
+    assert (patient["baseline_po_pct"], patient["peak_po_pct"], patient["days_to_peak"]) == (5.0, 5.0, 2)
 
 
 def test_two_volumes_of_one_series_are_one_time_point() -> None:
