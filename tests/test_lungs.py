@@ -59,6 +59,28 @@ def test_lung_cut_by_the_field_of_view_is_kept_and_flagged(chest: Chest, side: s
     assert dice(found.mask > 0, truth > 0) > 0.97
 
 
+def test_a_filled_colon_far_below_the_lungs_is_no_lung(chest: Chest, mask: NDArray[np.uint8]) -> None:
+    """Texture of stool, -700 to -300 HU with lumps like vessels, under 50 mm of solid abdomen."""
+    spacing_z = chest.spacing_mm[0]
+    solid = np.where(chest.volume_hu[0] < -900, chest.volume_hu[0], 40).astype(np.int16)
+    solid[chest.truth.any(axis=0)] = 40
+    liver = np.repeat(solid[None], round(50 / spacing_z) + 2, axis=0)
+    colon = np.repeat(solid[None], round(40 / spacing_z), axis=0)
+    random = np.random.default_rng(0)
+    place = np.zeros(solid.shape, bool)
+    rows, columns = np.nonzero(chest.truth.any(axis=0))
+    middle = int(np.median(rows))
+    place[middle - 20 : middle + 20, columns.min() + 8 : columns.min() + 40] = True
+    colon[:, place] = random.integers(-700, -300, (len(colon), int(place.sum())))
+    longer = np.concatenate([colon, liver, chest.volume_hu])
+    found = segment_lungs(longer, chest.spacing_mm).mask
+    below = len(colon) + len(liver)
+    assert not found[: len(colon)].any()
+    assert dice(found[below:] > 0, mask > 0) > 0.98
+    alone = segment_lungs(np.concatenate([colon, liver]), chest.spacing_mm)
+    assert not alone.mask.any() or "lung_volume_implausible" in alone.flags
+
+
 def test_whole_chest_raises_no_flag(chest: Chest) -> None:
     assert segment_lungs(chest.volume_hu, chest.spacing_mm).flags == ()
 

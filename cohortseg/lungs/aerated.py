@@ -1,9 +1,11 @@
 """Step 1: the aerated lung of each slice, which is air inside the body but not bowel gas, trachea or main bronchi."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from cohortseg.lungs.morphology import (
@@ -23,6 +25,10 @@ from cohortseg.lungs.morphology import (
 
 AIR_HU: Final = -400.0
 """Below: aerated, ground glass included."""
+_GAP_MM: Final = 25.0
+"""Slices without aerated lung over more than this part the colon from the lungs."""
+_REST_SHARE: Final = 0.3
+"""What lies below such a gap is lung all the same if it is more than this part of what lies above (white lungs)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +186,19 @@ def _airway(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: floa
     return airway
 
 
-def supported_slices(slices: list[LungSlice]) -> list[LungSlice]:
-    """Return the slices with one smoothed midline, and without aerated pieces that are small in the whole volume."""
+def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64] | None) -> list[LungSlice]:
+    """Return the slices with one smoothed midline, and without aerated pieces that are no lung in the whole volume.
+
+    Those are pieces that are small in it, and a stool-filled colon: what lies far below the lungs, apart from them.
+    ``heights_mm`` are the slices' heights, None for a single one.
+    """
     aerated = np.stack([item.aerated for item in slices])
     if len(slices) >= 3:
         labels, count = ndimage.label(aerated)
         size = np.bincount(labels.ravel(), minlength=count + 1)
         aerated = select_components(labels, size > 0.02 * size[1:].max(initial=0)) if count else aerated
+    if heights_mm is not None:
+        aerated[: _first_of_lungs(aerated, heights_mm)] = False
     held = aerated.any(axis=(1, 2))
     midlines = np.array([item.midline for item in slices])
     if held.any():
@@ -195,3 +207,15 @@ def supported_slices(slices: list[LungSlice]) -> list[LungSlice]:
         replace(item, aerated=lung, midline=float(midline))
         for item, lung, midline in zip(slices, aerated, midlines, strict=True)
     ]
+
+
+def _first_of_lungs(aerated: NDArray[np.bool_], heights_mm: NDArray[np.float64]) -> int:
+    """Return the lowest slice above which no gap parts a small lower rest from the lungs."""
+    area = aerated.sum(axis=(1, 2)).astype(float)
+    held = np.flatnonzero(area)
+    first = 0
+    for low, high in pairwise(held):
+        apart = high - low > 2 and heights_mm[high] - heights_mm[low] > _GAP_MM
+        if apart and area[: low + 1].sum() < _REST_SHARE * area[high:].sum():
+            first = int(high)
+    return first

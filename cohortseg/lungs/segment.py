@@ -1,5 +1,6 @@
 """Both lungs of a series: the steps in order, on the working grid, and findings about the result."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,14 +14,16 @@ from cohortseg.lungs.grid import block_factor, block_mean, to_full_grid, working
 from cohortseg.lungs.morphology import bounding_box, dilate, frame_pixels
 from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 5"
+LUNG_METHOD: Final = "cohortseg-threshold 6"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Around a cavity, nothing within which takes notice of what lies farther off: blurs reach 24 mm, and mirror zeros."""
+_PLAUSIBLE_ML: Final = (800.0, 9000.0)
 LUNG_FLAGS: Final[dict[str, str]] = {
     "lung_cut_by_field_of_view": "lung touches the edge of the image or of what was scanned: part may lie outside",
     "lung_cut_at_end_slice": "the first or last slice still holds much lung: part of it was not scanned",
     "one_lung": "one side holds less than 5 % of the lung found",
+    "lung_volume_implausible": "below 0.8 or above 9 L of lung: not the whole chest, a child, or air that is no lung",
     "dense_region_excluded": "a large homogeneous dorsal region was left out: effusion, atelectasis or consolidation",
 }
 """Flags that `segment_lungs` may raise, and what they mean."""
@@ -64,7 +67,7 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     factor = block_factor(spacing_mm[1:])
     pixel_mm = float(np.sqrt(spacing_mm[1] * factor[0] * spacing_mm[2] * factor[1]))
     slices = [aerated_slice(block_mean(volume_hu[z], factor), pixel_mm) for z in planes]
-    slices = supported_slices(slices)
+    slices = supported_slices(slices, None if spacing_mm[0] is None else (planes * spacing_mm[0]).astype(np.float64))
     held = [z for z, item in enumerate(slices) if item.aerated.any()]
     if not held:
         return Lungs(mask=np.zeros(volume_hu.shape, np.uint8), flags=())
@@ -76,7 +79,9 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
         lung, excluded_mm2[z] = dense_lung(item, cavity[box])
         coarse[z][box] = split_sides(lung, item)
     mask = to_full_grid(coarse, planes, factor, volume_hu)
-    return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2, cut=any(map(_is_cut, coarse, slices))))
+    cut = any(map(_is_cut, coarse, slices))
+    volume_ml = None if spacing_mm[0] is None else np.count_nonzero(mask) * math.prod(spacing_mm) / 1000  # type: ignore[arg-type]
+    return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2, cut=cut, volume_ml=volume_ml))
 
 
 def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
@@ -92,6 +97,7 @@ def _flags(
     excluded_mm2: list[float],
     *,
     cut: bool,
+    volume_ml: float | None,
 ) -> tuple[str, ...]:
     """Return the findings about a mask that holds lung."""
     area = (coarse > 0).sum(axis=(1, 2))
@@ -103,6 +109,7 @@ def _flags(
         "lung_cut_by_field_of_view": cut,
         "lung_cut_at_end_slice": planes.size >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
         "one_lung": min(sides) < 0.05 * sum(sides),
+        "lung_volume_implausible": volume_ml is not None and not _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1],
         "dense_region_excluded": max(excluded_mm2[upper]) > 1500,
     }
     return tuple(name for name in LUNG_FLAGS if found[name])
