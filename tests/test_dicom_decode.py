@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,60 @@ def test_values_and_geometry(tmp_path: Path) -> None:
     assert volume.voxel_volume_ml == pytest.approx(0.0012)
     assert volume.qc_flags == ()
     assert len(set(volume.sop_instance_uids)) == 4
+
+
+def round_picture(fill: int) -> Callable[[tuple[int, int, int]], np.ndarray]:
+    """Return a maker of a body in air inside the circle that touches the image's sides, and a value outside it."""
+
+    def make(shape: tuple[int, int, int]) -> np.ndarray:
+        y, x = (np.linspace(-1, 1, size) for size in shape[1:])
+        return np.where(np.hypot(y[:, None], x) > 1, fill, body_hu(shape)).astype(np.int16)
+
+    return make
+
+
+@pytest.mark.parametrize("fill", [0, 3071, -1024])
+def test_padding_outside_the_circle_need_not_be_declared(tmp_path: Path, fill: int) -> None:
+    write_series(tmp_path / "declared", shape=(4, 64, 64), hu=round_picture(-1024))
+    write_series(tmp_path / "not", shape=(4, 64, 64), hu=round_picture(fill))
+    expected, volume = read_only(tmp_path / "declared"), read_only(tmp_path / "not")
+    np.testing.assert_array_equal(volume.volume_hu, expected.volume_hu)
+    assert ("undeclared_padding" in volume.qc_flags) == (fill > -900)
+
+
+def test_tissue_up_to_the_corners_is_no_padding(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(4, 64, 64), hu=lambda shape: np.where(body_hu(shape) < -900, 40, body_hu(shape)))
+    volume = read_only(tmp_path)
+    assert volume.volume_hu[:, 0, 0].tolist() == [40] * 4
+    assert "undeclared_padding" not in volume.qc_flags
+
+
+def test_padding_of_a_value_that_tissue_has_is_only_around_the_picture(tmp_path: Path) -> None:
+    def hu(shape: tuple[int, int, int]) -> np.ndarray:
+        made = round_picture(0)(shape)
+        made[:, 30:34, 30:34] = 0
+        return made
+
+    write_series(tmp_path, shape=(4, 64, 64), hu=hu, intercept=0, attributes={"PixelPaddingValue": 0})
+    volume = read_only(tmp_path)
+    assert (volume.volume_hu[:, 0, 0] == -1024).all()
+    assert (volume.volume_hu[:, 30:34, 30:34] == 0).all()
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_values_in_the_upper_bits_and_a_high_bit_that_is_wrong(tmp_path: Path, shifted: bool) -> None:
+    bits = {"BitsStored": 12, "HighBit": 15, "PixelRepresentation": 0}
+    shape = (4, 32, 24)
+    write_series(tmp_path / "plain", shape=shape)
+    stored = (body_hu(shape) + 1024) * (16 if shifted else 1)
+    write_series(
+        tmp_path / "upper",
+        shape=shape,
+        hu=np.asarray(stored, np.uint16).view(np.int16),
+        intercept=0,
+        attributes=bits | {"RescaleIntercept": "-1024"},
+    )
+    np.testing.assert_array_equal(read_only(tmp_path / "upper").volume_hu, read_only(tmp_path / "plain").volume_hu)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from cohortseg.dicom.elements import READ_ERRORS, Attributes
 from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_slices
 from cohortseg.dicom.guards import BoundedFile, inflates_too_far
+from cohortseg.dicom.padding import fill_undeclared_padding
 from cohortseg.dicom.pixels import slice_hu
 from cohortseg.dicom.repair import resample_z, untilt
-from cohortseg.dicom.series import SeriesRecord
+from cohortseg.dicom.series import UNDECLARED_PADDING, SeriesRecord
 from cohortseg.errors import DicomError, GeometryError, NotEvaluableError
 from cohortseg.volume import HU_MIN, Volume
 
@@ -58,8 +59,9 @@ _TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)
 def read_volume(record: SeriesRecord, root: Path) -> Volume:
     """Decode one series into HU, in slice order, with the geometry that its files state.
 
-    Pixels that the files declare as padding (PixelPaddingValue, PixelPaddingRangeLimit) become air. Memory is taken
-    once the first file has proved to hold what its header claims.
+    Pixels that the files declare as padding (PixelPaddingValue, PixelPaddingRangeLimit) become air, and so do corners
+    that are padding without being declared. Memory is taken once the first file has proved to hold what its header
+    claims.
 
     Parameters
     ----------
@@ -71,8 +73,8 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     Returns
     -------
     Volume
-        (Z, Y, X) int16 in [HU_MIN, HU_MAX]; ``qc_flags`` are the record's. A repaired series has another number of
-        slices, rows or columns than its files, and the UIDs of the nearest ones.
+        (Z, Y, X) int16 in [HU_MIN, HU_MAX]; ``qc_flags`` are the record's and what decoding found. A repaired series
+        has another number of slices, rows or columns than its files, and the UIDs of the nearest ones.
 
     Raises
     ------
@@ -103,6 +105,9 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         del dataset.PixelData  # only the header is needed from here on
     stack = _checked_stack(slices, record)
     spacing_z, affine, uids = stack.spacing_z_mm, stack.affine, [str(item.SOPInstanceUID) for item in slices]
+    flags = record.qc_flags
+    if fill_undeclared_padding(volume_hu):
+        flags = (*flags, UNDECLARED_PADDING)
     if record.repairs:
         volume_hu, affine, nearest = _repaired(volume_hu, slices, stack, record)
         spacing_z, uids = record.spacing_z_mm, [uids[index] for index in nearest]
@@ -115,7 +120,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         sop_instance_uids=tuple(uids),
         frame_of_reference_uid=Attributes.of(slices[0]).text("FrameOfReferenceUID"),
         study_date=record.study_date,
-        qc_flags=record.qc_flags,
+        qc_flags=flags,
     )
 
 

@@ -14,6 +14,7 @@ from pydicom.uid import UID, JPEGTransferSyntaxes, RLELossless
 from cohortseg.dicom import jpeg12
 from cohortseg.dicom.elements import READ_ERRORS, Attributes
 from cohortseg.dicom.guards import codestream_size
+from cohortseg.dicom.padding import AIR_MAX_HU, joined_to_frame
 from cohortseg.errors import DicomError
 from cohortseg.volume import HU_MAX, HU_MIN
 
@@ -54,7 +55,11 @@ def slice_hu(dataset: Dataset, path: str, frame: int = 0, rescale: Dataset | Non
     hu: NDArray[np.float64] = np.rint(apply_rescale(stored, rescale))
     padding = _padding_range(dataset, stored.dtype)
     if padding is not None:
-        hu[(stored >= padding[0]) & (stored <= padding[1])] = HU_MIN
+        padded = (stored >= padding[0]) & (stored <= padding[1])
+        # Where padding has a value that tissue has too (0 HU), only what lies around the picture is padding.
+        if hu[padded].max(initial=HU_MIN) > AIR_MAX_HU:
+            padded = joined_to_frame(padded)
+        hu[padded] = HU_MIN
     clipped: NDArray[np.int16] = np.clip(hu, HU_MIN, HU_MAX).astype(np.int16)
     return clipped
 
@@ -70,7 +75,6 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     syntax = UID(Attributes.of(dataset.file_meta).text("TransferSyntaxUID") or "")
     if "PixelData" not in dataset:
         raise DicomError(f"{path}: no pixel data; the file was probably cut off: copy it again")
-    dataset.setdefault("SamplesPerPixel", 1)  # one grey channel is all that a CT slice can be (PS3.3 C.8.2.1)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
@@ -78,9 +82,12 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     if not decoder.is_available:
         raise DicomError(f"{path}: {syntax.name} needs one of: {'; '.join(decoder.missing_dependencies)}")
     try:
+        dataset.setdefault("SamplesPerPixel", 1)  # one grey channel is all that a CT slice can be (PS3.3 C.8.2.1)
         if syntax.is_encapsulated:
             _check_compressed(dataset, syntax, frame)
         stored: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame)
+        if not syntax.is_encapsulated:
+            stored = _right_justified(stored, dataset, frame)
     except READ_ERRORS as error:
         # These texts, often of several lines, are about the encoding only.
         detail = " ".join(str(error).split())
@@ -89,6 +96,21 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     if stored.ndim != 2:
         raise DicomError(f"{path}: one grey-scale image is expected, got an array of shape {stored.shape}")
     return stored
+
+
+def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) -> NDArray[np.integer]:
+    """Return values that an old file keeps in the upper bits (HighBit above BitsStored - 1) as the standard has them.
+
+    Many files state such a HighBit wrongly: the values are in the upper bits if the lower ones are all empty.
+    """
+    bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
+    if not bits <= high < int(dataset.BitsAllocated):
+        return stored
+    dataset.BitsStored = high + 1
+    whole: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame)
+    dataset.BitsStored = bits
+    lower = high + 1 - bits
+    return stored if (whole & (2**lower - 1)).any() or not whole.any() else whole >> lower
 
 
 def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:

@@ -1,0 +1,56 @@
+"""Pixels that no detector measured: those outside the scanner's circle, where a header says nothing or too much."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from cohortseg.volume import HU_MIN
+
+AIR_MAX_HU: Final = -900.0
+"""Padding above this is like tissue or lung: its value alone does not tell it from what was measured."""
+_CORNER_SHARE: Final = 0.95
+_RING: Final = (0.85, 0.97)
+_RING_SHARE: Final = 0.5
+
+
+def joined_to_frame(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the parts of a (Y, X) mask that reach the image's outermost pixels."""
+    labels, count = ndimage.label(mask)
+    reaching = np.zeros(count + 1, bool)
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        reaching[edge] = True
+    reaching[0] = False
+    found: NDArray[np.bool_] = reaching[labels]
+    return found
+
+
+def fill_undeclared_padding(volume_hu: NDArray[np.int16]) -> bool:
+    """Set the corners of slices to HU_MIN, in place, where they hold one value that is no air: padding not declared.
+
+    Such corners lie outside the circle that touches the image's sides, which is what scanners reconstruct; they are
+    of one value in all slices, and the pixels just inside the circle are not.
+
+    Parameters
+    ----------
+    volume_hu
+        (Z, Y, X) int16, HU.
+
+    Returns
+    -------
+    bool
+        Whether there were any.
+    """
+    value = int(volume_hu[0, 0, 0])
+    corners = volume_hu[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    if value <= AIR_MAX_HU or min(volume_hu.shape[1:]) < 16 or (corners != value).any():
+        return False
+    y, x = (np.linspace(-1, 1, size) for size in volume_hu.shape[1:])
+    radius = np.hypot(y[:, None], x)
+    outside, ring = radius > 1, (radius > _RING[0]) & (radius < _RING[1])
+    if (volume_hu[:, outside] == value).mean() < _CORNER_SHARE or (volume_hu[:, ring] == value).mean() > _RING_SHARE:
+        return False
+    for slice_hu in volume_hu:
+        slice_hu[joined_to_frame(slice_hu == value) & (radius > _RING[0])] = HU_MIN
+    return True
