@@ -238,7 +238,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 RESAMPLE: Final = "resample"
 UNTILT: Final = "untilt"
 REPAIRS: Final = (RESAMPLE, UNTILT)
-PREFERENCES: Final = ("original", "coverage", "thin", "soft", "lung", "slices")
+PREFERENCES: Final = ("original", "chest", "coverage", "inspiration", "thin", "soft", "lung", "slices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +247,7 @@ class ScanConfig:
 
     select: tuple[str, ...] = ("preferred",)
     """Rules that must all hold: preferred (one series a study), all, or COLUMN OPERATOR VALUE (docs/selection.md)."""
-    prefer: tuple[str, ...] = ("original", "coverage", "thin", "soft", "slices")
+    prefer: tuple[str, ...] = ("original", "chest", "coverage", "inspiration", "thin", "soft", "slices")
     """Which of several usable series of a study is preferred: the first of these on which they differ decides."""
     repair: tuple[str, ...] = ()
     """What is resampled instead of skipped: resample (uneven spacing and short gaps), untilt (gantry tilt)."""

@@ -17,13 +17,14 @@ Each Parquet file carries its schema version and provenance as JSON under the me
 ## Which series stands for a date
 
 A patient's baseline is the earliest study date among the chosen series. Where several series have one date, one of
-them stands for it in `timeline.parquet`: the first in the order status ok before any other, most slices, smallest slice
-spacing, series UID. A series without a study date is a row of its own, with null in all columns that count days and in
-all changes; it counts as no time point. Series without a patient identifier are never put together: each study counts
-as one patient, and where no study is named either, each series. `delta_*` is the value minus that of the first
-evaluable date.
+them stands for it in `timeline.parquet`: the first in the order status ok before any other, all of the lungs (at least
+80 % of the most lung found that day) before part of them, most slices with lung, smallest slice spacing, series UID. A
+series without a study date is a row of its own, with null in all columns that count days and in all changes; it counts
+as no time point. Series without a patient identifier are never put together: each study counts as one patient, and
+where no study is named either, each series. `delta_*` is the value minus that of the first evaluable date.
 
-A single slice has percents (of area), but no volumes and no zones. A series without lung in view is `not_evaluable`.
+A single slice has percents (of area), but no volumes and no zones; where a patient has volumes at another date, it has
+no part in `delta_*`, baseline, last and peak. A series without lung in view is `not_evaluable`.
 
 ## Masks
 

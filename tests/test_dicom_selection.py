@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import InferConfig, ScanConfig
+from cohortseg.dicom.names import kernel_kind, names_chest, names_expiration
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.dicom.selection import kernel_kind, parse_rules
+from cohortseg.dicom.selection import parse_rules
 from cohortseg.errors import ConfigError
 from cohortseg.store.schemas import FILES
 from cohortseg.store.tables import read_table
@@ -110,12 +111,81 @@ def test_settings_are_checked() -> None:
         ("STANDARD", "soft"),
         ("LUNG", "sharp"),
         ("YC", "sharp"),
+        ("FC08-H", "soft"),
+        ("FC51-H", "sharp"),
+        ("B_SOFT_B", "soft"),
+        ("B_SHARP_C", "sharp"),
+        ("BONE PLUS", "sharp"),
+        ("Lung+", "sharp"),
         ("something", None),
         (None, None),
     ],
 )
 def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
     assert kernel_kind(kernel) == kind
+
+
+@pytest.mark.parametrize(
+    ("names", "chest"),
+    [
+        (("CHEST", "Thin"), True),
+        ((None, "THORAX_HR 1.0 I70f"), True),
+        ((None, "Chest/Abdomen/Pelvis"), True),
+        ((None, "CAP w/ contrast"), True),
+        (("ABDOMEN", None), False),
+        ((None, "WB low dose"), False),
+        ((None, "Body 5.0"), None),
+        ((None, None), None),
+    ],
+)
+def test_names_of_the_chest(names: tuple[str | None, str | None], chest: bool | None) -> None:
+    assert names_chest(*names) is chest
+
+
+@pytest.mark.parametrize(
+    ("description", "named"),
+    [("CHEST EXP 1.25", True), ("thorax_exspiration", True), ("Expert review", False), ("INSP", False), (None, False)],
+)
+def test_names_of_expiration(description: str | None, named: bool) -> None:
+    assert names_expiration(description) is named
+
+
+def named(root: Path, name: str, count: int, step: float = 5.0, **attributes: str) -> None:
+    write_series(root / name, series=name, shape=(count, 8, 8), spacing_mm=(step, 1, 1), attributes=attributes)
+
+
+def test_a_longer_abdomen_is_not_preferred_to_the_chest(tmp_path: Path) -> None:
+    named(tmp_path, "chest", 50)
+    named(tmp_path, "abdomen", 90, SeriesDescription="ABD/PELVIS", BodyPartExamined="ABDOMEN")
+    assert decisions(tmp_path) == {"abdomen": "alternative", "chest": "selected"}
+
+
+def test_beyond_the_height_of_lungs_length_is_no_merit(tmp_path: Path) -> None:
+    named(tmp_path, "chest", 100, 2.5, SeriesDescription="2")
+    named(tmp_path, "body", 200, SeriesDescription="1")
+    assert decisions(tmp_path) == {"body": "alternative", "chest": "selected"}
+
+
+def test_an_expiration_is_an_alternative(tmp_path: Path) -> None:
+    named(tmp_path, "insp", 10, SeriesDescription="CHEST INSP")
+    named(tmp_path, "exp", 12, SeriesDescription="CHEST EXP")
+    assert decisions(tmp_path) == {"exp": "alternative", "insp": "selected"}
+
+
+def test_a_choice_left_to_uids_is_flagged(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        named(tmp_path, name, 10)
+    (selected,) = [one for one in scan_cohort(tmp_path, config=ScanConfig()).series if one.decision == "selected"]
+    assert selected.qc_flags == ("chosen_by_uid",)
+
+
+def test_visits_under_one_study_uid_are_chosen_each_for_itself(tmp_path: Path) -> None:
+    for day in ("20200401", "20200402", "20200501"):
+        uid = {"StudyInstanceUID": "1.2.3"}
+        write_series(tmp_path / day, study_date=day, shape=(6, 8, 8), attributes=uid)
+    found = decisions(tmp_path)
+    assert found.pop("20200501") == "selected"
+    assert sorted(found.values()) == ["alternative", "selected"], "a study can run past midnight"
 
 
 def test_studies_are_chosen_each_for_itself(tmp_path: Path) -> None:

@@ -67,8 +67,10 @@ def test_order_is_from_feet_to_head_also_for_falling_positions(tmp_path: Path) -
         ({"SOPClassUID": EnhancedCTImageStorage}, "enhanced multi-frame CT whose functional groups are missing"),
         ({"SOPClassUID": None}, "SOPClassUID is missing"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
-        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MIP"]}, "projection or rendering"),
-        ({"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE", "MAX_IP"]}, "projection or rendering"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MIP"]}, "projection, rendering or map"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAXIMUM"]}, "projection, rendering or map"),
+        ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "Chest MIP 8mm"}, "projection, rendering or map"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE", "MAX_IP"]}, "projection, rendering or map"),
         ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen capture"),
         ({"NumberOfFrames": 4}, "multi-frame"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PhotometricInterpretation is PALETTE COLOR"),
@@ -198,6 +200,60 @@ def test_a_slice_that_lacks_its_kernel_is_no_volume_of_its_own(tmp_path: Path) -
     assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 4)
 
 
+def test_stations_of_one_series_cover_it_in_part(tmp_path: Path) -> None:
+    for station, origin in enumerate((100.0, 115.0)):
+        write_series(
+            tmp_path / str(station),
+            shape=(8, 16, 16),
+            origin=(0, 0, origin),
+            attributes=lambda index, station=station: (
+                _own_uid(index + 100 * station) | {"AcquisitionNumber": station, "SeriesInstanceUID": "1.2.3"}
+            ),
+            hu=lambda shape, station=station: body_hu(shape) + station,
+        )
+    records = scan_cohort(tmp_path).series
+    assert [record.n_slices for record in records] == [8, 8]
+    assert all(record.qc_flags == ("split_series", "partial_coverage") for record in records)
+
+
+def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"TemporalPositionIdentifier": index % 2})
+    assert [record.n_slices for record in scan_cohort(tmp_path).series] == [6, 6]
+
+
+def test_a_series_that_falls_into_single_slices_is_left_whole(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"FrameOfReferenceUID": f"1.2.{index}"})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices) == ("skipped", 12)
+    assert "12 frames of reference" in (record.reason or "")
+
+
+def test_spacing_and_positions_agree_to_rounding(tmp_path: Path) -> None:
+    def rounded(index: int) -> dict[str, list[str]]:
+        return {"PixelSpacing": ["0.800001" if index == 1 else "0.8", "0.6"]}
+
+    moved = {"ImagePositionPatient": ["-10.0001", "-20", "100.00004"]}
+    write_series(tmp_path, attributes=rounded)
+    write_series(tmp_path / "copies", attributes=lambda index: rounded(index) | (moved if index == 0 else {}))
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+
+
+@pytest.mark.parametrize(
+    "other", [{"PatientBirthDate": "19900101"}, {"PatientSex": "F"}, {"IssuerOfPatientID": "HOSPITAL B"}]
+)
+def test_persons_of_one_patient_id_are_flagged_without_their_facts(tmp_path: Path, other: dict[str, str]) -> None:
+    own = {"PatientBirthDate": "19500101", "PatientSex": "M", "IssuerOfPatientID": "HOSPITAL A"}
+    write_series(tmp_path / "a", attributes=own)
+    write_series(tmp_path / "b", attributes=own | other, study_date="20200501")
+    write_series(tmp_path / "c", attributes=own | other, patient_id="P2")
+    records = scan_cohort(tmp_path).series
+    assert [("patient_conflict" in record.qc_flags) for record in records] == [True, True, False]
+    assert not any(value in repr(records) for value in (*own.values(), *other.values()) if len(value) > 1)
+    write_series(tmp_path / "c", patient_id="P2", study_date="20200601")  # says nothing, so contradicts nothing
+    assert not any("patient_conflict" in record.qc_flags for record in scan_cohort(tmp_path / "c").series)
+
+
 def test_a_fan_of_planes_is_mixed(tmp_path: Path) -> None:
     planes = [(1, 0, 0, 0, np.cos(0.01 * index), np.sin(0.01 * index)) for index in range(20)]
     write_series(
@@ -264,6 +320,24 @@ def test_old_date_format_and_nonsense_dates(tmp_path: Path) -> None:
     for path in (tmp_path / "b").iterdir():  # pydicom would refuse to write it
         path.write_bytes(path.read_bytes().replace(b"DA\x08\x0020200401", b"DA\x0a\x002020.04.01"))
     assert [record.study_date for record in scan_cohort(tmp_path).series] == [None, date(2020, 4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (b"2020-04-01", date(2020, 4, 1)),
+        (b"2020/04/01", date(2020, 4, 1)),
+        (b"20200401101010", date(2020, 4, 1)),
+        (b"2020-0401 ", None),
+        (b"0001.01.01", None),
+    ],
+)
+def test_dates_as_exports_write_them(tmp_path: Path, written: bytes, expected: date | None) -> None:
+    write_series(tmp_path)
+    for path in tmp_path.iterdir():
+        stated = b"DA" + len(written).to_bytes(2, "little") + written
+        path.write_bytes(path.read_bytes().replace(b"DA\x08\x0020200401", stated))
+    assert only_series(tmp_path).study_date == expected
 
 
 def test_flags_are_all_documented(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Final
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -14,6 +15,9 @@ from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header
 from cohortseg.dicom.pixels import stored_values
 from cohortseg.errors import DicomError
+
+_PLACES: Final = 2
+"""Decimals of a position in mm: exports round."""
 
 
 def drop_copies(root: Path, headers: Sequence[Header]) -> list[Header]:
@@ -53,7 +57,7 @@ def _place(header: Header) -> Hashable:
         return (
             header.patient_id,
             header.study_instance_uid,
-            header.image_position_patient,
+            tuple(round(coordinate, _PLACES) for coordinate in header.image_position_patient),
             header.image_orientation_patient,
             header.pixel_spacing_mm,
             header.rescale_slope,

@@ -45,6 +45,7 @@ _REMEMBERED_BYTES: Final = 256
 """Longer values are parsed each time: what is remembered must not fill memory."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SHORT_BYTES: Final = 2
+_FIRST_YEAR: Final = 1800
 _META_AT: Final = 132
 _META_GROUP: Final = 2
 _PIXELS: Final = frozenset({0x7FE0_0008, 0x7FE0_0009, 0x7FE0_0010})
@@ -97,12 +98,15 @@ class Attributes:
         return None if number is None else int(number)
 
     def date(self, keyword: str) -> date | None:
-        """Return a DA: YYYYMMDD, or YYYY.MM.DD of the standard before DICOM 3."""
-        match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", self.text(keyword) or "")
-        if match is None:
+        """Return a DA: YYYYMMDD, YYYY.MM.DD of the standard before DICOM 3, or what exports make of it.
+
+        Those write other signs between, or a time behind (DT). A year before 1800 is a filler.
+        """
+        match = re.fullmatch(r"(\d{4})([./-]?)(\d{2})\2(\d{2})(?:\d{2,6}(?:\.\d+)?)?", self.text(keyword) or "")
+        if match is None or int(match[1]) < _FIRST_YEAR:
             return None
         try:
-            return date(*map(int, match.groups()))
+            return date(*(int(match[group]) for group in (1, 3, 4)))
         except ValueError:
             return None
 

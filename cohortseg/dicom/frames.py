@@ -9,21 +9,32 @@ ENHANCED_CT: Final = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStor
 """SOP classes whose frames are slices."""
 GROUP_SEQUENCES: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 """Where an enhanced file keeps what a classic one states at its top."""
-# PS3.3 C.7.6.16.2 and C.8.15.3: the macro that holds an attribute, and its name there.
+# PS3.3 C.7.6.16.2 and C.8.15.3: the macros that hold an attribute, the first that states it counts.
 _MACROS: Final = {
-    "ImagePositionPatient": ("PlanePositionSequence", "ImagePositionPatient"),
-    "ImageOrientationPatient": ("PlaneOrientationSequence", "ImageOrientationPatient"),
-    "PixelSpacing": ("PixelMeasuresSequence", "PixelSpacing"),
-    "SliceThickness": ("PixelMeasuresSequence", "SliceThickness"),
-    "RescaleIntercept": ("PixelValueTransformationSequence", "RescaleIntercept"),
-    "RescaleSlope": ("PixelValueTransformationSequence", "RescaleSlope"),
-    "RescaleType": ("PixelValueTransformationSequence", "RescaleType"),
-    "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
-    "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
-    "ConvolutionKernel": ("CTReconstructionSequence", "ConvolutionKernel"),
-    "ImageType": ("CTImageFrameTypeSequence", "FrameType"),
+    "ImagePositionPatient": ("PlanePositionSequence",),
+    "ImageOrientationPatient": ("PlaneOrientationSequence",),
+    "PixelSpacing": ("PixelMeasuresSequence",),
+    "SliceThickness": ("PixelMeasuresSequence",),
+    "RescaleIntercept": ("PixelValueTransformationSequence",),
+    "RescaleSlope": ("PixelValueTransformationSequence",),
+    "RescaleType": ("PixelValueTransformationSequence",),
+    "AcquisitionNumber": ("FrameContentSequence",),
+    "TemporalPositionIdentifier": ("FrameContentSequence",),
+    "ConvolutionKernel": (
+        "CTReconstructionSequence",
+        "UnassignedPerFrameConvertedAttributesSequence",  # of a legacy converted file
+        "UnassignedSharedConvertedAttributesSequence",
+    ),
+    "ImageType": ("CTImageFrameTypeSequence",),
+    "VolumeBasedCalculationTechnique": ("CTImageFrameTypeSequence",),
 }
-_KEPT: Final = {"ImageType", "ConvolutionKernel"}
+_NAMES: Final = {
+    "AcquisitionNumber": "FrameAcquisitionNumber",
+    "TemporalPositionIdentifier": "TemporalPositionIndex",
+    "ImageType": "FrameType",
+}
+"""Attributes that a macro calls by another name."""
+_KEPT: Final = {"ImageType", "VolumeBasedCalculationTechnique", "ConvolutionKernel"}
 """What the top of the file may state for all frames."""
 
 
@@ -64,10 +75,11 @@ def frame_datasets(dataset: Dataset) -> list[Dataset]:
 def _flat(top: Dataset, group: Dataset, shared: Dataset) -> Dataset:
     frame = Dataset()
     frame.update(top)
-    for keyword, (macro, name) in _MACROS.items():
-        for groups in (group, shared):
-            item = next(iter(groups.get(macro) or ()), None)
-            if item is not None and item.get(name) is not None:
-                setattr(frame, keyword, item.get(name))
-                break
+    for keyword, macros in _MACROS.items():
+        name = _NAMES.get(keyword, keyword)
+        places = (groups.get(macro) for macro in macros for groups in (group, shared))
+        items = (next(iter(place), None) for place in places if place)
+        value = next((item.get(name) for item in items if item is not None and item.get(name) is not None), None)
+        if value is not None:
+            setattr(frame, keyword, value)
     return frame

@@ -1,5 +1,6 @@
 """One file's header: what the scan needs to know of it, without its pixels."""
 
+import math
 import os
 import stat
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO, Final
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, MediaStorageDirectoryStorage
 
 from cohortseg.dicom.elements import READ_ERRORS, Attributes, first_attributes
 from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
@@ -27,6 +28,10 @@ _KEYWORDS: Final = (
     "Manufacturer",
     "SeriesDescription",
     "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "BodyPartExamined",
     "SliceThickness",
     "ConvolutionKernel",
     "StudyInstanceUID",
@@ -47,11 +52,14 @@ _KEYWORDS: Final = (
     "RescaleSlope",
     "RescaleType",
     "LossyImageCompression",
+    "VolumeBasedCalculationTechnique",
     *GROUP_SEQUENCES,
 )
 _TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
 
 
+_SPACING_RTOL: Final = 1e-4
+_LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _START: Final = 1 << 16
 """Bytes read first of every file: most headers end within them."""
 
@@ -87,10 +95,15 @@ class Header:
     temporal_position: int | None
     """TemporalPositionIdentifier (0020,0100): the phase of a scan in time."""
     patient_id: str | None
+    patient_facts: tuple[str | None, str | None, str | None]
+    """IssuerOfPatientID, PatientBirthDate, PatientSex: never written, they only tell persons of one PatientID apart."""
     study_date: date | None
     modality: str | None
     series_description: str | None
+    body_part: str | None
     image_type: tuple[str, ...]
+    volume_calculation: str | None
+    """VolumeBasedCalculationTechnique (0008,9207) of an enhanced CT: MAX_IP, VOLUME_RENDER, ..."""
     manufacturer: str | None
     convolution_kernel: str | None
     slice_thickness_mm: float | None
@@ -110,13 +123,25 @@ class Header:
     rescale_intercept: float | None
     rescale_type: str | None
     lossy: bool
-    """LossyImageCompression (0028,2110) is "01"."""
+    """LossyImageCompression (0028,2110) is "01", or the transfer syntax is never without loss."""
 
 
 def common(headers: Sequence[Header], name: str) -> Any:
     """Return the value of an attribute that all files share, else None."""
     values = {getattr(header, name) for header in headers}
     return values.pop() if len(values) == 1 else None
+
+
+def common_spacing(headers: Sequence[Header]) -> tuple[float, ...] | None:
+    """Return the PixelSpacing (2,) that all files share to within rounding, mm, else None."""
+    spacings = {header.pixel_spacing_mm for header in headers}
+    first = headers[0].pixel_spacing_mm
+    if first is None or None in spacings:
+        return None
+    alike = (
+        math.isclose(a, b, rel_tol=_SPACING_RTOL) for other in spacings for a, b in zip(first, other or (), strict=True)
+    )
+    return first if all(alike) else None
 
 
 def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
@@ -209,10 +234,13 @@ def _header(
         acquisition_time=item.text("AcquisitionTime"),
         temporal_position=item.whole("TemporalPositionIdentifier"),
         patient_id=item.text("PatientID"),
+        patient_facts=(item.text("IssuerOfPatientID"), item.text("PatientBirthDate"), item.text("PatientSex")),
         study_date=item.date("StudyDate"),
         modality=item.text("Modality"),
         series_description=item.text("SeriesDescription"),
+        body_part=item.text("BodyPartExamined"),
         image_type=item.texts("ImageType"),
+        volume_calculation=item.text("VolumeBasedCalculationTechnique"),
         manufacturer=item.text("Manufacturer"),
         convolution_kernel=item.text("ConvolutionKernel"),
         slice_thickness_mm=_positive(item.real("SliceThickness")),
@@ -228,7 +256,7 @@ def _header(
         rescale_slope=item.real("RescaleSlope"),
         rescale_intercept=item.real("RescaleIntercept"),
         rescale_type=item.text("RescaleType"),
-        lossy=item.text("LossyImageCompression") == "01",
+        lossy=item.text("LossyImageCompression") == "01" or syntax in _LOSSY_SYNTAXES,
     )
 
 

@@ -21,7 +21,7 @@ from cohortseg.dicom.geometry import (
     irregular,
     plane_name,
 )
-from cohortseg.dicom.headers import Header, common
+from cohortseg.dicom.headers import Header, common_spacing
 
 MAX_WIDTH_MM: Final = 1000.0
 """Longest side of an image: scanners reconstruct less than 800 mm; more is another unit than mm."""
@@ -33,7 +33,13 @@ MAX_BRIDGED_MM: Final = 10.0
 """Farthest distance between slices over which resampling interpolates when it is asked for."""
 _OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
 REFORMAT_WORDS: Final = {"DERIVED", "REFORMATTED", "MPR"}
-_PROJECTION_WORDS: Final = {"MIP", "MINIP", "MAXIP", "MPROJECTION", "VRT", "SSD", "VOLUMERENDERED", "PROJECTIONIMAGE"}
+# ImageType and FrameType of the vendors, and the terms of PS3.3 C.8.16.2: volume calculation, derived pixel contrast.
+_PROJECTION_WORDS: Final = {
+    *("MIP", "MINIP", "MAXIP", "MPROJECTION", "PROJECTION", "PROJECTIONIMAGE", "MAXIMUM", "MINIMUM", "MAX", "MIN"),
+    *("VRT", "SSD", "VOLUMERENDERED", "VOLUMERENDER", "SURFACERENDER", "RENDERED"),
+    *("SUBTRACTION", "STDDEVIATION", "MULTIPLICATION", "DIVISION", "PERFUSION"),
+}
+_PROJECTION_NAME: Final = re.compile(r"(?<![A-Z])(MIP|MINIP|MAXIP|VRT)(?![A-Z])", re.IGNORECASE)
 _PICTURE_WORDS: Final = {"SCREENSAVE", "SCREENCAPTURE", "PROT", "DOSEINFO"}
 _SCOUT_WORDS: Final = {"LOCALIZER", "SCOUT", "TOPOGRAM", "TOP"}
 
@@ -48,7 +54,7 @@ class Problem:
 
 def image_type_words(header: Header) -> frozenset[str]:
     """Return ImageType's values and their words, without signs between letters (MAX_IP and MAX IP: MAXIP)."""
-    return _words(header.image_type)
+    return _words((*header.image_type, header.volume_calculation or ""))
 
 
 @lru_cache
@@ -109,12 +115,13 @@ def _source_problem(headers: Sequence[Header]) -> str | None:
 
 
 def _image_type_problem(headers: Sequence[Header]) -> str | None:
-    """Scouts, projections and pictures, by ImageType."""
+    """Scouts, projections and pictures, by ImageType; derived ones also by SeriesDescription."""
     words = set().union(*map(image_type_words, headers))
     if words & _SCOUT_WORDS:
         return "localizer (scout), not a slice"
-    if words & _PROJECTION_WORDS:
-        return "projection or rendering (for example MIP): its values are not those of one slice"
+    derived = bool(words & REFORMAT_WORDS)
+    if words & _PROJECTION_WORDS or (derived and _PROJECTION_NAME.search(headers[0].series_description or "")):
+        return "projection, rendering or map (for example MIP): its values are not those of one slice"
     if words & _PICTURE_WORDS:
         return "screen capture or protocol page, not a slice"
     return None
@@ -169,7 +176,7 @@ def geometry_problem(
         return Problem("ImageOrientationPatient is missing or not two perpendicular unit vectors")
     if orientation != "axial":
         return Problem(_not_axial_reason(headers[0], orientation))
-    if common(headers, "pixel_spacing_mm") is None or min(headers[0].pixel_spacing_mm or (0,)) <= 0:
+    if common_spacing(headers) is None or min(headers[0].pixel_spacing_mm or (0,)) <= 0:
         return Problem("PixelSpacing is missing, not positive, or differs between slices")
     width_mm = _width_mm(headers[0])
     if width_mm > MAX_WIDTH_MM:

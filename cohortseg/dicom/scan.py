@@ -16,8 +16,14 @@ from cohortseg.dicom.copies import drop_copies
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
 from cohortseg.dicom.selection import parse_rules, select_series
-from cohortseg.dicom.series import SeriesRecord, series_from_headers
-from cohortseg.dicom.volumes import split_volumes
+from cohortseg.dicom.series import (
+    PARTIAL_COVERAGE,
+    PATIENT_CONFLICT,
+    SPLIT_SERIES,
+    SeriesRecord,
+    series_from_headers,
+)
+from cohortseg.dicom.volumes import covers_in_part, split_volumes
 from cohortseg.errors import ConfigError
 
 Report = Callable[[int, int | None, str], None]
@@ -98,12 +104,14 @@ def scan_cohort(
         raise ConfigError(f"{root}: {problem}")
     paths, skipped = _walk(root)
     by_series: defaultdict[str, list[Header]] = defaultdict(list)
+    persons = Persons()
     for found in _headers_of(root, paths, report, workers):
         if isinstance(found, SkippedFile):
             skipped.append(found)
         else:
             for header in found:
                 by_series[header.series_instance_uid].append(header)
+                persons.add(header)
     if not by_series:
         raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at)")
     report(len(paths), len(paths), f"{len(by_series)} series")
@@ -115,7 +123,7 @@ def scan_cohort(
             paths_kept = {header.path for header in kept}
             dropped = {header.path for header in headers} - paths_kept
             copies += [SkippedFile(path, "copy of a slice of its series, with the same pixels") for path in dropped]
-            series += _describe(kept, len(dropped), config.repair)
+            series += _describe(kept, len(dropped), config.repair, persons)
     series.sort(
         key=lambda record: (
             record.patient_id or "",
@@ -131,7 +139,30 @@ def scan_cohort(
     )
 
 
-def _describe(kept: Sequence[Header], n_duplicates: int, repair: Sequence[str]) -> list[SeriesRecord]:
+class Persons:
+    """Patient identifiers under which more than one person seems to be."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, list[str | None]] = {}
+        self._conflicting: set[str] = set()
+
+    def add(self, header: Header) -> None:
+        """Note what a file says of its patient; what it leaves out contradicts nothing."""
+        if header.patient_id is None or header.patient_id in self._conflicting:
+            return
+        known = self._facts.setdefault(header.patient_id, [None] * len(header.patient_facts))
+        for place, fact in enumerate(header.patient_facts):
+            if known[place] is None:
+                known[place] = fact
+            elif fact not in (None, known[place]):
+                self._conflicting.add(header.patient_id)
+
+    def conflict(self, patient_id: str | None) -> bool:
+        """Return whether files of an identifier disagreed."""
+        return patient_id in self._conflicting
+
+
+def _describe(kept: Sequence[Header], n_duplicates: int, repair: Sequence[str], persons: Persons) -> list[SeriesRecord]:
     """Return a record of each volume of one series; copies are counted in the first."""
     volumes = split_volumes(kept)
     return [
@@ -139,11 +170,21 @@ def _describe(kept: Sequence[Header], n_duplicates: int, repair: Sequence[str]) 
             volume,
             n_duplicates=n_duplicates if number == 1 else 0,
             volume=number,
-            num_volumes=len(volumes),
             repair=repair,
+            findings=_findings(volume, volumes, persons),
         )
         for number, volume in enumerate(volumes, 1)
     ]
+
+
+def _findings(volume: Sequence[Header], volumes: Sequence[Sequence[Header]], persons: Persons) -> set[str]:
+    """Return the flags of a volume that other files raise."""
+    found = {
+        SPLIT_SERIES: len(volumes) > 1,
+        PARTIAL_COVERAGE: covers_in_part(volume, volumes),
+        PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
+    }
+    return {name for name, holds in found.items() if holds}
 
 
 def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:

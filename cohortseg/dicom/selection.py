@@ -10,11 +10,16 @@ from datetime import date
 from typing import Any, Final
 
 from cohortseg.config import ScanConfig
-from cohortseg.dicom.series import SeriesRecord
+from cohortseg.dicom.names import kernel_kind, names_chest, names_expiration
+from cohortseg.dicom.series import CHOSEN_BY_UID, SeriesRecord
 from cohortseg.errors import ConfigError
 
 COVERAGE_SHARE: Final = 0.8
 """A series that reaches over less than this part of the longest of its study does not cover the chest."""
+LUNG_HEIGHT_MM: Final = 300.0
+"""Lungs are seldom taller: a series that reaches farther covers no more of them."""
+MIDNIGHT_DAYS: Final = 1
+"""Series of one study may differ so much in date: it ran past midnight."""
 THIN_MM: Final = (1.55, 3.05, 5.05)
 """Slices within one of these classes count as equally thin."""
 _CHOICES: Final = ("preferred", "all")
@@ -29,12 +34,6 @@ _ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {
 }
 _ALIASES: Final = {"kernel": "convolution_kernel", "description": "series_description"}
 _COLUMNS: Final = {item.name: str(item.type) for item in fields(SeriesRecord)}
-# Kernels by vendor: Siemens B30f, Br40d, I31s, Qr36 (number: sharpness); Canon FC01 to FC86; GE and Philips by name.
-_SIEMENS: Final = re.compile(r"[BHIQDTUS][A-Z]{0,2}(\d{2})[A-Z]?(?:[\\/].*)?", re.IGNORECASE)
-_CANON: Final = re.compile(r"FC(\d{2})", re.IGNORECASE)
-_SOFT_NAMES: Final = {"STANDARD", "SOFT", "CHEST", "DETAIL", "A", "B", "C", "SA", "SB", "SC", "MEDIASTINUM", "BODY"}
-_SHARP_NAMES: Final = {"LUNG", "BONE", "BONEPLUS", "EDGE", "ULTRA", "D", "E", "L", "YA", "YB", "YC", "YD"}
-_SHARP_SIEMENS: Final = 50
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,23 @@ def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[S
             study = record.study_instance_uid
             studies[(record.patient_id, study) if study is not None else index].append(index)
     for members in studies.values():
-        _choose(decided, members, config.prefer)
+        for visit in _visits(decided, members):
+            _choose(decided, visit, config.prefer)
     return decided
+
+
+def _visits(records: Sequence[SeriesRecord], members: Sequence[int]) -> list[list[int]]:
+    """Split a study where its dates are apart: some anonymisers give all studies of a patient one UID."""
+    visits: list[list[int]] = []
+    latest: date | None = None
+    for index in sorted(members, key=lambda index: records[index].study_date or date.min):
+        day = records[index].study_date
+        if visits and (day is None or latest is None or (day - latest).days <= MIDNIGHT_DAYS):
+            visits[-1].append(index)
+        else:
+            visits.append([index])
+        latest = day
+    return visits
 
 
 def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
@@ -152,6 +166,8 @@ def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequenc
         return (*(_RANKS[name](record, longest) for name in prefer), record.series_instance_uid, record.volume)
 
     best = min(members, key=rank)
+    if any(rank(index)[: len(prefer)] == rank(best)[: len(prefer)] for index in members if index != best):
+        decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, CHOSEN_BY_UID))
     for index in members:
         if index == best:
             continue
@@ -169,16 +185,6 @@ def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequenc
 def extent_mm(record: SeriesRecord) -> float:
     """Return how far the slices of a series reach, first to last centre, mm."""
     return (record.n_slices - 1) * (record.spacing_z_mm or 0.0)
-
-
-def kernel_kind(kernel: str | None) -> str | None:
-    """Return soft or sharp (lung, bone) for the kernels of the large vendors; None if it is not known."""
-    name = (kernel or "").strip().upper()
-    if (match := _CANON.fullmatch(name)) is not None:
-        return "soft" if int(match[1]) < 20 else "sharp"
-    if (match := _SIEMENS.fullmatch(name)) is not None:
-        return "soft" if int(match[1]) < _SHARP_SIEMENS else "sharp"
-    return "soft" if name in _SOFT_NAMES else "sharp" if name in _SHARP_NAMES else None
 
 
 def _thickness_mm(record: SeriesRecord) -> float | None:
@@ -199,9 +205,12 @@ def _mm(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} mm"
 
 
+_CHEST_RANKS: Final = {True: 0, None: 1, False: 2}
 _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
     "original": lambda record, _longest: "derived_reformat" in record.qc_flags or bool(record.repairs),
-    "coverage": lambda record, longest: extent_mm(record) < COVERAGE_SHARE * longest,
+    "chest": lambda record, _longest: _CHEST_RANKS[names_chest(record.body_part, record.series_description)],
+    "coverage": lambda record, longest: extent_mm(record) < COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
+    "inspiration": lambda record, _longest: names_expiration(record.series_description),
     "thin": lambda record, _longest: _thin_class(record),
     "soft": lambda record, _longest: _kernel_rank(record, "soft"),
     "lung": lambda record, _longest: _kernel_rank(record, "sharp"),
@@ -209,7 +218,9 @@ _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
 }
 _REASONS: Final[dict[str, Callable[[SeriesRecord, SeriesRecord], str]]] = {
     "original": lambda _one, _best: "computed from another series, or resampled",
+    "chest": lambda _one, _best: "its names tell of other parts of the body, or of none",
     "coverage": lambda one, best: f"reaches over {extent_mm(one):.0f} mm against {extent_mm(best):.0f} mm",
+    "inspiration": lambda _one, _best: "its description names an expiration",
     "thin": lambda one, best: f"slices of {_mm(_thickness_mm(one))} against {_mm(_thickness_mm(best))}",
     "soft": lambda _one, _best: "its kernel is not soft, or not known",
     "lung": lambda _one, _best: "its kernel is not a lung kernel, or not known",

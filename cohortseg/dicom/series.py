@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Final
@@ -19,7 +19,7 @@ from cohortseg.dicom.geometry import (
     plane_name,
     stack_slices,
 )
-from cohortseg.dicom.headers import Header, common
+from cohortseg.dicom.headers import Header, common, common_spacing
 from cohortseg.dicom.rules import (
     REFORMAT_WORDS,
     content_problem,
@@ -29,6 +29,11 @@ from cohortseg.dicom.rules import (
 )
 from cohortseg.identity import series_key
 
+CHOSEN_BY_UID: Final = "chosen_by_uid"
+PARTIAL_COVERAGE: Final = "partial_coverage"
+PATIENT_CONFLICT: Final = "patient_conflict"
+SPLIT_SERIES: Final = "split_series"
+UNDECLARED_PADDING: Final = "undeclared_padding"
 FLAGS: Final = {
     "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
     "derived_reformat": "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
@@ -36,18 +41,22 @@ FLAGS: Final = {
     "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
     "sparse_slices": "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
     "rotated_in_plane": "image rows are turned by more than 10 degrees against the patient's axes",
-    "split_series": "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
+    SPLIT_SERIES: "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
+    PARTIAL_COVERAGE: "other volumes of its series reach where this one does not: part of the lungs may be missing",
     "monochrome1": "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",
     "duplicates_dropped": "files that repeat a slice with the same pixels were left out",
     "missing_patient_id": "PatientID is absent or empty: the series cannot be followed over time",
+    PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
     "missing_study_date": "StudyDate is absent, empty or no date: the series has no place in time",
     "mixed_orientation": "slices of different orientation under one SeriesInstanceUID; skipped",
     "slice_gap": "slices are missing between others; skipped unless repaired",
     "uneven_spacing": "distances between slices differ by more than 5 % + 0.1 mm; skipped unless repaired",
     "gantry_tilt": "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
     "conflicting_slices": "different pixels at the same position; skipped",
+    CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs",
     "resampled": "slices were interpolated to one spacing (--repair resample): volumes are estimates",
     "untilted": "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",
+    UNDECLARED_PADDING: "the corners of all slices hold one value that is no air and no declared padding: taken as air",
     "hu_implausible": "too few voxels like air or like soft tissue: the values are not Hounsfield units; not evaluable",
 }
 """Every flag in ``qc_flags``, and what it means."""
@@ -70,6 +79,7 @@ class SeriesRecord:
     series_instance_uid: str
     volume: int
     series_description: str | None
+    body_part: str | None
     modality: str | None
     sop_class_uid: str | None
     image_type: tuple[str, ...]
@@ -100,8 +110,8 @@ def series_from_headers(
     *,
     n_duplicates: int = 0,
     volume: int = 1,
-    num_volumes: int = 1,
     repair: Sequence[str] = (),
+    findings: Collection[str] = (),
 ) -> SeriesRecord:
     """Decide about one volume of a series and describe it.
 
@@ -111,10 +121,12 @@ def series_from_headers(
         Slices of one volume of a series, copies already dropped, at least one.
     n_duplicates
         Files dropped as copies before.
-    volume, num_volumes
-        Which one it is, from 1, of how many in the series.
+    volume
+        Number of the volume in its series, from 1.
     repair
         What may be resampled instead of skipped.
+    findings
+        Flags that other files raise.
 
     Returns
     -------
@@ -128,7 +140,7 @@ def series_from_headers(
     first = headers[0]
     problem = content_problem(headers) or geometry_problem(headers, orientation, stack, repair)
     repairs = needed_repairs(stack, repair) if problem is None and stack is not None else {}
-    spacing = common(headers, "pixel_spacing_mm") or (None, None)
+    spacing = common_spacing(headers) or (None, None)
     spacing_z = stack.spacing_z_mm if stack is not None and not len(irregular(stack.distances_mm)) else None
     if stack is not None and RESAMPLE in repairs:
         spacing_z = float(np.median(stack.distances_mm))
@@ -139,6 +151,7 @@ def series_from_headers(
         series_instance_uid=first.series_instance_uid,
         volume=volume,
         series_description=first.series_description,
+        body_part=first.body_part,
         modality=first.modality,
         sop_class_uid=first.sop_class_uid,
         image_type=first.image_type,
@@ -163,9 +176,8 @@ def series_from_headers(
         frames=tuple(header.frame for header in headers if header.frame is not None),
         fingerprint=_fingerprint(headers, tuple(repairs)),
     )
-    findings = {*repairs.values(), problem.flag if problem is not None else None}
-    findings |= {"split_series"} if num_volumes > 1 else set()
-    return replace(record, qc_flags=_flags(record, headers, findings, selected=problem is None))
+    found = {*findings, *repairs.values(), problem.flag if problem is not None else None}
+    return replace(record, qc_flags=_flags(record, headers, found, selected=problem is None))
 
 
 def _earliest_date(headers: Sequence[Header]) -> date | None:

@@ -5,12 +5,26 @@ from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
 from typing import Final
 
-from cohortseg.dicom.geometry import COSINE_ATOL, SAME_POSITION_MM, TILT_TOLERANCE_DEG, irregular, stack_slices
-from cohortseg.dicom.headers import Header, common
+import numpy as np
+
+from cohortseg.dicom.geometry import (
+    COSINE_ATOL,
+    SAME_POSITION_MM,
+    TILT_TOLERANCE_DEG,
+    irregular,
+    is_orthonormal,
+    slice_normal,
+    stack_slices,
+)
+from cohortseg.dicom.headers import Header, common_spacing
 from cohortseg.dicom.rules import image_kind
 
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
+MAX_LONE: Final = 2
+"""So is one that would fall, by half or more, into single slices, if these are more than two (scouts)."""
+COVERAGE_SHARE: Final = 0.8
+"""A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
 
 def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
@@ -44,7 +58,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
             header.columns,
         ),
     )
-    if len(parts) > MAX_VOLUMES:
+    lone = [part for part in parts if len(part) == 1]
+    if len(parts) > MAX_VOLUMES or (len(lone) > MAX_LONE and 2 * len(lone) >= len(headers)):
         parts = [list(headers)]
     volumes = [volume for part in parts for volume in _acquisitions(part)]
     return sorted(volumes, key=lambda volume: (-len(volume), min(header.sop_instance_uid for header in volume)))
@@ -70,7 +85,7 @@ def _plane_numbers(headers: Sequence[Header]) -> dict[tuple[float, ...] | None, 
         if cosines is None:
             continue
         for number, plane in enumerate(planes, 1):
-            if all(abs(a - b) <= COSINE_ATOL for a, b in zip(cosines, plane, strict=True)):
+            if _is_plane(cosines, plane):
                 numbers[cosines] = number
                 break
         else:
@@ -81,20 +96,45 @@ def _plane_numbers(headers: Sequence[Header]) -> dict[tuple[float, ...] | None, 
 
 
 def _acquisitions(headers: list[Header]) -> list[list[Header]]:
-    """Return a volume split by the first of acquisition, phase and time that makes regular stacks of it."""
+    """Return a volume split by the first of acquisition, phase and time that makes regular stacks of it.
+
+    Phases are never one volume; acquisitions and times can be.
+    """
+    names = ["acquisition_number", "temporal_position", "acquisition_time"]
     if _is_regular(headers):
-        return [headers]
-    for name in ("acquisition_number", "temporal_position", "acquisition_time"):
+        names = ["temporal_position"]
+    for name in names:
         parts = _grouped(headers, attrgetter(name))
         if 1 < len(parts) <= MAX_VOLUMES and all(len(part) > 1 and _is_regular(part) for part in parts):
             return parts
     return [headers]
 
 
+def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
+    """Return whether other volumes of a series, of the same kind and plane, reach much farther along its normal."""
+    plane, kind = volume[0].image_orientation_patient, image_kind(volume[0])
+    if plane is None or not is_orthonormal(plane):
+        return False
+    normal = slice_normal(plane)
+
+    def extent_mm(headers: Sequence[Header]) -> float:
+        points = [header.image_position_patient for header in headers if header.image_position_patient is not None]
+        return float(np.ptp(np.array(points) @ normal)) if points else 0.0
+
+    alike = [other for other in volumes if image_kind(other[0]) == kind]
+    alike = [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
+    return extent_mm(volume) < COVERAGE_SHARE * extent_mm([header for other in alike for header in other])
+
+
+def _is_plane(cosines: tuple[float, ...] | None, plane: tuple[float, ...]) -> bool:
+    """Return whether direction cosines are those of a plane to within rounding."""
+    return cosines is not None and all(abs(a - b) <= COSINE_ATOL for a, b in zip(cosines, plane, strict=True))
+
+
 def _is_regular(headers: Sequence[Header]) -> bool:
     """Return whether slices are one stack: every position once, even spacing, no tilt."""
     positions = [header.image_position_patient for header in headers if header.image_position_patient is not None]
-    orientation, spacing = headers[0].image_orientation_patient, common(headers, "pixel_spacing_mm")
+    orientation, spacing = headers[0].image_orientation_patient, common_spacing(headers)
     if len(positions) < len(headers) or orientation is None or spacing is None:
         return False
     stack = stack_slices(positions, orientation, spacing)

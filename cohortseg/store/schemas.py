@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-SCHEMA_VERSION: Final = "2"
+SCHEMA_VERSION: Final = "3"
 """Raised whenever a column is added, removed or changes its meaning."""
 
 
@@ -39,8 +39,8 @@ _TEXT, _INT, _REAL, _DATE, _TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Da
 _PATIENT = (Column("patient_id", _TEXT, "PatientID (0010,0020)"),)
 _TIME = (
     Column("study_date", _DATE, "StudyDate (0008,0020)"),
-    Column("days_since_baseline", _INT, "days since the patient's earliest study date in the cohort"),
-    Column("timepoint", _INT, "0 for the patient's earliest study date, then 1, 2, ... in order of date"),
+    Column("days_since_baseline", _INT, "days since the earliest study date of the patient's chosen series"),
+    Column("timepoint", _INT, "0 for that date, then 1, 2, ... in order of date"),
 )
 _SERIES = (
     Column("study_instance_uid", _TEXT, "StudyInstanceUID (0020,000D)"),
@@ -136,6 +136,7 @@ MANIFEST: Final = TableSchema(
         *_SERIES,
         _VOLUME,
         Column("series_description", _TEXT, "SeriesDescription (0008,103E)"),
+        Column("body_part", _TEXT, "BodyPartExamined (0018,0015)"),
         Column("modality", _TEXT, "Modality (0008,0060)"),
         Column("sop_class_uid", _TEXT, "SOPClassUID (0008,0016)"),
         Column("image_type", _TEXTS, "ImageType (0008,0008)"),
@@ -228,7 +229,7 @@ PATIENTS: Final = TableSchema(
     columns=(
         *_PATIENT,
         Column("n_timepoints", _INT, "study dates with a chosen series"),
-        Column("n_evaluable", _INT, "study dates at which burden was measured"),
+        Column("n_evaluable", _INT, "study dates at which burden was measured (by area only, if at none by volume)"),
         Column("first_date", _DATE, "earliest study date"),
         Column("last_date", _DATE, "latest study date"),
         Column("baseline_po_pct", _REAL, "po_pct at the first evaluable date"),

@@ -133,8 +133,9 @@ def _mixed_sizes(folder: Path) -> list[Expected]:
         pixels = np.frombuffer(dataset.PixelData, "<i2").reshape(96, 96)[::2, ::2]
         dataset.PixelData, dataset.Rows, dataset.Columns = pixels.tobytes(), 48, 48
     files = write_files(folder, slices)
-    small = Expected(files=files[9:], decision="alternative", reason="reaches over 10 mm", qc_flags=("split_series",))
-    return [measured(files[:9], "split_series", ml=lung_ml(chest_hu()[:9], VOXEL_ML), n=9), small]
+    flags = ("split_series", "partial_coverage")
+    small = Expected(files=files[9:], decision="alternative", reason="reaches over 10 mm", qc_flags=flags)
+    return [measured(files[:9], *flags, ml=lung_ml(chest_hu()[:9], VOXEL_ML), n=9), small]
 
 
 @quirk("One study of several usable series: the soft one of all slices is preferred")

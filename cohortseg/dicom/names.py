@@ -1,0 +1,49 @@
+"""What names in headers say, which every vendor and hospital writes as it likes: kernel, part of the body, breath."""
+
+import re
+from typing import Final
+
+# Kernels by vendor: Siemens B30f, Br40d, I31s, Qr36 (number: sharpness); Canon FC01 to FC86, FC08-H; GE, Philips and
+# United Imaging by name.
+_SIEMENS: Final = re.compile(r"[BHIQDTUS][A-Z]{0,2}(\d{2})[A-Z]?(?:[\\/].*)?", re.IGNORECASE)
+_CANON: Final = re.compile(r"FC(\d{2})(?:-.*)?", re.IGNORECASE)
+_SOFT_NAMES: Final = {"DETAIL", "CHEST", "CHST", "BODY", "A", "B", "C", "SA", "SB", "SC"}
+_SHARP_NAMES: Final = {"ULTRA", "D", "E", "L", "YA", "YB", "YC", "YD"}
+_SOFT_PARTS: Final = ("SOFT", "STANDARD", "MEDIASTIN", "SMOOTH")
+_SHARP_PARTS: Final = ("SHARP", "LUNG", "BONE", "EDGE")
+_SHARP_SIEMENS: Final = 50
+_SOFT_CANON: Final = 20
+_CHEST: Final = re.compile(
+    r"CHEST|THORA|\bTHX\b|LUNG|PULMO|\bHRCT\b|\bCTPA\b|\bTAP\b|\bCAP\b|BRUST|POUMON|TORAX|TORACE|PECHO", re.IGNORECASE
+)
+_ELSEWHERE: Final = re.compile(
+    r"ABD|PELVI|HEAD|BRAIN|SKULL|\bNECK|SPINE|LIVER|KIDNEY|RENAL|COLON|EXTREM|\bLEG|\bKNEE|\bHIP\b|\bWB\b|WHOLE.?BODY"
+    r"|BECKEN|KOPF",
+    re.IGNORECASE,
+)
+_EXPIRATION: Final = re.compile(r"(?<![A-Z])(EXP|EXPIR\w*|EXSP\w*|ESP|ESPIR\w*|AUSATM\w*)(?![A-Z])", re.IGNORECASE)
+
+
+def kernel_kind(kernel: str | None) -> str | None:
+    """Return soft or sharp (lung, bone) for the kernels of the large vendors; None if it is not known."""
+    name = (kernel or "").strip().upper()
+    if (match := _CANON.fullmatch(name)) is not None:
+        return "soft" if int(match[1]) < _SOFT_CANON else "sharp"
+    if (match := _SIEMENS.fullmatch(name)) is not None:
+        return "soft" if int(match[1]) < _SHARP_SIEMENS else "sharp"
+    if name in _SHARP_NAMES or any(part in name for part in _SHARP_PARTS):
+        return "sharp"
+    return "soft" if name in _SOFT_NAMES or any(part in name for part in _SOFT_PARTS) else None
+
+
+def names_chest(*names: str | None) -> bool | None:
+    """Return whether BodyPartExamined or SeriesDescription name the chest (True), only other parts (False), or none."""
+    text = " ".join(name for name in names if name).replace("_", " ")
+    if _CHEST.search(text):
+        return True
+    return False if _ELSEWHERE.search(text) else None
+
+
+def names_expiration(description: str | None) -> bool:
+    """Return whether a SeriesDescription says that the patient breathed out."""
+    return _EXPIRATION.search((description or "").replace("_", " ")) is not None
