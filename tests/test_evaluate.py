@@ -114,6 +114,7 @@ def test_page_shows_every_image_the_worst_first(data: Path, model_path: Path, tm
 
 
 def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):
+    evaluate_split(data, "test", model_path=model_path, output=tmp_path)
     (tmp_path / "labels").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "labels" / "of-another-split.png")
     result = evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
@@ -131,6 +132,17 @@ def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, mod
             expected = toolbox_scores(class_map, truth)
             for metric in TOOLBOX_METRICS:
                 assert scores[f"toolbox_{maps}_{metric}"] == getattr(expected, metric)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(data: Path, model_path: Path, tmp_path: Path):
+    mine = tmp_path / "mine/labels/my-annotation.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"mine: holds other things than an evaluation"):
+        evaluate_split(data, "test", model_path=model_path, output=tmp_path / "mine")
+    assert mine.read_bytes() == b"mine"
+    for _ in range(2):
+        evaluate_split(data, "test", model_path=model_path, output=tmp_path / "again")
 
 
 def test_batches_and_flips_are_those_of_the_model(data: Path, model_path: Path, tmp_path: Path):

@@ -13,14 +13,15 @@ import torch
 from cohortseg.config import InferConfig
 from cohortseg.datasets.covid_semiseg import Split, find_data, labelled_slices
 from cohortseg.datasets.slices import CanonicalSlice, LabeledSlice, read_canonical, read_image, read_mask
-from cohortseg.errors import DataError, StoreError
+from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.evaluate.maps import PICTURES, remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.overlays import Compared, compared
 from cohortseg.preprocess import hu_from_image
-from cohortseg.store.provenance import write_run_json
+from cohortseg.store.files import write_file
+from cohortseg.store.provenance import command_of, write_run_json
 from cohortseg.store.tables import write_table
 from cohortseg.weights import LoadedModel, load_model
 
@@ -28,6 +29,8 @@ Report = Callable[[int, int | None, str], None]
 """Takes what is done, of how much, and a short text."""
 
 PAGE: Final = "page.html"
+COMMAND: Final = "evaluate"
+"""By which an evaluation's folder is known."""
 _BATCH: Final = 8
 
 
@@ -80,7 +83,7 @@ def evaluate_split(
     Raises
     ------
     ConfigError
-        If the data are not there.
+        If the data are not there, or the output folder holds something else.
     DataError
         If an image or its label map cannot be used.
     ModelError
@@ -163,10 +166,15 @@ def _written(pairs: Iterable[tuple[LabeledSlice, Case]], output: Path, *, save_m
 
 
 def _make_folder(folder: Path) -> None:
+    """Make the output folder; of one that is not empty, only an earlier evaluation is replaced."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and command_of(folder) != COMMAND:
+            raise ConfigError(f"{folder}: holds other things than an evaluation; choose another folder with -o")
     except OSError as error:
         raise StoreError(f"{folder}: the output folder cannot be made: {error}") from error
+    # At once, so that an evaluation that breaks off is known as one.
+    write_run_json(folder, COMMAND, {})
     remove_pictures(folder)
 
 
@@ -176,5 +184,5 @@ def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
     write_table(output / "metrics.parquet", result.metrics, METRICS, provenance)
     title = f"{result.model}: split {facts['arguments']['split']}"
     page = evaluation_html(title, result.metrics, result.images, output / PICTURES)
-    (output / PAGE).write_text(page, encoding="utf-8")
-    write_run_json(output, "evaluate", facts)
+    write_file(output / PAGE, page.encode())
+    write_run_json(output, COMMAND, facts)

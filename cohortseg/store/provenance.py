@@ -1,4 +1,8 @@
-"""``run.json``: what ran, with which versions, settings and model; no path or identifier that could name a patient."""
+"""``run.json``: what ran, with which versions, settings and model.
+
+No identifier of a patient, and of ``infer`` no path, since folders can bear patients' names; those that train and
+evaluate name the data as they were told.
+"""
 
 import json
 import platform
@@ -19,6 +23,16 @@ _PACKAGES: Final = ("torch", "numpy", "pydicom", "polars", "ray", "zarr")
 def versions() -> dict[str, str]:
     """Return the versions of cohortseg, Python, and the packages that results depend on."""
     return {"cohortseg": __version__, "python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def command_of(folder: Path) -> str | None:
+    """Return the command that left its record in a folder; None if none did."""
+    try:
+        document = json.loads((folder / RUN_JSON).read_bytes())
+    except (OSError, ValueError):
+        return None
+    command = document.get("command") if isinstance(document, dict) else None
+    return command if isinstance(command, str) else None
 
 
 def write_run_json(folder: Path, command: str, facts: Mapping[str, Any]) -> None:
