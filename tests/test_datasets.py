@@ -18,6 +18,7 @@ from cohortseg.datasets.prepared import load_prepared, prepare
 from cohortseg.datasets.slices import DicomSlices, LabeledSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import TRANSPOSED, UPRIGHT
+from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
 CANONICAL = CanonicalConfig(size=64)
 
@@ -185,6 +186,31 @@ def test_dicom_of_two_folders_never_share_a_label_map(tmp_path):
     for source in sources:
         assert {path.parent.name for path in source.mask_paths} == {Path(source.record.files[0]).parent.name}
     assert len(sources) == 2
+
+
+def test_labelled_dicom_that_cannot_be_used_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "masks").mkdir()
+    paths = write_series(tmp_path / "images", shape=(6, 8, 8))
+    for path in paths:
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "masks" / f"{path.stem}.png")
+    paths[2].unlink()
+    with pytest.raises(DataError, match=r"0000\.dcm: its series of 5 slices cannot be used: gap"):
+        labelled_folder(tmp_path, UPRIGHT)
+
+
+def test_labelled_multi_frame_dicom_is_refused(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+    write_files(tmp_path / "own/images", [enhanced_file(chest_slices("enhanced"))])
+    with pytest.raises(DataError, match="the slices of a multi-frame file have one name"):
+        labelled_folder(tmp_path / "own", UPRIGHT)
+
+
+def test_a_picture_beside_a_tree_of_dicom_is_not_taken_for_the_data(tmp_path):
+    write_series(tmp_path / "tree")
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "preview.png")
+    with pytest.raises(ConfigError, match=r"holds images \(preview\.png\) and also tree"):
+        unlabelled_folder(tmp_path, UPRIGHT)
 
 
 def test_files_named_by_uid_keep_all_of_it(tmp_path):

@@ -1,5 +1,6 @@
 """Any folders of images or DICOM: labelled ones with label maps beside them, unlabelled ones without."""
 
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ from cohortseg.preprocess import Orientation
 TERMS: Final = "Trained on data of the user's own: their terms apply. Research software, not a medical device."
 """Terms of a model trained on such data."""
 
+_log: Final = logging.getLogger(__name__)
 _ENDINGS = {".jpg", ".jpeg", ".png"}
 _DICOM_ENDINGS: Final = {".dcm", ".dicom", ".ima"}
 _IMAGE_FOLDERS: Final = ("Imgs", "images")
@@ -36,7 +38,7 @@ def labelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice
     ConfigError
         If a folder is missing or holds nothing to use.
     DataError
-        If a slice has no label map, or shares it with another slice.
+        If a slice has no label map, or shares it with another slice, or a DICOM series cannot be used.
     """
     images = _one_of(folder, _IMAGE_FOLDERS)
     masks = _one_of(folder, _MASK_FOLDERS)
@@ -57,7 +59,12 @@ def labelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice
         for path in _image_files(images)
     ]
     if not sources:
-        for source in _dicom_series(images):
+        for source in _dicom_series(images, all_needed=True):
+            if source.record.frames:
+                raise DataError(
+                    f"{images / source.record.files[0]}: the slices of a multi-frame file have one name, so that their "
+                    "label maps cannot be told apart; write it as one file a slice"
+                )
             names = tuple(mask_of(name) for name in source.record.files)
             sources.append(DicomSlices(record=source.record, root=source.root, mask_paths=names))
     return sources
@@ -76,7 +83,7 @@ def unlabelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSli
     images = _image_files(folder)
     if images:
         return [LabeledSlice(name=path.stem, image_path=path, orientation=orientation) for path in images]
-    return list(_dicom_series(folder))
+    return list(_dicom_series(folder, all_needed=False))
 
 
 def _mask_name(name: str) -> Path:
@@ -94,12 +101,31 @@ def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
+    """Return the 8-bit images of a folder.
+
+    Raises
+    ------
+    ConfigError
+        If it holds DICOM, or folders, as well: which of the two is meant is not known.
+    """
+    listed = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    images = [path for path in listed if path.suffix.lower() in _ENDINGS]
+    others = [path for path in listed if path.is_dir() or path.suffix.lower() in _DICOM_ENDINGS]
+    if images and others:
+        raise ConfigError(f"{folder}: holds images ({images[0].name}) and also {others[0].name}; keep one kind of data")
+    return images
 
 
-def _dicom_series(folder: Path) -> list[DicomSlices]:
+def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
     scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # all are meant, not the preferred one of a study
     records = [record for record in scan.series if record.decision == "selected"]
+    for record in scan.series:
+        if record.decision == "selected":
+            continue
+        problem = f"{folder / record.files[0]}: its series of {record.n_slices} slices cannot be used: {record.reason}"
+        if all_needed:
+            raise DataError(f"{problem}; take it out, or mend it")
+        _log.info("series %s is left out: %s", record.series_key, record.reason)
     if not records:
         raise ConfigError(f"{folder}: holds neither .jpg or .png images nor an axial DICOM CT series")
     return [DicomSlices(record=record, root=folder) for record in records]

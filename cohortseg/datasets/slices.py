@@ -1,6 +1,7 @@
 """Single slices with or without labels, brought to the canonical form: 8-bit images, and DICOM series with masks."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from cohortseg.preprocess import (
     restore,
 )
 
+_log = logging.getLogger(__name__)
 _IMAGE_SPACING_MM = (None, 0.75, 0.75)
 """Assumed for 8-bit images, which have no spacing; only the lung segmentation's filter sizes depend on it."""
 _MAX_PIXELS = 4096 * 4096
@@ -186,6 +188,8 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
     lungs = segment_lungs(np.ascontiguousarray(hu), volume.spacing_mm).mask > 0
     for index, box in enumerate(lung_boxes(lungs, config)):
         if box is None:
+            if source.mask_paths is not None and read_mask(source.mask_paths[index]).any():
+                _log.warning("%s: labels lesions, but no lung was found there: left out", source.mask_paths[index])
             continue
         path = source.root / source.record.files[index]
         labels = None
