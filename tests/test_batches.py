@@ -117,3 +117,11 @@ def test_augmented_slices_stay_in_range():
     assert images.min() >= 0
     assert images.max() <= 1
     assert images.std() == pytest.approx(0.25, abs=0.15)
+
+
+def test_blur_leaves_the_edge_of_a_slice_as_bright_as_it_was():
+    images, *_ = augment(
+        torch.full((40, 1, 64, 64), 0.5), torch.zeros(40, 64, 64, dtype=torch.uint8), [(seed,) for seed in range(40)]
+    )
+    edge, inside = images[..., 0, :].mean(dim=(1, 2)), images[..., 20:40, 20:40].mean(dim=(1, 2, 3))
+    torch.testing.assert_close(edge, inside, rtol=0.03, atol=0.01)

@@ -91,6 +91,7 @@ def _intensity(images: torch.Tensor, draws: Sequence[np.random.Generator]) -> to
     noise_level = column([_NOISE * draw.random() ** 2 for draw in draws])
     noise = [torch.from_numpy(draw.standard_normal(images.shape[1:], dtype=np.float32)) for draw in draws]
     kernel = torch.tensor(_SMOOTHING, device=images.device).view(1, 1, 3, 3)
-    images = torch.lerp(images, functional.conv2d(images, kernel, padding=1), blurred)
+    smooth = functional.conv2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), kernel)
+    images = torch.lerp(images, smooth, blurred)
     images = images.clamp(0, 1).pow(gamma) * gain + offset
     return (images + noise_level * torch.stack(noise).to(images.device)).clamp(0, 1)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, LabeledSlice, read_canonical, read_canonical_series
-from cohortseg.errors import CohortSegError, DataError
+from cohortseg.errors import CohortSegError, DataError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ def prepare(
     DataError
         If a labelled source or an unlabelled image cannot be used, with the name of its file, or no slice is left.
         An unlabelled DICOM series that cannot be used is left out and logged: a tree of them is never clean.
+    StoreError
+        If the file cannot be written.
     """
     total = len(labeled) + len(unlabeled)
     slices: list[CanonicalSlice] = []
@@ -82,8 +84,12 @@ def prepare(
         "terms": terms,
     }
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    try:
+        save_file(tensors, temporary, metadata)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written: {error}") from error
 
 
 def load_prepared(path: Path) -> PreparedData:

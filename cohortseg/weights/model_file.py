@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
-from cohortseg.errors import ConfigError, ModelError
+from cohortseg.errors import ConfigError, ModelError, StoreError
 from cohortseg.models.device import find_device, has_fast_bf16, reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.fold import fold_batch_norms
@@ -83,6 +83,11 @@ class LoadedModel:
         """SHA-256 of every image file that took part in training."""
         return frozenset(self.card.training_images)
 
+    @property
+    def judges(self) -> bool:
+        """Whether the discriminator has learned: it does in phase 2, so that a model of phase 1 has no confidence."""
+        return bool(self.card.recipe.get("phase") != 1)
+
     @torch.inference_mode()
     def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
         """Segment canonical slices.
@@ -124,6 +129,8 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
     ------
     ModelError
         If a weight is not a finite number.
+    StoreError
+        If the file cannot be written.
     """
     tensors = {
         f"{prefix}.{name}": _half(f"{prefix}.{name}", value)
@@ -132,9 +139,13 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
     }
     header = json.dumps({"format": _FORMAT, **asdict(card)}, sort_keys=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, {_HEADER_KEY: header})
-    temporary.chmod(0o644)  # safetensors lets nobody but the owner read, and models are shared
-    temporary.replace(path)
+    try:
+        save_file(tensors, temporary, {_HEADER_KEY: header})
+        temporary.chmod(0o644)  # safetensors lets nobody but the owner read, and models are shared
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written: {error}") from error
 
 
 def _half(name: str, value: torch.Tensor) -> torch.Tensor:
