@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 NORM_GROUPS: Final = 8
 """Groups of the networks' group normalisation."""
+_SEEDS: Final = 2**43
+"""Random generators take 64 bits, of which seeds of each iteration are made."""
 _WEIGHTS: Final = (
     "momentum",
     "weight_decay",
@@ -93,11 +95,11 @@ class ModelConfig:
             ("discriminator_channels", (self.discriminator_channels,)),
         ):
             _check(
-                all(width >= 1 and (width < NORM_GROUPS or width % NORM_GROUPS == 0) for width in widths),
-                f"{name} must be below {NORM_GROUPS} or a multiple of it (group normalisation)",
+                all(1 <= width <= 4096 and (width < NORM_GROUPS or width % NORM_GROUPS == 0) for width in widths),
+                f"{name} must be below {NORM_GROUPS}, or a multiple of it (group normalisation) up to 4096",
                 getattr(self, name),
             )
-        _check(self.codebook_size >= 2, "codebook_size must be at least 2", self.codebook_size)
+        _check(2 <= self.codebook_size <= 2**16, "codebook_size must be in 2..65536", self.codebook_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,16 @@ class TrainConfig:
             "predict_size must be 0, or a multiple of 32, at least 64",
             self.predict_size,
         )
-        _check(len(self.class_offsets) == 3, "class_offsets must be three numbers", self.class_offsets)
+        _check(
+            self.predict_size == 0 or self.predict_size >= self.canonical.size,
+            f"predict_size must not be below the size trained at ({self.canonical.size}); 0: the same",
+            self.predict_size,
+        )
+        _check(
+            len(self.class_offsets) == 3 and all(map(math.isfinite, self.class_offsets)),
+            "class_offsets must be three finite numbers",
+            self.class_offsets,
+        )
         for name in ("supervised_iterations", "batch_labeled", "batch_unlabeled", "checkpoint_every"):
             _check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
         for name in ("adversarial_iterations", "warmup_iterations", "saturation_patience"):
@@ -198,7 +209,13 @@ class TrainConfig:
             "adversarial_iterations must be at least 1 with semi_supervised = true",
             self.adversarial_iterations,
         )
-        _check(self.seed >= 0, "seed must not be negative", self.seed)
+        _check(
+            self.warmup_iterations < self.adversarial_iterations or not self.semi_supervised,
+            f"warmup_iterations must be below adversarial_iterations ({self.adversarial_iterations}), or pseudo labels "
+            "never count",
+            self.warmup_iterations,
+        )
+        _check(0 <= self.seed < _SEEDS, f"seed must be in 0..{_SEEDS - 1}", self.seed)
         for name in _WEIGHTS:
             value = getattr(self, name)
             _check(0 <= value < math.inf, f"{name} must be a finite number, not negative", value)
@@ -312,6 +329,7 @@ class SampleConfig:
         _check(1 <= self.timepoints <= 50, "timepoints must be in 1..50", self.timepoints)
         _check(1 <= self.slices <= 1000, "slices must be in 1..1000", self.slices)
         _check(64 <= self.size <= 1024, "size must be in 64..1024", self.size)
+        _check(0 <= self.seed < 2**63, "seed must be in 0..2**63 - 1", self.seed)
 
 
 def config_from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -370,13 +388,16 @@ def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
     values |= {name: value for name, value in overrides.items() if value is not None}
-    if base is None:
-        return config_from_mapping(cls, values)
-    known = asdict(base)  # type: ignore[call-overload]
+    known = {} if base is None else asdict(base)  # type: ignore[call-overload]
     for name, value in values.items():
         if isinstance(value, Mapping) and isinstance(known.get(name), Mapping):
             values[name] = {**known[name], **value}
-    return config_from_mapping(cls, {**known, **values})
+    try:
+        return config_from_mapping(cls, {**known, **values})
+    except ConfigError as error:
+        if path is None:
+            raise
+        raise ConfigError(f"{path}, or an option: {error}") from error
 
 
 def preset_config(name: str) -> TrainConfig:

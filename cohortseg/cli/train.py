@@ -1,6 +1,7 @@
 """``cohortseg train``."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,8 +58,12 @@ def train(
         str | None, typer.Option(help="A running Ray cluster. Default: $RAY_ADDRESS, else this machine.")
     ] = None,
     preset: Annotated[
-        Preset, typer.Option(help="Recipe: the paper's settings, or a short one for two CPU cores.")
-    ] = Preset.paper,
+        Preset | None,
+        typer.Option(
+            help="Recipe: the paper's settings, or a short one for two CPU cores.",
+            show_default="paper; with --resume, the run's own settings",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file with settings (see docs/training.md).")
     ] = None,
@@ -70,19 +75,26 @@ def train(
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
     from cohortseg.datasets.covid_semiseg import find_data
-    from cohortseg.train.fit import DATA, DataOptions, fit, open_run
+    from cohortseg.train.fit import DATA, DataOptions, fit, open_run, saved_settings
     from cohortseg.train.loop import PHASE_1_MODEL
     from cohortseg.train.page import PAGE
     from cohortseg.train.state import check_imagenet
 
     _check_workers(workers, cpus_per_worker, address)
-    settings = resolve_config(TrainConfig, config, {"seed": seed}, base=preset_config(preset.value))
+    base = saved_settings(output) if resume and preset is None else preset_config((preset or Preset.paper).value)
+    settings = resolve_config(TrainConfig, config, {"seed": seed}, base=base)
+    if settings.preset != base.preset:
+        raise ConfigError(f"{config}: preset is no setting of a file; give it as --preset {settings.preset}")
+    if settings.imagenet_file:  # workers have other working folders
+        settings = replace(settings, imagenet_file=str(Path(settings.imagenet_file).resolve()))
     if settings.semi_supervised and labeled is not None and unlabeled is None:
         raise ConfigError(
             "phase 2 needs --unlabeled; for phase 1 alone, set semi_supervised = false in a --config file"
         )
     if unlabeled is not None and labeled is None:
         raise ConfigError("--unlabeled goes with --labeled")
+    if data is not None and labeled is not None:
+        raise ConfigError("--data and --labeled exclude each other")
     if not resume:
         check_imagenet(settings)
     if labeled is None and (data is not None or not resume):

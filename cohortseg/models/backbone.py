@@ -17,8 +17,6 @@ from cohortseg.models.pretrained import find_imagenet, read_resnet
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _TORCHVISION_EPSILON: Final = 1e-5
-STRIDES: Final = (2, 4, 8, 16, 32)
-"""Strides of the feature maps that an encoder returns."""
 
 
 def norm(channels: int) -> nn.GroupNorm:

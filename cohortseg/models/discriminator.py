@@ -32,7 +32,7 @@ class Discriminator(nn.Module):
         Parameters
         ----------
         prob
-            (B, classes, H, W) class probabilities, or one-hot ground truth (smoothed).
+            (B, classes, H, W) class probabilities, or ground truth as soft as they are (`losses.softened_truth`).
 
         Returns
         -------

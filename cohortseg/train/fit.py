@@ -137,6 +137,19 @@ def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None,
     return before
 
 
+def saved_settings(run: Path) -> TrainConfig:
+    """Return the settings that a run was begun with.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run, or its settings cannot be read.
+    """
+    if not (run / SETTINGS).is_file():
+        raise ConfigError(f"{run}: holds no run to resume")
+    return config_from_mapping(TrainConfig, _read_json(run / SETTINGS))
+
+
 def _write_json(path: Path, record: DataOptions | TrainConfig) -> None:
     write_file(path, json.dumps(asdict(record), indent=1).encode())
 
@@ -222,6 +235,7 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
     """Train on Ray's workers and return the numbers of slices that took part."""
     import ray.train
     import ray.train.torch
+    from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # the stub is of Train V1, where workers return nothing
@@ -249,6 +263,12 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
             if isinstance(cause, CohortSegError):
                 raise cause from error
         raise CohortSegError(f"training failed on a worker: {'; '.join(sorted(causes))}") from error
+    except SystemExit as error:  # Ray's answer to Ctrl-C
+        raise KeyboardInterrupt from error
+    except CheckpointManagerInitializationError as error:
+        raise StoreError(
+            f"{run / _RAY_FOLDER}: its checkpoints are not those that its list names; start again in a new folder"
+        ) from error
     except ray.train.ControllerError as error:
         raise CohortSegError(f"training could not be started: {error}") from error
     if isinstance(outcome, str):

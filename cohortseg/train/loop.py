@@ -117,7 +117,7 @@ def train(
     recent: list[Losses] = []
     clock = time.perf_counter()
 
-    while state.iteration < state.total_iterations:
+    while not state.finished and state.iteration < state.total_iterations:
         # every rank: one step of the present phase
         for group in state.segmenter_optimizer.param_groups:
             group["lr"] = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
@@ -129,9 +129,12 @@ def train(
             state.averaged.update_parameters(state.segmenter)
         state.iteration += 1
         phase_ends = state.phase == SUPERVISED and state.iteration >= config.supervised_iterations
+        checkpoint_due = state.iteration % config.checkpoint_every == 0
 
-        # every rank, now and then: losses leave the device, summed over the workers
-        if state.iteration % LOG_EVERY == 0 or phase_ends or state.iteration == state.total_iterations:
+        # every rank, now and then: losses leave the device, summed over the workers. Before a checkpoint too, so that a
+        # resumed run averages over the same iterations as an unbroken one.
+        last = phase_ends or state.iteration == state.total_iterations
+        if state.iteration % LOG_EVERY == 0 or checkpoint_due or last:
             row = _mean_losses(recent, workers)
             seconds = time.perf_counter() - clock
             images = len(recent) * world * (config.batch_labeled + num_unlabeled)
@@ -146,6 +149,7 @@ def train(
 
         # rank 0: the model of phase 1, for comparison; every rank: on to phase 2
         if phase_ends and not config.semi_supervised:
+            state.finished = True
             break
         if phase_ends:
             if rank == 0:
@@ -153,14 +157,14 @@ def train(
             state.phase, state.phase_start = ADVERSARIAL, state.iteration
 
         # every rank reports, rank 0 writes
-        if state.iteration % config.checkpoint_every == 0:
+        if checkpoint_due:
             if page is not None:
                 page.renew(state, bf16=workers.bf16)
             _checkpoint(state, report, rank)
             clock = time.perf_counter()
 
     if history is not None and page is not None:
-        history.__exit__()
+        history.close()
         page.draw(state, bf16=workers.bf16)
         _write_model(run / MODEL, state, data, phase=state.phase)
     _checkpoint(state, report, rank)

@@ -41,6 +41,8 @@ class TrainState:
     phase_start: int = 0
     """Iteration at which phase 2 began; 0 while phase 1 lasts."""
     phase: int = SUPERVISED
+    finished: bool = False
+    """Whether the run ended before its last iteration, since phase 1 was all of it and is saturated."""
     smoothed_loss: float | None = None
     """Of the saturation detector, with the best value so far and when it was seen."""
     best_loss: float | None = None
@@ -142,7 +144,7 @@ def _segmenter_optimizer(config: TrainConfig, segmenter: Segmenter) -> torch.opt
 
 
 _MODULES: Final = ("segmenter", "discriminator", "segmenter_optimizer", "discriminator_optimizer", "averaged")
-_NUMBERS: Final = ("iteration", "phase_start", "phase", "smoothed_loss", "best_loss", "best_iteration")
+_NUMBERS: Final = ("iteration", "phase_start", "phase", "finished", "smoothed_loss", "best_loss", "best_iteration")
 
 
 def save_state(state: TrainState, folder: Path) -> None:
@@ -171,13 +173,13 @@ def load_state(state: TrainState, folder: Path) -> None:
         document = torch.load(folder / _FILE, map_location=device, weights_only=True)
         check_same_settings(document["config"], state.config)
         for name in _NUMBERS:
-            setattr(state, name, document[name])
+            setattr(state, name, document.get(name, getattr(state, name)))  # those of earlier versions lack some
         for name in _MODULES:
             module = getattr(state, name)
             if module is not None:
                 module.load_state_dict(document[name])
     except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{folder}: not a readable checkpoint: {error}") from error
+        raise ModelError(f"{folder}: not a readable checkpoint ({error}): start again in a new folder") from error
 
 
 def check_same_settings(saved: dict[str, Any], config: TrainConfig) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.cli.train import Preset
-from cohortseg.config import PRESETS, TrainConfig
-from cohortseg.train.fit import SETTINGS, DataOptions, open_run
+from cohortseg.config import PRESETS, TrainConfig, preset_config
+from cohortseg.train.fit import SETTINGS, DataOptions, open_run, saved_settings
 from cohortseg.train.history import read_history
 from cohortseg.weights import load_model
 
@@ -83,7 +84,7 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     assert "--resume" in refused.stderr
     resumed = run("--data", data, "--config", config, "-o", broken, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert [row["iteration"] for row in read_history(broken)] == [10, 20, 30, 40]
+    assert [row["iteration"] for row in read_history(broken)] == list(range(5, 41, 5))
     first, second = load_model(tmp_path / "whole/model.safetensors"), load_model(broken / "model.safetensors")
     for name, value in first.segmenter.state_dict().items():
         assert torch.equal(value, second.segmenter.state_dict()[name]), name
@@ -183,9 +184,29 @@ def test_resume_without_a_run_and_with_other_settings_is_refused(tmp_path):
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / SETTINGS).write_text(json.dumps({"learning_rate": 1.0}), encoding="utf-8")
-    result = CliRunner().invoke(app, ["train", "--data", str(data), "-o", str(run_folder), "--resume"])
+    other = tmp_path / "other.toml"
+    other.write_text("learning_rate = 0.5\n", encoding="utf-8")
+    for changed in (["--preset", "paper"], ["--config", str(other)]):
+        arguments = ["train", "--data", str(data), "-o", str(run_folder), "--resume", *changed]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        assert "learning_rate was 1.0, is 0." in result.stderr
+
+
+def test_a_run_is_resumed_with_the_settings_that_it_began_with(tmp_path):
+    config = replace(preset_config("cpu"), batch_labeled=16)
+    open_run(tmp_path / "run", config, DataOptions(data=str(tmp_path)), resume=False)
+    assert saved_settings(tmp_path / "run") == config
+    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume"])
+    assert "cannot resume with other settings" not in result.stderr
+    assert "COVID-SemiSeg" in result.stderr, "it goes on to the data, which are not there"
+
+
+def test_a_recipe_is_no_setting_of_a_file(tmp_path):
+    (tmp_path / "a.toml").write_text('preset = "cpu"\n', encoding="utf-8")
+    result = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "a.toml"), "-o", str(tmp_path / "run")])
     assert result.exit_code == 2
-    assert "learning_rate was 1.0, is 0.01" in result.stderr
+    assert "give it as --preset cpu" in " ".join(result.stderr.split())
 
 
 def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
