@@ -217,3 +217,24 @@ def test_command_says_what_it_decided_and_where_each_file_went(study: Path, tmp_
     assert "Alternatives" in plain.stdout
     wrong = CliRunner().invoke(app, ["scan", str(study), "--select", "size>2"])
     assert (wrong.exit_code, wrong.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("option", ["--output", "--files"])
+def test_scan_never_writes_into_the_cohort_or_over_other_files(tmp_path: Path, option: str) -> None:
+    (path, *_) = write_series(tmp_path / "cohort")
+    before = path.read_bytes()
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    for target, message in (
+        (path, "lies inside the cohort"),
+        (tmp_path / "cohort/m.parquet", "lies inside the cohort"),
+        (mine, "is no Parquet file"),
+        (tmp_path / "none/m.parquet", "no such folder"),
+    ):
+        result = CliRunner().invoke(app, ["scan", str(tmp_path / "cohort"), option, str(target)])
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+    assert (path.read_bytes(), mine.read_text()) == (before, "mine")
+    for _ in range(2):
+        out = tmp_path / "m.parquet"
+        assert CliRunner().invoke(app, ["scan", str(tmp_path / "cohort"), option, str(out)]).exit_code == 0

@@ -50,6 +50,8 @@ def info(
         return
     for title, rows in facts.items():
         table = Table(title=title, title_justify="left", show_header=False, box=None)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(name, str(value))
         out.print(table)

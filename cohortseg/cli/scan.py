@@ -7,6 +7,7 @@ import typer
 
 from cohortseg.cli.console import out, progress, say
 from cohortseg.config import PREFERENCES, REPAIRS, ScanConfig, resolve_config
+from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from cohortseg.dicom.scan import CohortScan
     from cohortseg.dicom.series import SeriesRecord
 
+_PARQUET = b"PAR1"
 MAX_LINES = 60
 """Series shown; the manifest holds all."""
 _TEXT_SHOWN = 40
@@ -62,6 +64,9 @@ def scan(
     from cohortseg.dicom.scan import scan_cohort
 
     settings = resolve_config(ScanConfig, None, selection_options(select, prefer, repair))
+    for target in (output, files):
+        if target is not None:
+            _check_target(target, cohort)
     with progress("scan") as report:
         found = scan_cohort(cohort, report, workers, settings)
     if output is not None:
@@ -76,6 +81,16 @@ def scan(
     for title, path in (("manifest", output), ("files", files)):
         if path is not None:
             say(f"{title}: {path}")
+
+
+def _check_target(target: Path, cohort: Path) -> None:
+    """Refuse, before the work, to write over what is no table of ours, into the cohort, or where nothing can be."""
+    if target.resolve().is_relative_to(cohort.resolve()):
+        raise ConfigError(f"{target}: lies inside the cohort, which is only read; choose another place")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target}: no such folder as {target.parent}")
+    if target.exists() and (not target.is_file() or target.read_bytes()[:4] != _PARQUET):
+        raise ConfigError(f"{target}: exists and is no Parquet file; choose another name")
 
 
 def _write_manifest(path: Path, found: "CohortScan") -> None:
@@ -115,10 +130,10 @@ def _series_table(title: str, last: str, *, show_ids: bool) -> "Table":
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in (*(("patient",) if show_ids else ()), "series", "date"):
         table.add_column(name, no_wrap=name != "patient", overflow="fold")
-    table.add_column("slices", justify="right")
-    table.add_column("spacing z, y, x mm", justify="right")
-    table.add_column("kernel")
-    table.add_column(last)
+    table.add_column("slices", justify="right", overflow="fold")
+    table.add_column("spacing z, y, x mm", justify="right", overflow="fold")
+    table.add_column("kernel", overflow="fold")
+    table.add_column(last, overflow="fold")
     return table
 
 
@@ -144,8 +159,8 @@ def _print_reasons(found: "CohortScan") -> None:
     files = Counter(file.reason for file in found.skipped)
     copies = sum(record.n_duplicates for record in found.series)
     table = Table(title="Not segmented", title_justify="left", box=box.SIMPLE)
-    table.add_column("number", justify="right")
-    table.add_column("reason")
+    table.add_column("number", justify="right", overflow="fold")
+    table.add_column("reason", overflow="fold")
     for reasons, noun in ((series, "series"), (files, "files")):
         for reason, count in reasons.most_common(MAX_LINES):
             table.add_row(f"{count} {noun}", escape(reason))
