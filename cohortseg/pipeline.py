@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -45,6 +46,8 @@ class InferSummary:
     """Chosen series by status, those without any result left out."""
     num_found: int
     """Series found in the cohort."""
+    num_unreadable: int
+    """Files and folders that could not be read, and may have held slices."""
     num_done: int
     """Series segmented by this run; 0: there was nothing to do."""
     num_others: int
@@ -54,8 +57,8 @@ class InferSummary:
 
     @property
     def complete(self) -> bool:
-        """Whether every chosen series was measured."""
-        return set(self.counts) <= {"ok"}
+        """Whether every chosen series, one at least, was measured, and every file could be read."""
+        return set(self.counts) == {"ok"} and not self.num_unreadable
 
 
 def infer_cohort(
@@ -87,7 +90,8 @@ def infer_cohort(
     Raises
     ------
     ConfigError
-        If ``out`` lies inside the cohort, the cohort holds no DICOM, or the workers do not fit.
+        If ``out`` lies inside the cohort, the cohort holds no DICOM, the rules leave no series, or the workers do not
+        fit.
     StoreError
         If another run writes into ``out``, or it cannot be written.
     ModelError
@@ -104,6 +108,7 @@ def infer_cohort(
             scan = scan_cohort(cohort, report, config=config)
         scan_s = time.perf_counter() - begin
         chosen = [record for record in scan.series if record.decision == "selected"]
+        _check_rules(scan, chosen)
         job = Job(
             root=cohort,
             out=out,
@@ -131,6 +136,7 @@ def infer_cohort(
             reasons=reasons,
             counts=counts,
             num_found=len(scan.series),
+            num_unreadable=sum(file.unreadable for file in scan.skipped),
             num_done=len(pending),
             num_others=num_others(out, {record.series_key for record in chosen}),
             engine=engine,
@@ -140,6 +146,14 @@ def infer_cohort(
         timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
         _write_provenance(summary, scan, config, model, timings)
     return summary
+
+
+def _check_rules(scan: CohortScan, chosen: Sequence[SeriesRecord]) -> None:
+    """Refuse rules that leave nothing, before anything of an earlier run is replaced."""
+    excluded = Counter(record.reason for record in scan.series if record.decision == "excluded")
+    if excluded and not chosen:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.most_common())
+        raise ConfigError(f"no series is chosen: {reasons}; cohortseg scan shows what the columns hold")
 
 
 def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:

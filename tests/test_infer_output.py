@@ -3,13 +3,18 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pydicom
 import pytest
+from phantoms import ill_body, write_series
 from runs import run
+from typer.testing import CliRunner
 
-from cohortseg.errors import StoreError
+from cohortseg.cli import app
+from cohortseg.errors import ConfigError, StoreError
 from cohortseg.report.write import write_report
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.store.tables import read_table
@@ -49,6 +54,33 @@ def test_what_was_deleted_from_the_output_is_made_again_and_other_files_stay(
     )
 
 
+def test_rules_that_leave_nothing_are_refused_and_replace_nothing(
+    cohort: Path, model_path: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(cohort, out, model_path, select=("patient_id = A",))
+    before = (out / "burden.parquet").read_bytes()
+    with pytest.raises(ConfigError, match=r"no series is chosen: \d+ does not match --select 'patient_id = nobody'"):
+        run(cohort, out, model_path, select=("patient_id = nobody",))
+    assert (out / "burden.parquet").read_bytes() == before
+
+
+def test_files_that_cannot_be_read_are_told_and_flag_what_lies_beside_them(
+    cohort: Path, model_path: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "cohort"
+    shutil.copytree(cohort / "B3", mine / "B3")
+    assert run(mine, tmp_path / "out", model_path).complete
+    last = max((mine / "B3").iterdir())
+    last.write_bytes(last.read_bytes()[:300])
+    summary = run(mine, tmp_path / "out", model_path)
+    assert (summary.num_unreadable, summary.complete) == (1, False)
+    assert "files_unreadable" in summary.burden["qc_flags"][0].to_list()
+    result = CliRunner().invoke(app, ["infer", str(mine), "-o", str(tmp_path / "out"), "--model", str(model_path)])
+    assert result.exit_code == 3
+    assert "1 files or folders of the cohort could not be read" in " ".join(result.stderr.split())
+
+
 def test_run_json_tells_of_the_series_that_the_tables_hold(cohort: Path, model_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(cohort, out, model_path)
@@ -68,3 +100,23 @@ def test_a_damaged_picture_does_not_cost_the_report(unbroken: Path, tmp_path: Pa
     (out / "report.html").mkdir()
     with pytest.raises(StoreError, match=r"report\.html: cannot be written"):
         write_report(out)
+
+
+def test_header_values_never_reach_the_terminal_by_way_of_warnings(model_path: Path, tmp_path: Path) -> None:
+    """In a process of its own: here pytest would catch them."""
+    write_series(
+        tmp_path / "cohort",
+        shape=(4, 96, 80),
+        spacing_mm=(5.0, 3.0, 3.5),
+        hu=ill_body,
+        attributes={"SpecificCharacterSet": "ISO_IR 100"},
+    )
+    for index, path in enumerate(sorted((tmp_path / "cohort").iterdir())):
+        content = path.read_bytes().replace(b"ISO_IR 100", b"NONSENSE 1")
+        uid = pydicom.dcmread(path).SOPInstanceUID.encode()
+        path.write_bytes(content.replace(uid, f"MUELLER_HANS.{index}".ljust(len(uid), "0").encode()))
+    command = [sys.executable, "-m", "cohortseg", "infer", str(tmp_path / "cohort"), "-o", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--model", str(model_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "MUELLER" not in done.stdout + done.stderr
+    assert "Warning" not in done.stderr

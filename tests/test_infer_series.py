@@ -27,7 +27,7 @@ VOXEL_ML = 5.0 * 3.0 * 3.5 / 1000
 class Thresholds:
     """A perfect model of the phantom: every class by its HU, so that results can be worked out by hand."""
 
-    name, sha256, device = "thresholds", "0" * 64, torch.device("cpu")
+    name, sha256, device, judges = "thresholds", "0" * 64, torch.device("cpu"), True
     config = SimpleNamespace(canonical=CanonicalConfig(size=192))
 
     def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
@@ -135,6 +135,14 @@ def test_single_slice_is_measured_by_area(tmp_path: Path) -> None:
     assert result.burden["po_pct"] > 5
     assert result.burden["lung_volume_ml"] is result.burden["po_right_upper_pct"] is None
     assert result.burden["spacing_z_mm"] is None
+
+
+def test_a_discriminator_that_never_learned_has_no_confidence(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
+    unlearned = Thresholds()
+    unlearned.judges = False
+    assert segment(tmp_path, Thresholds())[0].burden["confidence"] == 0.25
+    assert segment(tmp_path, unlearned)[0].burden["confidence"] is None
 
 
 def test_slices_without_lung_cost_no_forward_pass(tmp_path: Path) -> None:

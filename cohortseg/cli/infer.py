@@ -68,14 +68,15 @@ def infer(
 
     Of several usable series of a study one is preferred (--prefer, --select); scan says which and why.
     The cohort is only read. A killed run goes on where it stopped; a second run does only what changed.
-    Exit code 3: finished, but some chosen series failed or could not be evaluated.
+    Exit code 3: finished, but some chosen series failed or could not be evaluated, or files could not be read.
 
     Example: [bold]cohortseg infer cohort/[/]
     """
     options = {"workers": workers, "resume": resume, "engine": engine, **selection_options(select, prefer, repair)}
     settings = resolve_config(InferConfig, config, options)
     if not cohort.is_dir():
-        raise ConfigError(f"{cohort}: no such folder")
+        problem = "is a file; give the folder it lies in" if cohort.exists() else "no such folder"
+        raise ConfigError(f"{cohort}: {problem}")
     from cohortseg.pipeline import infer_cohort
 
     target = output or Path(f"{cohort.resolve().name}-cohortseg")
@@ -98,16 +99,24 @@ def _show(summary: "InferSummary", target: Path) -> None:
     console.print(table)
     if len(summary.burden) > _MOST_ROWS:
         say(f"the first {_MOST_ROWS} of {len(summary.burden)} series are shown; all are in burden.parquet")
-    if summary.num_done == 0:
+    if summary.num_done == 0 and len(summary.burden):
         say("nothing to do: every chosen series was finished by an earlier run (--no-resume does them again)")
     if summary.num_others:
         say(
             f"{summary.num_others} series of earlier runs are not chosen now: the tables leave them out, "
             "their masks and pictures stay (--no-resume removes them)"
         )
+    if summary.num_unreadable:
+        say(
+            f"{summary.num_unreadable} files or folders of the cohort could not be read: slices or patients may be "
+            "missing; files.parquet names them"
+        )
     if "failed" in summary.counts:
         say("burden.parquet names the file of each failed series, in its column reason")
-    counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "no series was chosen"
+    counts = (
+        ", ".join(f"{count} {status}" for status, count in summary.counts.items())
+        or "no series can be segmented (manifest.parquet says why)"
+    )
     say(f"{counts}; tables, masks, pictures and report.html are in {target}")
 
 

@@ -61,6 +61,11 @@ def quiet_pydicom() -> Iterator[None]:
         yield
 
 
+def silence_pydicom() -> None:
+    """Do the same for the rest of this process, all its threads included (`quiet_pydicom` is one thread's)."""
+    warnings.filterwarnings("ignore", module="pydicom")
+
+
 class Attributes:
     """The attributes of one dataset by keyword; absent, empty and unreadable ones are all None."""
 

@@ -72,6 +72,8 @@ class SkippedFile:
     """Relative to the cohort."""
     reason: str
     """Why, for people."""
+    unreadable: bool = False
+    """Whether it may have been a slice: damaged, empty, closed or without a usable name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +167,11 @@ def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             return SkippedFile(path, "not a regular file")
         if status.st_size == 0:
-            return SkippedFile(path, "empty file")
+            return SkippedFile(path, "empty file", unreadable=True)
         with BoundedFile(root / path) as file:
             return _headers_from_file(file, path, status)
     except OSError as error:
-        return SkippedFile(path, f"cannot be read: {error.strerror or 'input/output error'}")
+        return SkippedFile(path, f"cannot be read: {error.strerror or 'input/output error'}", unreadable=True)
 
 
 def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> list[Header] | SkippedFile:
@@ -182,19 +184,20 @@ def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> lis
         return SkippedFile(path, f"not DICOM ({kind} archive: unpack it first)" if kind else "not DICOM")
     file.seek(0)
     if inflates_too_far(file):
-        return SkippedFile(path, "deflated DICOM that expands beyond 1 GiB")
+        return SkippedFile(path, "deflated DICOM that expands beyond 1 GiB", unreadable=True)
     try:
         meta, slices = _read(file, start if is_part10 else None)
         found = [_header(item, path, status, meta.text("TransferSyntaxUID"), frame) for frame, item in slices]
     except READ_ERRORS:
         # The error's text is left out: it can quote the header.
-        return SkippedFile(path, "damaged DICOM header" if is_part10 else "not DICOM")
+        return SkippedFile(path, "damaged DICOM header" if is_part10 else "not DICOM", unreadable=is_part10)
     headers = [header for header in found if header is not None]
     if headers:
         return headers
     if meta.text("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return SkippedFile(path, "DICOMDIR: an index, not an image")
-    return SkippedFile(path, "DICOM without SeriesInstanceUID or SOPInstanceUID" if is_part10 else "not DICOM")
+    reason = "DICOM without SeriesInstanceUID or SOPInstanceUID" if is_part10 else "not DICOM"
+    return SkippedFile(path, reason, unreadable=is_part10)
 
 
 def _read(file: BinaryIO, start: bytes | None) -> tuple[Attributes, list[tuple[int | None, Attributes]]]:

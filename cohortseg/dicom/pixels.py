@@ -89,8 +89,8 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
         if not syntax.is_encapsulated:
             stored = _right_justified(stored, dataset, frame)
     except READ_ERRORS as error:
-        # These texts, often of several lines, are about the encoding only.
-        detail = " ".join(str(error).split())
+        # Other texts can quote header values.
+        detail = str(error) if isinstance(error, _MismatchError) else type(error).__name__
         hint = " (pip install pylibjpeg-libjpeg reads more kinds of JPEG)" if syntax in JPEGTransferSyntaxes else ""
         raise DicomError(f"{path}: pixel data ({syntax.name}) cannot be decoded: {detail}{hint}") from error
     if stored.ndim != 2:
@@ -113,15 +113,19 @@ def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) 
     return stored if (whole & (2**lower - 1)).any() or not whole.any() else whole >> lower
 
 
+class _MismatchError(ValueError):
+    """Compressed pixels that are not of the size that the header says."""
+
+
 def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
-    """Raise ValueError for an image that must not be decoded: decoders take the memory that its own header asks for."""
+    """Raise an error for an image that must not be decoded: decoders take the memory that its own header asks for."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     encoded = get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
     if syntax == RLELossless and len(encoded) > rows * columns * int(dataset.BitsAllocated) // 4 + _RLE_SLACK:
-        raise ValueError(f"{len(encoded)} bytes of RLE for an image of {rows} x {columns}")
+        raise _MismatchError(f"{len(encoded)} bytes of RLE for an image of {rows} x {columns}")
     size = None if syntax == RLELossless else codestream_size(encoded)
     if size is not None and size != (rows, columns):
-        raise ValueError(f"the compressed image is {size[0]} x {size[1]}, the header says {rows} x {columns}")
+        raise _MismatchError(f"the compressed image is {size[0]} x {size[1]}, the header says {rows} x {columns}")
 
 
 def _padding_range(dataset: Dataset, dtype: np.dtype[np.integer]) -> tuple[int, int] | None:

@@ -2,8 +2,9 @@
 
 import multiprocessing
 import os
+import posixpath
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -17,6 +18,7 @@ from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
 from cohortseg.dicom.selection import parse_rules, select_series
 from cohortseg.dicom.series import (
+    FILES_UNREADABLE,
     PARTIAL_COVERAGE,
     PATIENT_CONFLICT,
     SPLIT_SERIES,
@@ -115,6 +117,7 @@ def scan_cohort(
     if not by_series:
         raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at)")
     report(len(paths), len(paths), f"{len(by_series)} series")
+    unreadable = {posixpath.dirname(file.path) for file in skipped if file.unreadable}
     series: list[SeriesRecord] = []
     copies: list[SkippedFile] = []
     with quiet_pydicom():
@@ -123,7 +126,7 @@ def scan_cohort(
             paths_kept = {header.path for header in kept}
             dropped = {header.path for header in headers} - paths_kept
             copies += [SkippedFile(path, "copy of a slice of its series, with the same pixels") for path in dropped]
-            series += _describe(kept, len(dropped), config.repair, persons)
+            series += _describe(kept, len(dropped), config.repair, persons, unreadable)
     series.sort(
         key=lambda record: (
             record.patient_id or "",
@@ -162,7 +165,9 @@ class Persons:
         return patient_id in self._conflicting
 
 
-def _describe(kept: Sequence[Header], n_duplicates: int, repair: Sequence[str], persons: Persons) -> list[SeriesRecord]:
+def _describe(
+    kept: Sequence[Header], n_duplicates: int, repair: Sequence[str], persons: Persons, unreadable: Collection[str]
+) -> list[SeriesRecord]:
     """Return a record of each volume of one series; copies are counted in the first."""
     volumes = split_volumes(kept)
     return [
@@ -171,17 +176,20 @@ def _describe(kept: Sequence[Header], n_duplicates: int, repair: Sequence[str], 
             n_duplicates=n_duplicates if number == 1 else 0,
             volume=number,
             repair=repair,
-            findings=_findings(volume, volumes, persons),
+            findings=_findings(volume, volumes, persons, unreadable),
         )
         for number, volume in enumerate(volumes, 1)
     ]
 
 
-def _findings(volume: Sequence[Header], volumes: Sequence[Sequence[Header]], persons: Persons) -> set[str]:
-    """Return the flags of a volume that other files raise."""
+def _findings(
+    volume: Sequence[Header], volumes: Sequence[Sequence[Header]], persons: Persons, unreadable: Collection[str]
+) -> set[str]:
+    """Return the flags of a volume that other files raise; ``unreadable`` names folders with such files."""
     found = {
         SPLIT_SERIES: len(volumes) > 1,
         PARTIAL_COVERAGE: covers_in_part(volume, volumes),
+        FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume),
         PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }
     return {name for name, holds in found.items() if holds}
@@ -205,13 +213,13 @@ def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:
         except OSError as error:
             if not folder:
                 raise ConfigError(f"{root}: folder cannot be read: {error.strerror}") from error
-            skipped.append(SkippedFile(folder, f"folder cannot be read: {error.strerror}"))
+            skipped.append(SkippedFile(folder, f"folder cannot be read: {error.strerror}", unreadable=True))
             continue
         for name, is_folder in listed:
             path = f"{folder}/{name}" if folder else name
             if not _is_utf8(path):
                 readable = os.fsencode(path).decode("utf-8", "backslashreplace")
-                skipped.append(SkippedFile(readable, "name is not UTF-8: rename it"))
+                skipped.append(SkippedFile(readable, "name is not UTF-8: rename it", unreadable=True))
             elif is_folder:
                 pending.append(path)
             else:

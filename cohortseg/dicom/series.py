@@ -30,6 +30,7 @@ from cohortseg.dicom.rules import (
 from cohortseg.identity import series_key
 
 CHOSEN_BY_UID: Final = "chosen_by_uid"
+FILES_UNREADABLE: Final = "files_unreadable"
 PARTIAL_COVERAGE: Final = "partial_coverage"
 PATIENT_CONFLICT: Final = "patient_conflict"
 SPLIT_SERIES: Final = "split_series"
@@ -43,6 +44,7 @@ FLAGS: Final = {
     "rotated_in_plane": "image rows are turned by more than 10 degrees against the patient's axes",
     SPLIT_SERIES: "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
     PARTIAL_COVERAGE: "other volumes of its series reach where this one does not: part of the lungs may be missing",
+    FILES_UNREADABLE: "files beside its own could not be read (files.parquet names them): slices may be missing",
     "monochrome1": "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",
     "duplicates_dropped": "files that repeat a slice with the same pixels were left out",
     "missing_patient_id": "PatientID is absent or empty: the series cannot be followed over time",

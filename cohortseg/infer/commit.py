@@ -34,6 +34,7 @@ _STATE: Final = ".state"
 _FOLDERS: Final = ("attempts", "rows", "slices")
 _OWNER: Final = "owner.json"
 _BATCH: Final = 128
+_MARKER_KEYS: Final = {"token", "final", "has_masks", "has_picture", "burden"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,12 +292,12 @@ def _marker(out: Path, series_key: str) -> Path:
 
 
 def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
-    """Return a marker; None if there is none, or it is no JSON (cut off by a power failure): then it never was."""
+    """Return a marker; None if there is none, or it is not ours (cut off by a power failure): then it never was."""
     try:
-        document: dict[str, Any] = json.loads(_marker(out, series_key).read_bytes())
+        document = json.loads(_marker(out, series_key).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    return document
+    return document if isinstance(document, dict) and document.keys() >= _MARKER_KEYS else None
 
 
 def _required_marker(out: Path, series_key: str) -> dict[str, Any]:

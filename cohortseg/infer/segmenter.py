@@ -64,7 +64,7 @@ def segment_series(
     box = bounding_box(lungs.mask)  # what is measured lies in the lungs: a quarter of the volume, and of the memory
     inside = lungs.mask[box]
     row |= series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
-    row |= doubt | {"status": "ok"}
+    row |= doubt | ({} if model.judges else {"confidence": None}) | {"status": "ok"}
     masks = SeriesMasks(
         labels=np.ascontiguousarray(orientation.from_upright(labels)),
         lungs=np.ascontiguousarray(orientation.from_upright(lungs.mask)),

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import torch
 
+from cohortseg.dicom.elements import silence_pydicom
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
@@ -42,6 +43,7 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
     StoreError
         If a result cannot be written, or the cohort has gone.
     """
+    silence_pydicom()
     lanes = min(_MOST_LANES, torch.get_num_threads(), len(records))
     stopped = threading.Event()
     begun: set[str] = set()

@@ -113,7 +113,12 @@ _LESIONS = (
     Column("largest_lesion_volume_ml", _REAL, "largest of them, mL; null without one"),
 )
 _DOUBT = (
-    Column("confidence", _REAL, "mean discriminator confidence over lesion pixels, 0 to 1; null without lesion"),
+    Column(
+        "confidence",
+        _REAL,
+        "mean discriminator confidence over lesion pixels, 0 to 1; null without lesion, or if the model is of phase 1, "
+        "in which the discriminator does not learn",
+    ),
     Column(
         "lung_entropy",
         _REAL,
