@@ -49,7 +49,8 @@ def report_html(
     counts = burden["status"].value_counts().sort("count", descending=True).rows()
     parts = [
         "<p><strong>Research software, not a medical device.</strong> Patients are numbered by their row in "
-        "patients.parquet. A dash means not measured.</p>",
+        "patients.parquet (a dash: without identifier), series named by the first digits of series_key. Another dash "
+        "means not measured.</p>",
         f"<p>{len(patients)} patients, {len(timeline)} time points, {len(burden)} series: "
         f"{html.escape(', '.join(f'{count} {status}' for status, count in counts))}.</p>",
         f"<h2>Trajectories</h2>{image_html(trajectories, 'Burden of each patient over time')}",
@@ -57,7 +58,9 @@ def report_html(
         table_html(("patient", *_PATIENT_COLUMNS.values()), _patient_rows(patients)),
         "<h2>Series</h2>",
         table_html(
-            ("patient", *_SERIES_COLUMNS.values(), "status", "flags"), _series_rows(burden, numbers), num_text=2
+            ("patient", "series", *_SERIES_COLUMNS.values(), "stands for its day", "status", "flags"),
+            _series_rows(burden, numbers, set(timeline["series_instance_uid"])),
+            num_text=3,
         ),
         *_figures(burden, numbers, pictures),
     ]
@@ -69,11 +72,12 @@ def _patient_rows(patients: pl.DataFrame) -> Iterable[list[str]]:
         yield [str(number), *(number_text(row[name]) for name in _PATIENT_COLUMNS)]
 
 
-def _series_rows(burden: pl.DataFrame, numbers: dict[str, int]) -> Iterable[list[str]]:
+def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], standing: set[str]) -> Iterable[list[str]]:
     for row in burden.iter_rows(named=True):
         flags = ", ".join(row["qc_flags"])
         values = (number_text(row[name]) for name in _SERIES_COLUMNS)
-        yield [_person(row, numbers), *values, row["status"], flags]
+        stands = "yes" if row["series_instance_uid"] in standing else "no"
+        yield [_person(row, numbers), _short(row), *values, stands, row["status"], flags]
 
 
 def _figures(burden: pl.DataFrame, numbers: dict[str, int], pictures: Path) -> Iterable[str]:
@@ -82,7 +86,7 @@ def _figures(burden: pl.DataFrame, numbers: dict[str, int], pictures: Path) -> I
     if rows:
         yield "<h2>Overlays</h2>"
     for row in rows[:_MOST_PICTURES]:
-        title = f"Patient {_person(row, numbers)}, day {number_text(row['days_since_baseline'])}"
+        title = f"Patient {_person(row, numbers)}, day {number_text(row['days_since_baseline'])}, series {_short(row)}"
         try:
             jpeg = smaller_jpeg((pictures / f"{row['series_key']}.png").read_bytes())
         except OSError:  # PIL's UnidentifiedImageError is one
@@ -91,6 +95,10 @@ def _figures(burden: pl.DataFrame, numbers: dict[str, int], pictures: Path) -> I
             yield f"<h3>{title}</h3>{image_html(jpeg, title, 'jpeg')}"
     if len(rows) > _MOST_PICTURES:
         yield f"<p>{len(rows) - _MOST_PICTURES} more in pictures/.</p>"
+
+
+def _short(row: dict[str, Any]) -> str:
+    return str(row["series_key"])[:8]
 
 
 def _person(row: dict[str, Any], numbers: dict[str, int]) -> str:

@@ -24,8 +24,9 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
     Parameters
     ----------
     timeline
-        Schema ``TIMELINE``. Rows without burden, date or patient identifier are not drawn; a line joins what was
-        measured. Up to 10 patients have a colour each, in the order of the patients table; more are drawn alike.
+        Schema ``TIMELINE``. Rows without burden, date or patient identifier are not drawn, nor areas of single slices
+        among volumes; a line joins what was measured. Up to 10 patients have a colour each, in the order of the
+        patients table; more are drawn alike.
     """
     # The figure is made without pyplot, whose global state has no place in a library.
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -43,7 +44,8 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
 
 def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], column: str) -> None:
     few = len(people) <= _MOST_COLOURS
-    measured = timeline.filter(pl.col(column).is_not_null() & pl.col("days_since_baseline").is_not_null())
+    # What has no change takes no part: not measured, without a date, or an area among volumes.
+    measured = timeline.filter(pl.col(column).is_not_null() & pl.col("delta_po_pct").is_not_null())
     for number, person in enumerate(people, start=1):
         rows = measured.filter(pl.col("patient_id") == person)
         if rows.is_empty():
