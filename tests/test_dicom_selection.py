@@ -160,6 +160,12 @@ def test_a_longer_abdomen_is_not_preferred_to_the_chest(tmp_path: Path) -> None:
     assert decisions(tmp_path) == {"abdomen": "alternative", "chest": "selected"}
 
 
+def test_a_thin_series_without_a_name_is_preferred_to_a_thick_one_called_chest(tmp_path: Path) -> None:
+    named(tmp_path, "thick", 10, 5.0, SeriesDescription="LUNG 5.0")
+    named(tmp_path, "thin", 50, 1.0, SeriesDescription="1.0")
+    assert decisions(tmp_path) == {"thick": "alternative", "thin": "selected"}
+
+
 def test_beyond_the_height_of_lungs_length_is_no_merit(tmp_path: Path) -> None:
     named(tmp_path, "chest", 100, 2.5, SeriesDescription="2")
     named(tmp_path, "body", 200, SeriesDescription="1")

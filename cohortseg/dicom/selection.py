@@ -205,10 +205,10 @@ def _mm(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} mm"
 
 
-_CHEST_RANKS: Final = {True: 0, None: 1, False: 2}
 _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
     "original": lambda record, _longest: "derived_reformat" in record.qc_flags or bool(record.repairs),
-    "chest": lambda record, _longest: _CHEST_RANKS[names_chest(record.body_part, record.series_description)],
+    # Many chests bear no name of a part, and a named one is not better for it.
+    "chest": lambda record, _longest: names_chest(record.body_part, record.series_description) is False,
     "coverage": lambda record, longest: extent_mm(record) < COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
     "inspiration": lambda record, _longest: names_expiration(record.series_description),
     "thin": lambda record, _longest: _thin_class(record),
@@ -218,7 +218,7 @@ _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
 }
 _REASONS: Final[dict[str, Callable[[SeriesRecord, SeriesRecord], str]]] = {
     "original": lambda _one, _best: "computed from another series, or resampled",
-    "chest": lambda _one, _best: "its names tell of other parts of the body, or of none",
+    "chest": lambda _one, _best: "its names tell of other parts of the body only",
     "coverage": lambda one, best: f"reaches over {extent_mm(one):.0f} mm against {extent_mm(best):.0f} mm",
     "inspiration": lambda _one, _best: "its description names an expiration",
     "thin": lambda one, best: f"slices of {_mm(_thickness_mm(one))} against {_mm(_thickness_mm(best))}",
