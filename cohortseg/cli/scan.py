@@ -89,8 +89,15 @@ def _check_target(target: Path, cohort: Path) -> None:
         raise ConfigError(f"{target}: lies inside the cohort, which is only read; choose another place")
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: no such folder as {target.parent}")
-    if target.exists() and (not target.is_file() or target.read_bytes()[:4] != _PARQUET):
+    if target.exists() and not _is_parquet(target):
         raise ConfigError(f"{target}: exists and is no Parquet file; choose another name")
+
+
+def _is_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_PARQUET)) == _PARQUET
 
 
 def _write_manifest(path: Path, found: "CohortScan") -> None:
