@@ -22,7 +22,7 @@ from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.report.write import write_report
 from cohortseg.store.masks import create_mask_store
-from cohortseg.store.provenance import RUN_JSON, write_run_json
+from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.weights import LoadedModel, load_model
@@ -141,7 +141,7 @@ def infer_cohort(
             num_others=num_others(out, {record.series_key for record in chosen}),
             engine=engine,
         )
-        if not pending and _tells_of(out / RUN_JSON, summary, config):
+        if not pending and _tells_of(out, summary, config):
             return summary  # the file keeps telling of the run that made the results
         timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
         _write_provenance(summary, scan, config, model, timings)
@@ -187,12 +187,12 @@ def _series_counts(summary: InferSummary) -> dict[str, Any]:
     return {"series_found": summary.num_found, "series_chosen": chosen, "status": dict(summary.counts)}
 
 
-def _tells_of(path: Path, summary: InferSummary, config: InferConfig) -> bool:
-    """Return whether a ``run.json`` tells of the present settings and series."""
+def _tells_of(out: Path, summary: InferSummary, config: InferConfig) -> bool:
+    """Return whether a folder's ``run.json`` tells of the present settings and series."""
+    document = read_run_json(out)
     try:
-        document = json.loads(path.read_bytes())
         told = [document["config"], {name: document["counts"][name] for name in _series_counts(summary)}]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return False
     now: list[Any] = json.loads(json.dumps([asdict(config), _series_counts(summary)]))
     return told == now

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, LabeledSlice, read_canonical, read_canonical_series
-from cohortseg.errors import CohortSegError, DataError, StoreError
+from cohortseg.errors import CohortSegError, DataError
+from cohortseg.store.files import write_file
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +84,7 @@ def prepare(
         "training_images": json.dumps(sorted({item.sha256 for item in slices})),
         "terms": terms,
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written: {error}") from error
+    write_file(path, save(tensors, metadata))
 
 
 def load_prepared(path: Path) -> PreparedData:

@@ -4,7 +4,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cohortseg.volume import HU_MIN
 
@@ -17,13 +16,11 @@ _RING_SHARE: Final = 0.5
 
 def joined_to_frame(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the parts of a (Y, X) mask that reach the image's outermost pixels."""
-    labels, count = ndimage.label(mask)
-    reaching = np.zeros(count + 1, bool)
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        reaching[edge] = True
-    reaching[0] = False
-    found: NDArray[np.bool_] = reaching[labels]
-    return found
+    # Here: a seventh of a second that reading headers need not wait for.
+    from cohortseg.lungs.morphology import components, frame_pixels, held_by, select_components
+
+    labels, count = components(mask)
+    return select_components(labels, held_by(labels, count, frame_pixels(mask.shape)))
 
 
 def fill_undeclared_padding(volume_hu: NDArray[np.int16]) -> bool:

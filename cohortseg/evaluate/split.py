@@ -21,7 +21,7 @@ from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.overlays import Compared, compared
 from cohortseg.preprocess import hu_from_image
 from cohortseg.store.files import write_file
-from cohortseg.store.provenance import command_of, write_run_json
+from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
 from cohortseg.weights import LoadedModel, load_model
 
@@ -169,7 +169,7 @@ def _make_folder(folder: Path) -> None:
     """Make the output folder; of one that is not empty, only an earlier evaluation is replaced."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and command_of(folder) != COMMAND:
+        if any(folder.iterdir()) and read_run_json(folder).get("command") != COMMAND:
             raise ConfigError(f"{folder}: holds other things than an evaluation; choose another folder with -o")
     except OSError as error:
         raise StoreError(f"{folder}: the output folder cannot be made: {error}") from error

@@ -25,14 +25,13 @@ def versions() -> dict[str, str]:
     return {"cohortseg": __version__, "python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-def command_of(folder: Path) -> str | None:
-    """Return the command that left its record in a folder; None if none did."""
+def read_run_json(folder: Path) -> dict[str, Any]:
+    """Return the record that a command left in a folder; empty if there is none that can be read."""
     try:
         document = json.loads((folder / RUN_JSON).read_bytes())
     except (OSError, ValueError):
-        return None
-    command = document.get("command") if isinstance(document, dict) else None
-    return command if isinstance(command, str) else None
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def write_run_json(folder: Path, command: str, facts: Mapping[str, Any]) -> None:

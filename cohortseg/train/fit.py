@@ -121,9 +121,7 @@ def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None,
         _write_json(sources, options)
         _write_json(settings, config)
         return options
-    if not settings.is_file():
-        raise ConfigError(f"{run}: holds no run to resume")
-    check_same_settings(_read_json(settings), config)
+    check_same_settings(asdict(saved_settings(run)), config)
     if not sources.is_file():  # a run that an earlier version began
         _write_json(sources, options)
     before = config_from_mapping(DataOptions, _read_json(sources))

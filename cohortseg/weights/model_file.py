@@ -10,14 +10,15 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
-from cohortseg.errors import ConfigError, ModelError, StoreError
+from cohortseg.errors import ConfigError, ModelError
 from cohortseg.models.device import find_device, has_fast_bf16, reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.segmenter import Segmenter, SegmenterOutput
+from cohortseg.store.files import write_file
 
 _FORMAT: Final = 1
 _HEADER_KEY: Final = "cohortseg"
@@ -138,14 +139,7 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
         for name, value in module.state_dict().items()
     }
     header = json.dumps({"format": _FORMAT, **asdict(card)}, sort_keys=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, {_HEADER_KEY: header})
-        temporary.chmod(0o644)  # safetensors lets nobody but the owner read, and models are shared
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written: {error}") from error
+    write_file(path, save(tensors, {_HEADER_KEY: header}))
 
 
 def _half(name: str, value: torch.Tensor) -> torch.Tensor:
