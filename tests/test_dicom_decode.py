@@ -294,6 +294,25 @@ def test_unknown_transfer_syntax(tmp_path: Path) -> None:
         read_only(tmp_path)
 
 
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_bare_data_sets_are_read_as_they_stand_and_flagged(tmp_path: Path, syntax: str) -> None:
+    write_series(tmp_path / "whole", transfer_syntax=syntax)
+    for path in write_series(tmp_path / "bare", transfer_syntax=syntax):
+        content = path.read_bytes()
+        path.write_bytes(content[144 + int.from_bytes(content[140:144], "little") :])
+    bare = read_only(tmp_path / "bare")
+    np.testing.assert_array_equal(bare.volume_hu, read_only(tmp_path / "whole").volume_hu)
+    assert "transfer_syntax_missing" in bare.qc_flags
+
+
+def test_compressed_pixels_of_a_bare_data_set_are_not_guessed_at(tmp_path: Path) -> None:
+    for path in write_series(tmp_path, shape=(1, 8, 8), transfer_syntax=RLELossless):
+        content = path.read_bytes()
+        path.write_bytes(content[144 + int.from_bytes(content[140:144], "little") :])
+    with pytest.raises(DicomError, match=r"0000\.dcm: the pixels are compressed, and TransferSyntaxUID.* is missing"):
+        read_only(tmp_path)
+
+
 def scanned(folder: Path) -> tuple[SeriesRecord, list[Path]]:
     """Write a series, scan it, and return its record and files."""
     paths = write_series(folder)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from phantoms import AXIAL, CORONAL, SAGITTAL, body_hu, write_series
 from pydicom.uid import (
     EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
     MRImageStorage,
     RLELossless,
     RTStructureSetStorage,
@@ -304,6 +306,58 @@ def test_a_compressed_copy_is_a_copy(tmp_path: Path) -> None:
     write_series(tmp_path / "b", transfer_syntax=RLELossless)
     record = only_series(tmp_path)
     assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_a_copy_that_was_cut_off_is_dropped_by_its_name(tmp_path: Path, syntax: str) -> None:
+    paths = write_series(tmp_path / "a", transfer_syntax=syntax)
+    torn = tmp_path / "a" / "0000-first-by-name.dcm"
+    torn.write_bytes(paths[2].read_bytes()[:-100])
+    found = scan_cohort(tmp_path)
+    (record,) = found.series
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 1)
+    assert [(file.path, file.reason) for file in found.copies] == [
+        ("a/0000-first-by-name.dcm", "damaged copy of a slice of its series that is there whole")
+    ]
+
+
+def test_slices_that_are_all_cut_off_are_not_dropped(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a")
+    whole = paths[2].read_bytes()
+    paths[2].write_bytes(whole[:-100])
+    (tmp_path / "a" / "other.dcm").write_bytes(whole[:-200])
+    (record,) = scan_cohort(tmp_path).series
+    assert record.reason == "different pixels at the same position (1 of 5 slices)"
+
+
+def test_a_stray_slice_without_position_does_not_cost_the_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", shape=(6, 16, 16))
+    stray = pydicom.dcmread(paths[5])
+    del stray.ImagePositionPatient
+    stray.save_as(paths[5])
+    volume, alone = scan_cohort(tmp_path).series
+    assert (volume.decision, volume.n_slices) == ("selected", 5)
+    assert {"split_series", "files_unreadable"} <= set(volume.qc_flags)
+    assert (alone.decision, alone.n_slices) == ("skipped", 1)
+    assert "ImagePositionPatient" in (alone.reason or "")
+
+
+def test_a_stray_slice_between_others_leaves_a_gap(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", shape=(6, 16, 16))
+    stray = pydicom.dcmread(paths[2])
+    del stray.ImagePositionPatient
+    stray.save_as(paths[2])
+    assert [record.decision for record in scan_cohort(tmp_path).series] == ["skipped", "skipped"]
+
+
+def test_a_series_of_which_many_slices_lack_a_position_stays_whole_and_is_skipped(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", shape=(6, 16, 16))
+    for path in paths[1::2]:
+        stray = pydicom.dcmread(path)
+        del stray.ImagePositionPatient
+        stray.save_as(path)
+    (record,) = scan_cohort(tmp_path).series
+    assert (record.decision, record.n_slices) == ("skipped", 6)
 
 
 def test_different_pixels_at_one_position_are_never_dropped(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
-"""Files that repeat a slice: told by their pixels, dropped only if these are equal."""
+"""Files that repeat a slice: told by their pixels, dropped only if these are equal, or cut off."""
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import CTImageStorage
 
 from cohortseg.dicom.elements import READ_ERRORS
 from cohortseg.dicom.guards import BoundedFile
-from cohortseg.dicom.headers import Header
+from cohortseg.dicom.headers import Header, SkippedFile
 from cohortseg.dicom.pixels import stored_values
 from cohortseg.errors import DicomError
 
@@ -20,11 +21,12 @@ _PLACES: Final = 2
 """Decimals of a position in mm: exports round."""
 
 
-def drop_copies(root: Path, headers: Sequence[Header]) -> list[Header]:
-    """Return the files of one series without copies; of several, the first path stays.
+def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], list[SkippedFile]]:
+    """Return the files of one series without copies, and the copies; of several, the first path stays.
 
-    Copies have the same place and the same pixels (for anything but CT slices: the same SOPInstanceUID and content).
-    What has the same place and other pixels is kept: the series is then skipped as conflicting.
+    Copies have the same place and the same pixels (for anything but CT slices: the same SOPInstanceUID and content), or
+    pixels that are cut off where those of another are whole. What has the same place and other pixels is kept: the
+    series is then skipped as conflicting.
 
     Parameters
     ----------
@@ -40,15 +42,24 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> list[Header]:
     for path in sorted(files):
         groups[_place(files[path][0])].append(path)
     kept: list[str] = []
+    dropped: list[SkippedFile] = []
     for group in groups.values():
+        if len(group) == 1:
+            kept += group
+            continue
         decode = len({files[path][0].transfer_syntax_uid for path in group}) > 1
+        contents = {path: _content(root / path, decode=decode) for path in group}
+        any_whole = any(content.whole for content in contents.values())
         seen: set[str] = set()
-        for path in group:
-            digest = _content_digest(root / path, decode=decode) if len(group) > 1 else ""
-            if digest not in seen:
+        for path, content in contents.items():
+            if any_whole and not content.whole:
+                dropped.append(SkippedFile(path, "damaged copy of a slice of its series that is there whole"))
+            elif content.digest in seen:
+                dropped.append(SkippedFile(path, "copy of a slice of its series, with the same pixels"))
+            else:
                 kept.append(path)
-            seen.add(digest)
-    return [header for path in sorted(kept) for header in files[path]]
+            seen.add(content.digest)
+    return [header for path in sorted(kept) for header in files[path]], dropped
 
 
 def _place(header: Header) -> Hashable:
@@ -66,19 +77,35 @@ def _place(header: Header) -> Hashable:
     return header.sop_instance_uid
 
 
-def _content_digest(path: Path, *, decode: bool) -> str:
-    """Return a hash of the pixel data (decoded if its encoding differs between copies), else of the whole file."""
+class _Content(NamedTuple):
+    """What a file holds."""
+
+    digest: str
+    """Hash of the pixel data (decoded if its encoding differs between copies), else of the whole file."""
+    whole: bool
+    """Whether it holds as many pixels as its header says."""
+
+
+def _content(path: Path, *, decode: bool) -> _Content:
     try:
         with BoundedFile(path) as file:
             dataset = pydicom.dcmread(file, force=True)
             if "PixelData" in dataset:
-                return hashlib.sha256(_pixel_bytes(dataset, decode=decode)).hexdigest()
+                pixels = _pixel_bytes(dataset, decode=decode)
+                return _Content(hashlib.sha256(pixels).hexdigest(), _is_whole(dataset))
     except (*READ_ERRORS, DicomError):
         pass  # damaged pixels: only an equal file is a copy
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return _Content(hashlib.sha256(path.read_bytes()).hexdigest(), whole=False)
     except OSError:
-        return f"unreadable {path}"  # never equal to another: nothing is dropped unseen
+        return _Content(f"unreadable {path}", whole=False)  # never equal to another: nothing is dropped unseen
+
+
+def _is_whole(dataset: Dataset) -> bool:
+    """Return whether pixel data are as long as the header says; of compressed ones, pydicom has found the end."""
+    if dataset["PixelData"].is_undefined_length:
+        return True
+    return len(dataset.PixelData) >= get_expected_length(dataset)
 
 
 def _pixel_bytes(dataset: Dataset, *, decode: bool) -> bytes:

@@ -4,12 +4,19 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_rescale
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGTransferSyntaxes, RLELossless
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
 from cohortseg.dicom import jpeg12
 from cohortseg.dicom.elements import READ_ERRORS, Attributes
@@ -72,9 +79,9 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     DicomError
         If there are no pixels, no decoder, or the data are damaged or of another size than the header says.
     """
-    syntax = UID(Attributes.of(dataset.file_meta).text("TransferSyntaxUID") or "")
     if "PixelData" not in dataset:
         raise DicomError(f"{path}: no pixel data; the file was probably cut off: copy it again")
+    syntax = _transfer_syntax(dataset, path)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
@@ -96,6 +103,26 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     if stored.ndim != 2:
         raise DicomError(f"{path}: one grey-scale image is expected, got an array of shape {stored.shape}")
     return stored
+
+
+def _transfer_syntax(dataset: Dataset, path: str) -> UID:
+    """Return how the pixels are stored; where no file meta information says it, as the data set itself shows.
+
+    Native pixels are in the data set's own encoding, and have a length; compressed ones never have (PS3.5 A.4).
+    """
+    stated = Attributes.of(getattr(dataset, "file_meta", Dataset())).text("TransferSyntaxUID")
+    if stated is not None:
+        return UID(stated)
+    if dataset["PixelData"].is_undefined_length:
+        raise DicomError(f"{path}: the pixels are compressed, and TransferSyntaxUID, which says how, is missing")
+    is_implicit, is_little_endian = dataset.original_encoding
+    if not is_little_endian:
+        syntax = ExplicitVRBigEndian
+    else:
+        syntax = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return syntax
 
 
 def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) -> NDArray[np.integer]:

@@ -140,8 +140,6 @@ def _pixel_problem(headers: Sequence[Header]) -> str | None:
     kinds = {header.photometric_interpretation for header in headers} - {"MONOCHROME1", "MONOCHROME2"}
     if kinds:
         return f"PhotometricInterpretation is {_shown(kinds)}; CT in HU is MONOCHROME2 or MONOCHROME1"
-    if any(header.transfer_syntax_uid is None for header in headers):
-        return "TransferSyntaxUID is missing: it is not known how the pixels are stored"
     sizes = sorted({(header.rows or 0, header.columns or 0) for header in headers})
     if len(sizes) > 1:
         return "different image sizes: " + ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:4])

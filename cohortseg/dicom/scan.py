@@ -25,7 +25,7 @@ from cohortseg.dicom.series import (
     SeriesRecord,
     series_from_headers,
 )
-from cohortseg.dicom.volumes import covers_in_part, split_volumes
+from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes
 from cohortseg.errors import ConfigError
 
 Report = Callable[[int, int | None, str], None]
@@ -45,7 +45,7 @@ class CohortScan:
     skipped: tuple[SkippedFile, ...]
     """Every file (or unreadable folder) that belongs to no series, by path."""
     copies: tuple[SkippedFile, ...]
-    """Every file dropped because it repeats a slice of its series, by path."""
+    """Every file dropped because it repeats a slice of its series, and why, by path."""
 
 
 def file_rows(scan: CohortScan) -> list[dict[str, str | None]]:
@@ -122,10 +122,8 @@ def scan_cohort(
     copies: list[SkippedFile] = []
     with quiet_pydicom():
         for headers in by_series.values():
-            kept = drop_copies(root, headers)
-            paths_kept = {header.path for header in kept}
-            dropped = {header.path for header in headers} - paths_kept
-            copies += [SkippedFile(path, "copy of a slice of its series, with the same pixels") for path in dropped]
+            kept, dropped = drop_copies(root, headers)
+            copies += dropped
             series += _describe(kept, len(dropped), config.repair, persons, unreadable)
     series.sort(
         key=lambda record: (
@@ -189,7 +187,8 @@ def _findings(
     found = {
         SPLIT_SERIES: len(volumes) > 1,
         PARTIAL_COVERAGE: covers_in_part(volume, volumes),
-        FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume),
+        FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
+        or has_strays(volume, volumes),
         PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }
     return {name for name, holds in found.items() if holds}

@@ -23,6 +23,8 @@ MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
 MAX_LONE: Final = 2
 """So is one that would fall, by half or more, into single slices, if these are more than two (scouts)."""
+MAX_STRAYS: Final = 2
+"""So many slices without a position are parted from the others of their series; if more, the series is skipped."""
 COVERAGE_SHARE: Final = 0.8
 """A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
@@ -30,9 +32,10 @@ COVERAGE_SHARE: Final = 0.8
 def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     """Return the slices of one series, volume by volume.
 
-    A volume has one orientation, frame of reference, kernel, image size and kind (SOP class, scout, projection). One
-    scan may number its acquisitions slice by slice, and has a time for each slice, so that acquisitions, phases and
-    times split a series only where it is no regular stack as a whole and each of them is one of several slices.
+    A stray slice or two without a position are volumes of their own. A volume has one orientation, frame of reference,
+    kernel, image size and kind (SOP class, scout, projection). One scan may number its acquisitions slice by slice, and
+    has a time for each slice, so that acquisitions, phases and times split a series only where it is no regular stack
+    as a whole and each of them is one of several slices.
 
     Parameters
     ----------
@@ -45,6 +48,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         The volume of most slices first.
     """
     planes = _plane_numbers(headers)
+    strays = [header for header in headers if header.image_position_patient is None]
+    part_strays = len(strays) <= MAX_STRAYS
     spaces = _known_values(headers, "frame_of_reference_uid")
     kernels = _known_values(headers, "convolution_kernel")
     parts = _grouped(
@@ -52,6 +57,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         lambda header: (
             image_kind(header),
             planes[header.image_orientation_patient],
+            part_strays and header.image_position_patient is None,
             header.frame_of_reference_uid if len(spaces) > 1 else None,
             header.convolution_kernel if len(kernels) > 1 else None,
             header.rows,
@@ -124,6 +130,12 @@ def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]
     alike = [other for other in volumes if image_kind(other[0]) == kind]
     alike = [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
     return extent_mm(volume) < COVERAGE_SHARE * extent_mm([header for other in alike for header in other])
+
+
+def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
+    """Return whether slices of a volume's kind were parted from it since they lack a position."""
+    kind, others = image_kind(volume[0]), (other for other in volumes if other is not volume)
+    return any(image_kind(other[0]) == kind and other[0].image_position_patient is None for other in others)
 
 
 def _is_plane(cosines: tuple[float, ...] | None, plane: tuple[float, ...]) -> bool:

@@ -1,5 +1,6 @@
 """Quirks of cohorts and of series: what is found, how it is grouped, where its slices lie."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ def _no_preamble(folder: Path) -> list[Expected]:
     for path in files:
         path.write_bytes(path.read_bytes()[132:])
     return [measured(files)]
+
+
+@quirk("Bare data sets: neither those bytes nor file meta information")
+def _bare(folder: Path) -> list[Expected]:
+    files = write_files(folder, chest_slices("bare"))
+    for path in files:
+        content = path.read_bytes()
+        (meta_length,) = struct.unpack("<I", content[140:144])  # of what follows (0002,0000)
+        path.write_bytes(content[144 + meta_length :])
+    return [measured(files, "transfer_syntax_missing")]
 
 
 @quirk("Enhanced multi-frame CT: frames in any order, each with a rescale of its own")
