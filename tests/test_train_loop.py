@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from training_data import prepared
 from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig
 from cohortseg.datasets.batches import Batches
 from cohortseg.datasets.prepared import PreparedData
-from cohortseg.errors import CohortSegError, ConfigError
+from cohortseg.errors import CohortSegError, ConfigError, ModelError
 from cohortseg.train import loop
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Workers, adversarial_step
 from cohortseg.train.pictures import draw_labeled, draw_unlabeled
-from cohortseg.train.state import TrainState, check_same_settings
+from cohortseg.train.state import TrainState, check_same_settings, newest_whole
 from cohortseg.weights import load_model
 
 SMALL = ModelConfig(decoder_channels=(32, 32, 16, 16), codebook_size=16, code_dim=8, discriminator_channels=8)
@@ -307,6 +308,22 @@ def test_resuming_with_other_settings_is_refused_by_name():
     check_same_settings(saved, replace(QUICK, checkpoint_every=7))
     with pytest.raises(ConfigError, match=r"semi_weight was 0\.1, is 0\.3"):
         check_same_settings(saved, replace(QUICK, semi_weight=0.3))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    kept = train(QUICK, tmp_path / "run")
+    one, two, three = (tmp_path / "checkpoints" / name for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"))
+    for folder in (one, two, three):
+        shutil.copytree(kept, folder)
+    assert newest_whole(three) == three
+    content = bytearray((three / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (three / "state.pt").write_bytes(content)
+    (two / "state.pt").unlink()
+    assert newest_whole(three) == one
+    (one / "state.pt").write_bytes(b"")
+    with pytest.raises(ModelError, match="holds no whole checkpoint; start again in a new folder"):
+        newest_whole(three)
 
 
 def _asdict(config: TrainConfig) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import filelock
 import torch
@@ -22,7 +23,9 @@ from cohortseg.store.files import write_file
 from cohortseg.store.provenance import write_run_json
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
-from cohortseg.train.state import check_same_settings
+from cohortseg.train.state import check_same_settings, is_whole, newest_whole
+
+_log: Final = logging.getLogger(__name__)
 
 DATA = "data.safetensors"
 SETTINGS = "settings.json"
@@ -199,6 +202,7 @@ def fit(
     with _claimed(run), connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources)
+        _warn_of_damage(run / _RAY_FOLDER)
         with _following(run, on_history):
             counts = _run_trainer(config, run, request)
     if not (run / MODEL).is_file():
@@ -227,6 +231,13 @@ def _claimed(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _warn_of_damage(checkpoints: Path) -> None:
+    """Say which checkpoints of an earlier start are damaged; the workers, which pass over them, have no terminal."""
+    for folder in sorted(checkpoints.iterdir() if checkpoints.is_dir() else ()):
+        if folder.is_dir() and not is_whole(folder):
+            _log.warning("%s is damaged: training goes on from the checkpoint before", folder)
 
 
 def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict[str, int]:
@@ -316,7 +327,7 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | str:
             train_from(None)
         else:
             with checkpoint.as_directory() as folder:
-                train_from(Path(folder))
+                train_from(newest_whole(Path(folder)))
     except DivergedError as error:
         return str(error)
     return {"labeled_slices": len(data.labeled), "unlabeled_slices": len(data.unlabeled)}

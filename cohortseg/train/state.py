@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -156,6 +157,32 @@ def save_state(state: TrainState, folder: Path) -> None:
     document["config"] = asdict(state.config)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(document, folder / _FILE)
+
+
+def newest_whole(newest: Path) -> Path:
+    """Return a checkpoint's folder, or, if its file is damaged, the newest of those beside it that is whole.
+
+    Every worker that sees the same folders returns the same one. The names of checkpoints are in order of time.
+
+    Raises
+    ------
+    ModelError
+        If none is whole.
+    """
+    beside = sorted((folder for folder in newest.parent.iterdir() if folder.name < newest.name), reverse=True)
+    for folder in (newest, *beside):
+        if is_whole(folder):
+            return folder
+    raise ModelError(f"{newest.parent}: holds no whole checkpoint; start again in a new folder")
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a checkpoint's file, a zip archive, has the checksums that it says."""
+    try:
+        with zipfile.ZipFile(folder / _FILE) as file:
+            return file.testzip() is None
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def load_state(state: TrainState, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +81,9 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     process.wait()
     time.sleep(5)  # workers that lost their driver run on for a moment
 
+    torn = tmp_path / "torn"
+    shutil.copytree(broken, torn)
+
     refused = run("--data", data, "--config", config, "-o", broken)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
@@ -88,6 +93,15 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     first, second = load_model(tmp_path / "whole/model.safetensors"), load_model(broken / "model.safetensors")
     for name, value in first.segmenter.state_dict().items():
         assert torch.equal(value, second.segmenter.state_dict()[name]), name
+
+    # the same with a newest checkpoint that is cut off: the one before it takes its place
+    listed = (torn / "checkpoints/checkpoint_manager_snapshot.json").read_text(encoding="utf-8")
+    newest = torn / "checkpoints" / max(re.findall(r"checkpoint_\d[^\"]*", listed)) / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    resumed = run("--data", data, "--config", config, "-o", torn, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{newest.parent}isdamaged" in "".join(resumed.stderr.split())
+    assert (torn / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
 
 
 @pytest.mark.ray
