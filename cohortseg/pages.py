@@ -53,7 +53,7 @@ def number_text(value: float | None, digits: int = 1) -> str:
 def smaller_jpeg(png: bytes, width: int = 1320) -> bytes:
     """Return a picture as JPEG, at most so many pixels wide: small enough to put dozens into one page."""
     with Image.open(io.BytesIO(png)) as image:
-        image.thumbnail((width, 10 * width))
+        image.thumbnail((width, 10 * width), Image.Resampling.BILINEAR)
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, format="JPEG", quality=82)
     return buffer.getvalue()

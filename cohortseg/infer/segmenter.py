@@ -130,10 +130,11 @@ def segment_slices(
         # What tells of doubt rides along as further channels, so that it comes back through the same inverse.
         channels = [prob, confidence, entropy] + ([] if flip_change is None else [flip_change])
         for z, maps in zip(batch, torch.cat(channels, dim=1), strict=True):
-            restored = restore(maps, batch[z], upright_hu.shape[1:]).numpy()
-            inside = lungs[z] > 0
-            labels[z] = np.where(inside, restored[:classes].argmax(axis=0), 0)
-            tally.add(inside, labels[z] > 0, restored[classes:])
+            box = np.s_[batch[z].y0 : batch[z].y1, batch[z].x0 : batch[z].x1]  # all lung of the slice lies in it
+            restored = restore(maps, batch[z], upright_hu.shape[1:])[:, *box]
+            inside, classes_there = lungs[z][box] > 0, restored[:classes].max(dim=0).indices.numpy()
+            labels[z][box] = np.where(inside, classes_there, 0)
+            tally.add(inside, labels[z][box] > 0, restored[classes:].numpy())
     return labels, tally.columns()
 
 

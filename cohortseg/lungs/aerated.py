@@ -114,7 +114,8 @@ def _body(hu: Image, smooth: Image, outside: Mask, cropped: bool, pixel_mm: floa
     body = fill_holes(tissue)
     labels, count = components((smooth < AIR_HU) & ~body & ~outside)
     padding = padded_pixels(hu) & outside
-    cut = held_by(labels, count, dilate(frame_pixels(smooth.shape) | padding, 5 / pixel_mm))
+    # a wall that the opening took away was up to 5 mm wide: from its one side to the other it is a pixel more
+    cut = held_by(labels, count, dilate(frame_pixels(smooth.shape) | padding, 5 / pixel_mm + 1))
     area = np.bincount(labels.ravel(), minlength=count + 1)
     walled, flanked = (
         np.bincount(labels[where], minlength=count + 1) > 0.7 * area

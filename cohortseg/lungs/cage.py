@@ -125,8 +125,8 @@ def _closed_paths(costs: Reals, reach: int, bend: float) -> NDArray[np.intp]:
     """
     count, angles, radii = costs.shape
     order = np.arange(angles + angles // 2) % angles
-    penalty = bend * np.arange(-reach, reach + 1) ** 2
-    totals = np.full((order.size, count, radii + 2 * reach), 1e9)
+    penalty = (bend * np.arange(-reach, reach + 1) ** 2).astype(np.float32)
+    totals = np.full((order.size, count, radii + 2 * reach), 1e9, np.float32)
     totals[0, :, reach:-reach] = costs[:, 0]
     for step, angle in enumerate(order[1:], start=1):
         before, total = totals[step - 1], totals[step, :, reach:-reach]

@@ -2,15 +2,23 @@
 
 from typing import Final
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cohortseg.lungs.aerated import AIR_HU
-from cohortseg.lungs.morphology import Image, bounding_box
+from cohortseg.lungs.morphology import Image, Mask
 from cohortseg.lungs.zones import LEFT, RIGHT
+from cohortseg.volume import HU_MIN
 
-_GRID_MM: Final = 1.5
-"""In-plane working resolution."""
+_GRID_MM: Final = 2.0
+"""In-plane working resolution; coarser slices are worked on as they are."""
+_FEWEST: Final = 16
+"""Pixels of a working grid, if the slice has as many."""
+_AIR_SHARE: Final = 0.25
+"""A pixel darker than `AIR_HU` is lung from this interpolated share of lung on."""
+_TISSUE_SHARE: Final = 0.7
+"""Any other pixel is from this one on: a pixel of the working grid that is half pleura counts as air."""
 _SLICE_STEP_MM: Final = 5.0
 """Thinner slices are skipped to about this distance; masks between are interpolated."""
 
@@ -21,46 +29,50 @@ def working_planes(count: int, spacing_z_mm: float | None) -> NDArray[np.intp]:
     return np.unique(np.append(np.arange(0, count, step), count - 1))
 
 
-def block_factor(spacing_mm: tuple[float, float]) -> tuple[int, int]:
-    """Return how many pixels (y, x) make one of the working grid."""
-    y, x = (max(1, round(_GRID_MM / spacing)) for spacing in spacing_mm)
+def working_shape(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
+    """Return how many pixels (y, x) the working grid has over a slice: never more than the slice itself."""
+    y, x = (
+        min(size, max(_FEWEST, round(size * spacing / _GRID_MM)))
+        for size, spacing in zip(shape, spacing_mm, strict=True)
+    )
     return y, x
 
 
-def block_mean(plane: NDArray[np.int16], factor: tuple[int, ...]) -> Image:
-    """Return the means of blocks of pixels; the last row and column are repeated to fill the last blocks."""
-    pad = [(0, -size % f) for size, f in zip(plane.shape, factor, strict=True)]
-    rows, columns = (size + p[1] for size, p in zip(plane.shape, pad, strict=True))
-    blocks = np.pad(plane, pad, mode="edge").reshape(rows // factor[0], factor[0], columns // factor[1], factor[1])
-    means: Image = blocks.mean(axis=(1, 3), dtype=np.float32)
-    return means
+def area_mean(plane: NDArray[np.int16], shape: tuple[int, int]) -> Image:
+    """Return the mean HU over each pixel of a working grid of this shape; padding stays apart from what it borders.
+
+    A pixel of which half is padding is all padding, and that in any other does not count.
+    """
+    means: Image = _shrunk(plane, shape)
+    padding = plane <= HU_MIN
+    if not padding.any():
+        return means
+    share = np.minimum(_shrunk(padding, shape), np.float32(0.5))
+    return np.where(share < 0.5, (means - share * HU_MIN) / (1 - share), np.float32(HU_MIN))
+
+
+def _shrunk(plane: NDArray[np.int16] | Mask, shape: tuple[int, int]) -> Image:
+    return cv2.resize(plane.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA).astype(
+        np.float32, copy=False
+    )
 
 
 def to_full_grid(
-    coarse: NDArray[np.uint8], planes: NDArray[np.intp], factor: tuple[int, ...], volume_hu: NDArray[np.int16]
+    coarse: NDArray[np.uint8], planes: NDArray[np.intp], volume_hu: NDArray[np.int16]
 ) -> NDArray[np.uint8]:
     """Return the mask on the original grid: linear between the working slices and pixels, edges drawn to the air."""
     full = np.zeros(volume_hu.shape, np.uint8)
-    rows, columns = (_interpolation(volume_hu.shape[axis], coarse.shape[axis], factor[axis - 1]) for axis in (1, 2))
+    fine_size = volume_hu.shape[:0:-1]
     positions = np.interp(np.arange(volume_hu.shape[0]), planes, np.arange(planes.size))
     for z, position in enumerate(positions):
         low = int(position)
         high, part = min(low + 1, planes.size - 1), np.float32(position - low)
-        best = np.full(volume_hu.shape[1:], 0.5, np.float32)
-        for side in (RIGHT, LEFT):
-            share = (coarse[low] == side) * (1 - part) + (coarse[high] == side) * part
-            if not share.any():
-                continue
-            y, x = bounding_box(share > 0, 0)
-            fine = rows[:, y] @ share[y, x].astype(np.float32) @ columns[:, x].T
-            fine += 0.25 * ((volume_hu[z] < AIR_HU) & (fine > 0))
-            full[z][fine > best] = side
-            best = np.maximum(best, fine)
+        if not (coarse[low].any() or coarse[high].any()):
+            continue
+        right, left = (
+            cv2.resize((coarse[low] == side) * (1 - part) + (coarse[high] == side) * part, fine_size)
+            for side in (RIGHT, LEFT)
+        )
+        least = np.where(volume_hu[z] < AIR_HU, np.float32(_AIR_SHARE), np.float32(_TISSUE_SHARE))
+        full[z] = np.where(left > right, np.uint8(LEFT), np.uint8(RIGHT)) * (np.maximum(left, right) > least)
     return full
-
-
-def _interpolation(count: int, blocks: int, factor: int) -> Image:
-    """Return the (count, blocks) weights that interpolate block means, taken at the blocks' centres, to pixels."""
-    position = np.clip((np.arange(count) - (factor - 1) / 2) / factor, 0, blocks - 1)
-    weights: Image = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(blocks))).astype(np.float32)
-    return weights

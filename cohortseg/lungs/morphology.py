@@ -61,7 +61,8 @@ def opening(mask: Mask, radius: float) -> Mask:
 def closing(mask: Mask, radius: float) -> Mask:
     """Return the mask with gaps closed into which no disc fits."""
     pad = int(np.ceil(radius)) + 1
-    return erode(dilate(np.pad(mask, pad), radius), radius)[pad:-pad, pad:-pad] | mask
+    padded = cv2.copyMakeBorder(_bytes(mask), pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0).view(bool)
+    return erode(dilate(padded, radius), radius)[pad:-pad, pad:-pad] | mask
 
 
 def components(mask: Mask) -> tuple[NDArray[np.int32], int]:
@@ -93,9 +94,13 @@ def select_components(labels: NDArray[np.signedinteger], keep: NDArray[np.bool_]
     return kept
 
 
+@lru_cache(maxsize=64)
 def frame_pixels(shape: tuple[int, ...]) -> Mask:
-    """Return the outermost pixels."""
-    return ~np.pad(np.ones((shape[0] - 2, shape[1] - 2), bool), 1)
+    """Return the outermost pixels; read only, since it is remembered."""
+    frame: Mask = np.ones(shape, bool)
+    frame[1:-1, 1:-1] = False
+    frame.flags.writeable = False
+    return frame
 
 
 def fill_holes(mask: Mask) -> Mask:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, supported_slices
 from cohortseg.lungs.cage import rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
-from cohortseg.lungs.grid import block_factor, block_mean, to_full_grid, working_planes
+from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, working_shape
 from cohortseg.lungs.morphology import bounding_box, dilate, frame_pixels
 from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 6"
+LUNG_METHOD: Final = "cohortseg-threshold 7"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Around a cavity, nothing within which takes notice of what lies farther off: blurs reach 24 mm, and mirror zeros."""
@@ -64,9 +64,9 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     if not all(value is None or value > 0 for value in spacing_mm):
         raise ValueError(f"spacing_mm must be positive, got {spacing_mm}")
     planes = working_planes(volume_hu.shape[0], spacing_mm[0])
-    factor = block_factor(spacing_mm[1:])
-    pixel_mm = float(np.sqrt(spacing_mm[1] * factor[0] * spacing_mm[2] * factor[1]))
-    slices = [aerated_slice(block_mean(volume_hu[z], factor), pixel_mm) for z in planes]
+    shape = working_shape(volume_hu.shape[1:], spacing_mm[1:])
+    pixel_mm = math.sqrt(math.prod(spacing_mm[1:]) * math.prod(volume_hu.shape[1:]) / math.prod(shape))
+    slices = [aerated_slice(area_mean(volume_hu[z], shape), pixel_mm) for z in planes]
     slices = supported_slices(slices, None if spacing_mm[0] is None else (planes * spacing_mm[0]).astype(np.float64))
     held = [z for z, item in enumerate(slices) if item.aerated.any()]
     if not held:
@@ -78,7 +78,7 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
         item = slices[z].part(box)
         lung, excluded_mm2[z] = dense_lung(item, cavity[box])
         coarse[z][box] = split_sides(lung, item)
-    mask = to_full_grid(coarse, planes, factor, volume_hu)
+    mask = to_full_grid(coarse, planes, volume_hu)
     cut = any(map(_is_cut, coarse, slices))
     volume_ml = None if spacing_mm[0] is None else np.count_nonzero(mask) * math.prod(spacing_mm) / 1000  # type: ignore[arg-type]
     return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2, cut=cut, volume_ml=volume_ml))
