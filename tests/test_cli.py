@@ -56,7 +56,7 @@ def test_info_tells_versions_devices_and_the_model_with_its_terms():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["infer", "does-not-exist"], "no such folder"),
+        (["infer", "does-not-exist"], "does not exist"),
         (["scan", "does-not-exist"], "does-not-exist"),
         (["report", "does-not-exist"], "does-not-exist"),
         (["sample", "x", "--patients", "0"], "patients"),

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import InferConfig, ScanConfig
-from cohortseg.dicom.names import kernel_kind, names_chest, names_expiration
+from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.selection import parse_rules
 from cohortseg.errors import ConfigError
@@ -126,20 +126,20 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "chest"),
+    ("names", "others_only"),
     [
-        (("CHEST", "Thin"), True),
-        ((None, "THORAX_HR 1.0 I70f"), True),
-        ((None, "Chest/Abdomen/Pelvis"), True),
-        ((None, "CAP w/ contrast"), True),
-        (("ABDOMEN", None), False),
-        ((None, "WB low dose"), False),
-        ((None, "Body 5.0"), None),
-        ((None, None), None),
+        (("CHEST", "Thin"), False),
+        ((None, "THORAX_HR 1.0 I70f"), False),
+        ((None, "Chest/Abdomen/Pelvis"), False),
+        ((None, "CAP w/ contrast"), False),
+        (("ABDOMEN", None), True),
+        ((None, "WB low dose"), True),
+        ((None, "Body 5.0"), False),
+        ((None, None), False),
     ],
 )
-def test_names_of_the_chest(names: tuple[str | None, str | None], chest: bool | None) -> None:
-    assert names_chest(*names) is chest
+def test_names_of_other_parts_than_the_chest(names: tuple[str | None, str | None], others_only: bool) -> None:
+    assert names_other_parts(*names) is others_only
 
 
 @pytest.mark.parametrize(

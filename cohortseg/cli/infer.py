@@ -12,7 +12,6 @@ from cohortseg.cli.console import out as console
 from cohortseg.cli.console import progress, say
 from cohortseg.cli.scan import Prefer, Repair, Select, selection_options
 from cohortseg.config import Engine, InferConfig, resolve_config
-from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from cohortseg.pipeline import InferSummary
@@ -74,10 +73,10 @@ def infer(
     """
     options = {"workers": workers, "resume": resume, "engine": engine, **selection_options(select, prefer, repair)}
     settings = resolve_config(InferConfig, config, options)
-    if not cohort.is_dir():
-        problem = "is a file; give the folder it lies in" if cohort.exists() else "no such folder"
-        raise ConfigError(f"{cohort}: {problem}")
-    from cohortseg.pipeline import infer_cohort
+    from cohortseg.dicom.scan import require_folder
+
+    require_folder(cohort)
+    from cohortseg.pipeline import infer_cohort  # takes seconds
 
     target = output or Path(f"{cohort.resolve().name}-cohortseg")
     summary = infer_cohort(cohort, target, config=settings, model_path=model, progress=progress, address=address)

@@ -36,12 +36,10 @@ def kernel_kind(kernel: str | None) -> str | None:
     return "soft" if name in _SOFT_NAMES or any(part in name for part in _SOFT_PARTS) else None
 
 
-def names_chest(*names: str | None) -> bool | None:
-    """Return whether BodyPartExamined or SeriesDescription name the chest (True), only other parts (False), or none."""
+def names_other_parts(*names: str | None) -> bool:
+    """Return whether BodyPartExamined or SeriesDescription name parts of the body, and the chest is not among them."""
     text = " ".join(name for name in names if name).replace("_", " ")
-    if _CHEST.search(text):
-        return True
-    return False if _ELSEWHERE.search(text) else None
+    return _ELSEWHERE.search(text) is not None and _CHEST.search(text) is None
 
 
 def names_expiration(description: str | None) -> bool:

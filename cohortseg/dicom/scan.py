@@ -101,9 +101,7 @@ def scan_cohort(
     """
     config = ScanConfig(select=("all",)) if config is None else config
     parse_rules(config.select)  # before the work
-    if not root.is_dir():
-        problem = "is a file; give the folder it lies in" if root.exists() else "does not exist"
-        raise ConfigError(f"{root}: {problem}")
+    require_folder(root)
     paths, skipped = _walk(root)
     by_series: defaultdict[str, list[Header]] = defaultdict(list)
     persons = Persons()
@@ -138,6 +136,19 @@ def scan_cohort(
         skipped=tuple(sorted(skipped, key=lambda file: file.path)),
         copies=tuple(sorted(copies, key=lambda file: file.path)),
     )
+
+
+def require_folder(root: Path) -> None:
+    """Refuse a cohort that is no folder.
+
+    Raises
+    ------
+    ConfigError
+        Saying what is there instead.
+    """
+    if not root.is_dir():
+        problem = "is a file; give the folder it lies in" if root.exists() else "does not exist"
+        raise ConfigError(f"{root}: {problem}")
 
 
 class Persons:

@@ -10,7 +10,7 @@ from datetime import date
 from typing import Any, Final
 
 from cohortseg.config import ScanConfig
-from cohortseg.dicom.names import kernel_kind, names_chest, names_expiration
+from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
 from cohortseg.dicom.series import CHOSEN_BY_UID, SeriesRecord
 from cohortseg.errors import ConfigError
 
@@ -208,7 +208,7 @@ def _mm(value: float | None) -> str:
 _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
     "original": lambda record, _longest: "derived_reformat" in record.qc_flags or bool(record.repairs),
     # Many chests bear no name of a part, and a named one is not better for it.
-    "chest": lambda record, _longest: names_chest(record.body_part, record.series_description) is False,
+    "chest": lambda record, _longest: names_other_parts(record.body_part, record.series_description),
     "coverage": lambda record, longest: extent_mm(record) < COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
     "inspiration": lambda record, _longest: names_expiration(record.series_description),
     "thin": lambda record, _longest: _thin_class(record),

@@ -104,7 +104,7 @@ def test_series_that_cannot_be_measured_end_with_code_3_again_and_again(
     ("arguments", "message"),
     [
         pytest.param(["{cohort}", "-o", "{cohort}/out"], "must not lie inside the cohort", id="output-in-input"),
-        pytest.param(["{cohort}/nowhere"], "no such folder", id="no-folder"),
+        pytest.param(["{cohort}/nowhere"], "does not exist", id="no-folder"),
         pytest.param(["{empty}"], "no DICOM series found", id="no-dicom"),
         pytest.param(["{cohort}", "--workers", "5000", "-o", "{empty}"], "use --workers", id="too-many-workers"),
     ],
