@@ -89,12 +89,12 @@ def network_batches(cohort: Path, out: Path, model: LoadedModel, size: int) -> l
         volume = read_volume(record, cohort)
         upright = orientation_from_affine(volume.affine).to_upright
         hu, lungs = upright(volume.volume_hu), upright(read_masks(out / "masks.zarr", record.series_key).lungs)
-        boxes = lung_boxes(lungs > 0, model.config.canonical)
+        boxes = lung_boxes(lungs > 0, model.card.canonical)
         with_lung = [index for index, box in enumerate(boxes) if box is not None]
         for start in range(0, len(with_lung), size):
             chosen = with_lung[start : start + size]
             held = [box for index in chosen if (box := boxes[index]) is not None]
-            batches.append(canonical_batch(np.ascontiguousarray(hu[chosen]), held, model.config.canonical))
+            batches.append(canonical_batch(np.ascontiguousarray(hu[chosen]), held, model.card.canonical))
     return batches
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cohortseg.datasets import covid_semiseg
-from cohortseg.datasets.slices import LabeledSlice, read_image, read_mask
+from cohortseg.datasets.slices import ImageSlice, read_image, read_mask
 from cohortseg.evaluate.score import score_images, summarise
 from cohortseg.evaluate.split import predicted_cases
 from cohortseg.preprocess import UPRIGHT, Orientation, hu_from_image
@@ -72,7 +72,7 @@ COPIES: Final = {
 }
 
 
-def changed(source: LabeledSlice, copy: Copy, folder: Path) -> LabeledSlice:
+def changed(source: ImageSlice, copy: Copy, folder: Path) -> ImageSlice:
     """Write a changed copy of an image and its label map, and return it."""
     if source.mask_path is None:
         raise ValueError(f"{source.name} has no label map")
@@ -83,10 +83,10 @@ def changed(source: LabeledSlice, copy: Copy, folder: Path) -> LabeledSlice:
     paths = folder / f"{source.name}.png", folder / f"{source.name}-labels.png"
     for path, array in zip(paths, (gray, labels), strict=True):
         Image.fromarray(np.ascontiguousarray(copy.orientation.from_upright(array))).save(path)
-    return LabeledSlice(name=source.name, image_path=paths[0], mask_path=paths[1], orientation=copy.orientation)
+    return ImageSlice(name=source.name, image_path=paths[0], mask_path=paths[1], orientation=copy.orientation)
 
 
-def mean_dice(slices: list[LabeledSlice], model: LoadedModel) -> dict[str, float]:
+def mean_dice(slices: list[ImageSlice], model: LoadedModel) -> dict[str, float]:
     """Return each class's mean Dice over the images that have it."""
     metrics = summarise(score_images(predicted_cases(slices, model)))
     rows = metrics.filter(protocol="per_image").iter_rows(named=True)

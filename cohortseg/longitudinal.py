@@ -19,8 +19,9 @@ _EVALUABLE: Final = "__evaluable"
 _WHOLE_SHARE: Final = 0.8
 """A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
 _TIMELINE_COLUMNS: Final = (
-    *("patient_id", "study_date", "days_since_baseline", "timepoint", "series_instance_uid", "n_series", "status"),
-    *("qc_flags", "lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "opacity_volume_ml"),
+    *("patient_id", "study_date", "days_since_baseline", "timepoint", "series_instance_uid", "series_key"),
+    *("n_series", "status", "qc_flags"),
+    *("lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "opacity_volume_ml"),
     *("ggo_pct", "consolidation_pct", "po_pct", "delta_po_pct", "delta_opacity_volume_ml"),
 )
 _PATIENTS_COLUMNS: Final = (

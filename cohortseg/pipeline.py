@@ -3,8 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,13 @@ from cohortseg.infer.commit import MASKS, claimed, committed_slices, forget, num
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
+from cohortseg.progress import Progress
 from cohortseg.report.write import write_report
 from cohortseg.store.masks import create_mask_store
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.weights import LoadedModel, load_model
-
-Report = Callable[[int, int | None, str], None]
-"""Takes what is done, of how much (None: not known yet), and a short text."""
-Progress = Callable[[str], AbstractContextManager[Report]]
-"""Opens the progress display of one stage, named by its title."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +163,7 @@ def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:
 def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
     """Write manifest, files, burden and slices, in the scan's order whoever finished first; return the burden table."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
-    manifest = table_from_rows([_manifest_row(asdict(record)) for record in scan.series], MANIFEST)
+    manifest = table_from_rows(map(asdict, scan.series), MANIFEST)
     keys = [record.series_key for record in scan.series if record.decision == "selected"]
     burden = with_time(read_committed(job.out, keys))
     write_table(job.out / "manifest.parquet", manifest, MANIFEST, provenance)
@@ -176,10 +171,6 @@ def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
     write_table(job.out / "slices.parquet", committed_slices(job.out, keys), SLICES, provenance)
     write_table(job.out / "burden.parquet", burden, BURDEN, provenance)
     return burden
-
-
-def _manifest_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
 
 def _series_counts(summary: InferSummary) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Orientation:
             array = np.swapaxes(array, -1, -2)
         return array[..., :: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
+    def upright_spacing(self, spacing_mm: tuple[float | None, float, float]) -> tuple[float | None, float, float]:
+        """Return the spacing (z, y, x) of a stored volume once it is set upright."""
+        z, y, x = spacing_mm
+        return (z, x, y) if self.transpose else (z, y, x)
+
     def from_upright(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a view of an upright (..., Y, X) as it was stored: the inverse of `to_upright`."""
         array = array[..., :: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]

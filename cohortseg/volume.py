@@ -1,7 +1,6 @@
 """A CT volume in HU with its geometry. Axes are Z Y X (slice, row, column) throughout; patient space is LPS, mm."""
 
 from dataclasses import dataclass
-from datetime import date
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,6 @@ class Volume:
     """SOPInstanceUID (0008,0018) of each slice, in array order."""
     frame_of_reference_uid: str | None = None
     """FrameOfReferenceUID (0020,0052)."""
-    study_date: date | None = None
-    """StudyDate (0008,0020)."""
     qc_flags: tuple[str, ...] = ()
     """Findings while reading, for example ``single_slice``."""
 

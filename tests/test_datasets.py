@@ -15,7 +15,7 @@ from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labelled_slices, unlabelled_slices
 from cohortseg.datasets.folders import labelled_folder, unlabelled_folder
 from cohortseg.datasets.prepared import load_prepared, prepare
-from cohortseg.datasets.slices import DicomSlices, LabeledSlice, read_canonical, read_image, read_mask
+from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import TRANSPOSED, UPRIGHT
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
@@ -99,17 +99,15 @@ def test_older_label_codes_are_read_and_others_refused(tmp_path):
 def test_what_is_no_image_or_does_not_fit_is_refused_by_name(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"text\.jpg: not a readable image"):
-        read_canonical(LabeledSlice(name="text", image_path=tmp_path / "text.jpg"), CANONICAL)
+        read_canonical(ImageSlice(name="text", image_path=tmp_path / "text.jpg"), CANONICAL)
     gray, labels = lesion_slice(0)
     Image.fromarray(gray).save(tmp_path / "a.png")
     Image.fromarray(labels[:-1]).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match=r"mask\.png: label map is \(127, 128\), its image \(128, 128\)"):
-        read_canonical(
-            LabeledSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png"), CANONICAL
-        )
+        read_canonical(ImageSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png"), CANONICAL)
     Image.fromarray(np.full((64, 64), 9, dtype=np.uint8)).save(tmp_path / "blank.png")
     with pytest.raises(DataError, match=r"blank\.png: the image is blank"):
-        read_canonical(LabeledSlice(name="blank", image_path=tmp_path / "blank.png"), CANONICAL)
+        read_canonical(ImageSlice(name="blank", image_path=tmp_path / "blank.png"), CANONICAL)
 
 
 def test_deep_tiny_and_huge_images_are_refused_and_deep_label_maps_read(tmp_path):
@@ -141,7 +139,7 @@ def test_own_folders_of_images(tmp_path):
         labelled_folder(tmp_path, UPRIGHT)
     Image.fromarray(labels).save(tmp_path / "masks" / "x.png")
     (found,) = labelled_folder(tmp_path, TRANSPOSED)
-    assert isinstance(found, LabeledSlice)
+    assert isinstance(found, ImageSlice)
     assert found.orientation == TRANSPOSED
     assert names(unlabelled_folder(tmp_path / "images", UPRIGHT)) == ["x"]
     with pytest.raises(ConfigError, match="images"):
@@ -230,7 +228,7 @@ def test_an_unlabelled_series_that_cannot_be_used_is_left_out(tmp_path, caplog):
     gray, labels = lesion_slice(0)
     Image.fromarray(gray).save(tmp_path / "x.png")
     Image.fromarray(labels).save(tmp_path / "x-mask.png")
-    labeled = [LabeledSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
+    labeled = [ImageSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
 
     def prepared(folder):
         prepare(tmp_path / "data", labeled, unlabelled_folder(folder, UPRIGHT), CANONICAL, "mine", lambda *_: None)

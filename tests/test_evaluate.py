@@ -149,7 +149,7 @@ def test_batches_and_flips_are_those_of_the_model(data: Path, model_path: Path, 
     evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True, flips=False)
     model = load_model(model_path)
     source = next(item for item in labelled_slices(data / "COVID-SemiSeg", "val") if item.name == "24")
-    item = read_canonical(source, model.config.canonical)
+    item = read_canonical(source, model.card.canonical)
     alone = eight_bit(item.restore(model.predict(item.image[None]).prob[0])[1])
     saved = np.asarray(Image.open(tmp_path / "maps" / "ggo" / "24.png"))
     assert np.abs(saved.astype(int) - alone).max() <= 1  # rounding

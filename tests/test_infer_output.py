@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cohortseg.cli import app
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.report.write import write_report
-from cohortseg.store.schemas import BURDEN, SLICES
+from cohortseg.store.schemas import BURDEN, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
 
 
@@ -52,6 +52,33 @@ def test_what_was_deleted_from_the_output_is_made_again_and_other_files_stay(
         read_table(out / "slices.parquet", SLICES).height
         == read_table(out / "burden.parquet", BURDEN)["n_slices"].sum()
     )
+
+
+def test_two_volumes_of_one_series_stay_apart_in_every_table(model_path: Path, tmp_path: Path) -> None:
+    cohort, out = tmp_path / "cohort", tmp_path / "out"
+    for number, kernel in enumerate(("B30f", "B70f")):
+        write_series(
+            cohort / kernel,
+            shape=(4 + number, 128, 128),
+            spacing_mm=(8.0, 3.0, 3.0),
+            hu=ill_body,
+            attributes=lambda index, kernel=kernel: {
+                "ConvolutionKernel": kernel,
+                "SOPInstanceUID": f"1.2.3.{len(kernel)}{ord(kernel[1])}{index}",
+            },
+        )
+    run(cohort, out, model_path, select=("all",))
+    burden = read_table(out / "burden.parquet", BURDEN)
+    assert burden["series_instance_uid"].n_unique() == 1
+    keys = burden["series_key"].to_list()
+    assert len(set(keys)) == 2
+    slices = read_table(out / "slices.parquet", SLICES)
+    assert dict(slices.group_by("series_key").len().iter_rows()) == dict(burden.select("series_key", "n_slices").rows())
+    assert not slices.select("series_key", "slice_index").is_duplicated().any()
+    (standing,) = read_table(out / "timeline.parquet", TIMELINE)["series_key"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    rows = {key: page[page.index(f"<td>{key[:8]}</td>") :].split("</tr>")[0] for key in keys}
+    assert {key: ">yes<" in row for key, row in rows.items()} == {key: key == standing for key in keys}
 
 
 def test_rules_that_leave_nothing_are_refused_and_replace_nothing(

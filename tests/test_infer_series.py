@@ -28,11 +28,11 @@ class Thresholds:
     """A perfect model of the phantom: every class by its HU, so that results can be worked out by hand."""
 
     name, sha256, device, judges = "thresholds", "0" * 64, torch.device("cpu"), True
-    config = SimpleNamespace(canonical=CanonicalConfig(size=192))
+    card = SimpleNamespace(canonical=CanonicalConfig(size=192))
 
     def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
         del flips
-        low, high = self.config.canonical.window_hu
+        low, high = self.card.canonical.window_hu
         hu = images[:, 0] * (high - low) + low
         ggo, consolidation = (hu > -560) & (hu < -440), (hu > -110) & (hu < 10)
         prob = torch.stack((~ggo & ~consolidation, ggo, consolidation), dim=1).float()

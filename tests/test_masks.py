@@ -1,6 +1,5 @@
 """The mask store: what goes in comes out, with its geometry, and half-written groups are never seen."""
 
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,6 @@ def volume(shape: tuple[int, int, int] = (3, 40, 50), *, single: bool = False) -
         series_instance_uid="1.2.3",
         sop_instance_uids=tuple(f"1.2.3.{z}" for z in range(shape[0])),
         frame_of_reference_uid="1.2.9",
-        study_date=date(2020, 3, 1),
     )
 
 

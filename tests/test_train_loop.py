@@ -135,7 +135,7 @@ def test_the_finished_model_may_see_finer_slices_than_it_was_trained_on(tmp_path
     _model(tmp_path / "a", QUICK)
     finer = load_model(_model(tmp_path / "b", replace(QUICK, predict_size=96)))
     as_trained = load_model(tmp_path / "a" / MODEL)
-    assert (as_trained.config.canonical.size, finer.config.canonical.size) == (QUICK.canonical.size, 96)
+    assert (as_trained.card.canonical.size, finer.card.canonical.size) == (QUICK.canonical.size, 96)
     for name, value in as_trained.segmenter.state_dict().items():
         assert torch.equal(value, finer.segmenter.state_dict()[name])
 

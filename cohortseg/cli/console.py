@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-Report = Callable[[int, int | None, str], None]
-"""Takes what is done, of how much (None: not known yet), and a short text."""
+from cohortseg.progress import Report, silent
 
 out = Console(highlight=False)
 """Results: standard output."""
@@ -39,23 +39,19 @@ def _is_ours_or_an_error(record: logging.LogRecord) -> bool:
 
 def print_error(message: str) -> None:
     """Print one error line on stderr, also when quiet."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(message)}")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
 
 
 def say(message: str) -> None:
     """Print one message on stderr unless quiet."""
-    err.print(_escape(message), soft_wrap=True)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+    err.print(escape(message), soft_wrap=True)
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
     """Show progress with time left: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
     if err.quiet:
-        yield lambda _done, _total, _text: None
+        yield silent
         return
     if not err.is_terminal:
         yield _plain_reporter(title)
@@ -70,7 +66,7 @@ def progress(title: str) -> Iterator[Report]:
     )
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(title, total=None, text="")
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=_escape(text))
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=escape(text))
 
 
 def _plain_reporter(title: str) -> Report:
@@ -83,6 +79,6 @@ def _plain_reporter(title: str) -> Report:
             return
         last = now
         left = f", {(now - start) / done * (total - done):.0f} s left" if done and total else ""
-        err.print(_escape(f"{title}: {done}/{total or '?'}{left} {text}".rstrip()), soft_wrap=True)
+        err.print(escape(f"{title}: {done}/{total or '?'}{left} {text}".rstrip()), soft_wrap=True)
 
     return report

@@ -13,7 +13,7 @@ from cohortseg.config import TrainConfig, preset_config, resolve_config
 from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cohortseg.datasets.slices import DicomSlices, LabeledSlice
+    from cohortseg.datasets.slices import DicomSlices, ImageSlice
     from cohortseg.train.fit import DataOptions
 
 
@@ -143,7 +143,7 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.resolve())
 
 
-Sources = tuple[list["LabeledSlice | DicomSlices"], list["LabeledSlice | DicomSlices"]]
+Sources = tuple[list["ImageSlice | DicomSlices"], list["ImageSlice | DicomSlices"]]
 
 
 def _sources(options: "DataOptions", *, semi: bool) -> tuple[Sources, str]:

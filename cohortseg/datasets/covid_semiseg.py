@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
-from cohortseg.datasets.slices import LabeledSlice
+from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import ConfigError
 from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, Orientation
 
@@ -54,7 +54,7 @@ def find_data(data: Path | None) -> Path:
     raise ConfigError(f"{folder}: no COVID-SemiSeg data here: {_LAYOUT}{hint}")
 
 
-def labelled_slices(data: Path, split: Split) -> list[LabeledSlice]:
+def labelled_slices(data: Path, split: Split) -> list[ImageSlice]:
     """Return the labelled images of a split, in the order of their numbers.
 
     Parameters
@@ -78,13 +78,13 @@ def labelled_slices(data: Path, split: Split) -> list[LabeledSlice]:
             continue
         if not mask.is_file():
             raise ConfigError(f"{mask}: the label map of {path.name} is missing")
-        slices.append(LabeledSlice(name=path.stem, image_path=path, mask_path=mask, orientation=TRANSPOSED))
+        slices.append(ImageSlice(name=path.stem, image_path=path, mask_path=mask, orientation=TRANSPOSED))
     if not slices:
         raise ConfigError(f"{folder}: no image of the split {split!r} (its names: {', '.join(sorted(VALIDATION))})")
     return slices
 
 
-def unlabelled_slices(data: Path) -> list[LabeledSlice]:
+def unlabelled_slices(data: Path) -> list[ImageSlice]:
     """Return the unlabelled images, in order.
 
     Raises
@@ -93,7 +93,7 @@ def unlabelled_slices(data: Path) -> list[LabeledSlice]:
         If the folder is missing or empty.
     """
     return [
-        LabeledSlice(name=path.stem, image_path=path, orientation=_unlabelled_orientation(path.name))
+        ImageSlice(name=path.stem, image_path=path, orientation=_unlabelled_orientation(path.name))
         for path in _images(data / _UNLABELED)
     ]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from cohortseg.config import ScanConfig
-from cohortseg.datasets.slices import DicomSlices, LabeledSlice
+from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import Orientation
@@ -20,7 +20,7 @@ _IMAGE_FOLDERS: Final = ("Imgs", "images")
 _MASK_FOLDERS: Final = ("GT", "masks")
 
 
-def labelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice | DicomSlices]:
+def labelled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:
     """Return the slices of a labelled folder: ``Imgs`` or ``images``, and ``GT`` or ``masks`` with one PNG a slice.
 
     A label map has the name of its image or DICOM file with the ending ``.png``, the same size, and values 0, 1, 2.
@@ -54,8 +54,8 @@ def labelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice
             raise DataError(f"{path}: is the label map of two slices; put that of {name} at {beside}")
         return path
 
-    sources: list[LabeledSlice | DicomSlices] = [
-        LabeledSlice(name=path.stem, image_path=path, mask_path=mask_of(path.name), orientation=orientation)
+    sources: list[ImageSlice | DicomSlices] = [
+        ImageSlice(name=path.stem, image_path=path, mask_path=mask_of(path.name), orientation=orientation)
         for path in _image_files(images)
     ]
     if not sources:
@@ -70,7 +70,7 @@ def labelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice
     return sources
 
 
-def unlabelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSlice | DicomSlices]:
+def unlabelled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:
     """Return the slices of a folder of 8-bit images or of a tree of DICOM files.
 
     Raises
@@ -82,7 +82,7 @@ def unlabelled_folder(folder: Path, orientation: Orientation) -> list[LabeledSli
         raise ConfigError(f"{folder}: no such folder")
     images = _image_files(folder)
     if images:
-        return [LabeledSlice(name=path.stem, image_path=path, orientation=orientation) for path in images]
+        return [ImageSlice(name=path.stem, image_path=path, orientation=orientation) for path in images]
     return list(_dicom_series(folder, all_needed=False))
 
 

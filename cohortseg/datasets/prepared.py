@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig
-from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, LabeledSlice, read_canonical, read_canonical_series
+from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_canonical, read_canonical_series
 from cohortseg.errors import CohortSegError, DataError
+from cohortseg.progress import Report
 from cohortseg.store.files import write_file
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,11 @@ class PreparedData:
 
 def prepare(
     path: Path,
-    labeled: Sequence[LabeledSlice | DicomSlices],
-    unlabeled: Sequence[LabeledSlice | DicomSlices],
+    labeled: Sequence[ImageSlice | DicomSlices],
+    unlabeled: Sequence[ImageSlice | DicomSlices],
     config: CanonicalConfig,
     terms: str,
-    report: Callable[[int, int | None, str], None],
+    report: Report,
 ) -> None:
     """Bring all sources to canonical form and write them to one file.
 
@@ -105,18 +106,18 @@ def load_prepared(path: Path) -> PreparedData:
     return PreparedData(**tensors, training_images=tuple(images), terms=terms)
 
 
-def _read(source: LabeledSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
-    if isinstance(source, LabeledSlice):
+def _read(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
+    if isinstance(source, ImageSlice):
         return [read_canonical(source, config)]
     return list(read_canonical_series(source, config))
 
 
-def _read_if_usable(source: LabeledSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
+def _read_if_usable(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
     """Do the same, but leave a DICOM series out that cannot be used."""
     try:
         return _read(source, config)
     except CohortSegError as error:
-        if isinstance(source, LabeledSlice):
+        if isinstance(source, ImageSlice):
             raise
         log.warning("unlabelled series %s is left out: %s", source.record.series_key, type(error).__name__)
         return []

@@ -40,7 +40,7 @@ _OLD_CODES = {38: 1, 75: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabeledSlice:
+class ImageSlice:
     """An 8-bit image file, with its label map if it has one."""
 
     name: str
@@ -139,7 +139,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     return labels
 
 
-def read_canonical(source: LabeledSlice, config: CanonicalConfig) -> CanonicalSlice:
+def read_canonical(source: ImageSlice, config: CanonicalConfig) -> CanonicalSlice:
     """Read one image file and bring it to the canonical form.
 
     Raises
@@ -185,7 +185,7 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
     volume = read_volume(source.record, source.root)
     orientation = orientation_from_affine(volume.affine)
     hu = orientation.to_upright(volume.volume_hu)
-    lungs = segment_lungs(np.ascontiguousarray(hu), volume.spacing_mm).mask > 0
+    lungs = segment_lungs(np.ascontiguousarray(hu), orientation.upright_spacing(volume.spacing_mm)).mask > 0
     for index, box in enumerate(lung_boxes(lungs, config)):
         if box is None:
             if source.mask_paths is not None and read_mask(source.mask_paths[index]).any():

@@ -119,7 +119,6 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         series_instance_uid=record.series_instance_uid,
         sop_instance_uids=tuple(uids),
         frame_of_reference_uid=Attributes.of(slices[0]).text("FrameOfReferenceUID"),
-        study_date=record.study_date,
         qc_flags=flags,
     )
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -27,9 +27,7 @@ from cohortseg.dicom.series import (
 )
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes
 from cohortseg.errors import ConfigError
-
-Report = Callable[[int, int | None, str], None]
-"""Takes what is done, of how much (None: not known yet), and a short text."""
+from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
 """Below this number a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
@@ -68,12 +66,8 @@ def file_rows(scan: CohortScan) -> list[dict[str, str | None]]:
     return [rows[place] for place in sorted(rows)]
 
 
-def _silent(_done: int, _total: int | None, _text: str) -> None:
-    """Report nothing."""
-
-
 def scan_cohort(
-    root: Path, report: Report = _silent, workers: int | None = None, config: ScanConfig | None = None
+    root: Path, report: Report = silent, workers: int | None = None, config: ScanConfig | None = None
 ) -> CohortScan:
     """Find every DICOM series below a folder and decide which ones can be segmented.
 

@@ -14,7 +14,7 @@ from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_par
 from cohortseg.dicom.series import CHOSEN_BY_UID, SeriesRecord
 from cohortseg.errors import ConfigError
 
-COVERAGE_SHARE: Final = 0.8
+STUDY_COVERAGE_SHARE: Final = 0.8
 """A series that reaches over less than this part of the longest of its study does not cover the chest."""
 LUNG_HEIGHT_MM: Final = 300.0
 """Lungs are seldom taller: a series that reaches farther covers no more of them."""
@@ -64,7 +64,7 @@ def parse_rules(select: Sequence[str]) -> tuple[bool, list[Rule]]:
     chosen = [rule for rule in select if rule in _CHOICES]
     if len(set(chosen)) > 1:
         raise ConfigError("--select all and --select preferred exclude each other")
-    return chosen != ["all"], [_parse_rule(rule) for rule in select if rule not in _CHOICES]
+    return "all" not in chosen, [_parse_rule(rule) for rule in select if rule not in _CHOICES]
 
 
 def _parse_rule(text: str) -> Rule:
@@ -209,7 +209,7 @@ _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
     "original": lambda record, _longest: "derived_reformat" in record.qc_flags or bool(record.repairs),
     # Many chests bear no name of a part, and a named one is not better for it.
     "chest": lambda record, _longest: names_other_parts(record.body_part, record.series_description),
-    "coverage": lambda record, longest: extent_mm(record) < COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
+    "coverage": lambda record, longest: extent_mm(record) < STUDY_COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
     "inspiration": lambda record, _longest: names_expiration(record.series_description),
     "thin": lambda record, _longest: _thin_class(record),
     "soft": lambda record, _longest: _kernel_rank(record, "soft"),

@@ -25,7 +25,7 @@ MAX_LONE: Final = 2
 """So is one that would fall, by half or more, into single slices, if these are more than two (scouts)."""
 MAX_STRAYS: Final = 2
 """So many slices without a position are parted from the others of their series; if more, the series is skipped."""
-COVERAGE_SHARE: Final = 0.8
+SERIES_COVERAGE_SHARE: Final = 0.8
 """A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
 
@@ -129,7 +129,7 @@ def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]
 
     alike = [other for other in volumes if image_kind(other[0]) == kind]
     alike = [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
-    return extent_mm(volume) < COVERAGE_SHARE * extent_mm([header for other in alike for header in other])
+    return extent_mm(volume) < SERIES_COVERAGE_SHARE * extent_mm([header for other in alike for header in other])
 
 
 def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:

@@ -1,7 +1,7 @@
 """A model over a split of COVID-SemiSeg: predict, score, write."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ import torch
 
 from cohortseg.config import InferConfig
 from cohortseg.datasets.covid_semiseg import Split, find_data, labelled_slices
-from cohortseg.datasets.slices import CanonicalSlice, LabeledSlice, read_canonical, read_image, read_mask
+from cohortseg.datasets.slices import CanonicalSlice, ImageSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.evaluate.maps import PICTURES, remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
@@ -20,13 +20,11 @@ from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.overlays import Compared, compared
 from cohortseg.preprocess import hu_from_image
+from cohortseg.progress import Report, silent
 from cohortseg.store.files import write_file
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
 from cohortseg.weights import LoadedModel, load_model
-
-Report = Callable[[int, int | None, str], None]
-"""Takes what is done, of how much, and a short text."""
 
 PAGE: Final = "page.html"
 COMMAND: Final = "evaluate"
@@ -58,7 +56,7 @@ def evaluate_split(
     output: Path | None = None,
     save_maps: bool = False,
     flips: bool = InferConfig.flips,
-    report: Report = lambda _done, _total, _text: None,
+    report: Report = silent,
 ) -> Evaluation:
     """Run a model over a split and return its numbers; with an output folder, write them.
 
@@ -116,11 +114,11 @@ def evaluate_split(
 
 
 def predicted_cases(
-    slices: Sequence[LabeledSlice],
+    slices: Sequence[ImageSlice],
     model: LoadedModel,
     *,
     flips: bool = InferConfig.flips,
-    report: Report = lambda _done, _total, _text: None,
+    report: Report = silent,
 ) -> Iterator[Case]:
     """Yield each labelled image with its prediction at the image's own size, a batch in memory at a time.
 
@@ -132,7 +130,7 @@ def predicted_cases(
     done = 0
     for start in range(0, len(slices), _BATCH):
         sources = slices[start : start + _BATCH]
-        inputs = [read_canonical(source, model.config.canonical) for source in sources]
+        inputs = [read_canonical(source, model.card.canonical) for source in sources]
         prob = model.predict(torch.stack([item.image for item in inputs]), flips=flips).prob
         for source, item, canonical_prob in zip(sources, inputs, prob, strict=True):
             yield _case(source, item, canonical_prob, model)
@@ -140,7 +138,7 @@ def predicted_cases(
             report(done, len(slices), source.name)
 
 
-def _case(source: LabeledSlice, item: CanonicalSlice, canonical_prob: torch.Tensor, model: LoadedModel) -> Case:
+def _case(source: ImageSlice, item: CanonicalSlice, canonical_prob: torch.Tensor, model: LoadedModel) -> Case:
     if source.mask_path is None:
         raise DataError(f"{source.image_path}: has no label map to compare with")
     return Case(
@@ -151,7 +149,7 @@ def _case(source: LabeledSlice, item: CanonicalSlice, canonical_prob: torch.Tens
     )
 
 
-def _written(pairs: Iterable[tuple[LabeledSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:
+def _written(pairs: Iterable[tuple[ImageSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:
     """Pass images on, writing each: the picture upright, as a radiologist reads it, the maps as the image is stored."""
     for source, case in pairs:
         if save_maps:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ _STATE: Final = ".state"
 _FOLDERS: Final = ("attempts", "rows", "slices")
 _OWNER: Final = "owner.json"
 _BATCH: Final = 128
+_KEY: Final = re.compile(r"[0-9a-f]{16}")
+"""A series key: what else lies in the folders is the user's."""
 _MARKER_KEYS: Final = {"token", "final", "has_masks", "has_picture", "burden"}
 
 
@@ -51,6 +54,15 @@ class SeriesResult:
     """The overlay, encoded."""
     final: bool = True
     """False: the next run tries again, since the failure may have passed by then (file server away, memory full)."""
+
+
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """Turn what the file system says no to into an error that names the output folder."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be read or written: {error}") from error
 
 
 @contextmanager
@@ -125,13 +137,10 @@ def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
     StoreError
         If it cannot be written.
     """
-    try:
-        with _attempts(out, series_key).open("a", encoding="ascii") as file:
-            file.write(f"{token} {run_id}\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StoreError(f"{out}: cannot be written: {error}") from error
+    with _told(out), _attempts(out, series_key).open("a", encoding="ascii") as file:
+        file.write(f"{token} {run_id}\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def withdraw_attempts(out: Path, series_key: str, run_id: str) -> None:
@@ -155,22 +164,8 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
     StoreError
         If it cannot be written; the series then counts as not done.
     """
-    marker, picture = _marker(out, series_key), _picture(out, series_key)
-    try:
-        marker.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{out}: cannot be written: {error}") from error
-    if result.masks is None:
-        remove_masks(out / MASKS, series_key)
-    else:
-        write_masks(out / MASKS, series_key, result.masks)
-    if result.picture_png is None:
-        picture.unlink(missing_ok=True)
-    else:
-        write_file(picture, result.picture_png)
-    buffer = io.BytesIO()
-    table_from_rows(result.slices, SLICES).write_ipc(buffer, compression="lz4")
-    write_file(_slices(out, series_key), buffer.getvalue())
+    marker, picture, rows = _marker(out, series_key), _picture(out, series_key), io.BytesIO()
+    table_from_rows(result.slices, SLICES).write_ipc(rows, compression="lz4")
     document = {
         "token": token,
         "final": result.final,
@@ -178,8 +173,19 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
         "has_picture": result.picture_png is not None,
         "burden": dict(result.burden),
     }
-    write_file(marker, json.dumps(document, default=_plain, allow_nan=False).encode())
-    _attempts(out, series_key).unlink(missing_ok=True)
+    with _told(out):
+        marker.unlink(missing_ok=True)
+        if result.masks is None:
+            remove_masks(out / MASKS, series_key)
+        else:
+            write_masks(out / MASKS, series_key, result.masks)
+        if result.picture_png is None:
+            picture.unlink(missing_ok=True)
+        else:
+            write_file(picture, result.picture_png)
+        write_file(_slices(out, series_key), rows.getvalue())
+        write_file(marker, json.dumps(document, default=_plain, allow_nan=False).encode())
+        _attempts(out, series_key).unlink(missing_ok=True)
 
 
 def is_done(out: Path, series_key: str, token: str) -> bool:
@@ -250,14 +256,19 @@ def forget(out: Path) -> None:
     Raises
     ------
     StoreError
-        If masks cannot be removed.
+        If something cannot be removed.
     """
-    for marker in (out / _STATE / "rows").glob("*.json"):
-        remove_masks(out / MASKS, marker.stem)
-        _picture(out, marker.stem).unlink(missing_ok=True)
-    for name in _FOLDERS:
-        for path in (out / _STATE / name).iterdir():
-            path.unlink()
+    with _told(out):
+        # By name, not by marker: a killed run leaves masks and a picture without one.
+        for group in (out / MASKS).iterdir():
+            if _KEY.fullmatch(group.name):
+                remove_masks(out / MASKS, group.name)
+        for picture in (out / PICTURES).glob("*.png"):
+            if _KEY.fullmatch(picture.stem):
+                picture.unlink()
+        for name in _FOLDERS:
+            for path in (out / _STATE / name).iterdir():
+                path.unlink()
 
 
 def sweep(out: Path) -> None:
@@ -273,10 +284,11 @@ def _attempts(out: Path, series_key: str) -> Path:
 
 
 def _attempt_lines(out: Path, series_key: str) -> list[str]:
-    try:
-        return _attempts(out, series_key).read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        return []
+    with _told(out):
+        try:
+            return _attempts(out, series_key).read_text(encoding="ascii").splitlines()
+        except FileNotFoundError:
+            return []
 
 
 def _slices(out: Path, series_key: str) -> Path:
@@ -293,10 +305,11 @@ def _marker(out: Path, series_key: str) -> Path:
 
 def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
     """Return a marker; None if there is none, or it is not ours (cut off by a power failure): then it never was."""
-    try:
-        document = json.loads(_marker(out, series_key).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
+    with _told(out):
+        try:
+            document = json.loads(_marker(out, series_key).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
     return document if isinstance(document, dict) and document.keys() >= _MARKER_KEYS else None
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -29,10 +29,8 @@ from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.infer.commit import committed_status, is_done, suspects, withdraw_attempts
 from cohortseg.infer.job import Job, give_up
 from cohortseg.infer.stream import Done, load_job_model, process_all, process_stream
+from cohortseg.progress import Report
 from cohortseg.weights import LoadedModel
-
-Report = Callable[[int, int | None, str], None]
-"""Takes what is done, of how much (None: not known yet), and a short text."""
 
 _log: Final = logging.getLogger(__name__)
 

@@ -53,9 +53,8 @@ def segment_series(
     """
     orientation = orientation_from_affine(volume.affine)
     upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))  # no copy of what lies upright already
-    spacing_z, *spacing_yx = volume.spacing_mm
-    upright_y, upright_x = reversed(spacing_yx) if orientation.transpose else spacing_yx
-    lungs = segment_lungs(upright_hu, (spacing_z, upright_y, upright_x))
+    upright_mm = orientation.upright_spacing(volume.spacing_mm)
+    lungs = segment_lungs(upright_hu, upright_mm)
     row = series_row(record, model.sha256) | _flags(record, volume, lungs)
     if not lungs.mask.any():
         reason = "no lung was found in any slice"
@@ -79,7 +78,7 @@ def segment_series(
         burden=row,
         slices=tuple(_slice_rows(record, volume, labels, lungs)),
         masks=masks,
-        picture_png=_picture(upright_hu, labels, lungs, (upright_y, upright_x), row) if config.overlays else None,
+        picture_png=_picture(upright_hu, labels, lungs, upright_mm[1:], row) if config.overlays else None,
     )
 
 
@@ -119,11 +118,11 @@ def segment_slices(
     """
     labels = np.zeros(upright_hu.shape, np.uint8)
     tally = _Doubt()
-    boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.config.canonical)) if box is not None}
+    boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.card.canonical)) if box is not None}
     for batch in _batches(boxes, config.batch_size or batch_size_for(model.device)):
         if stopped():
             raise CancelledError
-        images = canonical_batch(upright_hu[list(batch)], list(batch.values()), model.config.canonical)
+        images = canonical_batch(upright_hu[list(batch)], list(batch.values()), model.card.canonical)
         prob, confidence, flip_change = model.predict(images, flips=config.flips)
         classes = prob.shape[1]
         entropy = torch.special.entr(prob).sum(dim=1, keepdim=True) / math.log(classes)
@@ -209,6 +208,7 @@ def _slice_rows(
         yield {
             "study_instance_uid": record.study_instance_uid,
             "series_instance_uid": record.series_instance_uid,
+            "series_key": record.series_key,
             "sop_instance_uid": uid,
             "position_mm": float(normal @ origin),
             **area,

@@ -59,7 +59,7 @@ def report_html(
         "<h2>Series</h2>",
         table_html(
             ("patient", "series", *_SERIES_COLUMNS.values(), "stands for its day", "status", "flags"),
-            _series_rows(burden, numbers, set(timeline["series_instance_uid"])),
+            _series_rows(burden, numbers, set(timeline["series_key"])),
             num_text=3,
         ),
         *_figures(burden, numbers, pictures),
@@ -76,7 +76,7 @@ def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], standing: set[st
     for row in burden.iter_rows(named=True):
         flags = ", ".join(row["qc_flags"])
         values = (number_text(row[name]) for name in _SERIES_COLUMNS)
-        stands = "yes" if row["series_instance_uid"] in standing else "no"
+        stands = "yes" if row["series_key"] in standing else "no"
         yield [_person(row, numbers), _short(row), *values, stands, row["status"], flags]
 
 

@@ -15,7 +15,7 @@ from cohortseg.store.tables import read_table, write_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class WrittenReport:
     """What was written."""
 
     burden: pl.DataFrame
@@ -28,7 +28,7 @@ class Report:
     """The self-contained HTML page."""
 
 
-def write_report(out: Path) -> Report:
+def write_report(out: Path) -> WrittenReport:
     """Write ``timeline.parquet``, ``patients.parquet``, the trajectories picture and ``report.html``.
 
     Parameters
@@ -54,4 +54,4 @@ def write_report(out: Path) -> Report:
     trajectories = trajectories_png(timeline)
     write_file(pictures / "trajectories.png", trajectories)
     write_file(page, report_html(burden, timeline, patients, trajectories, pictures).encode())
-    return Report(burden=burden, timeline=timeline, patients=patients, page=page)
+    return WrittenReport(burden=burden, timeline=timeline, patients=patients, page=page)

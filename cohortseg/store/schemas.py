@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-SCHEMA_VERSION: Final = "3"
+SCHEMA_VERSION: Final = "4"
 """Raised whenever a column is added, removed or changes its meaning."""
 
 
@@ -132,6 +132,10 @@ _DOUBT = (
     ),
 )
 
+_SERIES_KEY = Column(
+    "series_key", _TEXT, "name of the series in masks.zarr and pictures/: a hash of its UID and volume"
+)
+
 MANIFEST: Final = TableSchema(
     name="manifest",
     row="one series found in the cohort",
@@ -159,7 +163,7 @@ MANIFEST: Final = TableSchema(
         Column("repairs", _TEXTS, "what is resampled on reading, because --repair asked for it: untilt, resample"),
         Column("decision", _TEXT, "selected, alternative (another of its study is), excluded (--select) or skipped"),
         Column("reason", _TEXT, "why it is not selected; null for a selected series"),
-        Column("series_key", _TEXT, "name of the series in masks.zarr and pictures/: a hash of its UID"),
+        _SERIES_KEY,
         Column("files", _TEXTS, "paths relative to the cohort, in slice order; a file repeats for each of its frames"),
         Column("frames", pl.List(pl.Int64()), "frame number, from 1, of each slice of multi-frame files; else empty"),
         Column("fingerprint", _TEXT, "hash of paths, sizes and modification times: tells a changed input"),
@@ -173,7 +177,7 @@ BURDEN: Final = TableSchema(
         *_PATIENT,
         *_TIME,
         *_SERIES,
-        Column("series_key", _TEXT, "name of the series in masks.zarr and pictures/: a hash of its UID"),
+        _SERIES_KEY,
         Column("status", _TEXT, "ok, not_evaluable (readable, but burden cannot be measured) or failed"),
         Column("reason", _TEXT, "why the status is not ok; null if it is"),
         *_QC,
@@ -202,6 +206,7 @@ SLICES: Final = TableSchema(
     row="one slice of a series whose status is ok",
     columns=(
         *_SERIES,
+        _SERIES_KEY,
         Column("slice_index", _INT, "z index in the mask, 0 nearest the feet"),
         Column("sop_instance_uid", _TEXT, "SOPInstanceUID (0008,0018)"),
         Column("position_mm", _REAL, "position of the slice along its normal, mm"),
@@ -218,6 +223,7 @@ TIMELINE: Final = TableSchema(
         *_PATIENT,
         *_TIME,
         Column("series_instance_uid", _TEXT, "the series that stands for the date (rule: see docs/tables.md)"),
+        _SERIES_KEY,
         Column("n_series", _INT, "chosen series of that date"),
         Column("status", _TEXT, "status of the series that stands for the date"),
         *_QC,

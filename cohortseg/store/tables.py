@@ -1,9 +1,7 @@
 """Checked Parquet: a table is written whole or not at all, with its schema's version and provenance inside."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cohortseg import __version__
 from cohortseg.errors import SchemaError, StoreError
+from cohortseg.store.files import replacing
 from cohortseg.store.schemas import SCHEMA_VERSION, TableSchema
 
 
@@ -60,24 +59,16 @@ def write_table(
     document = {"table": schema.name, "schema_version": SCHEMA_VERSION, "version": __version__, **provenance}
     metadata = {"cohortseg": json.dumps(document, sort_keys=True, default=str)}
     empty = _arrow(pl.DataFrame(schema=schema.polars_schema))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # An open file: of a path, pyarrow would take "a:b" for a URI.
-        schema_with_metadata = empty.schema.with_metadata(metadata)
-        with (
-            temporary.open("wb") as file,
-            pq.ParquetWriter(file, schema_with_metadata, compression="zstd") as writer,
-        ):
-            for part in [frame] if isinstance(frame, pl.DataFrame) else frame:
-                if part.schema != schema.polars_schema:
-                    raise SchemaError(f"table {schema.name}: columns must be {schema.polars_schema}, got {part.schema}")
-                writer.write_table(_arrow(part).replace_schema_metadata(metadata))
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    schema_with_metadata = empty.schema.with_metadata(metadata)
+    # An open file: of a path, pyarrow would take "a:b" for a URI.
+    with (
+        replacing(path) as file,
+        pq.ParquetWriter(file, schema_with_metadata, compression="zstd") as writer,
+    ):
+        for part in [frame] if isinstance(frame, pl.DataFrame) else frame:
+            if part.schema != schema.polars_schema:
+                raise SchemaError(f"table {schema.name}: columns must be {schema.polars_schema}, got {part.schema}")
+            writer.write_table(_arrow(part).replace_schema_metadata(metadata))
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:

@@ -11,7 +11,6 @@ has turned into lesion, consolidation where more than half has turned into conso
 through a lesion belong to it. Volumes are voxel counts times the voxel's size in the DICOM headers.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from cohortseg.config import SampleConfig
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.identity import series_key
 from cohortseg.labels import CONSOLIDATION, GGO
+from cohortseg.progress import Report
 from cohortseg.store.schemas import TRUTH
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.synthetic.dicom_files import SeriesHeader, write_series
@@ -40,7 +40,7 @@ _THICKEST_MM = 5.0
 _LARGEST_FIELD_MM = 420.0
 
 
-def write_cohort(out: Path, config: SampleConfig, report: Callable[[int, int | None, str], None]) -> Path:
+def write_cohort(out: Path, config: SampleConfig, report: Report) -> Path:
     """Write a cohort and its truth; the same configuration and versions give the same bytes.
 
     Parameters

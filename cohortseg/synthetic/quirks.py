@@ -8,7 +8,6 @@
 A row whose ``repair`` is not empty holds for a scan with these repairs, any other for the defaults.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ import cohortseg.synthetic.quirk_pixels
 import cohortseg.synthetic.quirk_series  # noqa: F401 - both register their quirks
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.errors import StoreError
+from cohortseg.progress import Report
 from cohortseg.store.schemas import QUIRKS
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.synthetic.cohort import empty_folder
 from cohortseg.synthetic.quirk_registry import QUIRKS_KNOWN, Expected, Quirk
 
 
-def write_quirks(out: Path, report: Callable[[int, int | None, str], None]) -> Path:
+def write_quirks(out: Path, report: Report) -> Path:
     """Write every quirk and the table of what each must become.
 
     Parameters

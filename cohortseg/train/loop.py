@@ -39,7 +39,7 @@ _RAMP_ITERATIONS = 20
 _LOSS_SMOOTHING = 0.8
 _LEAST_GAIN = 0.99
 
-Report = Callable[[dict[str, Any], Path | None], None]
+ReportCheckpoint = Callable[[dict[str, Any], Path | None], None]
 """Takes metrics and, on the first worker, the folder of a checkpoint; every worker calls it equally often."""
 
 
@@ -56,7 +56,7 @@ def train(
     *,
     wrap: Callable[[nn.Module], nn.Module],
     sum_over_workers: Callable[[torch.Tensor], torch.Tensor],
-    report: Report,
+    report: ReportCheckpoint,
     rank: int,
     world: int,
     device: torch.device,
@@ -202,7 +202,7 @@ def _is_saturated(state: TrainState, loss: float) -> bool:
     return state.iteration - state.best_iteration >= patience
 
 
-def _checkpoint(state: TrainState, report: Report, rank: int) -> None:
+def _checkpoint(state: TrainState, report: ReportCheckpoint, rank: int) -> None:
     metrics = {"iteration": state.iteration, "phase": state.phase}
     if rank != 0:
         report(metrics, None)

@@ -197,8 +197,10 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
     module.requires_grad_(requires_grad=False)
-    yield
-    module.requires_grad_(requires_grad=True)
+    try:
+        yield
+    finally:
+        module.requires_grad_(requires_grad=True)
 
 
 def _detached(losses: Losses) -> Losses:

@@ -75,11 +75,6 @@ class LoadedModel:
         return self.card.name
 
     @property
-    def config(self) -> ModelCard:
-        """The card: ``config.canonical`` is the network input."""
-        return self.card
-
-    @property
     def training_images(self) -> frozenset[str]:
         """SHA-256 of every image file that took part in training."""
         return frozenset(self.card.training_images)
