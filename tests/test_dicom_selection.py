@@ -234,13 +234,50 @@ def test_scan_never_writes_into_the_cohort_or_over_other_files(tmp_path: Path, o
     for target, message in (
         (path, "lies inside the cohort"),
         (tmp_path / "cohort/m.parquet", "lies inside the cohort"),
-        (mine, "is no Parquet file"),
+        (mine, "table of cohortseg's"),
         (tmp_path / "none/m.parquet", "no such folder"),
     ):
         result = CliRunner().invoke(app, ["scan", str(tmp_path / "cohort"), option, str(target)])
         assert result.exit_code == 2
         assert message in " ".join(result.stderr.split())
     assert (path.read_bytes(), mine.read_text()) == (before, "mine")
+    other = tmp_path / "other.parquet"
+    opposite = "--files" if option == "--output" else "--output"
+    assert CliRunner().invoke(app, ["scan", str(tmp_path / "cohort"), opposite, str(other)]).exit_code == 0
+    same = ["scan", str(tmp_path / "cohort"), option, str(other)]
+    assert CliRunner().invoke(app, same).exit_code == 2, "another table of ours"
+    assert CliRunner().invoke(app, [*same, opposite, str(other)]).exit_code == 2, "one name for two tables"
     for _ in range(2):
         out = tmp_path / "m.parquet"
         assert CliRunner().invoke(app, ["scan", str(tmp_path / "cohort"), option, str(out)]).exit_code == 0
+
+
+def test_scan_tells_by_its_exit_code_what_could_not_be_read(tmp_path: Path) -> None:
+    (path, *_) = write_series(tmp_path)
+    (tmp_path / "torn.dcm").write_bytes(path.read_bytes()[:200])
+    result = CliRunner().invoke(app, ["scan", str(tmp_path)])
+    assert result.exit_code == 3
+    assert "1 files or folders of the cohort could not be read" in " ".join(result.stderr.split())
+
+
+ONE_STUDY = {"StudyInstanceUID": "1.2.3.4"}
+
+
+def test_visits_of_one_study_uid_on_following_days_do_not_chain(tmp_path: Path) -> None:
+    for day in range(1, 8):
+        write_series(
+            tmp_path / str(day), series=str(day), study_date=f"202004{day:02}", shape=(2, 8, 8), attributes=ONE_STUDY
+        )
+    chosen = [record for record in scan_cohort(tmp_path, config=ScanConfig()).series if record.decision == "selected"]
+    days = [(record.study_date.day - 1) // 2 for record in chosen if record.study_date]
+    assert days == [0, 1, 2, 3], "a date and the day after it are one visit"
+
+
+def test_a_series_without_a_date_gives_way_to_one_of_its_study_that_has_one(tmp_path: Path) -> None:
+    write_series(tmp_path / "undated", series="1", study_date="", shape=(5, 8, 8), attributes=ONE_STUDY)
+    write_series(tmp_path / "dated", series="2", shape=(4, 8, 8), attributes=ONE_STUDY)
+    undated, dated = sorted(
+        scan_cohort(tmp_path, config=ScanConfig()).series, key=lambda record: record.study_date is not None
+    )
+    assert (undated.decision, dated.decision) == ("alternative", "selected")
+    assert (undated.reason or "").endswith("of the same study: it has no StudyDate")

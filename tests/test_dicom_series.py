@@ -1,5 +1,6 @@
 """What is decided about one series, and why: selected or skipped, volumes of their own, copies, flags."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -411,3 +412,18 @@ def test_orientation_of_slices_is_the_same_to_rounding(tmp_path: Path) -> None:
 def test_a_thickness_that_cannot_be_is_null(tmp_path: Path, thickness: int) -> None:
     write_series(tmp_path, attributes={"SliceThickness": thickness})
     assert only_series(tmp_path).slice_thickness_mm is None
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("RescaleIntercept", "-1000"), ("FrameOfReferenceUID", "1.2.9"), ("ImagePositionPatient", [-11.0, -20.0, 100.0])],
+)
+def test_a_header_changed_in_place_changes_the_fingerprint(tmp_path: Path, keyword: str, value: object) -> None:
+    (path, *_) = write_series(tmp_path, shape=(1, 8, 8))
+    before, status = only_series(tmp_path), path.stat()
+    dataset = pydicom.dcmread(path)
+    setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    os.truncate(path, status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert only_series(tmp_path).fingerprint != before.fingerprint

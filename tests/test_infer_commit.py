@@ -16,6 +16,7 @@ from cohortseg.infer.commit import (
     commit,
     committed_slices,
     count_attempts,
+    forget,
     is_done,
     read_committed,
     result_token,
@@ -104,3 +105,42 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert f"another cohortseg run is writing here (process {os.getpid()} on " in refusals[0]
     second()
     assert len(refusals) == 1, "the lock ends with the run"
+
+
+@pytest.mark.parametrize(
+    "pattern", ["masks.zarr/k/labels/c/**/*", "masks.zarr/k/zarr.json", "pictures/k.png", ".state/slices/k.arrow"]
+)
+@pytest.mark.parametrize("damage", ["remove", "cut"])
+def test_a_result_of_which_a_file_is_damaged_is_not_done(out: Path, pattern: str, damage: str) -> None:
+    commit(out, "k", "t", result_of())
+    assert is_done(out, "k", "t")
+    path = next(path for path in out.glob(pattern) if path.is_file())
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    assert not is_done(out, "k", "t")
+
+
+def test_forgetting_removes_what_a_killed_run_left_without_a_marker(out: Path) -> None:
+    key = "0123456789abcdef"
+    commit(out, key, "t", result_of())
+    (out / f".state/rows/{key}.json").unlink()
+    (out / "pictures/mine.png").write_bytes(b"a user's own")
+    forget(out)
+    assert not (out / "masks.zarr" / key).exists()
+    assert [path.name for path in (out / "pictures").iterdir()] == ["mine.png"]
+
+
+def test_an_output_that_the_file_system_refuses_is_one_clear_error(out: Path) -> None:
+    (out / ".state/rows/k.json").mkdir()
+    with pytest.raises(StoreError, match="cannot be read or written"):
+        commit(out, "k", "t", result_of())
+
+
+def test_garbage_in_the_notes_of_attempts_and_of_the_owner_is_no_error(out: Path) -> None:
+    (out / ".state/attempts/k").write_bytes(b"\xff\xfe\n")
+    assert count_attempts(out, "k", "t", "this") == 0
+    (out / ".state/owner.json").write_text("{}")
+    with pytest.raises(StoreError, match="another cohortseg run is writing here;"), claimed(out):
+        pass

@@ -12,8 +12,8 @@ from cohortseg.errors import StoreError
 from cohortseg.store.masks import (
     SeriesMasks,
     create_mask_store,
-    has_masks,
     mask_attributes,
+    mask_files,
     read_masks,
     remove_masks,
     write_masks,
@@ -123,7 +123,7 @@ def test_failed_write_leaves_nothing(store: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StoreError, match=f"series {KEY} cannot be written"):
         write_masks(store, KEY, masks(volume()))
-    assert not has_masks(store, KEY)
+    assert not mask_files(store, KEY)
     assert [path for path in store.iterdir() if path.is_dir()] == []
 
 
@@ -137,9 +137,9 @@ def test_leftovers_of_killed_runs_are_swept(store: Path) -> None:
 def test_removing_and_missing(store: Path) -> None:
     remove_masks(store, KEY)
     write_masks(store, KEY, masks(volume()))
-    assert has_masks(store, KEY)
+    assert mask_files(store, KEY)
     remove_masks(store, KEY)
-    assert not has_masks(store, KEY)
+    assert not mask_files(store, KEY)
     with pytest.raises(StoreError, match=f"no readable masks of series {KEY}"):
         read_masks(store, KEY)
 

@@ -64,9 +64,11 @@ def scan(
     from cohortseg.dicom.scan import scan_cohort
 
     settings = resolve_config(ScanConfig, None, selection_options(select, prefer, repair))
-    for target in (output, files):
+    if output is not None and files is not None and output.resolve() == files.resolve():
+        raise ConfigError(f"{output}: is named for the manifest and for --files; give each a name of its own")
+    for target, table in ((output, "manifest"), (files, "files")):
         if target is not None:
-            _check_target(target, cohort)
+            _check_target(target, cohort, table)
     with progress("scan") as report:
         found = scan_cohort(cohort, report, workers, settings)
     if output is not None:
@@ -81,23 +83,22 @@ def scan(
     for title, path in (("manifest", output), ("files", files)):
         if path is not None:
             say(f"{title}: {path}")
+    num_unreadable = sum(file.unreadable for file in found.skipped)
+    if num_unreadable:
+        say(f"{num_unreadable} files or folders of the cohort could not be read: --files FILE names them")
+        raise typer.Exit(3)
 
 
-def _check_target(target: Path, cohort: Path) -> None:
-    """Refuse, before the work, to write over what is no table of ours, into the cohort, or where nothing can be."""
+def _check_target(target: Path, cohort: Path, table: str) -> None:
+    """Refuse, before the work, to write over all but an older table of that name, into the cohort, or nowhere."""
+    from cohortseg.store.tables import table_name
+
     if target.resolve().is_relative_to(cohort.resolve()):
         raise ConfigError(f"{target}: lies inside the cohort, which is only read; choose another place")
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: no such folder as {target.parent}")
-    if target.exists() and not _is_parquet(target):
-        raise ConfigError(f"{target}: exists and is no Parquet file; choose another name")
-
-
-def _is_parquet(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(_PARQUET)) == _PARQUET
+    if target.exists() and table_name(target) != table:
+        raise ConfigError(f"{target}: exists and is no {table} table of cohortseg's; choose another name")
 
 
 def _write_manifest(path: Path, found: "CohortScan") -> None:

@@ -1,5 +1,6 @@
 """The COVID-SemiSeg data set (Fan et al. 2020) in its official folder layout."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,8 @@ TERMS: Final = (
     "Research software, not a medical device."
 )
 """Terms of a model trained on this data set."""
+_log: Final = logging.getLogger(__name__)
+
 VALIDATION: Final = frozenset({"2", "14", "24", "35", "52"})
 """Names of the 5 validation images; the other 45 train (the paper's sizes; it does not name its images).
 
@@ -67,7 +70,7 @@ def labelled_slices(data: Path, split: Split) -> list[ImageSlice]:
     Raises
     ------
     ConfigError
-        If a folder, an image's label map, or a validation image is missing.
+        If a folder or an image's label map is missing, or the split holds no image.
     """
     folder = data / (_TEST if split == "test" else _TRAIN)
     images = _images(folder / "Imgs")
@@ -79,6 +82,9 @@ def labelled_slices(data: Path, split: Split) -> list[ImageSlice]:
         if not mask.is_file():
             raise ConfigError(f"{mask}: the label map of {path.name} is missing")
         slices.append(ImageSlice(name=path.stem, image_path=path, mask_path=mask, orientation=TRANSPOSED))
+    missing = sorted(VALIDATION - {item.name for item in slices}) if split == "val" else []
+    if slices and missing:
+        _log.warning("validation images %s are missing: scores over the others compare with none", ", ".join(missing))
     if not slices:
         raise ConfigError(f"{folder}: no image of the split {split!r} (its names: {', '.join(sorted(VALIDATION))})")
     return slices

@@ -137,16 +137,20 @@ def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[S
 
 
 def _visits(records: Sequence[SeriesRecord], members: Sequence[int]) -> list[list[int]]:
-    """Split a study where its dates are apart: some anonymisers give all studies of a patient one UID."""
+    """Split a study where its dates are apart: some anonymisers give all studies of a patient one UID.
+
+    Series without a date are of the first visit.
+    """
     visits: list[list[int]] = []
-    latest: date | None = None
+    first: date | None = None
     for index in sorted(members, key=lambda index: records[index].study_date or date.min):
         day = records[index].study_date
-        if visits and (day is None or latest is None or (day - latest).days <= MIDNIGHT_DAYS):
+        if visits and (first is None or day is None or (day - first).days <= MIDNIGHT_DAYS):
             visits[-1].append(index)
+            first = first or day
         else:
             visits.append([index])
-        latest = day
+            first = day
     return visits
 
 
@@ -158,15 +162,16 @@ def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
 
 
 def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequence[str]) -> None:
-    """Keep the best series of one study, and make the others its alternatives."""
+    """Keep the best series of one study, and make the others its alternatives; a dated one, if there is one."""
     longest = max(extent_mm(decided[index]) for index in members)
 
     def rank(index: int) -> tuple[Any, ...]:
         record = decided[index]
         return (*(_RANKS[name](record, longest) for name in prefer), record.series_instance_uid, record.volume)
 
-    best = min(members, key=rank)
-    if any(rank(index)[: len(prefer)] == rank(best)[: len(prefer)] for index in members if index != best):
+    best = min(members, key=lambda index: (decided[index].study_date is None, rank(index)))
+    undated = {index for index in members if decided[index].study_date is None} if decided[best].study_date else set()
+    if any(rank(index)[: len(prefer)] == rank(best)[: len(prefer)] for index in {*members} - {best} - undated):
         decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, CHOSEN_BY_UID))
     for index in members:
         if index == best:
@@ -174,7 +179,9 @@ def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequenc
         differing = (name for name, a, b in zip(prefer, rank(index), rank(best), strict=False) if a != b)
         name = next(differing, None)
         why = (
-            _REASONS[name](decided[index], decided[best])
+            "it has no StudyDate"
+            if index in undated
+            else _REASONS[name](decided[index], decided[best])
             if name
             else "equal in all preferences; the first UID is taken"
         )

@@ -189,11 +189,19 @@ def _earliest_date(headers: Sequence[Header]) -> date | None:
 
 
 def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
-    """Return the SHA-256 over path, frame, size and modification time of each slice, in order, and over the repairs."""
+    """Return the SHA-256 over what tells a changed input: of each slice, in order, its file and what places it.
+
+    Headers can be changed in place, with the file's size and time kept.
+    """
     digest = hashlib.sha256()
     for header in headers:
         frame = "" if header.frame is None else f"#{header.frame}"
-        digest.update(f"{header.path}{frame}\0{header.size_bytes}\0{header.mtime_ns}\n".encode())
+        placed = (
+            *(header.sop_instance_uid, header.transfer_syntax_uid, header.frame_of_reference_uid),
+            *(header.image_position_patient, header.image_orientation_patient, header.pixel_spacing_mm),
+            *(header.rescale_slope, header.rescale_intercept),
+        )
+        digest.update(f"{header.path}{frame}\0{header.size_bytes}\0{header.mtime_ns}\0{placed}\n".encode())
     digest.update("".join(f"repair {name}\n" for name in repairs).encode())
     return digest.hexdigest()
 

@@ -24,7 +24,7 @@ import polars as pl
 
 from cohortseg.errors import StoreError
 from cohortseg.store.files import sweep_temporaries, write_file
-from cohortseg.store.masks import SeriesMasks, has_masks, remove_masks, write_masks
+from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
 from cohortseg.store.provenance import RUN_JSON
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.store.tables import table_from_rows
@@ -37,7 +37,7 @@ _OWNER: Final = "owner.json"
 _BATCH: Final = 128
 _KEY: Final = re.compile(r"[0-9a-f]{16}")
 """A series key: what else lies in the folders is the user's."""
-_MARKER_KEYS: Final = {"token", "final", "has_masks", "has_picture", "burden"}
+_MARKER_KEYS: Final = {"token", "final", "sizes", "burden"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +105,9 @@ def _owner(out: Path) -> str:
     """Return who holds the lock, as far as the note beside it tells."""
     try:
         owner = json.loads((out / _STATE / _OWNER).read_bytes())
-    except (OSError, ValueError):
+        return f" (process {owner['process']} on {owner['host']} since {owner['since']})"
+    except (OSError, ValueError, LookupError, TypeError):
         return ""
-    return f" (process {owner['process']} on {owner['host']} since {owner['since']})"
 
 
 def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any]) -> str:
@@ -166,13 +166,6 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
     """
     marker, picture, rows = _marker(out, series_key), _picture(out, series_key), io.BytesIO()
     table_from_rows(result.slices, SLICES).write_ipc(rows, compression="lz4")
-    document = {
-        "token": token,
-        "final": result.final,
-        "has_masks": result.masks is not None,
-        "has_picture": result.picture_png is not None,
-        "burden": dict(result.burden),
-    }
     with _told(out):
         marker.unlink(missing_ok=True)
         if result.masks is None:
@@ -184,20 +177,29 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
         else:
             write_file(picture, result.picture_png)
         write_file(_slices(out, series_key), rows.getvalue())
+        document = {
+            "token": token,
+            "final": result.final,
+            "sizes": _sizes(out, series_key),
+            "burden": dict(result.burden),
+        }
         write_file(marker, json.dumps(document, default=_plain, allow_nan=False).encode())
         _attempts(out, series_key).unlink(missing_ok=True)
 
 
 def is_done(out: Path, series_key: str, token: str) -> bool:
-    """Return whether a final marker of this very result exists, with its slices, masks and picture."""
+    """Return whether a final marker of this very result exists, and all its files with the sizes that they had."""
     document = _read_marker(out, series_key)
     if document is None or document.get("token") != token or not document["final"]:
         return False
-    return (
-        _slices(out, series_key).is_file()
-        and (not document["has_masks"] or has_masks(out / MASKS, series_key))
-        and (not document["has_picture"] or _picture(out, series_key).is_file())
-    )
+    with _told(out):
+        return bool(document["sizes"] == _sizes(out, series_key))
+
+
+def _sizes(out: Path, series_key: str) -> dict[str, int]:
+    """Return the bytes of each file of a series' result, by path below the output folder."""
+    files = (_slices(out, series_key), _picture(out, series_key), *mask_files(out / MASKS, series_key))
+    return {path.relative_to(out).as_posix(): path.stat().st_size for path in files if path.is_file()}
 
 
 def committed_status(out: Path, series_key: str) -> str:
@@ -286,7 +288,7 @@ def _attempts(out: Path, series_key: str) -> Path:
 def _attempt_lines(out: Path, series_key: str) -> list[str]:
     with _told(out):
         try:
-            return _attempts(out, series_key).read_text(encoding="ascii").splitlines()
+            return _attempts(out, series_key).read_text(encoding="ascii", errors="replace").splitlines()
         except FileNotFoundError:
             return []
 

@@ -124,7 +124,9 @@ def create_mask_store(path: Path) -> None:
         for leftover in path.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True)
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be used as a mask store: {error}") from error
+        raise StoreError(
+            f"{path}: cannot be used as a mask store ({error}); if it is one, remove its zarr.json and run again"
+        ) from error
 
 
 def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
@@ -194,9 +196,9 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
         raise StoreError(f"{path}: no readable masks of series {series_key}: {error}") from error
 
 
-def has_masks(path: Path, series_key: str) -> bool:
-    """Return whether the store holds masks of this series."""
-    return (path / series_key / "zarr.json").is_file()
+def mask_files(path: Path, series_key: str) -> list[Path]:
+    """Return the files of the group of one series, sorted; none if there is no such group."""
+    return sorted(_files(path / series_key))
 
 
 def _write_array(group: zarr.Group, name: str, array: NDArray[np.uint8]) -> None:

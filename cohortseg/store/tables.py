@@ -75,6 +75,17 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
+def table_name(path: Path) -> str | None:
+    """Return which of our tables a file is; None if it is none."""
+    try:
+        with path.open("rb") as file:
+            metadata = pq.read_schema(file).metadata or {}
+        document = json.loads(metadata.get(b"cohortseg", b"{}"))
+    except (OSError, pa.ArrowException, ValueError):
+        return None
+    return document.get("table") if isinstance(document, dict) else None
+
+
 def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
     """Read a Parquet file and check it against its schema.
 
