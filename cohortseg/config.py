@@ -104,7 +104,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Two-phase training; the defaults are the paper's settings (METHOD: SGD 0.01, Adam 1e-4, 1000 iterations)."""
+    """Two-phase training; the defaults are the paper's settings (docs/method.md)."""
 
     canonical: CanonicalConfig = field(default_factory=CanonicalConfig)
     """The network input."""
@@ -297,7 +297,7 @@ class InferConfig(ScanConfig):
     overlays: bool = True
     """Write one overlay picture a series."""
     auto_ray_series: int = 64
-    """With engine auto, cohorts of at least so many chosen series go to Ray when more than one worker can run."""
+    """With engine auto, work goes to Ray where so many series are still to be done and more than one worker can run."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

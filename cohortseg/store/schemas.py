@@ -1,4 +1,4 @@
-"""Every table cohortseg writes: columns, types, units and meanings, in one place."""
+"""The tables of cohorts and samples: columns, types, units and meanings (those of evaluate: ``evaluate/tables.py``)."""
 
 from dataclasses import dataclass
 from typing import Final
