@@ -1,6 +1,7 @@
 """One series in; its masks on its own grid, its burden row and its picture out."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, fields
@@ -32,6 +33,10 @@ _FROM_RECORD: Final = tuple(
 
 _DIGITS: Final = 6
 
+_FINDING_LUNGS: Final = threading.Lock()
+"""Lungs are found in one thread at a time: many short steps under Python's global lock, of which two threads get no
+more done than one. So series side by side fall out of step: one's lungs are found while the network is at another."""
+
 
 def segment_series(
     record: SeriesRecord,
@@ -42,7 +47,7 @@ def segment_series(
 ) -> SeriesResult:
     """Set a series upright, find its lungs, segment, measure and draw it; not evaluable without lungs.
 
-    ``stopped`` is asked between the passes of the network whether the run is over.
+    ``stopped`` is asked before each longer step whether the run is over.
 
     Raises
     ------
@@ -54,7 +59,10 @@ def segment_series(
     orientation = orientation_from_affine(volume.affine)
     upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))  # no copy of what lies upright already
     upright_mm = orientation.upright_spacing(volume.spacing_mm)
-    lungs = segment_lungs(upright_hu, upright_mm)
+    with _FINDING_LUNGS:
+        if stopped():
+            raise CancelledError
+        lungs = segment_lungs(upright_hu, upright_mm)
     row = series_row(record, model.sha256) | _flags(record, volume, lungs)
     if not lungs.mask.any():
         reason = "no lung was found in any slice"
