@@ -58,4 +58,6 @@ class StoreError(CohortSegError):
 
 
 class SchemaError(StoreError, ValueError):
-    """A table whose columns or types are not those of its schema."""
+    """A file that is no table, or whose columns or types are not those of its schema."""
+
+    exit_code = 2

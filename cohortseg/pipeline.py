@@ -15,7 +15,7 @@ from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.identity import without_path
-from cohortseg.infer.commit import MASKS, claimed, committed_slices, forget, num_others, read_committed, sweep
+from cohortseg.infer.commit import MASKS, claimed, committed_keys, committed_slices, forget, read_committed, sweep
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
@@ -85,8 +85,8 @@ def infer_cohort(
     Raises
     ------
     ConfigError
-        If ``out`` lies inside the cohort, the cohort holds no DICOM, the rules leave no series, or the workers do not
-        fit.
+        If ``out`` lies inside the cohort or holds results of another one, the cohort holds no DICOM, the rules leave no
+        series, or the workers do not fit.
     StoreError
         If another run writes into ``out``, or it cannot be written.
     ModelError
@@ -104,6 +104,8 @@ def infer_cohort(
         scan_s = time.perf_counter() - begin
         chosen = [record for record in scan.series if record.decision == "selected"]
         _check_rules(scan, chosen)
+        if config.resume:
+            _check_same_cohort(scan, out)
         job = Job(
             root=cohort,
             out=out,
@@ -133,7 +135,7 @@ def infer_cohort(
             num_found=len(scan.series),
             num_unreadable=sum(file.unreadable for file in scan.skipped),
             num_done=len(pending),
-            num_others=num_others(out, {record.series_key for record in chosen}),
+            num_others=len(committed_keys(out) - {record.series_key for record in chosen}),
             engine=engine,
         )
         if not pending and _tells_of(out, summary, config):
@@ -149,6 +151,16 @@ def _check_rules(scan: CohortScan, chosen: Sequence[SeriesRecord]) -> None:
     if excluded and not chosen:
         reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.most_common())
         raise ConfigError(f"no series is chosen: {reasons}; cohortseg scan shows what the columns hold")
+
+
+def _check_same_cohort(scan: CohortScan, out: Path) -> None:
+    """Refuse a folder with results of which none is of this cohort: its tables would lose the other one's."""
+    done = committed_keys(out)
+    if done and done.isdisjoint(record.series_key for record in scan.series):
+        raise ConfigError(
+            f"{out}: holds results of {len(done)} series, none of which is in this cohort; choose another -o, or "
+            "--no-resume to remove them"
+        )
 
 
 def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:

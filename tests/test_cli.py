@@ -59,12 +59,15 @@ def test_info_tells_versions_devices_and_the_model_with_its_terms():
         (["infer", "does-not-exist"], "does not exist"),
         (["scan", "does-not-exist"], "does-not-exist"),
         (["report", "does-not-exist"], "does-not-exist"),
+        (["report", "damaged"], "cannot be read as Parquet"),
         (["sample", "x", "--patients", "0"], "patients"),
         (["evaluate", "--data", "does-not-exist"], "TrainingSet"),
     ],
 )
 def test_wrong_usage_is_one_error_and_exit_code_2_with_nothing_on_stdout(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/burden.parquet").write_bytes(b"PAR1, and no more")
     code, stdout, stderr = run(*arguments)
     assert code == 2
     assert stdout == ""

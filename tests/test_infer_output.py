@@ -14,7 +14,7 @@ from runs import run
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.report.write import write_report
 from cohortseg.store.schemas import BURDEN, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
@@ -90,6 +90,49 @@ def test_rules_that_leave_nothing_are_refused_and_replace_nothing(
     with pytest.raises(ConfigError, match=r"no series is chosen: \d+ does not match --select 'patient_id = nobody'"):
         run(cohort, out, model_path, select=("patient_id = nobody",))
     assert (out / "burden.parquet").read_bytes() == before
+
+
+def test_the_results_of_another_cohort_are_not_replaced_unasked(cohort: Path, model_path: Path, tmp_path: Path) -> None:
+    """Two cohorts in folders of one name share the default output folder."""
+    out = tmp_path / "out"
+    for name in ("A1", "B3"):
+        shutil.copytree(cohort / name, tmp_path / name / "dicom")
+    run(tmp_path / "A1/dicom", out, model_path)
+    before = (out / "burden.parquet").read_bytes()
+    with pytest.raises(ConfigError, match="holds results of 1 series, none of which is in this cohort"):
+        run(tmp_path / "B3/dicom", out, model_path)
+    assert (out / "burden.parquet").read_bytes() == before
+    replaced = run(tmp_path / "B3/dicom", out, model_path, resume=False)
+    assert replaced.burden["patient_id"].to_list() == ["B"]
+    assert len(list(out.glob("masks.zarr/*/labels"))) == 1
+    (tmp_path / "B3").rename(tmp_path / "moved")
+    assert run(tmp_path / "moved/dicom", out, model_path).num_done == 0, "the same cohort elsewhere"
+
+
+def test_a_folder_without_dicom_leaves_no_output_behind(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong/letter.txt").write_text("no DICOM")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for out in (tmp_path / "new", mine):
+        with pytest.raises(CohortSegError):
+            run(tmp_path / "wrong", out, model_path)
+    assert not (tmp_path / "new").exists()
+    assert mine.is_dir(), "what was there before is the user's"
+
+
+def test_damaged_rows_of_slices_are_told_and_made_again(cohort: Path, model_path: Path, tmp_path: Path) -> None:
+    """Damaged within, its size as it was."""
+    mine, out = tmp_path / "cohort", tmp_path / "out"
+    shutil.copytree(cohort / "B3", mine / "B3")
+    before = run(mine, out, model_path)
+    (rows,) = (out / ".state/slices").iterdir()
+    rows.write_bytes(bytes(rows.stat().st_size))
+    with pytest.raises(StoreError, match=f"run the same command again, which does series {rows.stem} anew"):
+        run(mine, out, model_path)
+    again = run(mine, out, model_path)
+    assert again.num_done == 1
+    assert again.burden.drop("runtime_s").equals(before.burden.drop("runtime_s"))
 
 
 def test_files_that_cannot_be_read_are_told_and_flag_what_lies_beside_them(

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -74,6 +74,7 @@ def claimed(out: Path) -> Iterator[None]:
     StoreError
         If another run holds it, or it cannot be created.
     """
+    existed = out.exists()
     try:
         for name in _FOLDERS:
             (out / _STATE / name).mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,22 @@ def claimed(out: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             (out / _STATE / _OWNER).unlink()
+        if not existed:
+            _remove_if_unused(out)
         lock.release()
+
+
+def _remove_if_unused(out: Path) -> None:
+    """Remove a new output folder in which no work began: the cohort holds no DICOM, or a rule leaves nothing."""
+    if (out / MASKS).exists():
+        return
+    with suppress(OSError):
+        for name in _FOLDERS:
+            (out / _STATE / name).rmdir()
+        (out / PICTURES).rmdir()
+        (out / _STATE / "lock").unlink(missing_ok=True)
+        (out / _STATE).rmdir()
+        out.rmdir()
 
 
 def _owner(out: Path) -> str:
@@ -237,19 +253,29 @@ def committed_slices(out: Path, series_keys: Sequence[str]) -> Iterator[pl.DataF
         If the rows of a series are missing.
     """
     for keys in _batches(series_keys):
-        try:
-            yield pl.concat([pl.read_ipc(io.BytesIO(_slices(out, key).read_bytes())) for key in keys])
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise StoreError(f"{out}: rows of slices cannot be read ({error}); run the same command again") from error
+        yield pl.concat([_read_slices(out, key) for key in keys])
+
+
+def _read_slices(out: Path, series_key: str) -> pl.DataFrame:
+    """Return the slices table of one series; where it is damaged the series is no longer done."""
+    try:
+        return pl.read_ipc(io.BytesIO(_slices(out, series_key).read_bytes()))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        with _told(out):
+            _marker(out, series_key).unlink(missing_ok=True)
+        raise StoreError(
+            f"{_slices(out, series_key)}: cannot be read ({error}); run the same command again, which does series "
+            f"{series_key} anew"
+        ) from error
 
 
 def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
     return (series_keys[start : start + _BATCH] for start in range(0, len(series_keys), _BATCH))
 
 
-def num_others(out: Path, series_keys: Collection[str]) -> int:
-    """Return how many series are committed that are not among these: of an earlier run that chose more."""
-    return sum(path.stem not in series_keys for path in (out / _STATE / "rows").glob("*.json"))
+def committed_keys(out: Path) -> set[str]:
+    """Return the keys of all series with a marker, those of earlier runs too."""
+    return {path.stem for path in (out / _STATE / "rows").glob("*.json")}
 
 
 def forget(out: Path) -> None:

@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise StoreError(f"{path.name}: cannot be written: {error}") from error
+        raise StoreError(f"{path}: cannot be written: {error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

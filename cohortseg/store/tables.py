@@ -92,14 +92,16 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
     Raises
     ------
     StoreError
-        If the file is missing or damaged.
+        If the file is missing or cannot be read.
     SchemaError
-        If its columns or types differ from the schema.
+        If it is damaged or no Parquet, or its columns or types differ from the schema.
     """
     try:
         frame = pl.read_parquet(path, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise StoreError(f"{path}: cannot be read as Parquet: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+    except pl.exceptions.PolarsError as error:
+        raise SchemaError(f"{path}: cannot be read as Parquet: {error}") from error
     if frame.schema != schema.polars_schema:
         raise SchemaError(f"{path}: not a {schema.name} table of schema version {SCHEMA_VERSION}")
     return frame
