@@ -1,6 +1,7 @@
 """From folders to manifest rows: every file accounted for, whatever the tree looks like; and the command."""
 
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -213,3 +214,16 @@ def test_hospital_files(realdata: Path) -> None:
     assert skipped.count("coronal reformat: only axial series are segmented") == 10
     assert skipped.count("sagittal reformat: only axial series are segmented") == 10
     assert [record.n_duplicates for record in found.series if record.n_duplicates] == [1, 1]
+
+
+def test_a_file_that_goes_on_with_zeros_is_damaged_and_holds_nobody_up(tmp_path: Path) -> None:
+    """A copy that was given its size before its bytes came."""
+    (path, *_) = write_series(tmp_path / "a")
+    write_series(tmp_path / "b")
+    with path.open("r+b") as file:
+        file.truncate(700)
+        file.truncate(2**33)
+    start = time.perf_counter()
+    found = scan_cohort(tmp_path)
+    assert time.perf_counter() - start < 20
+    assert [(item.path, item.reason) for item in found.skipped] == [("a/0000.dcm", "damaged DICOM header")]

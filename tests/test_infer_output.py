@@ -109,6 +109,16 @@ def test_the_results_of_another_cohort_are_not_replaced_unasked(cohort: Path, mo
     assert run(tmp_path / "moved/dicom", out, model_path).num_done == 0, "the same cohort elsewhere"
 
 
+@pytest.mark.parametrize("name", ["burden.parquet", "run.json", "masks.zarr"])
+def test_a_folder_with_another_program_s_files_is_refused(
+    cohort: Path, model_path: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds a {name} that is not from cohortseg"):
+        run(cohort, tmp_path, model_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_folder_without_dicom_leaves_no_output_behind(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong/letter.txt").write_text("no DICOM")

@@ -17,15 +17,11 @@ from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_s
 from cohortseg.dicom.guards import BoundedFile, inflates_too_far
 from cohortseg.dicom.padding import fill_undeclared_padding
 from cohortseg.dicom.pixels import slice_hu
+from cohortseg.dicom.plausible import check_hu
 from cohortseg.dicom.repair import resample_z, untilt
 from cohortseg.dicom.series import UNDECLARED_PADDING, SeriesRecord
-from cohortseg.errors import DicomError, GeometryError, NotEvaluableError
-from cohortseg.volume import HU_MIN, Volume
-
-MIN_AIR_SHARE: Final = 0.02
-"""Least part of voxels from -1023 to -500 HU (air around the patient, lung); 0.22 and more in real slices."""
-MIN_SOFT_SHARE: Final = 0.05
-"""Least part of voxels from -200 to 200 HU (fat, muscle, blood); 0.30 and more in real slices."""
+from cohortseg.errors import DicomError, GeometryError
+from cohortseg.volume import Volume
 
 _KEYWORDS: Final = (
     "SOPInstanceUID",
@@ -83,7 +79,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     GeometryError
         If the slices do not form a volume.
     NotEvaluableError
-        If the values are not Hounsfield units of a chest.
+        If the values are not Hounsfield units of a chest, or slices among them are blank or of something else.
 
     References
     ----------
@@ -108,10 +104,13 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     flags = record.qc_flags
     if fill_undeclared_padding(volume_hu):
         flags = (*flags, UNDECLARED_PADDING)
+    rescales = [
+        Attributes.of(item).texts("RescaleIntercept") + Attributes.of(item).texts("RescaleSlope") for item in slices
+    ]
+    flags = (*flags, *check_hu(volume_hu, record.series_key, rescales))
     if record.repairs:
         volume_hu, affine, nearest = _repaired(volume_hu, slices, stack, record)
         spacing_z, uids = record.spacing_z_mm, [uids[index] for index in nearest]
-    require_hu(volume_hu, record.series_key)
     return Volume(
         volume_hu=volume_hu,
         affine=affine,
@@ -153,35 +152,6 @@ def _repaired(
     affine[:3, 0] = step / (stack.distances_mm.sum() / spacing)
     affine[:3, 3] = positions[0]
     return volume_hu, affine, nearest
-
-
-def require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
-    """Refuse values that are not HU of a trunk: some air (or lung) and some soft tissue must be there.
-
-    HU_MIN itself counts as neither, because padding has that value. Series without rescale, with it applied twice, or
-    windowed to 8 bits fail.
-
-    Parameters
-    ----------
-    volume_hu : any shape, HU
-        At least one voxel.
-    series_key
-        For the message.
-
-    Raises
-    ------
-    NotEvaluableError
-        With the shares found, and the flag ``hu_implausible``.
-    """
-    air = np.count_nonzero((volume_hu > HU_MIN) & (volume_hu <= -500)) / volume_hu.size
-    soft = np.count_nonzero((volume_hu >= -200) & (volume_hu <= 200)) / volume_hu.size
-    if air < MIN_AIR_SHARE or soft < MIN_SOFT_SHARE:
-        raise NotEvaluableError(
-            f"series {series_key}: values are not Hounsfield units of a chest: {100 * air:.1f} % are like air,"
-            f" {100 * soft:.1f} % like soft tissue; at least {100 * MIN_AIR_SHARE:.0f} and {100 * MIN_SOFT_SHARE:.0f} %"
-            " are expected",
-            qc_flags=("hu_implausible",),
-        )
 
 
 def _read_dataset(root: Path, path: str, record: SeriesRecord) -> Dataset:

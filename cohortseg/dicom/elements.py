@@ -48,7 +48,7 @@ _SHORT_BYTES: Final = 2
 _FIRST_YEAR: Final = 1800
 _META_AT: Final = 132
 _META_GROUP: Final = 2
-_PIXELS: Final = frozenset({0x7FE0_0008, 0x7FE0_0009, 0x7FE0_0010})
+PIXEL_TAGS: Final = frozenset({0x7FE0_0008, 0x7FE0_0009, 0x7FE0_0010})
 
 _Element = RawDataElement | DataElement
 
@@ -166,7 +166,11 @@ def _first_attributes(start: bytes, tags: list[int]) -> tuple[Attributes, Attrib
     if _looks_implicit(start[file.tell() :][:6]) != is_implicit:
         return None
     found = data_element_generator(
-        file, is_implicit, is_little_endian=True, stop_when=lambda tag, *_: int(tag) in _PIXELS, specific_tags=[*tags]
+        file,
+        is_implicit,
+        is_little_endian=True,
+        stop_when=lambda tag, *_: int(tag) in PIXEL_TAGS,
+        specific_tags=[*tags],
     )
     elements = list(found)
     if file.tell() >= len(start):

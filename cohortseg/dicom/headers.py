@@ -10,11 +10,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import pydicom
 from pydicom.datadict import tag_for_keyword
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, MediaStorageDirectoryStorage
 
-from cohortseg.dicom.elements import READ_ERRORS, Attributes, first_attributes
+from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, first_attributes
 from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
 
@@ -208,12 +210,25 @@ def _read(file: BinaryIO, start: bytes | None) -> tuple[Attributes, list[tuple[i
     first = None if start is None else first_attributes(start, _TAGS)
     if first is not None and first[1].text("SOPClassUID") not in ENHANCED_CT:
         return first[0], [(None, first[1])]
-    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=start is None)
+    dataset = read_partial(file, _header_ends, specific_tags=[*_TAGS], force=start is None)
     meta, attributes = Attributes.of(dataset.file_meta), Attributes.of(dataset)
     if attributes.text("SOPClassUID") in ENHANCED_CT:
         with suppress(*READ_ERRORS):  # one header without frame numbers: the rules name it
             return meta, list(enumerate(map(Attributes.of, frame_datasets(dataset)), 1))
     return meta, [(None, attributes)]
+
+
+def _header_ends(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    """Tell whether the pixels begin; what goes on with zeros (a copy that was not finished) would take hours to walk.
+
+    Raises
+    ------
+    InvalidDicomError
+        At zeros.
+    """
+    if int(tag) == 0:
+        raise InvalidDicomError("zeros where an element should be")
+    return int(tag) in PIXEL_TAGS
 
 
 def _header(

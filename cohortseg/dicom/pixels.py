@@ -57,9 +57,13 @@ def slice_hu(dataset: Dataset, path: str, frame: int = 0, rescale: Dataset | Non
     """
     rescale = dataset if rescale is None else rescale
     stored = stored_values(dataset, path, frame)
-    if None in [Attributes.of(rescale).reals(keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]:
-        raise DicomError(f"{path}: RescaleSlope or RescaleIntercept is missing: values are not in HU")
-    hu: NDArray[np.float64] = np.rint(apply_rescale(stored, rescale))
+    linear = Dataset()  # as numbers, whatever VR the file gives them
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        number = Attributes.of(rescale).real(keyword)
+        if number is None:
+            raise DicomError(f"{path}: {keyword} is missing, or not one number: values are not in HU")
+        setattr(linear, keyword, number)
+    hu: NDArray[np.float64] = np.rint(apply_rescale(stored, linear))
     padding = _padding_range(dataset, stored.dtype)
     if padding is not None:
         padded = (stored >= padding[0]) & (stored <= padding[1])

@@ -64,6 +64,11 @@ def _words(image_type: tuple[str, ...]) -> frozenset[str]:
     return frozenset(words | {re.sub(r"[^A-Z0-9]+", "", value) for value in values})
 
 
+def names_projection(header: Header) -> bool:
+    """Return whether the series' description names a projection or rendering."""
+    return _PROJECTION_NAME.search(header.series_description or "") is not None
+
+
 def image_kind(header: Header) -> str:
     """Return the kind of image, as far as ImageType and SOP class tell: what differs in it is no one volume."""
     words = image_type_words(header)
@@ -115,12 +120,13 @@ def _source_problem(headers: Sequence[Header]) -> str | None:
 
 
 def _image_type_problem(headers: Sequence[Header]) -> str | None:
-    """Scouts, projections and pictures, by ImageType; derived ones also by SeriesDescription."""
+    """Scouts, projections and pictures, by ImageType; if it is absent or DERIVED, also by SeriesDescription."""
     words = set().union(*map(image_type_words, headers))
     if words & _SCOUT_WORDS:
         return "localizer (scout), not a slice"
-    derived = bool(words & REFORMAT_WORDS)
-    if words & _PROJECTION_WORDS or (derived and _PROJECTION_NAME.search(headers[0].series_description or "")):
+    # Where ImageType says that slices are original, a name is no proof: it only raises a flag.
+    by_name = (not words or words & REFORMAT_WORDS) and any(map(names_projection, headers))
+    if words & _PROJECTION_WORDS or by_name:
         return "projection, rendering or map (for example MIP): its values are not those of one slice"
     if words & _PICTURE_WORDS:
         return "screen capture or protocol page, not a slice"
@@ -139,7 +145,11 @@ def _pixel_problem(headers: Sequence[Header]) -> str | None:
         return "colour image, not HU"
     kinds = {header.photometric_interpretation for header in headers} - {"MONOCHROME1", "MONOCHROME2"}
     if kinds:
-        return f"PhotometricInterpretation is {_shown(kinds)}; CT in HU is MONOCHROME2 or MONOCHROME1"
+        count = sum(header.photometric_interpretation in kinds for header in headers)
+        return (
+            f"PhotometricInterpretation is {_shown(kind or 'missing' for kind in kinds)} in {count} of {len(headers)} "
+            "slices; CT in HU is MONOCHROME2 or MONOCHROME1"
+        )
     sizes = sorted({(header.rows or 0, header.columns or 0) for header in headers})
     if len(sizes) > 1:
         return "different image sizes: " + ", ".join(f"{rows} x {columns}" for rows, columns in sizes[:4])
@@ -153,7 +163,7 @@ def _pixel_problem(headers: Sequence[Header]) -> str | None:
 def _rescale_problem(headers: Sequence[Header]) -> str | None:
     """Values must be Hounsfield units."""
     if any(header.rescale_slope is None or header.rescale_intercept is None for header in headers):
-        return "RescaleSlope or RescaleIntercept is missing: values are not in HU"
+        return "RescaleSlope or RescaleIntercept is missing, or not one number: values are not in HU"
     if any(header.rescale_slope == 0 for header in headers):
         return "RescaleSlope is 0: values are not in HU"
     # PS3.3 C.11.1.1.2. Absent means HU in CT (C.8.2.1); US ("unspecified") and free text are left to the HU check.

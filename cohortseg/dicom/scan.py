@@ -6,7 +6,7 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
 """Below this number a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
+FRAGMENT_SHARE: Final = 0.2
+"""A volume that covers its series in part, with fewer slices than this part of its largest volume, is a fragment."""
 _CHUNK: Final = 200
 
 
@@ -173,7 +175,7 @@ def _describe(
 ) -> list[SeriesRecord]:
     """Return a record of each volume of one series; copies are counted in the first."""
     volumes = split_volumes(kept)
-    return [
+    records = [
         series_from_headers(
             volume,
             n_duplicates=n_duplicates if number == 1 else 0,
@@ -183,6 +185,17 @@ def _describe(
         )
         for number, volume in enumerate(volumes, 1)
     ]
+    return [_without_fragment(record, len(volumes[0])) for record in records]
+
+
+def _without_fragment(record: SeriesRecord, most: int) -> SeriesRecord:
+    """Skip a volume of a few slices, parted from the many of its series: it must not stand for them."""
+    if record.decision != "selected" or PARTIAL_COVERAGE not in record.qc_flags:
+        return record
+    if record.n_slices >= FRAGMENT_SHARE * most:
+        return record
+    reason = f"fragment: {record.n_slices} slice(s) apart from the {most} of another volume of this series"
+    return replace(record, decision="skipped", reason=reason)
 
 
 def _findings(

@@ -19,12 +19,17 @@ from cohortseg.dicom.geometry import (
 from cohortseg.dicom.headers import Header, common_spacing
 from cohortseg.dicom.rules import image_kind
 
+_PHASE: Final = "temporal_position"
+_SCANS: Final = ("acquisition_number", _PHASE, "acquisition_time")
+_DESCRIBED: Final = ("series_description", "slice_thickness_mm", "image_type")
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
 MAX_LONE: Final = 2
 """So is one that would fall, by half or more, into single slices, if these are more than two (scouts)."""
 MAX_STRAYS: Final = 2
 """So many slices without a position are parted from the others of their series; if more, the series is skipped."""
+_FEW: Final = 2
+"""So few slices that alternate with others are no scan of their own."""
 SERIES_COVERAGE_SHARE: Final = 0.8
 """A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
@@ -34,8 +39,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
 
     A stray slice or two without a position are volumes of their own. A volume has one orientation, frame of reference,
     kernel, image size and kind (SOP class, scout, projection). One scan may number its acquisitions slice by slice, and
-    has a time for each slice, so that acquisitions, phases and times split a series only where it is no regular stack
-    as a whole and each of them is one of several slices.
+    has a time for each slice, so that acquisitions and times split a series only where each is a regular stack of
+    several slices, and all together are none, or alternate.
 
     Parameters
     ----------
@@ -102,16 +107,17 @@ def _plane_numbers(headers: Sequence[Header]) -> dict[tuple[float, ...] | None, 
 
 
 def _acquisitions(headers: list[Header]) -> list[list[Header]]:
-    """Return a volume split by the first of acquisition, phase and time that makes regular stacks of it.
+    """Return a volume split by the first of phase, acquisition, time and so on that makes regular stacks of it.
 
-    Phases are never one volume; acquisitions and times can be.
+    Phases are never one volume. Acquisitions, times and descriptions can be, one after another along the patient; they
+    are not where each reaches over nearly all of the whole: scans whose slices happen to alternate.
     """
-    names = ["acquisition_number", "temporal_position", "acquisition_time"]
-    if _is_regular(headers):
-        names = ["temporal_position"]
-    for name in names:
+    never_one = {_PHASE} if _is_regular(headers) else {*_SCANS}
+    for name in (*_SCANS, *_DESCRIBED):
         parts = _grouped(headers, attrgetter(name))
-        if 1 < len(parts) <= MAX_VOLUMES and all(len(part) > 1 and _is_regular(part) for part in parts):
+        if not 1 < len(parts) <= MAX_VOLUMES or not all(len(part) > 1 and _is_regular(part) for part in parts):
+            continue
+        if name in never_one or all(len(part) > _FEW and _covers(part, headers) for part in parts):
             return parts
     return [headers]
 
@@ -121,15 +127,20 @@ def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]
     plane, kind = volume[0].image_orientation_patient, image_kind(volume[0])
     if plane is None or not is_orthonormal(plane):
         return False
-    normal = slice_normal(plane)
+    alike = [other for other in volumes if image_kind(other[0]) == kind]
+    alike = [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
+    return not _covers(volume, [header for other in alike for header in other])
+
+
+def _covers(part: Sequence[Header], whole: Sequence[Header]) -> bool:
+    """Return whether slices reach over most of what all of them reach over, along the normal of the first."""
+    normal = slice_normal(part[0].image_orientation_patient or ())
 
     def extent_mm(headers: Sequence[Header]) -> float:
         points = [header.image_position_patient for header in headers if header.image_position_patient is not None]
         return float(np.ptp(np.array(points) @ normal)) if points else 0.0
 
-    alike = [other for other in volumes if image_kind(other[0]) == kind]
-    alike = [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
-    return extent_mm(volume) < SERIES_COVERAGE_SHARE * extent_mm([header for other in alike for header in other])
+    return extent_mm(part) >= SERIES_COVERAGE_SHARE * extent_mm(whole)
 
 
 def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:

@@ -22,15 +22,16 @@ from typing import Any, Final
 import filelock
 import polars as pl
 
-from cohortseg.errors import StoreError
+from cohortseg.errors import ConfigError, StoreError
 from cohortseg.store.files import sweep_temporaries, write_file
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
 from cohortseg.store.provenance import RUN_JSON
-from cohortseg.store.schemas import BURDEN, SLICES
-from cohortseg.store.tables import table_from_rows
+from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, PATIENTS, SLICES, TIMELINE
+from cohortseg.store.tables import table_from_rows, table_name
 
 MASKS: Final = "masks.zarr"
 PICTURES: Final = "pictures"
+REPORT: Final = "report.html"
 _STATE: Final = ".state"
 _FOLDERS: Final = ("attempts", "rows", "slices")
 _OWNER: Final = "owner.json"
@@ -71,10 +72,13 @@ def claimed(out: Path) -> Iterator[None]:
 
     Raises
     ------
+    ConfigError
+        If it is not ours, and holds what a run would replace.
     StoreError
         If another run holds it, or it cannot be created.
     """
     existed = out.exists()
+    _refuse_foreign(out)
     try:
         for name in _FOLDERS:
             (out / _STATE / name).mkdir(parents=True, exist_ok=True)
@@ -102,6 +106,16 @@ def claimed(out: Path) -> Iterator[None]:
         if not existed:
             _remove_if_unused(out)
         lock.release()
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder without a table of ours that holds something of a name that a run replaces."""
+    tables = {f"{schema.name}.parquet": schema.name for schema in (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS)}
+    if (out / _STATE).is_dir() or any(table_name(out / file) == name for file, name in tables.items()):
+        return
+    found = next((name for name in (*tables, MASKS, RUN_JSON, REPORT) if (out / name).exists()), None)
+    if found is not None:
+        raise ConfigError(f"{out}: holds a {found} that is not from cohortseg; choose another -o")
 
 
 def _remove_if_unused(out: Path) -> None:
@@ -303,7 +317,7 @@ def sweep(out: Path) -> None:
     """Remove what killed runs left under temporary names; beside our tables a user may keep files of any name."""
     for folder in (out / _STATE, *(out / _STATE / name for name in _FOLDERS), out / PICTURES):
         sweep_temporaries(folder)
-    for name in ("*.parquet", RUN_JSON, "report.html"):
+    for name in ("*.parquet", RUN_JSON, REPORT):
         sweep_temporaries(out, name)
 
 

@@ -182,7 +182,7 @@ def _airway(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: floa
         if not 40 < core.sum() * pixel_mm**2 < 1200 or lateral_mm > 45:
             continue
         wall = dilate(core, 3 / pixel_mm + 1) & ~dilate(core, 1.5)
-        if np.mean(smooth[wall] > -500) > 0.5:
+        if np.count_nonzero(smooth[wall] > -500) > 0.5 * np.count_nonzero(wall):
             airway |= dilate(core, 1.5)
     return airway
 

@@ -119,6 +119,16 @@ def _rescale_a_slice(folder: Path) -> list[Expected]:
     return [measured(write_files(folder, slices))]
 
 
+@quirk("A slice whose rescale lacks the intercept of the others")
+def _wrong_intercept(folder: Path) -> list[Expected]:
+    slices = chest_slices("intercept")
+    slices[5].RescaleIntercept = "0"
+    reason = "1 of 12 slices have another rescale than most, and values that do not fit"
+    return [
+        Expected(files=write_files(folder, slices), status="not_evaluable", qc_flags=("odd_slices",), reason=reason)
+    ]
+
+
 @quirk("Values from which 1024 was subtracted twice")
 def _rescale_twice(folder: Path) -> list[Expected]:
     return _no_hu(folder, chest_hu() - np.int16(1024))

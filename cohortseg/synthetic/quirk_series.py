@@ -119,6 +119,20 @@ def _two_acquisitions(folder: Path) -> list[Expected]:
     return _two_volumes(folder, "acquisitions", {"AcquisitionNumber": 2}, "11 slices against 12")
 
 
+@quirk("One series of two acquisitions whose slices alternate")
+def _alternating_acquisitions(folder: Path) -> list[Expected]:
+    slices = chest_slices("alternating", hu=chest_hu((24, *SHAPE[1:])), spacing_mm=(2.5, *SPACING_MM[1:]))
+    for index, dataset in enumerate(slices):
+        dataset.AcquisitionNumber = 1 + index % 2
+        dataset.SliceThickness = str(SPACING_MM[0])
+    files = write_files(folder, slices[:23])
+    reason = "11 slices against 12"
+    alternative = Expected(
+        files=files[1::2], decision="alternative", reason=reason, qc_flags=("split_series",), n_slices=11
+    )
+    return [measured(files[::2], "split_series", tolerance_pct=5.0), alternative]
+
+
 @quirk("One series of two phases in time, of one acquisition")
 def _two_phases(folder: Path) -> list[Expected]:
     return _two_volumes(folder, "phases", {"TemporalPositionIdentifier": 2}, "11 slices against 12")
@@ -180,6 +194,28 @@ def _uneven_spacing(folder: Path) -> list[Expected]:
         files, "uneven_spacing", "resampled", ml=float(areas), tolerance_pct=4.0, repair=["resample"], n=12
     )
     return [skipped(files, "uneven spacing: 4.00 to 6.00 mm", "uneven_spacing"), repaired]
+
+
+@quirk("A slice of one value throughout, between others")
+def _blank_slice(folder: Path) -> list[Expected]:
+    hu = chest_hu()
+    hu[5] = -1024
+    files = write_files(folder, chest_slices("blank", hu=hu))
+    reason = "1 of 12 slices, between others, hold one value and no image"
+    return [Expected(files=files, status="not_evaluable", qc_flags=("blank_slices",), reason=reason)]
+
+
+@quirk("A slice apart from the others, which cannot be used")
+def _fragment(folder: Path) -> list[Expected]:
+    slices = chest_slices("fragment")
+    slices[5].FrameOfReferenceUID = "1.2.3.9"
+    slices[6].PhotometricInterpretation = "RGB"
+    files = write_files(folder, slices)
+    reason = "fragment: 1 slice(s) apart from the 11 of another volume of this series"
+    return [
+        skipped([*files[:5], *files[6:]], "PhotometricInterpretation is RGB in 1 of 11 slices", "split_series"),
+        skipped(files[5:6], reason, "single_slice", "split_series", "partial_coverage"),
+    ]
 
 
 @quirk("Slices sheared by 12 degrees against their normal")

@@ -1,0 +1,133 @@
+"""Whether decoded values are HU of one chest: as a whole, and slice by slice against those beside."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cohortseg.errors import NotEvaluableError
+from cohortseg.volume import HU_MIN
+
+MIN_AIR_SHARE: Final = 0.02
+"""Least part of voxels from -1023 to -500 HU (air around the patient, lung); 0.22 and more in real slices."""
+MIN_SOFT_SHARE: Final = 0.05
+"""Least part of voxels from -200 to 200 HU (fat, muscle, blood); 0.30 and more in real slices."""
+SOFT_TISSUE_HU: Final = (-140.0, 130.0)
+"""The most frequent HU between -300 and 300 lies here: that of fat (-110) or of muscle (50)."""
+
+_GRID: Final = 32
+_ODD: Final = (80.0, 0.7)
+"""Mean difference (HU) and correlation of a slice with those beside it: beyond, it is odd. Chests stay below 30 HU and
+above .94 at 25 mm between slices, below 75 HU and above .8 at 75 mm."""
+_HISTOGRAM_SLICES: Final = 16
+
+
+def check_hu(
+    volume_hu: NDArray[np.int16], series_key: str, rescales: Sequence[Hashable] | None = None
+) -> tuple[str, ...]:
+    """Return the flags of values that look odd, and refuse those that cannot be measured.
+
+    Parameters
+    ----------
+    volume_hu : (Z, Y, X) int16, HU
+        At least one voxel; padding is HU_MIN.
+    series_key
+        For messages.
+    rescales
+        What tells the rescale of each slice apart; None: they have one.
+
+    Returns
+    -------
+    tuple of str
+        ``blank_slices``, ``repeated_slices``, ``odd_slices``, ``hu_shifted``, as found.
+
+    Raises
+    ------
+    NotEvaluableError
+        If the values are not HU of a trunk, or slices between others are blank, or some that do not fit those beside
+        them have another rescale.
+    """
+    _require_hu(volume_hu, series_key)
+    flags = [*_blank(volume_hu, series_key), *_repeated(volume_hu), *_odd(volume_hu, series_key, rescales)]
+    return (*flags, "hu_shifted") if _is_shifted(volume_hu) else tuple(flags)
+
+
+def _require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
+    """Refuse values without some air (or lung) and some soft tissue.
+
+    HU_MIN itself counts as neither, because padding has that value. Series without rescale, with it applied twice, or
+    windowed to 8 bits fail.
+    """
+    air = np.count_nonzero((volume_hu > HU_MIN) & (volume_hu <= -500)) / volume_hu.size
+    soft = np.count_nonzero((volume_hu >= -200) & (volume_hu <= 200)) / volume_hu.size
+    if air < MIN_AIR_SHARE or soft < MIN_SOFT_SHARE:
+        raise NotEvaluableError(
+            f"series {series_key}: values are not Hounsfield units of a chest: {100 * air:.1f} % are like air,"
+            f" {100 * soft:.1f} % like soft tissue; at least {100 * MIN_AIR_SHARE:.0f} and {100 * MIN_SOFT_SHARE:.0f} %"
+            " are expected",
+            qc_flags=("hu_implausible",),
+        )
+
+
+def _blank(volume_hu: NDArray[np.int16], series_key: str) -> list[str]:
+    """Find slices of one value throughout; between others they are as good as missing, and that is a gap."""
+    blank = np.array([image.min() == image.max() for image in volume_hu])
+    if not blank.any():
+        return []
+    (held,) = np.nonzero(~blank)
+    between = np.count_nonzero(blank[held[0] : held[-1]])
+    if between:
+        raise NotEvaluableError(
+            f"series {series_key}: {between} of {len(blank)} slices, between others, hold one value and no image",
+            qc_flags=("blank_slices",),
+        )
+    return ["blank_slices"]
+
+
+def _repeated(volume_hu: NDArray[np.int16]) -> list[str]:
+    """Find neighbours with equal pixels; if that is most of them, it is a phantom without noise."""
+    pairs = sum(np.array_equal(low, high) and bool(low.min() < low.max()) for low, high in pairwise(volume_hu))
+    return ["repeated_slices"] if 0 < 2 * pairs < len(volume_hu) - 1 else []
+
+
+def _odd(volume_hu: NDArray[np.int16], series_key: str, rescales: Sequence[Hashable] | None) -> list[str]:
+    """Find slices that differ from the mean of those beside them far more than a chest does.
+
+    Blank ones are passed over. Where it is most of the slices there is nothing to compare with. Where another rescale
+    explains it, that is wrong.
+    """
+    held = [z for z, image in enumerate(volume_hu) if image.min() < image.max()]
+    if len(held) < 3:
+        return []
+    coarse = np.stack([cv2.resize(volume_hu[z], (_GRID, _GRID), interpolation=cv2.INTER_AREA) for z in held])
+    coarse = coarse.reshape(len(held), -1).astype(np.float64)
+    beside = np.concatenate([coarse[1:2], (coarse[:-2] + coarse[2:]) / 2, coarse[-2:-1]])
+    offset = np.abs((coarse - beside).mean(axis=1))
+    offset[[0, -1]] /= 2  # of the first and the last there is one neighbour, so their difference is not halved
+    a, b = (part - part.mean(axis=1, keepdims=True) for part in (coarse, beside))
+    norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    alike = np.divide((a * b).sum(axis=1), norms, out=np.ones(len(a)), where=norms > 0)
+    odd = (offset > _ODD[0]) | (alike < _ODD[1])
+    if not odd.any() or 2 * np.count_nonzero(odd) > len(odd):
+        return []
+    usual = Counter(rescales or ()).most_common(1)
+    wrong = [z for z, is_odd in zip(held, odd, strict=True) if is_odd and rescales and rescales[z] != usual[0][0]]
+    if wrong:
+        raise NotEvaluableError(
+            f"series {series_key}: {len(wrong)} of {len(volume_hu)} slices have another rescale than most, and values"
+            " that do not fit those of the slices beside them",
+            qc_flags=("odd_slices",),
+        )
+    return ["odd_slices"]
+
+
+def _is_shifted(volume_hu: NDArray[np.int16]) -> bool:
+    """Return whether neither fat nor muscle has the HU that it should have."""
+    sample = volume_hu[:: max(1, len(volume_hu) // _HISTOGRAM_SLICES), ::4, ::4]
+    counts, edges = np.histogram(sample, bins=30, range=(-300, 300))
+    most = int(counts.argmax())
+    return not SOFT_TISSUE_HU[0] <= (edges[most] + edges[most + 1]) / 2 <= SOFT_TISSUE_HU[1]
