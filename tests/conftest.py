@@ -18,14 +18,24 @@ settings.register_profile("cohortseg", deadline=None, max_examples=50)
 settings.load_profile("cohortseg")
 
 
-@pytest.fixture(scope="session")
-def realdata() -> Path:
-    """The folder of real CT data: $COHORTSEG_DATA, else ../shared/data beside the checkout."""
+def _realdata(name: str) -> Path:
+    """A set of real CT data in $COHORTSEG_DATA, else in ../shared/data beside the checkout."""
     named = os.environ.get("COHORTSEG_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not (folder / "COVID-19-NY-SBU").is_dir() and not (folder / "COVID-SemiSeg").is_dir():
-        pytest.skip(f"no real CT data in {folder}: set COHORTSEG_DATA to the folder that holds COVID-SemiSeg")
-    return folder
+    if not (folder / name).is_dir():
+        pytest.skip(f"no {name} in {folder}: set COHORTSEG_DATA to the folder that holds it")
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def covid_semiseg() -> Path:
+    return _realdata("COVID-SemiSeg")
+
+
+@pytest.fixture(scope="session")
+def ny_sbu() -> Path:
+    """32 files of 5 patients, as `test_hospital_files` lists them."""
+    return _realdata("COVID-19-NY-SBU")
 
 
 @pytest.fixture(scope="session")

@@ -196,6 +196,17 @@ def test_labelled_dicom_that_cannot_be_used_is_refused_with_the_reason(tmp_path)
         labelled_folder(tmp_path, UPRIGHT)
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 128 + b"DICM" + b"\2\0"])
+def test_a_labelled_dicom_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
+    (tmp_path / "masks").mkdir()
+    paths = write_series(tmp_path / "images", shape=(6, 8, 8))
+    for path in paths:
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "masks" / f"{path.stem}.png")
+    paths[-1].write_bytes(content)
+    with pytest.raises(DataError, match=r"0005\.dcm: cannot be used: .*; take it out, or mend it"):
+        labelled_folder(tmp_path, UPRIGHT)
+
+
 def test_labelled_multi_frame_dicom_is_refused(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / "own" / name).mkdir(parents=True)
@@ -251,8 +262,8 @@ def test_damaged_prepared_data_are_refused(tmp_path):
 
 
 @pytest.mark.realdata
-def test_the_real_data_set_has_its_known_sizes_and_every_lesion_lies_in_the_crop(realdata):
-    root = find_data(realdata)
+def test_the_real_data_set_has_its_known_sizes_and_every_lesion_lies_in_the_crop(covid_semiseg):
+    root = find_data(covid_semiseg)
     assert (len(labelled_slices(root, "train")), len(labelled_slices(root, "val"))) == (45, 5)
     unlabelled = unlabelled_slices(root)
     assert len(unlabelled) == 1600

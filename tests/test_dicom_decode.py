@@ -398,8 +398,8 @@ def test_damage_anywhere_is_a_cohortseg_error_or_a_volume(tmp_path: Path, data: 
 
 
 @pytest.mark.realdata
-def test_hospital_slices_are_plausible_and_agree_with_simpleitk(realdata: Path) -> None:
-    root = realdata / "COVID-19-NY-SBU"
+def test_hospital_slices_are_plausible_and_agree_with_simpleitk(ny_sbu: Path) -> None:
+    root = ny_sbu
     selected = [record for record in scan_cohort(root).series if record.decision == "selected"]
     for record in selected:
         volume = read_volume(record, root)

@@ -203,8 +203,8 @@ def test_command_without_input_is_wrong_usage(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_hospital_files(realdata: Path) -> None:
-    found = scan_cohort(realdata / "COVID-19-NY-SBU")
+def test_hospital_files(ny_sbu: Path) -> None:
+    found = scan_cohort(ny_sbu)
     selected = [record for record in found.series if record.decision == "selected"]
     skipped = [record.reason for record in found.series if record.decision == "skipped"]
     assert sum(record.n_files for record in found.series) == 32

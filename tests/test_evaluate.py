@@ -256,10 +256,10 @@ def test_command_refuses_wrong_usage(data: Path, arguments: list[str], message: 
 
 
 @pytest.mark.realdata
-def test_canonical_slice_costs_little_on_real_labels(realdata: Path):
+def test_canonical_slice_costs_little_on_real_labels(covid_semiseg: Path):
     # The best any model can reach: the truth itself, sent through the canonical slice and back.
     cases = []
-    for source in labelled_slices(find_data(realdata), "val"):
+    for source in labelled_slices(find_data(covid_semiseg), "val"):
         item = read_canonical(source, CanonicalConfig())
         assert item.labels is not None
         assert source.mask_path is not None

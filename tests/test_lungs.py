@@ -203,25 +203,25 @@ def _sides_cm2(path: Path) -> tuple[float, float]:
 
 
 @pytest.mark.realdata
-def test_hospital_slices_without_lung_are_empty(realdata: Path) -> None:
-    paths = sorted((realdata / "COVID-19-NY-SBU" / "A062055" / "axial").glob("*.dcm"))
+def test_hospital_slices_without_lung_are_empty(ny_sbu: Path) -> None:
+    paths = sorted((ny_sbu / "A062055" / "axial").glob("*.dcm"))
     assert len(paths) == 2
     assert [_sides_cm2(path) for path in paths] == [(0.0, 0.0)] * 2
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["19001111-045", "19010101-23"])
-def test_nearly_white_lungs_are_not_lost(realdata: Path, name: str) -> None:
+def test_nearly_white_lungs_are_not_lost(ny_sbu: Path, name: str) -> None:
     # Masks judged by eye as whole but for the hila: 85 to 90 and 45 to 47 cm2. Of these, pixels below -500 HU are only
     # 31 and 7 cm2 (first slice), 20 and 8 cm2 (second).
-    right, left = _sides_cm2(realdata / "COVID-19-NY-SBU" / "A046441" / "axial" / f"{name}.dcm")
+    right, left = _sides_cm2(ny_sbu / "A046441" / "axial" / f"{name}.dcm")
     assert 76 < right < 100
     assert 38 < left < 58
 
 
 @pytest.mark.realdata
-def test_labelled_lesions_lie_inside_the_lungs(realdata: Path) -> None:
-    folder = realdata / "COVID-SemiSeg" / "TrainingSet" / "MultiClassInfection-Train"
+def test_labelled_lesions_lie_inside_the_lungs(covid_semiseg: Path) -> None:
+    folder = covid_semiseg / "TrainingSet" / "MultiClassInfection-Train"
     inside, areas = [], []
     for path in sorted((folder / "Imgs").glob("*.jpg"))[::3]:
         gray = np.asarray(Image.open(path).convert("L")).T.astype(float)

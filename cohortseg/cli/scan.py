@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from cohortseg.dicom.scan import CohortScan
     from cohortseg.dicom.series import SeriesRecord
 
-_PARQUET = b"PAR1"
 MAX_LINES = 60
 """Series shown; the manifest holds all."""
 _TEXT_SHOWN = 40

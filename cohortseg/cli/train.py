@@ -10,7 +10,7 @@ import typer
 
 from cohortseg.cli.console import out, progress, say
 from cohortseg.config import TrainConfig, preset_config, resolve_config
-from cohortseg.errors import ConfigError
+from cohortseg.errors import CohortSegError, ConfigError
 
 if TYPE_CHECKING:
     from cohortseg.datasets.slices import DicomSlices, ImageSlice
@@ -75,7 +75,7 @@ def train(
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
     from cohortseg.datasets.covid_semiseg import find_data
-    from cohortseg.train.fit import DATA, DataOptions, fit, open_run, saved_settings
+    from cohortseg.train.fit import DATA, DataOptions, discard_run, fit, open_run, saved_settings
     from cohortseg.train.loop import PHASE_1_MODEL
     from cohortseg.train.page import PAGE
     from cohortseg.train.state import check_imagenet
@@ -113,8 +113,13 @@ def train(
         found = _sources(options, semi=settings.semi_supervised)
     if not resume:
         open_run(output, settings, options, resume=False)
-    if found is not None:
-        _prepare(output, *found, settings)
+    try:
+        if found is not None:
+            _prepare(output, *found, settings)
+    except CohortSegError:
+        if not resume:
+            discard_run(output)
+        raise
     with progress("training") as report:
         model = fit(
             settings,

@@ -183,6 +183,7 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
         If the series or one of its label maps cannot be used.
     """
     volume = read_volume(source.record, source.root)
+    sha256 = {path: hashlib.sha256((source.root / path).read_bytes()).hexdigest() for path in {*source.record.files}}
     orientation = orientation_from_affine(volume.affine)
     hu = orientation.to_upright(volume.volume_hu)
     lungs = segment_lungs(np.ascontiguousarray(hu), orientation.upright_spacing(volume.spacing_mm)).mask > 0
@@ -191,7 +192,7 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
             if source.mask_paths is not None and read_mask(source.mask_paths[index]).any():
                 _log.warning("%s: labels lesions, but no lung was found there: left out", source.mask_paths[index])
             continue
-        path = source.root / source.record.files[index]
+        path = source.record.files[index]
         labels = None
         if source.mask_paths is not None:
             stored = read_mask(source.mask_paths[index])
@@ -199,12 +200,12 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
                 raise DataError(f"{source.mask_paths[index]}: label map is {stored.shape}, its image is not")
             labels = canonical_labels(np.ascontiguousarray(orientation.to_upright(stored)), box, config.size)
         yield CanonicalSlice(
-            name=Path(source.record.files[index]).stem,
+            name=Path(path).stem,
             image=canonical_batch(hu[index : index + 1], [box], config)[0],
             labels=labels,
             box=box,
             orientation=orientation,
             upright_shape=(hu.shape[1], hu.shape[2]),
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=sha256[path],
             lungs_found=True,
         )

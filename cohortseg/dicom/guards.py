@@ -22,8 +22,6 @@ _ARCHIVES: Final = (
     (0, b"Rar!\x1a\x07", "rar"),
     (257, b"ustar", "tar"),
 )
-START_BYTES: Final = 512
-"""How much of a file `archive_kind` looks at."""
 # JPEG and JPEG-LS: the frame headers SOF0 to SOF15 (without DHT, JPG, DAC) and SOF55 (T.81 B.1.1.3, T.87 C.1.1).
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
 _NO_LENGTH: Final = {0x01, *range(0xD0, 0xD9)}
@@ -45,7 +43,7 @@ class BoundedFile(io.BufferedReader):
 
 
 def archive_kind(start: bytes) -> str | None:
-    """Return the kind of archive that a file's first `START_BYTES` bytes tell, or None."""
+    """Return the kind of archive that a file's first 512 bytes tell, or None."""
     return next((kind for at, magic, kind in _ARCHIVES if start[at : at + len(magic)] == magic), None)
 
 

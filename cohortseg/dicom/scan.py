@@ -6,6 +6,7 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -26,7 +27,7 @@ from cohortseg.dicom.series import (
     series_from_headers,
 )
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, StoreError
 from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
@@ -94,6 +95,8 @@ def scan_cohort(
     ------
     ConfigError
         If ``root`` is no readable folder, or holds no DICOM series, or a selection rule cannot be read.
+    StoreError
+        If a process that reads headers is killed.
     """
     config = ScanConfig(select=("all",)) if config is None else config
     parse_rules(config.select)  # before the work
@@ -278,10 +281,16 @@ def _headers_of(
         return
     # "spawn": forking a process in which Ray or a GPU already runs is not safe.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for chunk, found in zip(chunks, pool.map(partial(_read_chunk, root), chunks), strict=True):
-            yield from found
-            done += len(chunk)
-            report(done, len(paths), "reading headers")
+        try:
+            for chunk, found in zip(chunks, pool.map(partial(_read_chunk, root), chunks), strict=True):
+                yield from found
+                done += len(chunk)
+                report(done, len(paths), "reading headers")
+        except BrokenProcessPool as error:
+            raise StoreError(
+                f"a process that reads headers was ended from outside (short of memory?) after {done} of {len(paths)} "
+                "files; make room and run the same command again"
+            ) from error
 
 
 def _read_chunk(root: Path, paths: Sequence[str]) -> list[list[Header] | SkippedFile]:

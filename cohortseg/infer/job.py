@@ -1,13 +1,12 @@
 """What a run is, and one series of it, from its files to its marker. A bad series is a row with a reason."""
 
-import logging
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import NamedTuple
 from uuid import uuid4
 
 from cohortseg import __version__
@@ -21,8 +20,6 @@ from cohortseg.infer.segmenter import record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
 from cohortseg.store.schemas import SCHEMA_VERSION
 from cohortseg.weights import LoadedModel
-
-_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +74,16 @@ def give_up(job: Job, model_sha256: str, record: SeriesRecord) -> bool:
     return True
 
 
-def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]) -> str:
-    """Decode, segment and commit one series, and return its status; ``stopped`` tells whether the run is over.
+class Outcome(NamedTuple):
+    """How a series ended, and for the log why, without what names a patient or a file."""
+
+    status: str
+    note: str = ""
+    frames: str = ""
+
+
+def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]) -> Outcome:
+    """Decode, segment and commit one series; ``stopped`` tells whether the run is over.
 
     Raises
     ------
@@ -89,17 +94,22 @@ def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: 
     """
     begin_attempt(job.out, record.series_key, job.token(record), job.run_id)
     start = time.perf_counter()
-    result = _result(job, model, record, stopped)
+    result, frames = _result(job, model, record, stopped)
     row = {**result.burden, "runtime_s": round(time.perf_counter() - start, 3)}
     commit(job.out, record.series_key, job.token(record), replace(result, burden=row))
-    return str(row["status"])
+    return Outcome(row["status"], without_path(row["reason"] or "", record.files), frames)
 
 
-def _result(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]) -> SeriesResult:
-    """Segment a series, whatever happens: the boundary behind which a bad series is a row with a reason."""
-    final, flags = True, record.qc_flags
+def _result(
+    job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]
+) -> tuple[SeriesResult, str]:
+    """Segment a series, whatever happens: the boundary behind which a bad series is a row with a reason.
+
+    Of an unexpected error the stack's frames are returned as well.
+    """
+    final, flags, frames = True, record.qc_flags, ""
     try:
-        return segment_series(record, read_volume(record, job.root), model, job.config, stopped)
+        return segment_series(record, read_volume(record, job.root), model, job.config, stopped), frames
     except CancelledError:
         raise
     except NotEvaluableError as error:
@@ -110,13 +120,12 @@ def _result(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callabl
             raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
     except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
         # Without the error's text, which can quote a header.
-        frames = traceback.extract_tb(error.__traceback__)
-        _log.debug("series %s\n%s", record.series_key, "".join(traceback.format_list(frames)))
-        where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+        stack = traceback.extract_tb(error.__traceback__)
+        frames = "".join(traceback.format_list(stack))
+        where = f"{Path(stack[-1].filename).name}:{stack[-1].lineno}"
         status, reason, final = "failed", f"unexpected {type(error).__name__} in {where}", False
-    _log.info("series %s %s: %s", record.series_key, status, without_path(reason, record.files))
     row = series_row(record, model.sha256) | {"status": status, "reason": reason, "qc_flags": list(flags)}
-    return SeriesResult(burden=row, final=final)
+    return SeriesResult(burden=row, final=final), frames
 
 
 def _may_pass(cause: BaseException | None) -> bool:

@@ -87,7 +87,7 @@ def run_series(
     tally = _Tally(len(pending), report)
     if _engine(job.config, len(pending), address) == "local":
         for done in process_all(job, model, pending):
-            tally.add(*done)
+            tally.add(done)
         return "local"
     try:
         _run_ray(job, pending, tally, address)
@@ -109,13 +109,17 @@ class _Tally:
         self._start = time.perf_counter()
         report(0, total, "")
 
-    def add(self, series_key: str, status: str, num_slices: int) -> None:
-        """Count one series, once, however often it is delivered."""
-        if series_key in self._seen:
+    def add(self, done: Done) -> None:
+        """Count one series, once, however often it is delivered; what it has to say is logged here, in one process."""
+        if done.series_key in self._seen:
             return
-        self._seen.add(series_key)
-        self._statuses[status] += 1
-        self._num_slices += num_slices
+        if done.note:
+            _log.info("series %s %s: %s", done.series_key, done.status, done.note)
+        if done.frames:
+            _log.debug("series %s\n%s", done.series_key, done.frames)
+        self._seen.add(done.series_key)
+        self._statuses[done.status] += 1
+        self._num_slices += done.n_slices
         rate = self._num_slices / (time.perf_counter() - self._start)
         counts = ", ".join(f"{count} {name}" for name, count in sorted(self._statuses.items(), reverse=True))
         self._report(len(self._seen), self._total, f"{counts}; {rate:.1f} slices/s")
@@ -207,7 +211,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
         try:
             with room_watched(workers, cpus, gpus):
                 for row in results.iter_rows():
-                    tally.add(row["series_key"], row["status"], row["n_slices"])
+                    tally.add(Done(**row))
         except ray.data.exceptions.ExecutionTimeoutError:
             room = _room(workers, cpus, gpus)
             raise StoreError(

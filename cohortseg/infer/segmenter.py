@@ -72,6 +72,7 @@ def segment_series(
     inside = lungs.mask[box]
     row |= series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
     row |= doubt | ({} if model.judges else {"confidence": None}) | {"status": "ok"}
+    row |= {"device": model.device.type, "precision": "bfloat16" if model.bf16 else "float32"}
     masks = SeriesMasks(
         labels=np.ascontiguousarray(orientation.from_upright(labels)),
         lungs=np.ascontiguousarray(orientation.from_upright(lungs.mask)),

@@ -30,6 +30,10 @@ class Done(NamedTuple):
     series_key: str
     status: str
     n_slices: int
+    note: str = ""
+    """For the log: why it was not measured. It names no patient and no file."""
+    frames: str = ""
+    """Of an unexpected error: where in the code it arose."""
 
 
 def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
@@ -50,9 +54,9 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
 
     def process(record: SeriesRecord) -> Done:
         begun.add(record.series_key)
-        status = process_series(job, model, record, stopped.is_set)
+        outcome = process_series(job, model, record, stopped.is_set)
         begun.remove(record.series_key)
-        return Done(record.series_key, status, record.n_slices)
+        return Done(record.series_key, outcome.status, record.n_slices, outcome.note, outcome.frames)
 
     try:
         # One alone stays in this thread: glibc keeps the freed memory of every thread apart.

@@ -28,7 +28,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Tell whether bfloat16 arithmetic is done in hardware, so that it is faster than float32 and not slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name tells it
+    return has_avx512_bf16 is not None and bool(has_avx512_bf16())
 
 
 def reuse_memory() -> None:

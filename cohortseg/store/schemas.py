@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-SCHEMA_VERSION: Final = "4"
+SCHEMA_VERSION: Final = "5"
 """Raised whenever a column is added, removed or changes its meaning."""
 
 
@@ -197,6 +197,8 @@ BURDEN: Final = TableSchema(
         *_DOUBT,
         Column("lung_method", _TEXT, "name and version of the lung segmentation"),
         Column("model_sha256", _TEXT, "SHA-256 of the model file"),
+        Column("device", _TEXT, "what ran the network: cpu or cuda"),
+        Column("precision", _TEXT, "of the network's arithmetic: bfloat16 or float32"),
         Column("runtime_s", _REAL, "seconds from reading the series to its finished masks"),
     ),
 )

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -138,6 +138,14 @@ def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None,
     return before
 
 
+def discard_run(run: Path) -> None:
+    """Take back `open_run` of a new run whose data proved unusable: once they are mended, the same command works."""
+    with suppress(OSError):
+        for name in (SETTINGS, _DATA_OPTIONS):
+            (run / name).unlink(missing_ok=True)
+        run.rmdir()
+
+
 def saved_settings(run: Path) -> TrainConfig:
     """Return the settings that a run was begun with.
 
@@ -227,6 +235,8 @@ def _claimed(run: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise StoreError(f"{run}: another cohortseg train is at work here; wait for it, or choose another -o") from None
+    except (OSError, NotImplementedError) as error:
+        raise StoreError(f"{run}: cannot be used as a run folder: {error}") from error
     try:
         yield
     finally:

@@ -157,7 +157,7 @@ def train(
             state.phase, state.phase_start = ADVERSARIAL, state.iteration
 
         # every rank reports, rank 0 writes
-        if checkpoint_due:
+        if checkpoint_due and state.iteration < state.total_iterations:  # the end has one of its own
             if page is not None:
                 page.renew(state, bf16=workers.bf16)
             _checkpoint(state, report, rank)

@@ -130,11 +130,9 @@ def test_report_needs_an_output_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_hospital_slices(realdata: Path, model_path: Path, tmp_path: Path) -> None:
-    if not (realdata / "COVID-19-NY-SBU").is_dir():
-        pytest.skip(f"no COVID-19-NY-SBU in {realdata}")
+def test_hospital_slices(ny_sbu: Path, model_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert infer(realdata / "COVID-19-NY-SBU", "-o", out, "--model", model_path).exit_code == 3
+    assert infer(ny_sbu, "-o", out, "--model", model_path).exit_code == 3
     manifest = read_table(out / "manifest.parquet", MANIFEST)
     skipped = manifest.filter(pl.col("decision") == "skipped")
     assert skipped["reason"].null_count() == 0

@@ -132,8 +132,12 @@ def test_own_folders_of_images_train_phase_1_alone(tmp_path):
             Image.fromarray(image).save(tmp_path / "own" / folder / f"s{number}.png")
     config = config_file(tmp_path, supervised=4)
     config.write_text("semi_supervised = false\n" + config.read_text(encoding="utf-8"), encoding="utf-8")
+    Image.fromarray(labels | 4).save(tmp_path / "own/masks/s2.png")
+    refused = run("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
+    assert (refused.returncode, "labels must be 0, 1, 2" in refused.stderr) == (2, True)
+    Image.fromarray(labels).save(tmp_path / "own/masks/s2.png")
     done = run("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, "once the label map is mended, the same command works: " + done.stderr
     model = load_model(tmp_path / "run/model.safetensors")
     assert "3 labelled slices" in model.name
     assert "non-commercial" not in model.card.licence
