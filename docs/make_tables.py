@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cohortseg.dicom.series import FLAGS
+from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import LABELS
 from cohortseg.lungs import LUNG_FLAGS
 from cohortseg.store.schemas import SCHEMA_VERSION, TABLES, TableSchema
@@ -42,7 +43,7 @@ def tables_markdown() -> str:
     """Return the whole page."""
     labels = ", ".join(f"{label.value} {label.title.lower()}" for label in LABELS)
     parts = [_INTRO.format(version=SCHEMA_VERSION, labels=labels)]
-    parts += [_table(schema) for schema in TABLES]
+    parts += [_table(schema) for schema in (*TABLES, IMAGES, METRICS)]
     lines = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in {**FLAGS, **LUNG_FLAGS}.items())
     parts.append(f"## Flags in `qc_flags`\n\n| flag | meaning |\n|---|---|\n{lines}\n")
     return "\n".join(parts)

@@ -78,7 +78,7 @@ class SkippedFile:
     """Whether it may have been a slice: damaged, empty, closed or without a usable name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
     """One slice without its pixels: a file, or a frame of one. None: absent, empty or unreadable."""
 

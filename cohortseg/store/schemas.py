@@ -89,8 +89,8 @@ _ZONES = tuple(
 _ZONE_SCORE = Column(
     "zone_score",
     _INT,
-    "0 to 24: sum over the six zones of 0 (no opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %), 4 (>= 75 %), bands as "
-    "radiologists score them (bio-protocol r8704683, r8701399); thirds by height stand for carina and lower pulmonary "
+    "0 to 24: sum over the six zones of 0 (no opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %), 4 (>= 75 %), the bands of "
+    "readers' scores of six zones; thirds by height stand for carina and lower pulmonary "
     "vein. It is not the lobar 0 to 25 severity score, which needs lobes. Null unless all six zones hold lung",
 )
 _HU = tuple(
@@ -116,13 +116,14 @@ _DOUBT = (
     Column(
         "confidence",
         _REAL,
-        "mean discriminator confidence over lesion pixels, 0 to 1; null without lesion, or if the model is of phase 1, "
-        "in which the discriminator does not learn",
+        "mean discriminator confidence over lesion pixels, 0 to 1 (of probabilities with the model's class offsets); "
+        "null without lesion, or if the model is of phase 1, in which the discriminator does not learn",
     ),
     Column(
         "lung_entropy",
         _REAL,
-        "mean over lung pixels of the class probabilities' entropy / log 3: 0 certain, 1 all classes alike",
+        "mean over lung pixels of the entropy / log 3 of the class probabilities, class offsets included: 0 certain, 1 "
+        "all classes alike",
     ),
     Column(
         "flip_disagreement_pct",
