@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from cohortseg.errors import ConfigError, StoreError
+from cohortseg.processors import num_processors
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -76,9 +77,7 @@ def _fitting(node: tuple[float, float], worker: tuple[float, float]) -> int:
 
 def local_resources() -> Resources:
     """Return the CPUs this process may use and the GPUs torch sees."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    num_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Resources(nodes=((float(num_cpus), float(torch.cuda.device_count())),), where="this machine")
+    return Resources(nodes=((float(num_processors()), float(torch.cuda.device_count())),), where="this machine")
 
 
 def cluster_address(address: str | None) -> str | None:

@@ -1,9 +1,12 @@
 """Which workers fit on which nodes, and what one gets who asks for nothing."""
 
+import os
+
 import pytest
 
-from cohortseg.cluster import Resources, require_workers
+from cohortseg.cluster import Resources, local_resources, require_workers
 from cohortseg.errors import ConfigError
+from cohortseg.processors import num_processors
 from cohortseg.train.fit import worker_request
 
 KUBERAY = ((4.0, 0.0), (8.0, 1.0), (8.0, 1.0))
@@ -41,3 +44,9 @@ def test_the_share_advised_is_one_that_a_node_has():
         require_workers(3, 1, 1, resources)
     assert resources.largest_share(3, 1.0) == 0
     assert resources.largest_share(5) == 4
+
+
+def test_processors_are_those_of_the_affinity_or_the_quota_if_that_is_less(monkeypatch):
+    assert 1 <= num_processors() <= len(os.sched_getaffinity(0))
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert local_resources().num_cpus == num_processors() == 1

@@ -1,9 +1,12 @@
 """What every command prints with: messages and progress on stderr, results on stdout."""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,7 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from cohortseg.progress import Report, silent
 
-out = Console(highlight=False)
+_PLAIN_WIDTH: Final = 120
+"""Of tables that go to a file or a pipe, unless COLUMNS says otherwise."""
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
 """Results: standard output."""
 err = Console(stderr=True, highlight=False)
 """Messages and progress: standard error."""

@@ -28,6 +28,7 @@ from cohortseg.dicom.series import (
 )
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes
 from cohortseg.errors import ConfigError, StoreError
+from cohortseg.processors import num_processors
 from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
@@ -270,7 +271,7 @@ def _headers_of(
     """Yield one result a file, in order; with several processes if there are many files."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), len(paths) // FILES_PER_WORKER)
+        workers = min(num_processors(), len(paths) // FILES_PER_WORKER)
     report(0, len(paths), "reading headers")
     done = 0
     if workers <= 1:
