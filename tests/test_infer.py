@@ -128,7 +128,7 @@ def test_killed_run_goes_on_to_the_same_result(
     out = tmp_path / "out"
     ended = run_with_fault(cohort, out, model_path, KILL.format(call=3, signal=name))
     assert ended.returncode == -getattr(signal, name)
-    done = {path.stem for path in (out / ".state/rows").iterdir()}
+    done = {path.stem for path in (out / ".state/rows").glob("[!.]*.json")}  # not one that was being written
     assert 1 <= len(done) < 5, "some were done, and the third was on its way"
     assert not (out / "burden.parquet").exists()
     assert bool(suspects(out)) == (name == "SIGKILL"), "who is asked to stop leaves nothing open"

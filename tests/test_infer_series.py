@@ -27,7 +27,7 @@ VOXEL_ML = 5.0 * 3.0 * 3.5 / 1000
 class Thresholds:
     """A perfect model of the phantom: every class by its HU, so that results can be worked out by hand."""
 
-    name, sha256, device, judges = "thresholds", "0" * 64, torch.device("cpu"), True
+    name, sha256, device, judges, bf16 = "thresholds", "0" * 64, torch.device("cpu"), True, False
     card = SimpleNamespace(canonical=CanonicalConfig(size=192))
 
     def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:

@@ -1,20 +1,14 @@
 """``cohortseg train``."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cohortseg.cli.console import out, progress, say
 from cohortseg.config import TrainConfig, preset_config, resolve_config
-from cohortseg.errors import CohortSegError, ConfigError
-
-if TYPE_CHECKING:
-    from cohortseg.datasets.slices import DicomSlices, ImageSlice
-    from cohortseg.train.fit import DataOptions
+from cohortseg.errors import ConfigError
 
 
 class Preset(StrEnum):
@@ -74,118 +68,39 @@ def train(
 
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
-    from cohortseg.datasets.covid_semiseg import find_data
-    from cohortseg.train.fit import DATA, DataOptions, discard_run, fit, open_run, saved_settings
+    from cohortseg.cluster import cluster_address
+    from cohortseg.train.fit import DataOptions, check_local, saved_settings
     from cohortseg.train.loop import PHASE_1_MODEL
     from cohortseg.train.page import PAGE
-    from cohortseg.train.state import check_imagenet
+    from cohortseg.train.run import train_model
 
-    _check_workers(workers, cpus_per_worker, address)
+    if cluster_address(address) is None:
+        check_local(workers, cpus_per_worker)  # before the data; the workers of a cluster once it answers
     base = saved_settings(output) if resume and preset is None else preset_config((preset or Preset.paper).value)
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=base)
     if settings.preset != base.preset:
         raise ConfigError(f"{config}: preset is no setting of a file; give it as --preset {settings.preset}")
-    if settings.imagenet_file:  # workers have other working folders
-        settings = replace(settings, imagenet_file=str(Path(settings.imagenet_file).resolve()))
-    if settings.semi_supervised and labeled is not None and unlabeled is None:
-        raise ConfigError(
-            "phase 2 needs --unlabeled; for phase 1 alone, set semi_supervised = false in a --config file"
-        )
-    if unlabeled is not None and labeled is None:
-        raise ConfigError("--unlabeled goes with --labeled")
-    if data is not None and labeled is not None:
-        raise ConfigError("--data and --labeled exclude each other")
-    if not resume:
-        check_imagenet(settings)
-    if labeled is None and (data is not None or not resume):
-        data = find_data(data)
-    options = DataOptions(
-        data=_absolute(data),
-        labeled=_absolute(labeled),
-        unlabeled=_absolute(unlabeled),
-        orientation=orientation.value,
-        holdout=holdout,
+    model = train_model(
+        settings,
+        output,
+        DataOptions(
+            data=_absolute(data),
+            labeled=_absolute(labeled),
+            unlabeled=_absolute(unlabeled),
+            orientation=orientation.value,
+            holdout=holdout,
+        ),
+        resume=resume,
+        num_workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        address=address,
+        progress=progress,
     )
-    if resume:
-        options = open_run(output, settings, options, resume=True)
-    found = None  # a run that is resumed may have its data already
-    if not (output / DATA).is_file():
-        found = _sources(options, semi=settings.semi_supervised)
-    if not resume:
-        open_run(output, settings, options, resume=False)
-    try:
-        if found is not None:
-            _prepare(output, *found, settings)
-    except CohortSegError:
-        if not resume:
-            discard_run(output)
-        raise
-    with progress("training") as report:
-        model = fit(
-            settings,
-            output,
-            num_workers=workers,
-            cpus_per_worker=cpus_per_worker,
-            address=address,
-            on_history=lambda row: report(row["iteration"], row["total_iterations"], _line(row)),
-        )
     if settings.semi_supervised:
         say(f"phase 1 alone: {output / PHASE_1_MODEL}")
     say(f"page: {output / PAGE}; for TensorBoard: {output / 'tensorboard'}")
     out.print(str(model), soft_wrap=True)
 
 
-def _check_workers(workers: int | None, cpus_per_worker: float | None, address: str | None) -> None:
-    """Workers are checked before data; those of a cluster once it answers."""
-    from cohortseg.cluster import cluster_address
-    from cohortseg.train.fit import check_local
-
-    if cluster_address(address) is None:
-        check_local(workers, cpus_per_worker)
-
-
 def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.resolve())
-
-
-Sources = tuple[list["ImageSlice | DicomSlices"], list["ImageSlice | DicomSlices"]]
-
-
-def _sources(options: "DataOptions", *, semi: bool) -> tuple[Sources, str]:
-    from cohortseg.datasets import covid_semiseg, folders
-    from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT
-
-    if options.labeled is None:
-        root = covid_semiseg.find_data(None if options.data is None else Path(options.data))
-        return (
-            list(covid_semiseg.labelled_slices(root, "train" if options.holdout else "all")),
-            list(covid_semiseg.unlabelled_slices(root)) if semi else [],
-        ), covid_semiseg.TERMS
-    lies = {"upright": UPRIGHT, "transposed": TRANSPOSED, "quarter-turned": QUARTER_TURNED}[options.orientation]
-    return (
-        folders.labelled_folder(Path(options.labeled), lies),
-        folders.unlabelled_folder(Path(options.unlabeled), lies) if options.unlabeled is not None and semi else [],
-    ), folders.TERMS
-
-
-def _prepare(output: Path, sources: Sources, terms: str, settings: TrainConfig) -> None:
-    from cohortseg.datasets.prepared import prepare
-    from cohortseg.train.fit import DATA
-
-    with progress("preparing slices") as report:
-        prepare(output / DATA, *sources, settings.canonical, terms, report)
-    say(f"{len(sources[0])} labelled and {len(sources[1])} unlabelled sources, {settings.canonical.size} pixels square")
-
-
-def _line(row: dict[str, Any]) -> str:
-    """Phase, losses and speed in a few words."""
-    names: dict[str, Callable[[float], str]] = {
-        "ce": "ce {:.3f}".format,
-        "dice": "dice {:.3f}".format,
-        "semi": "semi {:.3f}".format,
-        "discriminator": "D {:.2f}".format,
-        "trusted": "trusted {:.0%}".format,
-        "images_per_s": "{:.1f} img/s".format,
-    }
-    parts = [show(row[name]) for name, show in names.items() if name in row]
-    return f"phase {row['phase']}  {' '.join(parts)}"

@@ -1,0 +1,141 @@
+"""A whole training run: which data, its folder, the prepared slices, and the loop on Ray."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from cohortseg.config import TrainConfig
+from cohortseg.datasets import covid_semiseg, folders
+from cohortseg.datasets.prepared import prepare
+from cohortseg.datasets.slices import DicomSlices, ImageSlice
+from cohortseg.errors import CohortSegError, ConfigError
+from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT
+from cohortseg.progress import Progress
+from cohortseg.train.fit import DATA, DataOptions, discard_run, fit, open_run
+from cohortseg.train.state import check_imagenet
+
+_log: Final = logging.getLogger(__name__)
+
+_ORIENTATIONS: Final = {"upright": UPRIGHT, "transposed": TRANSPOSED, "quarter-turned": QUARTER_TURNED}
+
+Sources = list[ImageSlice | DicomSlices]
+
+
+def train_model(
+    config: TrainConfig,
+    run: Path,
+    options: DataOptions,
+    *,
+    resume: bool = False,
+    num_workers: int | None = None,
+    cpus_per_worker: float | None = None,
+    address: str | None = None,
+    progress: Progress,
+) -> Path:
+    """Train both phases into a run folder and return the model file.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    run
+        The run's folder: new or empty, or with ``resume`` that of a run that stopped.
+    options
+        The data. On ``resume``, what is not said is as it was.
+    resume
+        Go on with the run in the folder.
+    num_workers, cpus_per_worker, address
+        As in `fit`.
+    progress
+        Shows how far the preparation of slices and the training are.
+
+    Raises
+    ------
+    ConfigError
+        If options or settings do not fit together, the folder, or the workers.
+    DataError, DicomError, GeometryError
+        If data cannot be used; a new run then leaves no folder behind.
+    CohortSegError
+        If training fails.
+    """
+    if config.imagenet_file:  # workers have other working folders
+        config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
+    _check_options(options, semi=config.semi_supervised)
+    if not resume:
+        check_imagenet(config)
+    if options.labeled is None and (options.data is not None or not resume):
+        data = covid_semiseg.find_data(None if options.data is None else Path(options.data))
+        options = replace(options, data=str(data.resolve()))
+    if resume:
+        options = open_run(run, config, options, resume=True)
+    found = None  # a run that is resumed may have its data already
+    if not (run / DATA).is_file():
+        found = _sources(options, semi=config.semi_supervised)
+    if not resume:
+        open_run(run, config, options, resume=False)
+    try:
+        if found is not None:
+            _prepare(run, *found, config, progress)
+    except CohortSegError:
+        if not resume:
+            discard_run(run)
+        raise
+    with progress("training") as report:
+        return fit(
+            config,
+            run,
+            num_workers=num_workers,
+            cpus_per_worker=cpus_per_worker,
+            address=address,
+            on_history=lambda row: report(row["iteration"], row["total_iterations"], _line(row)),
+        )
+
+
+def _check_options(options: DataOptions, *, semi: bool) -> None:
+    """Refuse options that exclude each other, or lack what a phase needs."""
+    if semi and options.labeled is not None and options.unlabeled is None:
+        raise ConfigError(
+            "phase 2 needs --unlabeled; for phase 1 alone, set semi_supervised = false in a --config file"
+        )
+    if options.unlabeled is not None and options.labeled is None:
+        raise ConfigError("--unlabeled goes with --labeled")
+    if options.data is not None and options.labeled is not None:
+        raise ConfigError("--data and --labeled exclude each other")
+
+
+def _sources(options: DataOptions, *, semi: bool) -> tuple[Sources, Sources, str]:
+    """Return labelled and unlabelled sources, and the terms of a model trained on them."""
+    if options.labeled is None:
+        root = covid_semiseg.find_data(None if options.data is None else Path(options.data))
+        labelled = covid_semiseg.labelled_slices(root, "train" if options.holdout else "all")
+        return list(labelled), list(covid_semiseg.unlabelled_slices(root)) if semi else [], covid_semiseg.TERMS
+    lies = _ORIENTATIONS[options.orientation]
+    unlabelled: Sources = []
+    if options.unlabeled is not None and semi:
+        unlabelled = folders.unlabelled_folder(Path(options.unlabeled), lies)
+    return list(folders.labelled_folder(Path(options.labeled), lies)), unlabelled, folders.TERMS
+
+
+def _prepare(
+    run: Path, labelled: Sources, unlabelled: Sources, terms: str, config: TrainConfig, progress: Progress
+) -> None:
+    with progress("preparing slices") as report:
+        prepare(run / DATA, labelled, unlabelled, config.canonical, terms, report)
+    size = config.canonical.size
+    _log.info("%d labelled and %d unlabelled sources, %d pixels square", len(labelled), len(unlabelled), size)
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Return phase, losses and speed of a line of the history in a few words."""
+    names: dict[str, Callable[[float], str]] = {
+        "ce": "ce {:.3f}".format,
+        "dice": "dice {:.3f}".format,
+        "semi": "semi {:.3f}".format,
+        "discriminator": "D {:.2f}".format,
+        "trusted": "trusted {:.0%}".format,
+        "images_per_s": "{:.1f} img/s".format,
+    }
+    parts = [show(row[name]) for name, show in names.items() if name in row]
+    return f"phase {row['phase']}  {' '.join(parts)}"
