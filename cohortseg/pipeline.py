@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
@@ -20,7 +19,6 @@ from cohortseg.infer.commit import MASKS, claimed, committed_keys, committed_sli
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
-from cohortseg.processors import num_processors
 from cohortseg.progress import Progress
 from cohortseg.report.write import write_report
 from cohortseg.store.masks import create_mask_store
@@ -99,7 +97,6 @@ def infer_cohort(
     if out == cohort or out.is_relative_to(cohort):
         raise ConfigError(f"{out}: the output must not lie inside the cohort, which is only read; choose another -o")
     check_workers(config, address)
-    torch.set_num_threads(min(torch.get_num_threads(), num_processors()))  # PyTorch does not see a container's quota
     model = load_model(model_path)
     with claimed(out):
         with progress("Scanning") as report:

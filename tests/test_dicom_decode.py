@@ -12,7 +12,6 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from phantoms import CORONAL, body_hu, write_series
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
@@ -27,7 +26,6 @@ from runs import only_series
 
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.pixels import stored_values
-from cohortseg.dicom.plausible import check_hu
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, DicomError, GeometryError, NotEvaluableError
@@ -251,13 +249,6 @@ def test_values_that_are_not_hu_are_refused(tmp_path: Path, hu: np.ndarray, refu
     assert caught.value.qc_flags == ("hu_implausible",)
 
 
-def test_padding_is_no_air() -> None:
-    volume = np.zeros((1, 10, 10), dtype=np.int16)
-    volume[:, :5] = HU_MIN
-    with pytest.raises(NotEvaluableError, match=r"0\.0 % are like air, 50\.0 % like soft tissue"):
-        check_hu(volume, "0123")
-
-
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
 def test_truncated_file_is_an_error_with_its_name(tmp_path: Path, syntax: str) -> None:
@@ -408,45 +399,3 @@ def test_hospital_slices_are_plausible_and_agree_with_simpleitk(ny_sbu: Path) ->
         expected = np.clip(sitk.GetArrayFromImage(image), HU_MIN, HU_MAX)
         np.testing.assert_array_equal(volume.volume_hu, expected)
         np.testing.assert_allclose(volume.affine[:3, 3], image.GetOrigin(), atol=1e-3)
-
-
-def chest(count: int = 8) -> NDArray[np.int16]:
-    """A noisy chest (Z, 48, 48), HU, that changes along the patient."""
-    rng = np.random.default_rng(0)
-    z, y, x = np.meshgrid(np.linspace(0, 1, count), *[np.linspace(-1, 1, 48)] * 2, indexing="ij")
-    hu = np.where(np.hypot(x, y / (0.7 + 0.2 * z)) < 0.95, 45.0, -1000.0)
-    hu[np.hypot((np.abs(x) - 0.45) / 0.3, y / (0.3 + 0.3 * z)) < 1] = -850
-    return (hu + rng.normal(0, 15, hu.shape)).astype(np.int16)
-
-
-def with_slice(hu: NDArray[np.int16], z: int, image: NDArray[np.int16]) -> NDArray[np.int16]:
-    return np.where(np.arange(len(hu))[:, None, None] == z, image, hu).astype(np.int16)
-
-
-@pytest.mark.parametrize(
-    ("damage", "flags"),
-    [
-        (lambda hu: hu, ()),
-        (lambda hu: np.concatenate([hu[:6], np.full_like(hu[6:], -1024)]), ("blank_slices",)),
-        (lambda hu: hu[[0, 1, 2, 2, 4, 5, 6, 7]], ("repeated_slices",)),
-        (lambda hu: with_slice(hu, 4, np.random.default_rng(1).integers(-1024, 1000, (48, 48))), ("odd_slices",)),
-        (lambda hu: with_slice(hu, 7, 2 * hu[7] + 1024), ("odd_slices",)),
-        (lambda hu: hu + np.int16(120), ("hu_shifted",)),
-        (lambda hu: ((hu + 1024) * 0.8 - 1024).astype(np.int16), ("hu_shifted",)),
-        (lambda hu: np.random.default_rng(2).permuted(hu, axis=1), ()),
-    ],
-    ids=["none", "blank end", "repeated", "noise", "slope 2", "shifted", "slope .8", "nothing to compare with"],
-)
-def test_slices_that_cannot_be_right_raise_a_flag(
-    damage: Callable[[NDArray[np.int16]], NDArray[np.int16]], flags: tuple[str, ...]
-) -> None:
-    assert check_hu(damage(chest()), "0123") == flags
-
-
-def test_blank_slices_between_others_and_slices_of_another_rescale_are_refused() -> None:
-    with pytest.raises(NotEvaluableError, match="2 of 8 slices, between others"):
-        check_hu(with_slice(with_slice(chest(), 3, np.int16(0)), 4, np.int16(0)), "0123")
-    shifted = with_slice(chest(), 3, chest()[3] + np.int16(1024))
-    assert check_hu(shifted, "0123", ["same"] * 8) == ("odd_slices",)
-    with pytest.raises(NotEvaluableError, match="1 of 8 slices have another rescale than most"):
-        check_hu(shifted, "0123", ["same"] * 3 + ["other"] + ["same"] * 4)

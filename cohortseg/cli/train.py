@@ -68,14 +68,11 @@ def train(
 
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
-    from cohortseg.cluster import cluster_address
-    from cohortseg.train.fit import DataOptions, check_local, saved_settings
+    from cohortseg.train.fit import DataOptions, saved_settings
     from cohortseg.train.loop import PHASE_1_MODEL
     from cohortseg.train.page import PAGE
     from cohortseg.train.run import train_model
 
-    if cluster_address(address) is None:
-        check_local(workers, cpus_per_worker)  # before the data; the workers of a cluster once it answers
     base = saved_settings(output) if resume and preset is None else preset_config((preset or Preset.paper).value)
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=base)
     if settings.preset != base.preset:

@@ -126,9 +126,9 @@ def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
         if all_needed:
             raise DataError(f"{problem}; take it out, or mend it")
         _log.info("series %s is left out: %s", record.series_key, record.reason)
-    for file in (*scan.skipped, *scan.copies) if all_needed else ():
-        if file in scan.copies or file.unreadable:
-            raise DataError(f"{folder / file.path}: cannot be used: {file.reason}; take it out, or mend it")
+    lost = [*(file for file in scan.skipped if file.unreadable), *scan.copies]
+    if lost and all_needed:
+        raise DataError(f"{folder / lost[0].path}: cannot be used: {lost[0].reason}; take it out, or mend it")
     if not records:
         raise ConfigError(f"{folder}: holds neither .jpg or .png images nor an axial DICOM CT series")
     return [DicomSlices(record=record, root=folder) for record in records]

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,11 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
         If the series or one of its label maps cannot be used.
     """
     volume = read_volume(source.record, source.root)
-    sha256 = {path: hashlib.sha256((source.root / path).read_bytes()).hexdigest() for path in {*source.record.files}}
+
+    @cache  # a multi-frame file is that of many slices
+    def sha256_of(path: str) -> str:
+        return hashlib.sha256((source.root / path).read_bytes()).hexdigest()
+
     orientation = orientation_from_affine(volume.affine)
     hu = orientation.to_upright(volume.volume_hu)
     lungs = segment_lungs(np.ascontiguousarray(hu), orientation.upright_spacing(volume.spacing_mm)).mask > 0
@@ -206,6 +211,6 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
             box=box,
             orientation=orientation,
             upright_shape=(hu.shape[1], hu.shape[2]),
-            sha256=sha256[path],
+            sha256=sha256_of(path),
             lungs_found=True,
         )

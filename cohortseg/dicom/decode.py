@@ -104,9 +104,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     flags = record.qc_flags
     if fill_undeclared_padding(volume_hu):
         flags = (*flags, UNDECLARED_PADDING)
-    rescales = [
-        Attributes.of(item).texts("RescaleIntercept") + Attributes.of(item).texts("RescaleSlope") for item in slices
-    ]
+    rescales = [(item.real("RescaleSlope"), item.real("RescaleIntercept")) for item in map(Attributes.of, slices)]
     flags = (*flags, *check_hu(volume_hu, record.series_key, rescales))
     if record.repairs:
         volume_hu, affine, nearest = _repaired(volume_hu, slices, stack, record)

@@ -52,7 +52,9 @@ def check_hu(
         them have another rescale.
     """
     _require_hu(volume_hu, series_key)
-    flags = [*_blank(volume_hu, series_key), *_repeated(volume_hu), *_odd(volume_hu, series_key, rescales)]
+    held = np.flatnonzero([image.min() < image.max() for image in volume_hu])
+    flags = [*_blank(held, len(volume_hu), series_key), *_repeated(volume_hu, held)]
+    flags += _odd(volume_hu, held, series_key, rescales)
     return (*flags, "hu_shifted") if _is_shifted(volume_hu) else tuple(flags)
 
 
@@ -73,34 +75,37 @@ def _require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
         )
 
 
-def _blank(volume_hu: NDArray[np.int16], series_key: str) -> list[str]:
-    """Find slices of one value throughout; between others they are as good as missing, and that is a gap."""
-    blank = np.array([image.min() == image.max() for image in volume_hu])
-    if not blank.any():
-        return []
-    (held,) = np.nonzero(~blank)
-    between = np.count_nonzero(blank[held[0] : held[-1]])
+def _blank(held: NDArray[np.intp], count: int, series_key: str) -> list[str]:
+    """Find slices of one value throughout; between those that hold an image they are as good as missing: a gap."""
+    if not len(held):
+        raise NotEvaluableError(
+            f"series {series_key}: every slice holds one value and no image", qc_flags=("blank_slices",)
+        )
+    between = int(np.ptp(held)) + 1 - len(held)
     if between:
         raise NotEvaluableError(
-            f"series {series_key}: {between} of {len(blank)} slices, between others, hold one value and no image",
+            f"series {series_key}: {between} of {count} slices, between others, hold one value and no image",
             qc_flags=("blank_slices",),
         )
-    return ["blank_slices"]
+    return ["blank_slices"] if len(held) < count else []
 
 
-def _repeated(volume_hu: NDArray[np.int16]) -> list[str]:
+def _repeated(volume_hu: NDArray[np.int16], held: NDArray[np.intp]) -> list[str]:
     """Find neighbours with equal pixels; if that is most of them, it is a phantom without noise."""
-    pairs = sum(np.array_equal(low, high) and bool(low.min() < low.max()) for low, high in pairwise(volume_hu))
+    pairs = sum(np.array_equal(volume_hu[low], volume_hu[high]) for low, high in pairwise(held))
     return ["repeated_slices"] if 0 < 2 * pairs < len(volume_hu) - 1 else []
 
 
-def _odd(volume_hu: NDArray[np.int16], series_key: str, rescales: Sequence[Hashable] | None) -> list[str]:
-    """Find slices that differ from the mean of those beside them far more than a chest does.
+def _odd(
+    volume_hu: NDArray[np.int16],
+    held: NDArray[np.intp],
+    series_key: str,
+    rescales: Sequence[Hashable] | None,
+) -> list[str]:
+    """Find slices, of those that hold an image, that differ from the mean of those beside them far more than a chest.
 
-    Blank ones are passed over. Where it is most of the slices there is nothing to compare with. Where another rescale
-    explains it, that is wrong.
+    Where that is most of them there is nothing to compare with. Where another rescale explains it, that is wrong.
     """
-    held = [z for z, image in enumerate(volume_hu) if image.min() < image.max()]
     if len(held) < 3:
         return []
     coarse = np.stack([cv2.resize(volume_hu[z], (_GRID, _GRID), interpolation=cv2.INTER_AREA) for z in held])

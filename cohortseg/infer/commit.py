@@ -19,11 +19,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import filelock
 import polars as pl
 
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.store.files import sweep_temporaries, write_file
+from cohortseg.store.files import locked, sweep_temporaries, write_file
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
 from cohortseg.store.provenance import RUN_JSON
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, PATIENTS, SLICES, TIMELINE
@@ -35,6 +34,7 @@ REPORT: Final = "report.html"
 _STATE: Final = ".state"
 _FOLDERS: Final = ("attempts", "rows", "slices")
 _OWNER: Final = "owner.json"
+_LOCK: Final = "lock"
 _BATCH: Final = 128
 _KEY: Final = re.compile(r"[0-9a-f]{16}")
 """A series key: what else lies in the folders is the user's."""
@@ -79,33 +79,26 @@ def claimed(out: Path) -> Iterator[None]:
     """
     existed = out.exists()
     _refuse_foreign(out)
-    try:
-        for name in _FOLDERS:
-            (out / _STATE / name).mkdir(parents=True, exist_ok=True)
-        (out / PICTURES).mkdir(exist_ok=True)
-        lock = filelock.FileLock(out / _STATE / "lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise StoreError(
-            f"{out}: another cohortseg run is writing here{_owner(out)}; wait for it, or choose another -o"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        raise StoreError(f"{out}: cannot be used as an output folder: {error}") from error
-    try:
-        # The lock itself ends with its process, however that ends: what a dead run left here is never in the way.
-        owner = {
-            "process": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat("T", "seconds"),
-        }
-        write_file(out / _STATE / _OWNER, json.dumps(owner).encode())
-        yield
-    finally:
-        with suppress(OSError):
-            (out / _STATE / _OWNER).unlink()
-        if not existed:
-            _remove_if_unused(out)
-        lock.release()
+    with locked(
+        out,
+        out / _STATE / _LOCK,
+        use="an output folder",
+        busy=lambda: f"{out}: another cohortseg run is writing here{_owner(out)}; wait for it, or choose another -o",
+        folders=[*(out / _STATE / name for name in _FOLDERS), out / PICTURES],
+    ):
+        try:
+            owner = {
+                "process": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now(UTC).isoformat("T", "seconds"),
+            }
+            write_file(out / _STATE / _OWNER, json.dumps(owner).encode())
+            yield
+        finally:
+            with suppress(OSError):
+                (out / _STATE / _OWNER).unlink()
+            if not existed:
+                _remove_if_unused(out)
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -126,7 +119,7 @@ def _remove_if_unused(out: Path) -> None:
         for name in _FOLDERS:
             (out / _STATE / name).rmdir()
         (out / PICTURES).rmdir()
-        (out / _STATE / "lock").unlink(missing_ok=True)
+        (out / _STATE / _LOCK).unlink(missing_ok=True)
         (out / _STATE).rmdir()
         out.rmdir()
 

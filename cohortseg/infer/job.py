@@ -74,15 +74,19 @@ def give_up(job: Job, model_sha256: str, record: SeriesRecord) -> bool:
     return True
 
 
-class Outcome(NamedTuple):
-    """How a series ended, and for the log why, without what names a patient or a file."""
+class Done(NamedTuple):
+    """One finished series."""
 
+    series_key: str
     status: str
+    n_slices: int
     note: str = ""
+    """For the log: why it was not measured. It names no patient and no file."""
     frames: str = ""
+    """Of an unexpected error: where in the code it arose."""
 
 
-def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]) -> Outcome:
+def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]) -> Done:
     """Decode, segment and commit one series; ``stopped`` tells whether the run is over.
 
     Raises
@@ -97,7 +101,8 @@ def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: 
     result, frames = _result(job, model, record, stopped)
     row = {**result.burden, "runtime_s": round(time.perf_counter() - start, 3)}
     commit(job.out, record.series_key, job.token(record), replace(result, burden=row))
-    return Outcome(row["status"], without_path(row["reason"] or "", record.files), frames)
+    note = without_path(row["reason"] or "", record.files)
+    return Done(record.series_key, row["status"], record.n_slices, note, frames)
 
 
 def _result(

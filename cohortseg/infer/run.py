@@ -27,8 +27,8 @@ from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.infer.commit import committed_status, is_done, suspects, withdraw_attempts
-from cohortseg.infer.job import Job, give_up
-from cohortseg.infer.stream import Done, load_job_model, process_all, process_stream
+from cohortseg.infer.job import Done, Job, give_up
+from cohortseg.infer.stream import load_job_model, process_all, process_stream
 from cohortseg.progress import Report
 from cohortseg.weights import LoadedModel
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 
@@ -15,25 +15,13 @@ from cohortseg.dicom.elements import silence_pydicom
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
-from cohortseg.infer.job import Job, attempts_of, give_up, process_series
+from cohortseg.infer.job import Done, Job, attempts_of, give_up, process_series
 from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
 """Series side by side, at most: each holds a volume in memory."""
 _WAKE_EVERY_S: Final = 0.2
 """For Ctrl-C: where another thread of the process took the signal, Python acts on it once the main thread wakes."""
-
-
-class Done(NamedTuple):
-    """One finished series."""
-
-    series_key: str
-    status: str
-    n_slices: int
-    note: str = ""
-    """For the log: why it was not measured. It names no patient and no file."""
-    frames: str = ""
-    """Of an unexpected error: where in the code it arose."""
 
 
 def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
@@ -54,9 +42,9 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
 
     def process(record: SeriesRecord) -> Done:
         begun.add(record.series_key)
-        outcome = process_series(job, model, record, stopped.is_set)
+        done = process_series(job, model, record, stopped.is_set)
         begun.remove(record.series_key)
-        return Done(record.series_key, outcome.status, record.n_slices, outcome.note, outcome.frames)
+        return done
 
     try:
         # One alone stays in this thread: glibc keeps the freed memory of every thread apart.

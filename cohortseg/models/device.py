@@ -6,6 +6,8 @@ from typing import Final
 
 import torch
 
+from cohortseg.processors import num_processors
+
 _MALLOPT: Final = {
     # parameter of mallopt(3): its number, bytes
     "M_MMAP_THRESHOLD": (-3, 128 * 2**20),
@@ -30,6 +32,11 @@ def has_fast_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name tells it
     return has_avx512_bf16 is not None and bool(has_avx512_bf16())
+
+
+def limit_threads() -> None:
+    """Have PyTorch use no more threads than there are processors: it does not see the quota of a container."""
+    torch.set_num_threads(min(torch.get_num_threads(), num_processors()))
 
 
 def reuse_memory() -> None:

@@ -2,10 +2,12 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
+
+import filelock
 
 from cohortseg.errors import StoreError
 
@@ -45,6 +47,45 @@ def write_file(path: Path, content: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(content)
+
+
+@contextmanager
+def locked(
+    folder: Path, lock: Path, *, use: str, busy: Callable[[], str], folders: Iterable[Path] = ()
+) -> Iterator[None]:
+    """Hold a folder for the length of the block; the lock ends with its process, however that ends.
+
+    Parameters
+    ----------
+    folder
+        What is held.
+    lock
+        The lock file, somewhere in it.
+    use
+        What the folder is to be, for the message.
+    busy
+        Makes the message where another process holds it.
+    folders
+        Created first, the lock's own among them.
+
+    Raises
+    ------
+    StoreError
+        If another process holds it, or it cannot be used.
+    """
+    held = filelock.FileLock(lock)
+    try:
+        for path in folders:
+            path.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        raise StoreError(busy()) from None
+    except (OSError, NotImplementedError) as error:
+        raise StoreError(f"{folder}: cannot be used as {use}: {error}") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def sweep_temporaries(folder: Path, name: str = "*") -> None:

@@ -6,12 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-import filelock
 import torch
 import torch.distributed
 
@@ -19,7 +18,7 @@ from cohortseg.cluster import Resources, connected, followed, local_resources, r
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, ConfigError, DivergedError, StoreError
-from cohortseg.store.files import write_file
+from cohortseg.store.files import locked, write_file
 from cohortseg.store.provenance import write_run_json
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
@@ -227,20 +226,10 @@ def fit(
     return run / MODEL
 
 
-@contextmanager
-def _claimed(run: Path) -> Iterator[None]:
-    """Hold the run's folder, so that no second training writes into it; the lock ends with its process."""
-    lock = filelock.FileLock(run / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise StoreError(f"{run}: another cohortseg train is at work here; wait for it, or choose another -o") from None
-    except (OSError, NotImplementedError) as error:
-        raise StoreError(f"{run}: cannot be used as a run folder: {error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _claimed(run: Path) -> AbstractContextManager[None]:
+    """Hold the run's folder, so that no second training writes into it."""
+    busy = f"{run}: another cohortseg train is at work here; wait for it, or choose another -o"
+    return locked(run, run / _LOCK, use="a run folder", busy=lambda: busy)
 
 
 def _warn_of_damage(checkpoints: Path) -> None:

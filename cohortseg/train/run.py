@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from cohortseg.cluster import cluster_address
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
 from cohortseg.datasets.prepared import prepare
@@ -13,7 +14,7 @@ from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT
 from cohortseg.progress import Progress
-from cohortseg.train.fit import DATA, DataOptions, discard_run, fit, open_run
+from cohortseg.train.fit import DATA, DataOptions, check_local, discard_run, fit, open_run
 from cohortseg.train.state import check_imagenet
 
 _log: Final = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def train_model(
     CohortSegError
         If training fails.
     """
+    if cluster_address(address) is None:
+        check_local(num_workers, cpus_per_worker)  # before the data; the workers of a cluster once it answers
     if config.imagenet_file:  # workers have other working folders
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
     _check_options(options, semi=config.semi_supervised)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
 from cohortseg.errors import ConfigError, ModelError
-from cohortseg.models.device import find_device, has_fast_bf16, reuse_memory
+from cohortseg.models.device import find_device, has_fast_bf16, limit_threads, reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.segmenter import Segmenter, SegmenterOutput
@@ -170,6 +170,7 @@ def load_model(
     card, tensors = _read(path)
     device = device or find_device()
     reuse_memory()
+    limit_threads()
     segmenter, discriminator = Segmenter(card.model), Discriminator(card.model.discriminator_channels)
     for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator)):
         state = {

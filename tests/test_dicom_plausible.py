@@ -1,0 +1,64 @@
+"""What cannot be HU of one chest raises a flag, or is refused."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cohortseg.dicom.plausible import check_hu
+from cohortseg.errors import NotEvaluableError
+from cohortseg.synthetic.quirk_files import chest_hu
+from cohortseg.volume import HU_MIN
+
+
+def test_padding_is_no_air() -> None:
+    volume = np.zeros((1, 10, 10), dtype=np.int16)
+    volume[:, :5] = HU_MIN
+    with pytest.raises(NotEvaluableError, match=r"0\.0 % are like air, 50\.0 % like soft tissue"):
+        check_hu(volume, "0123")
+
+
+def chest() -> NDArray[np.int16]:
+    """A noisy chest (8, 48, 48), HU, that changes along the patient."""
+    hu = chest_hu((8, 48, 48))
+    return (hu + np.random.default_rng(0).normal(0, 15, hu.shape)).astype(np.int16)
+
+
+def with_slice(hu: NDArray[np.int16], z: int, image: NDArray[np.int16]) -> NDArray[np.int16]:
+    return np.where(np.arange(len(hu))[:, None, None] == z, image, hu).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags"),
+    [
+        (lambda hu: hu, ()),
+        (lambda hu: np.concatenate([hu[:6], np.full_like(hu[6:], -1024)]), ("blank_slices",)),
+        (lambda hu: hu[[0, 1, 2, 2, 4, 5, 6, 7]], ("repeated_slices",)),
+        (lambda hu: with_slice(hu, 4, np.random.default_rng(1).integers(-1024, 1000, (48, 48))), ("odd_slices",)),
+        (lambda hu: with_slice(hu, 7, 2 * hu[7] + 1024), ("odd_slices",)),
+        (lambda hu: hu + np.int16(120), ("hu_shifted",)),
+        (lambda hu: ((hu + 1024) * 0.8 - 1024).astype(np.int16), ("hu_shifted",)),
+        (lambda hu: np.random.default_rng(2).permuted(hu, axis=1), ()),
+    ],
+    ids=["none", "blank end", "repeated", "noise", "slope 2", "shifted", "slope .8", "nothing to compare with"],
+)
+def test_slices_that_cannot_be_right_raise_a_flag(
+    damage: Callable[[NDArray[np.int16]], NDArray[np.int16]], flags: tuple[str, ...]
+) -> None:
+    assert check_hu(damage(chest()), "0123") == flags
+
+
+def test_blank_slices_between_others_and_slices_of_another_rescale_are_refused() -> None:
+    with pytest.raises(NotEvaluableError, match="2 of 8 slices, between others"):
+        check_hu(with_slice(with_slice(chest(), 3, np.int16(0)), 4, np.int16(0)), "0123")
+    shifted = with_slice(chest(), 3, chest()[3] + np.int16(1024))
+    assert check_hu(shifted, "0123", ["same"] * 8) == ("odd_slices",)
+    with pytest.raises(NotEvaluableError, match="1 of 8 slices have another rescale than most"):
+        check_hu(shifted, "0123", ["same"] * 3 + ["other"] + ["same"] * 4)
+
+
+def test_slices_of_one_value_each_are_refused() -> None:
+    values = np.array([-900, 0, -900, 0], dtype=np.int16)
+    with pytest.raises(NotEvaluableError, match="every slice holds one value"):
+        check_hu(np.broadcast_to(values[:, None, None], (4, 8, 8)), "0123")
