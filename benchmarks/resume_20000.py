@@ -16,11 +16,11 @@ from pathlib import Path
 
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.infer.commit import MASKS, SeriesResult, claimed, commit, committed_slices, read_committed, sweep
+from cohortseg.infer.commit import SeriesResult, claimed, commit, committed_slices, read_committed, sweep
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.segmenter import series_row
 from cohortseg.longitudinal import with_time
-from cohortseg.store.masks import create_mask_store
+from cohortseg.store.masks import MASKS, create_mask_store
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.store.tables import write_table
 

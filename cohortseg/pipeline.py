@@ -15,13 +15,13 @@ from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.identity import without_path
-from cohortseg.infer.commit import MASKS, claimed, committed_keys, committed_slices, forget, read_committed, sweep
+from cohortseg.infer.commit import claimed, committed_keys, committed_slices, forget, read_committed, sweep
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.progress import Progress
 from cohortseg.report.write import write_report
-from cohortseg.store.masks import create_mask_store
+from cohortseg.store.masks import MASKS, create_mask_store
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import table_from_rows, write_table

@@ -12,7 +12,7 @@ from cohortseg import __version__
 from cohortseg.cli import app
 from cohortseg.weights import default_model_path
 
-COMMANDS = ("sample", "scan", "train", "evaluate", "infer", "report", "info")
+COMMANDS = ("sample", "scan", "train", "evaluate", "infer", "report", "export", "info")
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -59,6 +59,8 @@ def test_info_tells_versions_devices_and_the_model_with_its_terms():
         (["infer", "does-not-exist"], "does not exist"),
         (["scan", "does-not-exist"], "does-not-exist"),
         (["report", "does-not-exist"], "does-not-exist"),
+        (["export", "does-not-exist", "--format", "png"], "does-not-exist"),
+        (["export", "damaged", "--format", "nifti"], "cannot be read as Parquet"),
         (["report", "damaged"], "cannot be read as Parquet"),
         (["sample", "x", "--patients", "0"], "patients"),
         (["evaluate", "--data", "does-not-exist"], "TrainingSet"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pydicom
@@ -120,6 +120,17 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     )
 
 
+def read_source_headers(record: SeriesRecord, root: Path) -> list[Dataset]:
+    """Return all attributes but the pixels of a series' files, in slice order; a multi-frame file comes once.
+
+    Raises
+    ------
+    DicomError
+        If a file is missing, damaged, or is not what the scan saw.
+    """
+    return [_read_dataset(root, path, record, headers_only=True) for path in dict.fromkeys(record.files)]
+
+
 def _by_file(record: SeriesRecord) -> dict[str, list[int]]:
     """Return the slices of each file: one, or several of a multi-frame file."""
     found: dict[str, list[int]] = {}
@@ -152,13 +163,14 @@ def _repaired(
     return volume_hu, affine, nearest
 
 
-def _read_dataset(root: Path, path: str, record: SeriesRecord) -> Dataset:
-    """Read pixels and what describes them, and check that the file still belongs to the series."""
+def _read_dataset(root: Path, path: str, record: SeriesRecord, *, headers_only: bool = False) -> Dataset:
+    """Read pixels and what describes them, or all but them; check that the file still belongs to the series."""
+    wanted: dict[str, Any] = {"stop_before_pixels": True} if headers_only else {"specific_tags": _TAGS}
     try:
         with BoundedFile(root / path) as file:
             if inflates_too_far(file):
                 raise DicomError(f"{path}: deflated data expand beyond 1 GiB")
-            dataset = pydicom.dcmread(file, specific_tags=_TAGS, force=True)  # files without preamble exist
+            dataset = pydicom.dcmread(file, force=True, **wanted)  # files without preamble exist
     except OSError as error:
         raise DicomError(f"{path}: cannot be read: {error.strerror or 'damaged'}; scan the cohort again") from error
     except READ_ERRORS as error:

@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -116,6 +116,12 @@ class SeriesRecord:
     files: tuple[str, ...]
     frames: tuple[int, ...]
     fingerprint: str
+
+
+def record_from_row(row: Mapping[str, Any]) -> SeriesRecord:
+    """Return the series of a manifest row, as the scan saw it."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    return SeriesRecord(**fields)
 
 
 def series_from_headers(

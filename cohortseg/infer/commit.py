@@ -23,12 +23,11 @@ import polars as pl
 
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.store.files import locked, sweep_temporaries, write_file
-from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
+from cohortseg.store.masks import MASKS, SeriesMasks, mask_files, remove_masks, write_masks
 from cohortseg.store.provenance import RUN_JSON
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, PATIENTS, SLICES, TIMELINE
 from cohortseg.store.tables import table_from_rows, table_name
 
-MASKS: Final = "masks.zarr"
 PICTURES: Final = "pictures"
 REPORT: Final = "report.html"
 _STATE: Final = ".state"

@@ -1,6 +1,8 @@
 """Single files, written whole or not at all."""
 
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +14,7 @@ import filelock
 from cohortseg.errors import StoreError
 
 _TEMPORARY: Final = ".tmp"
+_OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 @contextmanager
@@ -47,6 +50,28 @@ def write_file(path: Path, content: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(content)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of ``path``, a folder or nothing, once the block ends well.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; ``path`` is as it was then, or gone.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -89,7 +114,11 @@ def locked(
 
 
 def sweep_temporaries(folder: Path, name: str = "*") -> None:
-    """Remove what killed runs left under the temporary names of files in a folder, ``name`` being a pattern."""
+    """Remove what killed runs left under temporary names of files and folders, ``name`` being a pattern."""
     for path in folder.glob(f".{name}.*{_TEMPORARY}"):
-        if path.is_file():
+        if not _OURS.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)

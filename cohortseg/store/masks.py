@@ -25,6 +25,9 @@ from cohortseg.errors import StoreError
 from cohortseg.labels import LABELS, LESIONS
 from cohortseg.volume import Volume
 
+MASKS: Final = "masks.zarr"
+"""Name of the store in an output folder."""
+
 _CHUNK: Final = (32, 128, 128)
 _TEMPORARY: Final = ".tmp-"
 _RENAME_ATTEMPTS: Final = 5

@@ -1,0 +1,55 @@
+"""``cohortseg export``: masks of a finished run in the formats of viewers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from cohortseg.cli.console import out as console
+from cohortseg.cli.console import progress, say
+from cohortseg.errors import ConfigError
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="Output folder of infer.", show_default=False)],
+    *,
+    form: Annotated[
+        Literal["dicom-seg", "nifti", "png"],
+        typer.Option("--format", help="What to write of each series.", show_default=False),
+    ],
+    cohort: Annotated[
+        Path | None,
+        typer.Option(help="The folder that was segmented; nifti then holds the CT too.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", file_okay=False, help="Output folder.", show_default="./<out>-<format>"),
+    ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one, by SeriesInstanceUID or series_key (repeat for more).", show_default="all"),
+    ] = None,
+) -> None:
+    """Write masks as DICOM SEG (one file a series), NIfTI (labels and lungs) or PNG (each slice, drawn over the CT).
+
+    DICOM SEG holds the patient's identity, as its source does; names of files hold none.
+
+    Example: [bold]cohortseg export cohort-cohortseg/ --format dicom-seg --cohort cohort/[/]
+    """
+    if not (out / "burden.parquet").is_file():
+        raise ConfigError(f"{out}: no burden.parquet here; give an output folder of 'cohortseg infer'")
+    from cohortseg.export.run import export_masks
+
+    target = output or Path(f"{out.resolve().name}-{form}")
+    summary = export_masks(out, target, form=form, cohort=cohort, only=series or (), progress=progress)
+    table = Table("Series", "Number", title="Export", title_justify="left")
+    table.columns[1].justify = "right"
+    for fate, count in summary.fates.items():
+        table.add_row(fate, str(count))
+    console.print(table)
+    for key, reason in summary.failures.items():
+        say(f"series {key}: {reason.removeprefix(f'series {key}: ')}")
+    say(f"{form} files are in {target}" if summary.fates else "no series was measured: there is nothing to export")
+    if not summary.complete:
+        raise typer.Exit(3)

@@ -1,0 +1,1 @@
+"""Masks of a finished run in the formats that viewers and other tools read: DICOM SEG, NIfTI, PNG."""

@@ -1,0 +1,125 @@
+"""Lesions as a DICOM Segmentation (PS3.3 A.51) that refers to the slices it was made from."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any, Final
+
+import highdicom as hd
+import numpy as np
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+
+from cohortseg import __version__
+from cohortseg.errors import DicomError
+from cohortseg.labels import LESIONS, Label
+from cohortseg.store.masks import SeriesMasks
+
+_SERIES_NUMBER: Final = 7000
+"""Far above those of scanners, so that viewers list it last."""
+_CATEGORY: Final = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+_LUNG: Final = Code("39607008", "SCT", "Lung")
+_MAY_BE_EMPTY: Final = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+)
+"""Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where they are not known, and de-identified files lack some."""
+_REFUSALS: Final = (AttributeError, TypeError, ValueError, LookupError)
+"""What highdicom raises on headers that lack something, or hold what must not stand there."""
+
+
+def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_key: str) -> bytes:
+    """Return the lesions of one series as a binary DICOM SEG file, one segment a class.
+
+    Identity (patient, study, frame of reference) is that of the source. A class that the series does not have gets no
+    segment, since viewers stumble over empty ones; frames without lesion are kept, since viewers expect them. The same
+    masks always get the same UIDs: sending them twice does not double them.
+
+    Parameters
+    ----------
+    masks
+        Of a series with a lesion, and its geometry.
+    sources
+        Headers of the files that the masks were made from; what the first lacks and must have is added, empty.
+    series_key
+        Names the series in errors.
+
+    Raises
+    ------
+    DicomError
+        If the source's headers do not allow a segmentation.
+    """
+    present = [label for label in LESIONS if (masks.labels == label.value).any()]
+    facts = masks.attributes["cohortseg"]
+    single = facts["spacing_zyx_mm"][0] is None
+    if any("NumberOfFrames" in source for source in sources) and (len(sources) > 1 or single):
+        raise DicomError(
+            f"series {series_key}: a DICOM SEG can refer to one multi-frame file, and to all of its frames; "
+            "use --format nifti or png"
+        )
+    numbered = np.zeros_like(masks.labels)
+    for number, label in enumerate(present, start=1):
+        numbered[masks.labels == label.value] = number
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in sources[0]:
+            setattr(sources[0], keyword, None)
+    identity = [series_key, facts["model"]["sha256"], hashlib.sha256(masks.labels.tobytes()).hexdigest()]
+    try:
+        segmentation = Segmentation(
+            source_images=sources,
+            # Of a single slice the extent along the normal is not known: what its source says stands.
+            pixel_array=numbered if single else _on_own_grid(numbered, facts),
+            segmentation_type=SegmentationTypeValues.BINARY,
+            segment_descriptions=[_segment(number, label) for number, label in enumerate(present, start=1)],
+            series_instance_uid=generate_uid(entropy_srcs=["series", *identity]),
+            sop_instance_uid=generate_uid(entropy_srcs=["instance", *identity]),
+            series_number=_SERIES_NUMBER,
+            instance_number=1,
+            manufacturer="cohortseg",
+            manufacturer_model_name="cohortseg",
+            software_versions=facts["version"],
+            device_serial_number=facts["model"]["sha256"][:16],
+            series_description="cohortseg: GGO and consolidation",
+            content_label="LESIONS",
+            content_description="Research software, not a medical device",
+            omit_empty_frames=False,
+        )
+    except _REFUSALS as error:
+        # Without the error's text, which can quote a header.
+        raise DicomError(
+            f"series {series_key}: its headers do not allow a DICOM SEG ({type(error).__name__}): patient, study or "
+            "frame of reference are missing or malformed; --format nifti or png does without"
+        ) from error
+    if single:  # highdicom makes up 1 mm
+        segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
+    file = io.BytesIO()
+    segmentation.save_as(file)
+    return file.getvalue()
+
+
+def _on_own_grid(numbered: NDArray[np.uint8], facts: dict[str, Any]) -> hd.Volume:
+    return hd.Volume(
+        numbered,
+        np.asarray(facts["affine_zyx_to_lps_mm"]),
+        coordinate_system=hd.CoordinateSystemNames.PATIENT,
+        frame_of_reference_uid=facts["frame_of_reference_uid"],
+    )
+
+
+def _segment(number: int, label: Label) -> SegmentDescription:
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=label.title,
+        segmented_property_category=_CATEGORY,
+        segmented_property_type=Code(str(label.snomed_code), "SCT", str(label.snomed_meaning)),
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="cohortseg", family=codes.DCM.ArtificialIntelligence, version=__version__
+        ),
+        anatomic_regions=[_LUNG],
+        display_color=hd.color.CIELabColor.from_rgb(*label.rgb),
+    )

@@ -1,0 +1,207 @@
+"""All measured series of a run, exported one by one; what an earlier export wrote of the same masks stays."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import polars as pl
+
+from cohortseg.dicom.decode import read_source_headers, read_volume
+from cohortseg.dicom.elements import quiet_pydicom
+from cohortseg.dicom.series import SeriesRecord, record_from_row
+from cohortseg.errors import CohortSegError, ConfigError, DicomError
+from cohortseg.export.dicom_seg import segmentation_bytes
+from cohortseg.export.nifti import nifti_bytes
+from cohortseg.export.png import slice_pictures
+from cohortseg.identity import without_path
+from cohortseg.progress import Progress
+from cohortseg.store.files import locked, replacing_folder, sweep_temporaries, write_file
+from cohortseg.store.masks import MASKS, SeriesMasks, mask_files, read_masks
+from cohortseg.store.schemas import BURDEN, MANIFEST
+from cohortseg.store.tables import read_table
+from cohortseg.volume import Volume
+
+ExportFormat = Literal["dicom-seg", "nifti", "png"]
+Fate = Literal["written", "up to date", "without lesion", "failed"]
+"""What became of one series."""
+
+FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
+_LOCK: Final = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSummary:
+    """What `export_masks` did."""
+
+    fates: Mapping[Fate, int]
+    """Number of series by what became of them."""
+    failures: Mapping[str, str]
+    """Why series were not exported, by series key; without the paths of files."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether there was a series, and none failed."""
+        return bool(self.fates) and not self.failures
+
+
+def export_masks(
+    out: Path, target: Path, *, form: ExportFormat, cohort: Path | None, only: Sequence[str] = (), progress: Progress
+) -> ExportSummary:
+    """Write the masks of measured series in another format, under names made of their keys.
+
+    Parameters
+    ----------
+    out
+        Output folder of ``infer``; it is only read.
+    target
+        Folder for the files; it is created.
+    form
+        ``dicom-seg``: one file a series. ``nifti``: labels and lungs, and the CT if the cohort is given. ``png``: a
+        folder a series, with a picture of each slice that holds lung.
+    cohort
+        The folder that was segmented; only ``nifti`` can do without.
+    only
+        Series, each by its SeriesInstanceUID or the beginning of its key; empty: every measured one.
+    progress
+        Shows how far it is, in series.
+
+    Raises
+    ------
+    ConfigError
+        If a series is not there or was not measured, the cohort is needed and missing, or ``target`` lies in it.
+    StoreError
+        If tables cannot be read, or the target cannot be written or is being written by another export.
+    """
+    if cohort is None and form != "nifti":
+        raise ConfigError(f"{form} needs the slices that were segmented; give their folder as --cohort")
+    if cohort is not None and not cohort.is_dir():
+        raise ConfigError(f"{cohort}: no such folder")
+    if cohort is not None and target.resolve().is_relative_to(cohort.resolve()):
+        raise ConfigError(f"{target}: the output must not lie inside the cohort, which is only read; choose another -o")
+    chosen = _chosen(read_table(out / "burden.parquet", BURDEN), only)
+    manifest = read_table(out / "manifest.parquet", MANIFEST).filter(pl.col("series_key").is_in(chosen))
+    fates: Counter[Fate] = Counter()
+    failures: dict[str, str] = {}
+    busy = f"{target}: another export is writing here; wait for it, or choose another -o"
+    with (
+        locked(target, target / _LOCK, use="an output folder", busy=lambda: busy, folders=[target]),
+        progress("Exporting") as report,
+        quiet_pydicom(),
+    ):
+        sweep_temporaries(target)
+        for done, row in enumerate(manifest.iter_rows(named=True)):
+            report(done, len(manifest), "")
+            record = record_from_row(row)
+            paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
+            if _are_newer(paths, mask_files(out / MASKS, record.series_key)):
+                fates["up to date"] += 1
+                continue
+            try:
+                masks = read_masks(out / MASKS, record.series_key)
+                contents = _contents(record, masks, form, cohort)
+            except CohortSegError as error:
+                fates["failed"] += 1
+                failures[record.series_key] = without_path(str(error), record.files)
+                continue
+            fates["written" if contents else "without lesion"] += 1
+            _write(paths, contents, form)
+        report(len(manifest), len(manifest), "")
+    return ExportSummary(fates=fates, failures=failures)
+
+
+def _chosen(burden: pl.DataFrame, only: Sequence[str]) -> list[str]:
+    """Return the keys of the series to export.
+
+    Raises
+    ------
+    ConfigError
+        If one that is asked for is not there, not the only one of that name, or was not measured.
+    """
+    keys: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
+    if not only:
+        return keys
+    chosen = []
+    for name in only:
+        named = burden.filter(pl.col("series_key").str.starts_with(name) | (pl.col("series_instance_uid") == name))
+        if not name or named.is_empty():
+            raise ConfigError(f"no series {name!r} in burden.parquet; give a SeriesInstanceUID or a series_key")
+        measured = [key for key in named["series_key"] if key in keys]
+        if not measured:
+            raise ConfigError(f"series {name} was not measured ({', '.join(named['status'].unique().sort())})")
+        chosen += measured
+    return chosen
+
+
+def _paths(target: Path, series_key: str, form: ExportFormat, *, with_ct: bool) -> dict[str, Path]:
+    """Return where what is exported of a series lies, by what it is."""
+    if form == "nifti":
+        names = ("labels", "lungs", "ct") if with_ct else ("labels", "lungs")
+        return {name: target / f"{series_key}_{name}.nii.gz" for name in names}
+    return {"all": target / (f"{series_key}.dcm" if form == "dicom-seg" else series_key)}
+
+
+def _are_newer(paths: Mapping[str, Path], masks: Sequence[Path]) -> bool:
+    """Return whether all outputs are there, and were written after the masks."""
+    try:
+        oldest = min(path.stat().st_mtime_ns for path in paths.values())
+    except FileNotFoundError:
+        return False
+    return bool(masks) and oldest > max(path.stat().st_mtime_ns for path in masks)
+
+
+def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
+    """Return what is to be written of a series: by what it is, of ``png`` by the name of the picture."""
+    if form == "nifti":
+        arrays = {"labels": masks.labels, "lungs": masks.lungs}
+        contents = {name: nifti_bytes(array, masks) for name, array in arrays.items()}
+        if cohort is not None:
+            contents["ct"] = nifti_bytes(_source(record, masks, cohort).volume_hu, masks)
+        return contents
+    assert cohort is not None  # or `export_masks` would have refused
+    if form == "png":
+        return {f"{z:04d}.png": picture for z, picture in slice_pictures(_source(record, masks, cohort), masks)}
+    if not masks.labels.any():
+        return {}  # viewers stumble over empty segments
+    sources = read_source_headers(record, cohort)
+    if not set(_segmented(masks)) <= {str(source.SOPInstanceUID) for source in sources}:
+        raise _changed(record)
+    return {"all": segmentation_bytes(masks, sources, record.series_key)}
+
+
+def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
+    """Return the CT that masks were made from.
+
+    Raises
+    ------
+    DicomError
+        If it cannot be read, or is not what was segmented.
+    """
+    volume = read_volume(record, cohort)
+    if volume.sop_instance_uids != _segmented(masks) or volume.volume_hu.shape != masks.labels.shape:
+        raise _changed(record)
+    return volume
+
+
+def _segmented(masks: SeriesMasks) -> tuple[str, ...]:
+    """Return the SOPInstanceUIDs of the slices that masks were made from."""
+    return tuple(masks.attributes["cohortseg"]["sop_instance_uids"])
+
+
+def _changed(record: SeriesRecord) -> DicomError:
+    return DicomError(f"series {record.series_key}: its slices are not those that were segmented; run infer again")
+
+
+def _write(paths: Mapping[str, Path], contents: Mapping[str, bytes], form: ExportFormat) -> None:
+    """Put what is exported of a series in its place; what an earlier export left there goes."""
+    if form == "png":
+        with replacing_folder(paths["all"]) as folder:
+            for name, picture in contents.items():
+                (folder / name).write_bytes(picture)
+        return
+    for name, path in paths.items():
+        if name in contents:
+            write_file(path, contents[name])
+        else:
+            path.unlink(missing_ok=True)

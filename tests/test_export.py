@@ -1,0 +1,289 @@
+"""Masks for viewers: every kind of series in its true place; killed, repeated and refused exports."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import polars as pl
+import pydicom
+import pytest
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from phantoms import ill_body, write_series
+from PIL import Image
+from pydicom.uid import generate_uid
+from runs import run
+from typer.testing import CliRunner
+
+from cohortseg.cli import app
+from cohortseg.config import REPAIRS
+from cohortseg.labels import LESIONS
+from cohortseg.store.masks import SeriesMasks, read_masks, write_masks
+
+Run = tuple[Path, Path]
+"""A cohort, and the output folder of its segmentation."""
+
+
+def paint_lesions(out: Path, *, count: int = 40) -> None:
+    """Give every series some voxels of both classes in its lungs: the model of the tests knows nothing."""
+    for key in keys_of(out):
+        masks = read_masks(out / "masks.zarr", key)
+        lung = np.argwhere(masks.lungs > 0)
+        chosen = lung[np.random.default_rng(0).permutation(len(lung))[:count]]
+        labels = np.zeros_like(masks.labels)
+        labels[tuple(chosen[: count // 2].T)] = 1
+        labels[tuple(chosen[count // 2 :].T)] = 2
+        write_masks(out / "masks.zarr", key, replace(masks, labels=labels))
+
+
+def keys_of(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "masks.zarr").iterdir() if path.is_dir())
+
+
+def places(affine: NDArray[np.float64], indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the places of voxels, (N, 3), sorted."""
+    found = (affine @ np.c_[indices, np.ones(len(indices))].T)[:3].T.round(2)
+    return found[np.lexsort(found.T)]
+
+
+def own_affine(masks: SeriesMasks) -> NDArray[np.float64]:
+    return np.array(masks.attributes["cohortseg"]["affine_zyx_to_lps_mm"])
+
+
+def export(out: Path, target: Path, form: str, *more: str | Path) -> tuple[int, str]:
+    """Return the exit code and all that was said."""
+    arguments = ["export", str(out), "-o", str(target), "--format", form, *map(str, more)]
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def quirks(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Every kind of odd DICOM, what needs repair repaired."""
+    folder = tmp_path_factory.mktemp("quirks")
+    assert CliRunner().invoke(app, ["sample", str(folder / "q"), "--quirks"]).exit_code == 0
+    run(folder / "q/dicom", folder / "out", model_path, repair=REPAIRS)
+    paint_lesions(folder / "out")
+    return folder / "q/dicom", folder / "out"
+
+
+@pytest.fixture
+def small(model_path: Path, tmp_path: Path) -> Run:
+    """Two patients of one series each."""
+    for patient in "AB":
+        folder = tmp_path / f"cohort/Secret^{patient}"
+        write_series(folder, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, patient_id=patient)
+    run(tmp_path / "cohort", tmp_path / "out", model_path)
+    paint_lesions(tmp_path / "out")
+    return tmp_path / "cohort", tmp_path / "out"
+
+
+def test_dicom_seg_puts_the_lesions_of_every_odd_series_in_their_place(quirks: Run, tmp_path: Path) -> None:
+    cohort, out = quirks
+    code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
+    assert (code, sorted(path.stem for path in (tmp_path / "seg").glob("*.dcm"))) == (0, keys_of(out)), said
+    files = dict(pl.read_parquet(out / "manifest.parquet").select("series_key", "files").iter_rows())
+    for key in keys_of(out):
+        masks = read_masks(out / "masks.zarr", key)
+        segmentation = hd.seg.segread(tmp_path / f"seg/{key}.dcm")
+        source = pydicom.dcmread(cohort / files[key][0], force=True)
+        for attribute in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "StudyDate"):
+            assert segmentation.get(attribute) == (source.get(attribute) or segmentation[attribute].empty_value)
+        assert segmentation.StudyInstanceUID == masks.attributes["cohortseg"]["study_instance_uid"]
+        referred = segmentation.ReferencedSeriesSequence[0]
+        assert referred.SeriesInstanceUID == source.SeriesInstanceUID
+        for number, label in enumerate(LESIONS, start=1):
+            described = segmentation.get_segment_description(number)
+            assert (described.segment_label, described.segmented_property_type.value) == (
+                label.title,
+                label.snomed_code,
+            )
+            volume = segmentation.get_volume(segment_numbers=[number], combine_segments=True)
+            found = places(volume.affine, np.argwhere(volume.array > 0))
+            expected = np.argwhere(masks.labels == label.value)
+            np.testing.assert_allclose(found, places(own_affine(masks), expected), atol=0.02)
+
+
+def test_nifti_lies_where_simpleitk_puts_the_dicom_series(quirks: Run, tmp_path: Path) -> None:
+    cohort, out = quirks
+    assert export(out, tmp_path / "nifti", "nifti", "--cohort", cohort)[0] == 0
+    manifest = pl.read_parquet(out / "manifest.parquet").filter(pl.col("series_key").is_in(keys_of(out)))
+    compared = 0
+    for row in manifest.iter_rows(named=True):
+        masks = read_masks(out / "masks.zarr", row["series_key"])
+        names = ("labels", "lungs", "ct")
+        labels, lungs, ct = (nib.load(tmp_path / f"nifti/{row['series_key']}_{name}.nii.gz") for name in names)
+        assert labels.shape == lungs.shape == ct.shape
+        assert labels.header.get_xyzt_units()[0] == "mm"
+        for image, array in ((labels, masks.labels), (lungs, masks.lungs)):
+            np.testing.assert_array_equal(np.asarray(image.dataobj).T.reshape(array.shape), array)
+        if len(row["files"]) != row["n_slices"] or row["repairs"] or row["frames"] or row["n_slices"] == 1:
+            continue
+        compared += 1
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames([str(cohort / path) for path in row["files"]])
+        try:
+            source = reader.Execute()
+        except RuntimeError:  # not every syntax, and no file without preamble
+            compared -= 1
+            continue
+        mine = sitk.ReadImage(str(tmp_path / f"nifti/{row['series_key']}_ct.nii.gz"))
+        assert mine.GetSize() == source.GetSize()
+        for index in ((0, 0, 0), (5, 7, 3), tuple(size - 1 for size in mine.GetSize())):
+            there = source.TransformIndexToPhysicalPoint(index)
+            np.testing.assert_allclose(mine.TransformIndexToPhysicalPoint(index), there, atol=0.02)
+    assert compared > 20
+
+
+def test_a_single_slice_becomes_a_flat_nifti_without_an_invented_thickness(model_path: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "cohort", shape=(1, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body)
+    run(tmp_path / "cohort", tmp_path / "out", model_path)
+    paint_lesions(tmp_path / "out")
+    assert export(tmp_path / "out", tmp_path / "nifti", "nifti")[0] == 0
+    (path,) = (tmp_path / "nifti").glob("*_labels.nii.gz")
+    assert nib.load(path).shape == (80, 96)
+    assert export(tmp_path / "out", tmp_path / "seg", "dicom-seg", "--cohort", tmp_path / "cohort")[0] == 0
+    (path,) = (tmp_path / "seg").glob("*.dcm")
+    (frame,) = pydicom.dcmread(path).SharedFunctionalGroupsSequence
+    assert "SpacingBetweenSlices" not in frame.PixelMeasuresSequence[0]
+
+
+def test_png_draws_each_slice_with_lung_at_its_own_size(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    assert export(out, tmp_path / "png", "png", "--cohort", cohort)[0] == 0
+    for key in keys_of(out):
+        masks = read_masks(out / "masks.zarr", key)
+        with_lung = np.flatnonzero(masks.lungs.any(axis=(1, 2)))
+        pictures = sorted((tmp_path / "png" / key).iterdir())
+        assert [path.name for path in pictures] == [f"{z:04d}.png" for z in with_lung]
+        for z, path in zip(with_lung, pictures, strict=True):
+            rgb = np.asarray(Image.open(path)).astype(int)
+            assert rgb.shape == (96, 80, 3)
+            inside = masks.labels[z] == 1
+            inside &= rgb[..., 2] < 200  # not on the outline, which is drawn last
+            assert (rgb[inside, 0] > rgb[inside, 1]).all()
+
+
+def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    target, first = tmp_path / "seg", keys_of(out)[0]
+    more = ("--cohort", cohort)
+    assert "written" in export(out, target, "dicom-seg", *more)[1]
+    before = {path.name: path.read_bytes() for path in target.glob("*.dcm")}
+    code, said = export(out, target, "dicom-seg", *more)
+    assert code == 0
+    assert "written" not in said
+    masks = read_masks(out / "masks.zarr", first)
+    write_masks(out / "masks.zarr", first, masks)
+    assert "written" in export(out, target, "dicom-seg", *more)[1]
+    uids = {pydicom.dcmread(target / f"{first}.dcm").SOPInstanceUID}
+    (target / f"{first}.dcm").write_bytes(before[f"{first}.dcm"])
+    assert uids == {pydicom.dcmread(target / f"{first}.dcm").SOPInstanceUID}  # sent twice, it is still one object
+    write_masks(out / "masks.zarr", first, replace(masks, labels=np.zeros_like(masks.labels)))
+    code, said = export(out, target, "dicom-seg", *more)
+    assert code == 0
+    assert "without lesion" in said
+    assert not (target / f"{first}.dcm").exists()  # no lesion any more, so no old ones either
+
+
+def test_a_series_whose_files_are_gone_costs_the_others_nothing_and_names_no_patient(
+    small: Run, tmp_path: Path
+) -> None:
+    cohort, out = small
+    shutil.rmtree(cohort / "Secret^A")
+    for form in ("dicom-seg", "png", "nifti"):
+        code, said = export(out, tmp_path / form, form, "--cohort", cohort)
+        assert code == 3
+        assert "failed" in said
+        assert "cannot be read" in said
+        assert "Secret" not in said
+        assert len({path.name[:16] for path in (tmp_path / form).glob("[0-9a-f]*")}) == 1
+    assert export(out, tmp_path / "masks-only", "nifti")[0] == 0
+
+
+def test_slices_that_were_changed_since_are_not_drawn_under_the_old_masks(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    shutil.rmtree(cohort / "Secret^A")
+    folder = cohort / "Secret^A"
+    other = write_series(folder, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, patient_id="A")
+    for path in other:
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = generate_uid()
+        dataset.save_as(path)
+    for form in ("dicom-seg", "png"):
+        code, said = export(out, tmp_path / form, form, "--cohort", cohort)
+        assert code == 3, form
+        assert "not those that were segmented" in said
+
+
+def test_series_are_named_by_uid_or_by_the_beginning_of_their_key(small: Run, tmp_path: Path) -> None:
+    _, out = small
+    burden = pl.read_parquet(out / "burden.parquet")
+    first, second = burden["series_key"]
+    assert export(out, tmp_path / "a", "nifti", "--series", first[:8])[0] == 0
+    assert {path.name[:16] for path in (tmp_path / "a").glob("*.gz")} == {first}
+    assert export(out, tmp_path / "b", "nifti", "--series", burden["series_instance_uid"][1])[0] == 0
+    assert {path.name[:16] for path in (tmp_path / "b").glob("*.gz")} == {second}
+    code, said = export(out, tmp_path / "c", "nifti", "--series", "nothing")
+    assert (code, "no series 'nothing'" in said) == (2, True)
+    assert not (tmp_path / "c").exists()
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    for form in ("dicom-seg", "png"):
+        code, said = export(out, tmp_path / "x", form)
+        assert (code, "--cohort" in said) == (2, True)
+    code, said = export(out, cohort / "x", "nifti", "--cohort", cohort)
+    assert (code, "inside the cohort" in said) == (2, True)
+    assert export(out, tmp_path / "x", "nifti", "--cohort", tmp_path / "nowhere")[0] == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_series_that_was_not_measured_is_refused_by_name_and_left_out_otherwise(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    burden = pl.read_parquet(unbroken / "burden.parquet")
+    (failed,) = burden.filter(pl.col("status") == "failed")["series_key"]
+    code, said = export(unbroken, tmp_path / "x", "nifti", "--series", failed)
+    assert (code, "was not measured (failed)" in said) == (2, True)
+    assert export(unbroken, tmp_path / "all", "nifti")[0] == 0
+    assert len(list((tmp_path / "all").glob("*_labels.nii.gz"))) == len(burden) - 1
+
+
+def test_a_killed_export_leaves_whole_folders_and_is_finished_by_the_same_command(quirks: Run, tmp_path: Path) -> None:
+    cohort, out = quirks
+    target = tmp_path / "png"
+    command = [sys.executable, "-m", "cohortseg", "-q", "export", str(out), "--format", "png", "--cohort", str(cohort)]
+    process = subprocess.Popen([*command, "-o", str(target)], env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    deadline = time.monotonic() + 60
+    while len(list(target.glob("[0-9a-f]*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = sorted(target.glob("[0-9a-f]*"))
+    assert 3 <= len(killed) < len(keys_of(out))
+    for folder in killed:
+        lungs = read_masks(out / "masks.zarr", folder.name).lungs
+        assert len(list(folder.iterdir())) == lungs.any(axis=(1, 2)).sum()
+    code, said = export(out, target, "png", "--cohort", cohort)
+    assert (code, "up to date" in said) == (0, True)
+    assert sorted(path.name for path in target.iterdir() if path.name != ".lock") == keys_of(out)
+
+
+def test_two_exports_into_one_folder_at_once_are_refused(small: Run, tmp_path: Path) -> None:
+    import filelock
+
+    _, out = small
+    (tmp_path / "x").mkdir()
+    with filelock.FileLock(tmp_path / "x/.lock"):
+        code, said = export(out, tmp_path / "x", "nifti")
+    assert (code, "another export" in said) == (1, True)
