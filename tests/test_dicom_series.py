@@ -22,6 +22,7 @@ from pydicom.uid import (
 )
 from runs import only_series
 
+from cohortseg.config import ScanConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import FLAGS, SeriesRecord
 from cohortseg.identity import series_key
@@ -214,9 +215,35 @@ def test_stations_of_one_series_cover_it_in_part(tmp_path: Path) -> None:
             ),
             hu=lambda shape, station=station: body_hu(shape) + station,
         )
-    records = scan_cohort(tmp_path).series
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
     assert [record.n_slices for record in records] == [8, 8]
     assert all(record.qc_flags == ("split_series", "partial_coverage") for record in records)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE", "MIP"]},
+        {"ImageOrientationPatient": ["1", "0", "0", "0", "0", "-1"]},
+    ],
+    ids=["projections", "coronal"],
+)
+def test_many_slices_of_another_kind_make_no_fragments_of_the_axial_ones(
+    tmp_path: Path, others: dict[str, list[str]]
+) -> None:
+    """Nine slices and three in another space, under one UID with sixty that show something else."""
+    for part, (number, origin) in enumerate(((9, 100.0), (3, 140.0))):
+        space = {"FrameOfReferenceUID": f"1.2.{part}", "SeriesInstanceUID": "1.2.3"}
+        write_series(
+            tmp_path / str(part),
+            shape=(number, 16, 16),
+            origin=(0, 0, origin),
+            attributes=lambda index, part=part, space=space: _own_uid(index + 100 * part) | space,
+        )
+    shared = {"FrameOfReferenceUID": "1.2.0", "SeriesInstanceUID": "1.2.3"} | others
+    write_series(tmp_path / "others", shape=(60, 16, 16), attributes=lambda index: _own_uid(index + 900) | shared)
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(record.n_slices, record.decision) for record in records][1:] == [(9, "selected"), (3, "selected")]
 
 
 def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path) -> None:

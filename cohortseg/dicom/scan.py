@@ -26,7 +26,7 @@ from cohortseg.dicom.series import (
     SeriesRecord,
     series_from_headers,
 )
-from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes
+from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes, volumes_like
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.processors import num_processors
 from cohortseg.progress import Report, silent
@@ -84,7 +84,7 @@ def scan_cohort(
     workers
         Processes that read headers; None: one for every 4000 files, up to the processors available.
     config
-        Which usable series are selected, and what may be repaired; None: every usable one, without repair.
+        Which usable series are selected, and what may be repaired; None: the defaults.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def scan_cohort(
     StoreError
         If a process that reads headers is killed.
     """
-    config = ScanConfig(select=("all",)) if config is None else config
+    config = config or ScanConfig()
     parse_rules(config.select)  # before the work
     require_folder(root)
     paths, skipped = _walk(root)
@@ -179,21 +179,21 @@ def _describe(
 ) -> list[SeriesRecord]:
     """Return a record of each volume of one series; copies are counted in the first."""
     volumes = split_volumes(kept)
-    records = [
-        series_from_headers(
+    records = []
+    for number, volume in enumerate(volumes, 1):
+        record = series_from_headers(
             volume,
             n_duplicates=n_duplicates if number == 1 else 0,
             volume=number,
             repair=repair,
             findings=_findings(volume, volumes, persons, unreadable),
         )
-        for number, volume in enumerate(volumes, 1)
-    ]
-    return [_without_fragment(record, len(volumes[0])) for record in records]
+        records.append(_without_fragment(record, max(map(len, volumes_like(volume, volumes)))))
+    return records
 
 
 def _without_fragment(record: SeriesRecord, most: int) -> SeriesRecord:
-    """Skip a volume of a few slices, parted from the many of its series: it must not stand for them."""
+    """Skip a volume of a few slices, parted from the many of its like in its series: it must not stand for them."""
     if record.decision != "selected" or PARTIAL_COVERAGE not in record.qc_flags:
         return record
     if record.n_slices >= FRAGMENT_SHARE * most:

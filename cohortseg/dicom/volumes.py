@@ -123,13 +123,18 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
 
 
 def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
-    """Return whether other volumes of a series, of the same kind and plane, reach much farther along its normal."""
+    """Return whether those of a series' volumes that are like it reach much farther along its normal."""
+    alike = volumes_like(volume, volumes)
+    return len(alike) > 1 and not _covers(volume, [header for other in alike for header in other])
+
+
+def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
+    """Return those of a series' volumes that are of the same kind and plane, itself among them."""
     plane, kind = volume[0].image_orientation_patient, image_kind(volume[0])
     if plane is None or not is_orthonormal(plane):
-        return False
-    alike = [other for other in volumes if image_kind(other[0]) == kind]
-    alike = [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
-    return not _covers(volume, [header for other in alike for header in other])
+        return [volume]
+    alike = (other for other in volumes if image_kind(other[0]) == kind)
+    return [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
 
 
 def _covers(part: Sequence[Header], whole: Sequence[Header]) -> bool:
