@@ -10,6 +10,10 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 from cohortseg.errors import ConfigError
 
 Engine = Literal["auto", "local", "ray"]
+Preset = Literal["paper", "cpu"]
+"""Named recipes: the keys of `PRESETS`."""
+ImageOrientation = Literal["upright", "transposed", "quarter-turned"]
+"""How 8-bit images of a user's own lie; DICOM says so itself."""
 EncoderName = Literal["resnet18", "resnet34", "resnet50", "efficientnet-lite0"]
 T = TypeVar("T")
 
@@ -54,7 +58,8 @@ class CanonicalConfig:
         """Check ranges; lists from JSON become tuples."""
         object.__setattr__(self, "window_hu", tuple(self.window_hu))
         _check(self.size >= 64 and self.size % 32 == 0, "size must be a multiple of 32, at least 64", self.size)
-        _check(self.window_hu[0] < self.window_hu[1], "window_hu must be (low, high) with low < high", self.window_hu)
+        in_order = all(map(math.isfinite, self.window_hu)) and self.window_hu[0] < self.window_hu[1]
+        _check(in_order, "window_hu must be (low, high) with low < high", self.window_hu)
         _check(0 <= self.margin <= 0.5, "margin must be in [0, 0.5]", self.margin)
         _check(0 < self.min_box <= 1, "min_box must be in (0, 1]", self.min_box)
 
@@ -292,6 +297,8 @@ class InferConfig(ScanConfig):
     """Average the probabilities over the slice and its mirror image."""
     resume: bool = True
     """Keep what an earlier run into the same output has finished."""
+    retry_failed: bool = False
+    """Do series again that an earlier run failed at: a decoder was installed since, or there is more memory."""
     max_attempts: int = 3
     """A series that ended its worker so many times in one run is given up."""
     overlays: bool = True
@@ -306,6 +313,7 @@ class InferConfig(ScanConfig):
         _check(self.workers is None or self.workers >= 1, "workers must be at least 1", self.workers)
         _check(self.batch_size is None or self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
         _check(self.max_attempts >= 1, "max_attempts must be at least 1", self.max_attempts)
+        _check(self.auto_ray_series >= 1, "auto_ray_series must be at least 1", self.auto_ray_series)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +352,7 @@ def config_from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - valid)
     if unknown:
-        raise ConfigError(f"unknown setting(s) {', '.join(unknown)}; valid are {', '.join(sorted(valid))}")
+        raise ConfigError(f"unknown setting(s) {', '.join(unknown)}; valid are {', '.join(sorted(valid - {'preset'}))}")
     return cls(**{name: _typed(name, hints[name], value) for name, value in values.items()})
 
 

@@ -15,16 +15,24 @@ from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.identity import without_path
-from cohortseg.infer.commit import claimed, committed_keys, committed_slices, forget, read_committed, sweep
+from cohortseg.infer.commit import (
+    claimed,
+    committed_keys,
+    committed_slices,
+    forget,
+    forget_failed,
+    read_committed,
+    sweep,
+)
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.progress import Progress
-from cohortseg.report.write import write_report
+from cohortseg.report.write import WrittenReport, write_report
 from cohortseg.store.masks import MASKS, create_mask_store
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
-from cohortseg.store.tables import table_from_rows, write_table
+from cohortseg.store.tables import read_table, table_from_rows, write_table
 from cohortseg.weights import LoadedModel, load_model
 
 
@@ -145,6 +153,23 @@ def infer_cohort(
     return summary
 
 
+def report_cohort(out: Path) -> WrittenReport:
+    """Write the report of an output folder again; nothing is segmented or measured.
+
+    Raises
+    ------
+    ConfigError
+        If it is no output folder of ``infer``.
+    StoreError
+        If a run writes into it, its burden table cannot be read, or the report cannot be written.
+    """
+    if not (out / "burden.parquet").is_file():
+        raise ConfigError(f"{out}: no burden.parquet here; give an output folder of 'cohortseg infer'")
+    read_table(out / "burden.parquet", BURDEN)  # to say what is wrong with it before the folder is touched
+    with claimed(out):
+        return write_report(out)
+
+
 def _check_rules(scan: CohortScan, chosen: Sequence[SeriesRecord]) -> None:
     """Refuse rules that leave nothing, before anything of an earlier run is replaced."""
     excluded = Counter(record.reason for record in scan.series if record.decision == "excluded")
@@ -169,6 +194,8 @@ def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:
     sweep(job.out)
     if not job.config.resume:
         forget(job.out)
+    elif job.config.retry_failed:
+        forget_failed(job.out)
     return pending_series(job, chosen)
 
 

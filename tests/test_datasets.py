@@ -41,6 +41,13 @@ def test_splits_share_no_image_and_the_validation_names_are_fixed(data):
     assert all(not group & VALIDATION for group in NEAR_DUPLICATES)
 
 
+def test_hidden_files_of_an_archive_are_no_images(data):
+    before = names(labelled_slices(data, "all"))
+    for path in list(data.rglob("Imgs/*.jpg"))[:5]:
+        path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+    assert names(labelled_slices(data, "all")) == before
+
+
 def test_data_are_found_by_option_by_variable_and_beside(data, monkeypatch, tmp_path):
     monkeypatch.delenv("COHORTSEG_DATA", raising=False)
     assert find_data(data) == data

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,21 @@ def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, mod
             expected = toolbox_scores(class_map, truth)
             for metric in TOOLBOX_METRICS:
                 assert scores[f"toolbox_{maps}_{metric}"] == getattr(expected, metric)
+
+
+def test_an_evaluation_that_breaks_off_leaves_no_numbers_of_an_earlier_one(
+    data: Path, model_path: Path, tmp_path: Path
+):
+    mine, out = tmp_path / "COVID-SemiSeg", tmp_path / "out"
+    shutil.copytree(data, mine)
+    evaluate_split(mine, "test", model_path=model_path, output=out)
+    assert (out / "metrics.parquet").is_file()
+    masks = sorted(mine.rglob("MultiClassInfection-Test/GT/*.png"))
+    masks[-1].write_bytes(b"no picture")
+    with pytest.raises(DataError, match=masks[-1].name):
+        evaluate_split(mine, "test", model_path=model_path, output=out)
+    assert not list(out.glob("*.parquet"))
+    assert not list(out.glob("*.html"))
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(data: Path, model_path: Path, tmp_path: Path):

@@ -19,13 +19,15 @@ from runs import hiding, run
 from cohortseg.cluster import Resources, require_workers
 from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.errors import ConfigError, DicomError, StoreError
 from cohortseg.infer.commit import suspects
 from cohortseg.infer.run import room_watched, worker_shares
 from cohortseg.pipeline import infer_cohort
 from cohortseg.store.masks import read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST, PATIENTS, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
+from cohortseg.volume import Volume
 
 SPACING_MM = (5.0, 3.0, 3.5)
 
@@ -59,15 +61,35 @@ def test_cut_off_file_is_a_failed_row_and_the_rest_goes_on(unbroken: Path) -> No
 def test_second_run_does_nothing_until_something_changes(
     cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path
 ) -> None:
-    marker = min((unbroken / ".state/rows").iterdir())
-    before = marker.stat().st_mtime_ns
-    again = run(cohort, unbroken, model_path)
+    mine, out = tmp_path / "cohort", tmp_path / "out"
+    shutil.copytree(cohort, mine)
+    shutil.copytree(unbroken, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "lock"}
+    again = run(mine, out, model_path)
     assert (again.num_done, again.complete) == (0, False)
-    assert marker.stat().st_mtime_ns == before
-    os.utime(cohort / "A1" / "0000.dcm", ns=(1, 1))
-    changed = run(cohort, unbroken, model_path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    os.utime(mine / "A1" / "0000.dcm", ns=(1, 1))
+    changed = run(mine, out, model_path)
     assert changed.num_done == 1, "only the series whose file changed"
-    assert run(cohort, unbroken, model_path, resume=False).num_done == 5
+    assert run(mine, out, model_path, resume=False).num_done == 5
+
+
+def test_a_failed_series_is_done_again_only_on_request(
+    cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that is missing now may be installed later; nothing in the files tells of it."""
+
+    def undecodable(record: SeriesRecord, _root: Path) -> Volume:
+        raise DicomError(f"{record.files[0]}: JPEG needs one of: a decoder")
+
+    chosen = {"select": ("patient_id = B",)}
+    with monkeypatch.context() as patch:
+        patch.setattr("cohortseg.infer.job.read_volume", undecodable)
+        assert run(cohort, tmp_path / "out", model_path, **chosen).counts == {"failed": 2}
+    assert run(cohort, tmp_path / "out", model_path, **chosen).num_done == 0
+    retried = run(cohort, tmp_path / "out", model_path, **chosen, retry_failed=True)
+    assert (retried.num_done, retried.counts) == (2, {"ok": 2})
+    assert run(cohort, tmp_path / "out", model_path, **chosen, retry_failed=True).num_done == 0
 
 
 def test_series_not_chosen_any_more_are_told_and_removed_on_request(

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.infer.commit import claimed
 from cohortseg.report.write import write_report
 from cohortseg.store.schemas import BURDEN, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
@@ -107,6 +108,24 @@ def test_the_results_of_another_cohort_are_not_replaced_unasked(cohort: Path, mo
     assert len(list(out.glob("masks.zarr/*/labels"))) == 1
     (tmp_path / "B3").rename(tmp_path / "moved")
     assert run(tmp_path / "moved/dicom", out, model_path).num_done == 0, "the same cohort elsewhere"
+
+
+def test_a_report_is_refused_while_a_run_writes_into_its_folder(unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, out)
+    with claimed(out):
+        result = CliRunner().invoke(app, ["report", str(out)])
+    assert result.exit_code == 1
+    assert "another cohortseg run is writing here" in " ".join(result.stderr.split())
+
+
+def test_a_resampled_series_counts_the_slices_that_were_segmented(model_path: Path, tmp_path: Path) -> None:
+    """One of nine slices is missing; n_lung_slices must not exceed n_slices."""
+    paths = write_series(tmp_path / "cohort", shape=(9, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body)
+    paths[4].unlink()
+    (row,) = run(tmp_path / "cohort", tmp_path / "out", model_path, repair=("resample",)).burden.to_dicts()
+    assert (row["status"], row["n_slices"]) == ("ok", 9)
+    assert read_table(tmp_path / "out/slices.parquet", SLICES).height == 9
 
 
 @pytest.mark.parametrize("name", ["burden.parquet", "run.json", "masks.zarr"])

@@ -53,6 +53,10 @@ def infer(
         bool | None,
         typer.Option("--resume/--no-resume", help="Keep what an earlier run has finished.", show_default="resume"),
     ] = None,
+    retry_failed: Annotated[
+        bool | None,
+        typer.Option("--retry-failed", help="Do series again that an earlier run failed at.", show_default=False),
+    ] = None,
     engine: Annotated[
         Engine | None, typer.Option(help="This process, Ray Data, or whichever suits.", show_default=InferConfig.engine)
     ] = None,
@@ -71,7 +75,13 @@ def infer(
 
     Example: [bold]cohortseg infer cohort/[/]
     """
-    options = {"workers": workers, "resume": resume, "engine": engine, **selection_options(select, prefer, repair)}
+    options = {
+        "workers": workers,
+        "resume": resume,
+        "retry_failed": retry_failed,
+        "engine": engine,
+        **selection_options(select, prefer, repair),
+    }
     settings = resolve_config(InferConfig, config, options)
     from cohortseg.dicom.scan import require_folder
 
@@ -111,7 +121,10 @@ def _show(summary: "InferSummary", target: Path) -> None:
             "missing; files.parquet names them"
         )
     if "failed" in summary.counts:
-        say("burden.parquet names the file of each failed series, in its column reason")
+        say(
+            "burden.parquet names the file of each failed series, in its column reason; once what it says is mended "
+            "outside the files (a decoder, memory), --retry-failed does them again"
+        )
     counts = (
         ", ".join(f"{count} {status}" for status, count in summary.counts.items())
         or "no series can be segmented (manifest.parquet says why)"

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from cohortseg.cli.console import out as console
 from cohortseg.cli.console import say
-from cohortseg.errors import ConfigError
 
 
 def report(
@@ -18,11 +17,9 @@ def report(
 
     Example: [bold]cohortseg report cohort-cohortseg/[/]
     """
-    if not (out / "burden.parquet").is_file():
-        raise ConfigError(f"{out}: no burden.parquet here; give an output folder of 'cohortseg infer'")
-    from cohortseg.report.write import write_report
+    from cohortseg.pipeline import report_cohort
 
-    written = write_report(out)
+    written = report_cohort(out)
     table = Table("Patients", "Time points", "Series", title="Report", title_justify="left")
     table.add_row(*(str(len(frame)) for frame in (written.patients, written.timeline, written.burden)))
     console.print(table)

@@ -1,29 +1,13 @@
 """``cohortseg train``."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cohortseg.cli.console import out, progress, say
-from cohortseg.config import TrainConfig, preset_config, resolve_config
+from cohortseg.config import ImageOrientation, Preset, TrainConfig, preset_config, resolve_config
 from cohortseg.errors import ConfigError
-
-
-class Preset(StrEnum):
-    """Named recipes; a test keeps them equal to those of config.py."""
-
-    paper = "paper"
-    cpu = "cpu"
-
-
-class ImageOrientation(StrEnum):
-    """How 8-bit images of one's own lie; DICOM says so itself."""
-
-    upright = "upright"
-    transposed = "transposed"
-    quarter_turned = "quarter-turned"
 
 
 def train(
@@ -36,11 +20,15 @@ def train(
     ] = None,
     unlabeled: Annotated[Path | None, typer.Option(help="With --labeled: images or DICOM without masks.")] = None,
     orientation: Annotated[
-        ImageOrientation, typer.Option(help="How the 8-bit images of --labeled and --unlabeled lie.")
-    ] = ImageOrientation.upright,
+        ImageOrientation | None,
+        typer.Option(help="How the 8-bit images of --labeled and --unlabeled lie.", show_default="upright"),
+    ] = None,
     holdout: Annotated[
-        bool, typer.Option(help="Keep the 5 validation images of COVID-SemiSeg out; otherwise train on all 50.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Keep the 5 validation images of COVID-SemiSeg out; otherwise train on all 50.", show_default="holdout"
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/train"),
     workers: Annotated[
         int | None, typer.Option(min=1, help="Ray workers. Default: one per GPU, else one with all cores.")
@@ -73,7 +61,7 @@ def train(
     from cohortseg.train.page import PAGE
     from cohortseg.train.run import train_model
 
-    base = saved_settings(output) if resume and preset is None else preset_config((preset or Preset.paper).value)
+    base = saved_settings(output) if resume and preset is None else preset_config(preset or "paper")
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=base)
     if settings.preset != base.preset:
         raise ConfigError(f"{config}: preset is no setting of a file; give it as --preset {settings.preset}")
@@ -84,7 +72,7 @@ def train(
             data=_absolute(data),
             labeled=_absolute(labeled),
             unlabeled=_absolute(unlabeled),
-            orientation=orientation.value,
+            orientation=orientation,
             holdout=holdout,
         ),
         resume=resume,

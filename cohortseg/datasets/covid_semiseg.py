@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
-from cohortseg.datasets.slices import ImageSlice
+from cohortseg.datasets.slices import IMAGE_ENDINGS, ImageSlice, visible_files
 from cohortseg.errors import ConfigError
 from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, Orientation
 
@@ -31,7 +31,6 @@ NEAR_DUPLICATES: Final = (frozenset({"10", "43"}), frozenset({"5", "46"}), froze
 _TRAIN = Path("TrainingSet/MultiClassInfection-Train")
 _TEST = Path("TestingSet/MultiClassInfection-Test")
 _UNLABELED = Path("TrainingSet/LungInfection-Train/Pseudo-label/Imgs")
-_ENDINGS = {".jpg", ".jpeg", ".png"}
 _LAYOUT = (
     "it should hold TrainingSet/MultiClassInfection-Train/{Imgs,GT} (labelled), "
     "TrainingSet/LungInfection-Train/Pseudo-label/Imgs (unlabelled) and TestingSet/MultiClassInfection-Test/{Imgs,GT}"
@@ -112,7 +111,7 @@ def _unlabelled_orientation(name: str) -> Orientation:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: folder is missing; {_LAYOUT}")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS]
+    paths = [path for path in visible_files(folder) if path.suffix.lower() in IMAGE_ENDINGS]
     if not paths:
         raise ConfigError(f"{folder}: holds no .jpg or .png image")
     return sorted(

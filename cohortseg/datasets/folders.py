@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from cohortseg.config import ScanConfig
-from cohortseg.datasets.slices import DicomSlices, ImageSlice
+from cohortseg.datasets.slices import IMAGE_ENDINGS, DicomSlices, ImageSlice, visible_files
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import Orientation
@@ -14,7 +14,6 @@ TERMS: Final = "Trained on data of the user's own: their terms apply. Research s
 """Terms of a model trained on such data."""
 
 _log: Final = logging.getLogger(__name__)
-_ENDINGS = {".jpg", ".jpeg", ".png"}
 _DICOM_ENDINGS: Final = {".dcm", ".dicom", ".ima"}
 _IMAGE_FOLDERS: Final = ("Imgs", "images")
 _MASK_FOLDERS: Final = ("GT", "masks")
@@ -89,7 +88,7 @@ def unlabelled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice
 def _mask_name(name: str) -> Path:
     """Return the relative path of a slice's label map; a UID as the name of a file has no ending to lose."""
     path = Path(name)
-    stem = path.stem if path.suffix.lower() in _ENDINGS | _DICOM_ENDINGS else path.name
+    stem = path.stem if path.suffix.lower() in IMAGE_ENDINGS | _DICOM_ENDINGS else path.name
     return path.with_name(f"{stem}.png")
 
 
@@ -108,8 +107,8 @@ def _image_files(folder: Path) -> list[Path]:
     ConfigError
         If it holds DICOM, or folders, as well: which of the two is meant is not known.
     """
-    listed = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    images = [path for path in listed if path.suffix.lower() in _ENDINGS]
+    listed = visible_files(folder)
+    images = [path for path in listed if path.suffix.lower() in IMAGE_ENDINGS]
     others = [path for path in listed if path.is_dir() or path.suffix.lower() in _DICOM_ENDINGS]
     if images and others:
         raise ConfigError(f"{folder}: holds images ({images[0].name}) and also {others[0].name}; keep one kind of data")

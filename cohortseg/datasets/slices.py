@@ -31,6 +31,9 @@ from cohortseg.preprocess import (
     restore,
 )
 
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
+"""Of 8-bit images."""
+
 _log = logging.getLogger(__name__)
 _IMAGE_SPACING_MM = (None, 0.75, 0.75)
 """Assumed for 8-bit images, which have no spacing; only the lung segmentation's filter sizes depend on it."""
@@ -50,6 +53,11 @@ class ImageSlice:
     mask_path: Path | None = None
     orientation: Orientation = UPRIGHT
     """How the image lies."""
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder, sorted, but for hidden ones: archives from a Mac hold ``._`` files."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from cohortseg.weights import LoadedModel, load_model
 
 PAGE: Final = "page.html"
 COMMAND: Final = "evaluate"
+_TABLES: Final = ("images.parquet", "metrics.parquet")
 """By which an evaluation's folder is known."""
 _BATCH: Final = 8
 
@@ -173,13 +174,18 @@ def _make_folder(folder: Path) -> None:
         raise StoreError(f"{folder}: the output folder cannot be made: {error}") from error
     # At once, so that an evaluation that breaks off is known as one.
     write_run_json(folder, COMMAND, {})
+    try:
+        for name in (*_TABLES, PAGE):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: what an earlier evaluation left cannot be removed: {error}") from error
     remove_pictures(folder)
 
 
 def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
     provenance = {"model_sha256": facts["model"]["sha256"], "arguments": facts["arguments"]}
-    write_table(output / "images.parquet", result.images, IMAGES, provenance)
-    write_table(output / "metrics.parquet", result.metrics, METRICS, provenance)
+    for name, frame, schema in zip(_TABLES, (result.images, result.metrics), (IMAGES, METRICS), strict=True):
+        write_table(output / name, frame, schema, provenance)
     title = f"{result.model}: split {facts['arguments']['split']}"
     page = evaluation_html(title, result.metrics, result.images, output / PICTURES)
     write_file(output / PAGE, page.encode())

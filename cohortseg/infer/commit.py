@@ -140,7 +140,8 @@ def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any
 
 def suspects(out: Path) -> frozenset[str]:
     """Return the keys of all series with an attempt that did not end: their process died, or is still at it."""
-    return frozenset(path.name for path in (out / _STATE / "attempts").iterdir() if not path.name.startswith("."))
+    with _told(out):
+        return frozenset(path.name for path in (out / _STATE / "attempts").iterdir() if not path.name.startswith("."))
 
 
 def count_attempts(out: Path, series_key: str, token: str, run_id: str) -> int:
@@ -170,8 +171,8 @@ def withdraw_attempts(out: Path, series_key: str, run_id: str) -> None:
 
     On a disk that takes no writes the note stays: the series is then done alone in the next run, no more.
     """
-    rest = [line for line in _attempt_lines(out, series_key) if not line.endswith(f" {run_id}")]
     with suppress(OSError, StoreError):
+        rest = [line for line in _attempt_lines(out, series_key) if not line.endswith(f" {run_id}")]
         if rest:
             write_file(_attempts(out, series_key), "".join(f"{line}\n" for line in rest).encode("ascii"))
         else:
@@ -281,7 +282,23 @@ def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def committed_keys(out: Path) -> set[str]:
     """Return the keys of all series with a marker, those of earlier runs too."""
-    return {path.stem for path in (out / _STATE / "rows").glob("*.json")}
+    with _told(out):
+        return {path.stem for path in (out / _STATE / "rows").glob("*.json")}
+
+
+def forget_failed(out: Path) -> None:
+    """Remove the markers of failed series, so that they are done again.
+
+    Raises
+    ------
+    StoreError
+        If one cannot be removed.
+    """
+    for series_key in committed_keys(out):
+        document = _read_marker(out, series_key)
+        if document is not None and document["burden"]["status"] == "failed":
+            with _told(out):
+                _marker(out, series_key).unlink(missing_ok=True)
 
 
 def forget(out: Path) -> None:

@@ -64,6 +64,7 @@ def segment_series(
             raise CancelledError
         lungs = segment_lungs(upright_hu, upright_mm)
     row = series_row(record, model.sha256) | _flags(record, volume, lungs)
+    row["n_slices"] = len(volume.volume_hu)  # of a resampled series, not those of its files
     if not lungs.mask.any():
         reason = "no lung was found in any slice"
         return SeriesResult(burden=row | {"status": "not_evaluable", "reason": reason, "n_lung_slices": 0})

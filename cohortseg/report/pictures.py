@@ -46,9 +46,10 @@ def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], column: str) ->
     few = len(people) <= _MOST_COLOURS
     # What has no change takes no part: not measured, without a date, or an area among volumes.
     measured = timeline.filter(pl.col(column).is_not_null() & pl.col("delta_po_pct").is_not_null())
+    by_person = measured.partition_by("patient_id", as_dict=True)
     for number, person in enumerate(people, start=1):
-        rows = measured.filter(pl.col("patient_id") == person)
-        if rows.is_empty():
+        rows = by_person.get((person,))
+        if rows is None:
             continue
         style = {"color": f"C{number - 1}", "label": str(number)} if few else {"color": "C0", "alpha": 0.4}
         axes.plot(rows["days_since_baseline"].to_list(), rows[column].to_list(), marker="o", markersize=4, **style)

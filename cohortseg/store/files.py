@@ -1,5 +1,6 @@
 """Single files, written whole or not at all."""
 
+import filecmp
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of ``path`` once the block ends well, on disk before it appears.
 
+    Where it holds the same bytes, ``path`` stays untouched, so that what goes by times of files sees no change.
+
     Raises
     ------
     StoreError
@@ -32,7 +35,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if not (path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
+            temporary.replace(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error}") from error
     finally:

@@ -167,7 +167,11 @@ MANIFEST: Final = TableSchema(
         _SERIES_KEY,
         Column("files", _TEXTS, "paths relative to the cohort, in slice order; a file repeats for each of its frames"),
         Column("frames", pl.List(pl.Int64()), "frame number, from 1, of each slice of multi-frame files; else empty"),
-        Column("fingerprint", _TEXT, "hash of paths, sizes and modification times: tells a changed input"),
+        Column(
+            "fingerprint",
+            _TEXT,
+            "hash of each slice's file (path, size, modification time), UIDs, place and rescale: tells a changed input",
+        ),
     ),
 )
 
@@ -182,7 +186,7 @@ BURDEN: Final = TableSchema(
         Column("status", _TEXT, "ok, not_evaluable (readable, but burden cannot be measured) or failed"),
         Column("reason", _TEXT, "why the status is not ok; null if it is"),
         *_QC,
-        Column("n_slices", _INT, "slices of the series"),
+        Column("n_slices", _INT, "slices of the series; if it was resampled, those made of it"),
         Column("n_lung_slices", _INT, "slices in which lung was found"),
         *_SPACING,
         *_ACQUISITION,

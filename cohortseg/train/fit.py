@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 
 from cohortseg.cluster import Resources, connected, followed, local_resources, require_workers
-from cohortseg.config import TrainConfig, config_from_mapping
+from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, ConfigError, DivergedError, StoreError
 from cohortseg.store.files import locked, write_file
@@ -81,7 +81,7 @@ def check_local(num_workers: int | None, cpus_per_worker: float | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Which slices a run is asked to train on; defaults mean "not said"."""
+    """Which slices a run is asked to train on; None means "not said"."""
 
     data: str | None = None
     """COVID-SemiSeg folder, absolute."""
@@ -89,10 +89,10 @@ class DataOptions:
     """Folder of labelled images of the user's own, absolute."""
     unlabeled: str | None = None
     """Folder of unlabelled ones, absolute."""
-    orientation: str = "upright"
-    """How 8-bit images of the user's own lie."""
-    holdout: bool = True
-    """Whether the validation images of COVID-SemiSeg are kept out."""
+    orientation: ImageOrientation | None = None
+    """How 8-bit images of the user's own lie; not said: upright."""
+    holdout: bool | None = None
+    """Whether the validation images of COVID-SemiSeg are kept out; not said: they are."""
 
 
 def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None, *, resume: bool) -> DataOptions:
@@ -130,10 +130,11 @@ def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None,
     differing = [
         f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
         for item in fields(DataOptions)
-        if (value := getattr(options, item.name)) not in (item.default, getattr(before, item.name))
+        if (value := getattr(options, item.name)) not in (None, getattr(before, item.name))
     ]
     if differing:
         raise ConfigError(f"cannot resume on other data: {'; '.join(differing)}; use a new run folder")
+    _write_json(settings, config)  # what may differ holds from now on
     return before
 
 
@@ -164,9 +165,11 @@ def _write_json(path: Path, record: DataOptions | TrainConfig) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds no settings")
     return document
 
 

@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from cohortseg.cluster import cluster_address
-from cohortseg.config import TrainConfig
+from cohortseg.config import ImageOrientation, TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
 from cohortseg.datasets.prepared import prepare
 from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
-from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT
+from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT, Orientation
 from cohortseg.progress import Progress
 from cohortseg.train.fit import DATA, DataOptions, check_local, discard_run, fit, open_run
 from cohortseg.train.state import check_imagenet
 
 _log: Final = logging.getLogger(__name__)
 
-_ORIENTATIONS: Final = {"upright": UPRIGHT, "transposed": TRANSPOSED, "quarter-turned": QUARTER_TURNED}
+_ORIENTATIONS: Final[dict[ImageOrientation, Orientation]] = {
+    "upright": UPRIGHT,
+    "transposed": TRANSPOSED,
+    "quarter-turned": QUARTER_TURNED,
+}
 
 Sources = list[ImageSlice | DicomSlices]
 
@@ -112,9 +116,9 @@ def _sources(options: DataOptions, *, semi: bool) -> tuple[Sources, Sources, str
     """Return labelled and unlabelled sources, and the terms of a model trained on them."""
     if options.labeled is None:
         root = covid_semiseg.find_data(None if options.data is None else Path(options.data))
-        labelled = covid_semiseg.labelled_slices(root, "train" if options.holdout else "all")
+        labelled = covid_semiseg.labelled_slices(root, "all" if options.holdout is False else "train")
         return list(labelled), list(covid_semiseg.unlabelled_slices(root)) if semi else [], covid_semiseg.TERMS
-    lies = _ORIENTATIONS[options.orientation]
+    lies = _ORIENTATIONS[options.orientation or "upright"]
     unlabelled: Sources = []
     if options.unlabeled is not None and semi:
         unlabelled = folders.unlabelled_folder(Path(options.unlabeled), lies)

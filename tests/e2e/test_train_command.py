@@ -1,7 +1,6 @@
 """``cohortseg train`` as its users run it: on a real Ray, killed, resumed, with two workers, and with wrong flags."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -10,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ from training_data import lesion_slice, write_covid_semiseg
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
-from cohortseg.cli.train import Preset
-from cohortseg.config import PRESETS, TrainConfig, preset_config
+from cohortseg.config import PRESETS, Preset, TrainConfig, preset_config
+from cohortseg.processors import num_processors
 from cohortseg.train.fit import SETTINGS, DataOptions, open_run, saved_settings
 from cohortseg.train.history import read_history
 from cohortseg.weights import load_model
@@ -105,7 +105,7 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
 def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp_path):
     one, two = (
         config_file(tmp_path, supervised=5, adversarial=5, batch=4),
@@ -158,7 +158,7 @@ def test_training_that_diverges_ends_at_once_with_advice(data, tmp_path):
 
 
 def test_more_workers_than_cores_are_refused_at_once_with_the_flags_that_fit(tmp_path):
-    cores = len(os.sched_getaffinity(0))
+    cores = num_processors()
     start = time.monotonic()
     done = run("--workers", 4 * cores, "--cpus-per-worker", 1, "-o", tmp_path / "run")
     assert time.monotonic() - start < 30
@@ -220,6 +220,14 @@ def test_a_run_is_resumed_with_the_settings_that_it_began_with(tmp_path):
     assert "COVID-SemiSeg" in result.stderr, "it goes on to the data, which are not there"
 
 
+def test_what_may_change_on_resume_holds_from_then_on(tmp_path):
+    config = replace(preset_config("cpu"), checkpoint_every=50)
+    open_run(tmp_path / "run", config, DataOptions(data=str(tmp_path)), resume=False)
+    changed = replace(config, checkpoint_every=10)
+    open_run(tmp_path / "run", changed, DataOptions(), resume=True)
+    assert saved_settings(tmp_path / "run") == changed
+
+
 def test_a_recipe_is_no_setting_of_a_file(tmp_path):
     (tmp_path / "a.toml").write_text('preset = "cpu"\n', encoding="utf-8")
     result = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "a.toml"), "-o", str(tmp_path / "run")])
@@ -234,6 +242,10 @@ def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
     assert result.exit_code == 2
     assert "cannot resume on other data: data was" in " ".join(result.stderr.split())
     assert open_run(tmp_path / "run", TrainConfig(), DataOptions(), resume=True) == began
+    for said in ("--holdout", "--orientation=transposed"):
+        result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume", said])
+        assert result.exit_code == 2, said
+        assert "cannot resume on other data" in " ".join(result.stderr.split())
     assert open_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first)), resume=True).holdout is False
     (tmp_path / "run" / "data-options.json").unlink()  # as an earlier version left it
     for _ in range(2):
@@ -241,4 +253,4 @@ def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
 
 
 def test_the_command_offers_every_recipe():
-    assert {preset.value for preset in Preset} == set(PRESETS)
+    assert set(get_args(Preset)) == set(PRESETS)
