@@ -62,7 +62,7 @@ def row_config(base: TrainConfig, row: str) -> TrainConfig:
 
 def run_fold(config: TrainConfig, data: PreparedData, root: Path, fold: int, folder: Path) -> None:
     """Train on all folds but one and score that one; with phase 2, also the model before it."""
-    slices = covid_semiseg.labelled_slices(root, "all")
+    slices = covid_semiseg.labeled_slices(root, "all")
     held_out = set(FOLDS[fold - 1])
     kept = torch.tensor([item.name not in held_out for item in slices])
     part = replace(data, labeled=data.labeled[kept], labels=data.labels[kept])
@@ -150,7 +150,7 @@ def main() -> None:
     prepared = options.output / "data.safetensors"
     if not prepared.is_file():
         options.output.mkdir(parents=True, exist_ok=True)
-        sources = covid_semiseg.labelled_slices(root, "all"), covid_semiseg.unlabelled_slices(root)
+        sources = covid_semiseg.labeled_slices(root, "all"), covid_semiseg.unlabeled_slices(root)
         prepare(prepared, *sources, base.canonical, covid_semiseg.TERMS, lambda _done, _total, _text: None)
     data = load_prepared(prepared)
     for fold in map(int, options.folds.split(",")):

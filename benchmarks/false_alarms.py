@@ -30,7 +30,7 @@ def main() -> None:
     names = set(json.loads((Path(__file__).parent / "lesion_free.json").read_text())["images"])
     model = load_model(options.model)
     percents = []
-    for source in covid_semiseg.unlabelled_slices(covid_semiseg.find_data(options.data)):
+    for source in covid_semiseg.unlabeled_slices(covid_semiseg.find_data(options.data)):
         if source.name not in names:
             continue
         hu = np.rint(hu_from_image(read_image(source.image_path))).clip(-1024, 3071).astype(np.int16)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cohortseg.config import CanonicalConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.slices import ImageSlice, read_image, read_mask
 from cohortseg.evaluate.score import score_images, summarise
@@ -29,7 +30,7 @@ from cohortseg.weights import LoadedModel, load_model
 Gray = NDArray[np.uint8]
 
 _TISSUE_HU: Final = 40.0
-_SOURCE_WINDOW_HU: Final = (-1350.0, 150.0)
+_SOURCE_WINDOW_HU: Final = CanonicalConfig.window_hu
 _BORDER: Final = 0.35
 """Body and air on each side, as a part of the image."""
 
@@ -108,7 +109,7 @@ def main() -> None:
     model = load_model(options.model)
     slices = [
         item
-        for item in covid_semiseg.labelled_slices(covid_semiseg.find_data(options.data), "all")
+        for item in covid_semiseg.labeled_slices(covid_semiseg.find_data(options.data), "all")
         if item.name in names
     ]
     if not slices:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cohortseg.labels import CONSOLIDATION, GGO
+from cohortseg.labels import CONSOLIDATION, GGO, SIDES, ZONES
+from cohortseg.volume import bounding_box
 
 HIGH_OPACITY_HU: Final = -200
 """Lesion voxels of at least this HU are high opacity. The pair PO and PHO is that of Chaganti et al. 2020 (arXiv
@@ -19,23 +20,12 @@ MIN_LESION_ML: Final = 0.1
 """Connected lesions below this volume (a ball of 5.8 mm) are not counted: vessels, fissures and noise leave such."""
 PERCENTILES: Final = (10, 50, 90)
 """Percentiles of HU that are measured over lung and lesion."""
-SIDES: Final = {"right": 1, "left": 2}
-"""Values of the lung mask: the patient's right and left lung."""
-ZONES: Final = {"upper": 3, "middle": 2, "lower": 1}
-"""Values of the zone map: thirds of each lung by height."""
-_COUNTED_AT_ONCE: Final = 1_000_000
 _ZONE_SCORE_EDGES_PCT: Final = (25.0, 50.0, 75.0)
 
 
 def percent(part: float, whole: float) -> float | None:
     """Return 100 x part / whole; None if the whole is empty, since nothing was measured then."""
     return 100.0 * float(part) / float(whole) if whole > 0 else None
-
-
-def bounding_box(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[slice, ...]:
-    """Return the box of all that is not zero in a (Z, Y, X) mask; an empty one where there is nothing."""
-    held = (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    return tuple(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0) for found in held)
 
 
 def series_burden(
@@ -131,13 +121,7 @@ def _hu_columns(region: str, values_hu: NDArray[np.int16]) -> dict[str, float | 
     names = (f"{region}_mean_hu", *(f"{region}_p{q}_hu" for q in PERCENTILES))
     if values_hu.size == 0:
         return dict.fromkeys(names)
-    low = int(values_hu.min())
-    below = np.zeros(int(values_hu.max()) - low + 1, np.int64)
-    for part in np.array_split(values_hu, 1 + values_hu.size // _COUNTED_AT_ONCE):  # counting takes 8 bytes a value
-        below += np.bincount(part.astype(np.int32) - low, minlength=below.size)
-    below = np.cumsum(below)
-    # whole numbers throughout: 10 % of 30 voxels are 3, not 3.0000000000000004
-    ranks = [int(np.searchsorted(100 * below, q * values_hu.size)) + low for q in PERCENTILES]
+    ranks = np.percentile(values_hu, PERCENTILES, method="inverted_cdf")
     return dict(zip(names, (float(values_hu.mean(dtype=np.float64)), *map(float, ranks)), strict=True))
 
 

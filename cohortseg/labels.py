@@ -47,3 +47,10 @@ LABELS: Final = (BACKGROUND, GGO, CONSOLIDATION)
 LESIONS: Final = (GGO, CONSOLIDATION)
 """The lesion classes; together they are called opacity."""
 NUM_CLASSES: Final = len(LABELS)
+
+RIGHT, LEFT = 1, 2
+"""Values of lung masks: the patient's right and left lung; 0 is no lung."""
+SIDES: Final = {"right": RIGHT, "left": LEFT}
+UPPER, MIDDLE, LOWER = 3, 2, 1
+"""Values of zone maps: thirds of each lung by height; 0 is no lung, or a height that is not known."""
+ZONES: Final = {"upper": UPPER, "middle": MIDDLE, "lower": LOWER}

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from cohortseg.config import CanonicalConfig
 from cohortseg.labels import LESIONS
+from cohortseg.volume import bounding_box
 
-WINDOW_HU: Final = (-1350.0, 150.0)
+WINDOW_HU: Final = CanonicalConfig.window_hu
 """HU shown as black and white: a lung window."""
 OPACITY: Final = 0.45
 """Weight of a lesion's colour against the CT below it."""
@@ -178,12 +180,13 @@ def _lung_window(lungs: NDArray[np.uint8]) -> tuple[slice, slice]:
     flat: NDArray[np.bool_] = np.asarray(lungs.any(axis=0))
     if not flat.any():
         return slice(None), slice(None)
-    bounds = []
-    for axis in (1, 0):
-        where = np.flatnonzero(flat.any(axis=axis))
-        border = round(_MARGIN * (where[-1] - where[0] + 1)) + 2
-        bounds.append(slice(max(int(where[0]) - border, 0), int(where[-1]) + 1 + border))
-    return bounds[0], bounds[1]
+    rows, columns = (_widened(held) for held in bounding_box(flat))
+    return rows, columns
+
+
+def _widened(held: slice) -> slice:
+    border = round(_MARGIN * (held.stop - held.start)) + 2
+    return slice(max(held.start - border, 0), held.stop + border)
 
 
 def _tile(rgb: NDArray[np.uint8], pixel_spacing_mm: tuple[float, float], tile_height: int) -> Image.Image:

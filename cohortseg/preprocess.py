@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.errors import DataError, GeometryError
+from cohortseg.volume import bounding_box
 
 AXIAL_TOLERANCE_DEG = 20.0
 """An image counts as axial when its normal leans less than this from the body's long axis."""
@@ -119,17 +121,11 @@ def lung_boxes(lungs: NDArray[np.bool_], config: CanonicalConfig) -> list[CropBo
 
 
 def _bounds(mask: NDArray[np.bool_], margin: float) -> CropBox | None:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    rows, columns = bounding_box(mask)
+    if rows.stop == 0:
         return None
-    border_y = round(margin * (rows[-1] + 1 - rows[0]))
-    border_x = round(margin * (columns[-1] + 1 - columns[0]))
-    return CropBox(
-        int(rows[0]) - border_y,
-        int(rows[-1]) + 1 + border_y,
-        int(columns[0]) - border_x,
-        int(columns[-1]) + 1 + border_x,
-    )
+    border_y, border_x = (round(margin * (held.stop - held.start)) for held in (rows, columns))
+    return CropBox(rows.start - border_y, rows.stop + border_y, columns.start - border_x, columns.stop + border_x)
 
 
 def _grown(box: CropBox, smallest: tuple[float, float]) -> CropBox:
@@ -230,7 +226,7 @@ def hu_from_image(gray: NDArray[np.uint8]) -> NDArray[np.float32]:
     histogram = np.bincount(gray.ravel(), minlength=256).astype(np.float64)
     if np.count_nonzero(histogram) < 2:
         raise DataError("the image is blank: no lung air and soft tissue to tell its intensity scale by")
-    split = _otsu(histogram)
+    split = int(cv2.threshold(gray, 0, 255, cv2.THRESH_OTSU)[0])  # the last value of the darker class
     dark, bright = histogram[: split + 1], histogram[split + 1 :]
     air = float(np.searchsorted(np.cumsum(dark), 0.1 * dark.sum()))
     # Where the window cuts bone off, the topmost value is a spike, not soft tissue, unless nearly all is cut off.
@@ -241,14 +237,3 @@ def hu_from_image(gray: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise DataError("the image has too little contrast to tell lung air from soft tissue")
     slope = (TISSUE_LANDMARK_HU - AIR_LANDMARK_HU) / (tissue - air)
     return (AIR_LANDMARK_HU + slope * (gray.astype(np.float32) - air)).astype(np.float32)
-
-
-def _otsu(histogram: NDArray[np.float64]) -> int:
-    """Return the value that best splits a histogram in two (Otsu 1979): the last of the lower class."""
-    values = np.arange(len(histogram))
-    weight = np.cumsum(histogram)
-    total = np.cumsum(histogram * values)
-    rest = weight[-1] - weight
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = weight * rest * (total / weight - (total[-1] - total) / rest) ** 2
-    return int(np.nanargmax(between))

@@ -48,3 +48,10 @@ class Volume:
         if self.spacing_mm[0] is None:
             return None
         return self.spacing_mm[0] * self.pixel_area_mm2 / 1000.0
+
+
+def bounding_box(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[slice, ...]:
+    """Return the box of all that is not zero in an array of any number of axes; an empty one where there is nothing."""
+    axes = range(mask.ndim)
+    held = (np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes)
+    return tuple(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0) for found in held)

@@ -13,7 +13,7 @@ import torch
 from training_data import write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
-from cohortseg.datasets.covid_semiseg import labelled_slices
+from cohortseg.datasets.covid_semiseg import labeled_slices
 from cohortseg.datasets.slices import read_canonical
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -46,7 +46,7 @@ def test_the_gpu_script_lists_its_stages_and_says_when_time_is_up(tmp_path):
 
 def test_copies_that_lie_otherwise_are_the_same_slice_and_others_nearly(tmp_path):
     robustness = runpy.run_path(str(BENCHMARKS / "robustness.py"))
-    source = labelled_slices(write_covid_semiseg(tmp_path / "data"), "all")[0]
+    source = labeled_slices(write_covid_semiseg(tmp_path / "data"), "all")[0]
     copies = {}
     for name, copy in robustness["COPIES"].items():
         folder = tmp_path / name

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cohortseg import burden, lungs
+from cohortseg import burden
 from cohortseg.burden import series_burden, slice_areas
+from cohortseg.labels import LOWER, UPPER
+from cohortseg.lungs import zone_thirds
 from cohortseg.store.schemas import BURDEN
 
 VOXEL_ML = 5.0 * 0.8 * 0.5 / 1000.0  # 5 mm slices of 0.8 x 0.5 mm pixels: 0.002 mL
@@ -18,8 +20,8 @@ def case() -> dict[str, np.ndarray]:
     """Two slices of 4 x 10: right lung in columns 0-4, left in 5-9, 40 voxels each; all of it -800 HU."""
     lung = np.ones((2, 4, 10), np.uint8)
     lung[:, :, 5:] = 2
-    zones = np.full(lung.shape, lungs.LOWER, np.uint8)
-    zones[1] = lungs.UPPER
+    zones = np.full(lung.shape, LOWER, np.uint8)
+    zones[1] = UPPER
     labels = np.zeros(lung.shape, np.uint8)
     volume_hu = np.full(lung.shape, -800, np.int16)
     labels[1, 0, :5] = 1  # 5 voxels of GGO, right upper
@@ -101,7 +103,7 @@ def test_lesion_outside_the_lungs_does_not_count(case: dict[str, np.ndarray]) ->
 
 
 def test_single_slice_has_percents_but_no_volumes_or_zones(case: dict[str, np.ndarray]) -> None:
-    one = {name: array[1:] for name, array in case.items()} | {"zones": lungs.zone_thirds(case["lungs"][1:])}
+    one = {name: array[1:] for name, array in case.items()} | {"zones": zone_thirds(case["lungs"][1:])}
     row = series_burden(**one, voxel_volume_ml=None)
     assert row["po_pct"] == pytest.approx(12.5)
     assert row["po_right_pct"] == pytest.approx(25.0)
@@ -150,11 +152,6 @@ def test_every_name_is_a_column_of_the_burden_table(case: dict[str, np.ndarray])
     meanings = {column.name: column.meaning for column in BURDEN.columns}
     assert f"at least {burden.HIGH_OPACITY_HU} HU" in meanings["high_opacity_volume_ml"]
     assert f"at least {burden.MIN_LESION_ML} mL" in meanings["lesion_count"]
-
-
-def test_sides_and_zones_are_those_of_the_lung_mask() -> None:
-    assert burden.SIDES == {"right": lungs.RIGHT, "left": lungs.LEFT}
-    assert burden.ZONES == {"upper": lungs.UPPER, "middle": lungs.MIDDLE, "lower": lungs.LOWER}
 
 
 @given(

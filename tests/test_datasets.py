@@ -12,8 +12,8 @@ from training_data import lesion_slice, write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets import covid_semiseg
-from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labelled_slices, unlabelled_slices
-from cohortseg.datasets.folders import labelled_folder, unlabelled_folder
+from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labeled_slices, unlabeled_slices
+from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
 from cohortseg.datasets.prepared import load_prepared, prepare
 from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import ConfigError, DataError
@@ -33,19 +33,19 @@ def names(slices):
 
 
 def test_splits_share_no_image_and_the_validation_names_are_fixed(data):
-    assert names(labelled_slices(data, "train")) == ["1", "3"]
-    assert names(labelled_slices(data, "val")) == ["2", "14"]
-    assert names(labelled_slices(data, "all")) == ["1", "2", "3", "14"]
-    assert names(labelled_slices(data, "test")) == ["1"]
+    assert names(labeled_slices(data, "train")) == ["1", "3"]
+    assert names(labeled_slices(data, "val")) == ["2", "14"]
+    assert names(labeled_slices(data, "all")) == ["1", "2", "3", "14"]
+    assert names(labeled_slices(data, "test")) == ["1"]
     assert len(VALIDATION) == 5
     assert all(not group & VALIDATION for group in NEAR_DUPLICATES)
 
 
 def test_hidden_files_of_an_archive_are_no_images(data):
-    before = names(labelled_slices(data, "all"))
+    before = names(labeled_slices(data, "all"))
     for path in list(data.rglob("Imgs/*.jpg"))[:5]:
         path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
-    assert names(labelled_slices(data, "all")) == before
+    assert names(labeled_slices(data, "all")) == before
 
 
 def test_data_are_found_by_option_by_variable_and_beside(data, monkeypatch, tmp_path):
@@ -64,16 +64,16 @@ def test_a_split_needs_only_its_own_folders(data):
     import shutil
 
     shutil.rmtree(data / "TrainingSet")
-    assert names(labelled_slices(data, "test")) == ["1"]
+    assert names(labeled_slices(data, "test")) == ["1"]
     with pytest.raises(ConfigError, match="folder is missing"):
-        labelled_slices(data, "val")
+        labeled_slices(data, "val")
     with pytest.raises(ConfigError, match="Pseudo-label"):
-        unlabelled_slices(data)
+        unlabeled_slices(data)
 
 
 def test_every_source_comes_upright(data):
     """The three ways images lie all end as the same kind of picture: lungs beside each other, not above."""
-    for source in [*labelled_slices(data, "all"), *unlabelled_slices(data)]:
+    for source in [*labeled_slices(data, "all"), *unlabeled_slices(data)]:
         image = read_canonical(source, CANONICAL).image[0]
         assert image[28:36, 30:34].mean() > 0.8, source.name  # mediastinum in the middle
         for side in (image[:, :26], image[:, 38:]):  # lung on either side
@@ -82,7 +82,7 @@ def test_every_source_comes_upright(data):
 
 
 def test_a_prediction_goes_back_to_the_stored_image(data):
-    source = labelled_slices(data, "all")[0]
+    source = labeled_slices(data, "all")[0]
     item = read_canonical(source, CanonicalConfig(size=128))
     prob = torch.nn.functional.one_hot(torch.from_numpy(item.labels).long(), 3).permute(2, 0, 1).float()
     restored = item.restore(prob).argmax(axis=0)
@@ -143,14 +143,14 @@ def test_own_folders_of_images(tmp_path):
     gray, labels = lesion_slice(0)
     Image.fromarray(gray).save(tmp_path / "images" / "x.png")
     with pytest.raises(DataError, match=r"x\.png: the label map of x\.png is missing"):
-        labelled_folder(tmp_path, UPRIGHT)
+        labeled_folder(tmp_path, UPRIGHT)
     Image.fromarray(labels).save(tmp_path / "masks" / "x.png")
-    (found,) = labelled_folder(tmp_path, TRANSPOSED)
+    (found,) = labeled_folder(tmp_path, TRANSPOSED)
     assert isinstance(found, ImageSlice)
     assert found.orientation == TRANSPOSED
-    assert names(unlabelled_folder(tmp_path / "images", UPRIGHT)) == ["x"]
+    assert names(unlabeled_folder(tmp_path / "images", UPRIGHT)) == ["x"]
     with pytest.raises(ConfigError, match="images"):
-        labelled_folder(tmp_path / "images", UPRIGHT)
+        labeled_folder(tmp_path / "images", UPRIGHT)
 
 
 def test_own_folders_of_dicom_with_masks(tmp_path):
@@ -163,7 +163,7 @@ def test_own_folders_of_dicom_with_masks(tmp_path):
         mask = np.zeros((128, 128), dtype=np.uint8)
         mask[60:68, 40 + 2 * number : 48 + 2 * number] = 1 + number % 2
         Image.fromarray(mask).save(tmp_path / "masks" / f"{path.stem}.png")
-    (source,) = labelled_folder(tmp_path, UPRIGHT)
+    (source,) = labeled_folder(tmp_path, UPRIGHT)
     assert isinstance(source, DicomSlices)
     prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
     prepared = load_prepared(tmp_path / "data.safetensors")
@@ -171,7 +171,7 @@ def test_own_folders_of_dicom_with_masks(tmp_path):
     assert prepared.terms == "mine"
     assert len(prepared.training_images) == 4
     assert sorted(int(labels.max()) for labels in prepared.labels) == [1, 1, 2, 2]
-    assert len(unlabelled_folder(tmp_path / "images", UPRIGHT)) == 1
+    assert len(unlabeled_folder(tmp_path / "images", UPRIGHT)) == 1
 
 
 def test_dicom_of_two_folders_never_share_a_label_map(tmp_path):
@@ -182,12 +182,12 @@ def test_dicom_of_two_folders_never_share_a_label_map(tmp_path):
     for path in paths:
         blank.save(tmp_path / "masks" / f"{path.stem}.png")
     with pytest.raises(DataError, match=r"is the label map of two slices; put that of b/"):
-        labelled_folder(tmp_path, UPRIGHT)
+        labeled_folder(tmp_path, UPRIGHT)
     for folder in ("a", "b"):
         (tmp_path / "masks" / folder).mkdir()
         for path in paths:
             blank.save(tmp_path / "masks" / folder / f"{path.stem}.png")
-    sources = labelled_folder(tmp_path, UPRIGHT)
+    sources = labeled_folder(tmp_path, UPRIGHT)
     for source in sources:
         assert {path.parent.name for path in source.mask_paths} == {Path(source.record.files[0]).parent.name}
     assert len(sources) == 2
@@ -200,7 +200,7 @@ def test_labelled_dicom_that_cannot_be_used_is_refused_with_the_reason(tmp_path)
         Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "masks" / f"{path.stem}.png")
     paths[2].unlink()
     with pytest.raises(DataError, match=r"0000\.dcm: its series of 5 slices cannot be used: gap"):
-        labelled_folder(tmp_path, UPRIGHT)
+        labeled_folder(tmp_path, UPRIGHT)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 128 + b"DICM" + b"\2\0"])
@@ -211,7 +211,7 @@ def test_a_labelled_dicom_file_that_cannot_be_read_is_refused_by_name(tmp_path, 
         Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "masks" / f"{path.stem}.png")
     paths[-1].write_bytes(content)
     with pytest.raises(DataError, match=r"0005\.dcm: cannot be used: .*; take it out, or mend it"):
-        labelled_folder(tmp_path, UPRIGHT)
+        labeled_folder(tmp_path, UPRIGHT)
 
 
 def test_labelled_multi_frame_dicom_is_refused(tmp_path):
@@ -219,14 +219,14 @@ def test_labelled_multi_frame_dicom_is_refused(tmp_path):
         (tmp_path / "own" / name).mkdir(parents=True)
     write_files(tmp_path / "own/images", [enhanced_file(chest_slices("enhanced"))])
     with pytest.raises(DataError, match="the slices of a multi-frame file have one name"):
-        labelled_folder(tmp_path / "own", UPRIGHT)
+        labeled_folder(tmp_path / "own", UPRIGHT)
 
 
 def test_a_picture_beside_a_tree_of_dicom_is_not_taken_for_the_data(tmp_path):
     write_series(tmp_path / "tree")
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "preview.png")
     with pytest.raises(ConfigError, match=r"holds images \(preview\.png\) and also tree"):
-        unlabelled_folder(tmp_path, UPRIGHT)
+        unlabeled_folder(tmp_path, UPRIGHT)
 
 
 def test_files_named_by_uid_keep_all_of_it(tmp_path):
@@ -234,7 +234,7 @@ def test_files_named_by_uid_keep_all_of_it(tmp_path):
     for number, path in enumerate(write_series(tmp_path / "images")):
         path.rename(path.with_name(f"1.2.840.{number}"))
         Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "masks" / f"1.2.840.{number}.png")
-    (source,) = labelled_folder(tmp_path, UPRIGHT)
+    (source,) = labeled_folder(tmp_path, UPRIGHT)
     assert sorted(path.name for path in source.mask_paths)[0] == "1.2.840.0.png"
 
 
@@ -249,7 +249,7 @@ def test_an_unlabelled_series_that_cannot_be_used_is_left_out(tmp_path, caplog):
     labeled = [ImageSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
 
     def prepared(folder):
-        prepare(tmp_path / "data", labeled, unlabelled_folder(folder, UPRIGHT), CANONICAL, "mine", lambda *_: None)
+        prepare(tmp_path / "data", labeled, unlabeled_folder(folder, UPRIGHT), CANONICAL, "mine", lambda *_: None)
         return load_prepared(tmp_path / "data")
 
     assert prepared(tmp_path / "good").unlabeled.shape[0] == 4
@@ -271,11 +271,11 @@ def test_damaged_prepared_data_are_refused(tmp_path):
 @pytest.mark.realdata
 def test_the_real_data_set_has_its_known_sizes_and_every_lesion_lies_in_the_crop(covid_semiseg):
     root = find_data(covid_semiseg)
-    assert (len(labelled_slices(root, "train")), len(labelled_slices(root, "val"))) == (45, 5)
-    unlabelled = unlabelled_slices(root)
+    assert (len(labeled_slices(root, "train")), len(labeled_slices(root, "val"))) == (45, 5)
+    unlabelled = unlabeled_slices(root)
     assert len(unlabelled) == 1600
     assert sum("coronacases" in item.name for item in unlabelled) == 1119
-    for source in labelled_slices(root, "all")[::5]:
+    for source in labeled_slices(root, "all")[::5]:
         item = read_canonical(source, CanonicalConfig())
         upright = source.orientation.to_upright(read_mask(source.mask_path)) > 0
         box = item.box

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import CanonicalConfig, ModelConfig
-from cohortseg.datasets.covid_semiseg import VALIDATION, find_data, labelled_slices
+from cohortseg.datasets.covid_semiseg import VALIDATION, find_data, labeled_slices
 from cohortseg.datasets.slices import read_canonical, read_mask
 from cohortseg.errors import ConfigError, DataError, ModelError
 from cohortseg.evaluate.score import Case, eight_bit, score_images, summarise
@@ -164,7 +164,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(data: Path, model_path
 def test_batches_and_flips_are_those_of_the_model(data: Path, model_path: Path, tmp_path: Path):
     evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True, flips=False)
     model = load_model(model_path)
-    source = next(item for item in labelled_slices(data / "COVID-SemiSeg", "val") if item.name == "24")
+    source = next(item for item in labeled_slices(data / "COVID-SemiSeg", "val") if item.name == "24")
     item = read_canonical(source, model.card.canonical)
     alone = eight_bit(item.restore(model.predict(item.image[None]).prob[0])[1])
     saved = np.asarray(Image.open(tmp_path / "maps" / "ggo" / "24.png"))
@@ -174,7 +174,7 @@ def test_batches_and_flips_are_those_of_the_model(data: Path, model_path: Path, 
 def test_truth_taken_for_prediction_lands_where_it_lies(data: Path):
     # The way to the canonical slice and back keeps place and orientation: labels survive it but for their borders.
     model_config = CanonicalConfig(size=128)
-    for source in labelled_slices(data / "COVID-SemiSeg", "val"):
+    for source in labeled_slices(data / "COVID-SemiSeg", "val"):
         item = read_canonical(source, model_config)
         assert item.labels is not None
         assert source.mask_path is not None
@@ -275,7 +275,7 @@ def test_command_refuses_wrong_usage(data: Path, arguments: list[str], message: 
 def test_canonical_slice_costs_little_on_real_labels(covid_semiseg: Path):
     # The best any model can reach: the truth itself, sent through the canonical slice and back.
     cases = []
-    for source in labelled_slices(find_data(covid_semiseg), "val"):
+    for source in labeled_slices(find_data(covid_semiseg), "val"):
         item = read_canonical(source, CanonicalConfig())
         assert item.labels is not None
         assert source.mask_path is not None

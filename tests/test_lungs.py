@@ -9,7 +9,8 @@ from lung_phantoms import Chest, dice, make_chest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cohortseg.lungs import LEFT, LOWER, LUNG_FLAGS, MIDDLE, RIGHT, UPPER, segment_lungs, zone_thirds
+from cohortseg.labels import LEFT, LOWER, MIDDLE, RIGHT, UPPER
+from cohortseg.lungs import LUNG_FLAGS, segment_lungs, zone_thirds
 
 
 @pytest.fixture(scope="module")

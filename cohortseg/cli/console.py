@@ -48,6 +48,11 @@ def print_error(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
 
 
+def number(value: float | None, digits: int) -> str:
+    """Return a number for people; a dash where nothing was measured."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def say(message: str) -> None:
     """Print one message on stderr unless quiet."""
     err.print(escape(message), soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 from rich.table import Table
 
-from cohortseg.cli.console import out, progress, say
+from cohortseg.cli.console import number, out, progress, say
 from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def evaluate(
         raise ConfigError("--save-maps needs an output folder: add -o OUT")
     from cohortseg.evaluate.split import evaluate_split
 
-    with progress("evaluate") as report:
+    with progress("Evaluating") as report:
         result = evaluate_split(data, split, model_path=model, output=output, save_maps=save_maps, report=report)
     _warn(result)
     _print(result, split)
@@ -81,7 +81,7 @@ def _print(result: "Evaluation", split: str) -> None:
 def _toolbox_table(metrics: "pl.DataFrame") -> Table:
     table = _table("Toolbox protocol (mean over 256 thresholds and all images)", "Maps", *_TOOLBOX.values())
     for row in _rows(metrics, "toolbox"):
-        table.add_row(_TITLES[row["class_name"]], row["maps"], *(_number(row[name]) for name in _TOOLBOX))
+        table.add_row(_TITLES[row["class_name"]], row["maps"], *(number(row[name], 3) for name in _TOOLBOX))
     return table
 
 
@@ -92,7 +92,7 @@ def _overlap_table(metrics: "pl.DataFrame") -> Table:
     for class_name in _TITLES:
         for protocol, title in _CLINICAL.items():
             for row in _rows(metrics, protocol, class_name):
-                numbers = (_number(row[name]) for name in _OVERLAP)
+                numbers = (number(row[name], 3) for name in _OVERLAP)
                 table.add_row(_TITLES[class_name], title, *numbers, str(row["n_images"]))
     return table
 
@@ -100,10 +100,10 @@ def _overlap_table(metrics: "pl.DataFrame") -> Table:
 def _area_table(metrics: "pl.DataFrame") -> Table:
     table = _table("Area, % of the image", "Truth", "Predicted", "Pearson r", "Bias", "95 % limits")
     for row in _rows(metrics, "area"):
-        limits = f"{_number(row['area_limit_low_pct'], 2)} to {_number(row['area_limit_high_pct'], 2)}"
-        areas = (_number(row[name], 2) for name in ("truth_area_pct", "predicted_area_pct"))
-        bias = _number(row["area_bias_pct"], 2)
-        table.add_row(_TITLES[row["class_name"]], *areas, _number(row["area_pearson_r"]), bias, limits)
+        limits = f"{number(row['area_limit_low_pct'], 2)} to {number(row['area_limit_high_pct'], 2)}"
+        areas = (number(row[name], 2) for name in ("truth_area_pct", "predicted_area_pct"))
+        bias = number(row["area_bias_pct"], 2)
+        table.add_row(_TITLES[row["class_name"]], *areas, number(row["area_pearson_r"], 3), bias, limits)
     return table
 
 
@@ -118,8 +118,3 @@ def _table(title: str, *columns: str) -> Table:
 def _rows(metrics: "pl.DataFrame", protocol: str, class_name: str | None = None) -> list[dict[str, Any]]:
     rows = metrics.rows(named=True)
     return [row for row in rows if row["protocol"] == protocol and class_name in (None, row["class_name"])]
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """Return a number for people; a dash where it is undefined."""
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -8,8 +8,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from cohortseg.cli.console import number, progress, say
 from cohortseg.cli.console import out as console
-from cohortseg.cli.console import progress, say
 from cohortseg.cli.scan import Prefer, Repair, Select, selection_options
 from cohortseg.config import Engine, InferConfig, resolve_config
 
@@ -102,7 +102,7 @@ def _show(summary: "InferSummary", target: Path) -> None:
     for name, justify in _COLUMNS.items():
         table.add_column(name, justify=justify, no_wrap=name != _REMARKS, overflow="fold")
     for row in summary.burden.head(_MOST_ROWS).iter_rows(named=True):
-        numbers = (_number(row[name]) for name in _NUMBERS)
+        numbers = (number(row[name], 1) for name in _NUMBERS)
         remarks = escape(summary.reasons.get(row["series_key"]) or ", ".join(row["qc_flags"]))
         table.add_row(row["series_key"][:8], str(row["study_date"] or "-"), _STATUS[row["status"]], *numbers, remarks)
     console.print(table)
@@ -130,8 +130,3 @@ def _show(summary: "InferSummary", target: Path) -> None:
         or "no series can be segmented (manifest.parquet says why)"
     )
     say(f"{counts}; tables, masks, pictures and report.html are in {target}")
-
-
-def _number(value: float | None) -> str:
-    """Return a number for people; a dash where nothing was measured."""
-    return "-" if value is None else f"{value:.1f}"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohortseg.cli.console import out, progress, say
+from cohortseg.cli.console import number, out, progress, say
 from cohortseg.config import PREFERENCES, REPAIRS, ScanConfig, resolve_config
 from cohortseg.errors import ConfigError
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cohortseg.dicom.scan import CohortScan
-    from cohortseg.dicom.series import SeriesRecord
+    from cohortseg.dicom.series import Decision, SeriesRecord
 
 MAX_LINES = 60
 """Series shown; the manifest holds all."""
@@ -68,7 +68,7 @@ def scan(
     for target, table in ((output, "manifest"), (files, "files")):
         if target is not None:
             _check_target(target, cohort, table)
-    with progress("scan") as report:
+    with progress("Scanning") as report:
         found = scan_cohort(cohort, report, workers, settings)
     if output is not None:
         _write_manifest(output, found)
@@ -118,7 +118,7 @@ def _write_files(path: Path, found: "CohortScan") -> None:
     write_table(path, table_from_rows(file_rows(found), FILES), FILES, {"command": "scan"})
 
 
-def _print_series(found: "CohortScan", decision: str, title: str, *, show_ids: bool) -> None:
+def _print_series(found: "CohortScan", decision: "Decision", title: str, *, show_ids: bool) -> None:
     """Print the series of one decision: what they are, and what was found or why they are not segmented."""
     records = [record for record in found.series if record.decision == decision]
     table = _series_table(title, "findings" if decision == "selected" else "why", show_ids=show_ids)
@@ -150,7 +150,7 @@ def _cells(record: "SeriesRecord", *, show_ids: bool) -> list[str]:
     spacing = (record.spacing_z_mm, record.spacing_y_mm, record.spacing_x_mm)
     cells = [escape((record.patient_id or "-")[:_TEXT_SHOWN])] if show_ids else []
     cells += [record.series_key, str(record.study_date or "-"), str(record.n_slices)]
-    cells += [" ".join("-" if value is None else f"{value:.2f}" for value in spacing)]
+    cells += [" ".join(number(value, 2) for value in spacing)]
     cells += [escape((record.convolution_kernel or "-")[:_TEXT_SHOWN])]
     return [*cells, escape(record.reason or ", ".join(record.qc_flags))]
 

@@ -56,7 +56,7 @@ def find_data(data: Path | None) -> Path:
     raise ConfigError(f"{folder}: no COVID-SemiSeg data here: {_LAYOUT}{hint}")
 
 
-def labelled_slices(data: Path, split: Split) -> list[ImageSlice]:
+def labeled_slices(data: Path, split: Split) -> list[ImageSlice]:
     """Return the labelled images of a split, in the order of their numbers.
 
     Parameters
@@ -89,7 +89,7 @@ def labelled_slices(data: Path, split: Split) -> list[ImageSlice]:
     return slices
 
 
-def unlabelled_slices(data: Path) -> list[ImageSlice]:
+def unlabeled_slices(data: Path) -> list[ImageSlice]:
     """Return the unlabelled images, in order.
 
     Raises

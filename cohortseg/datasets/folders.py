@@ -19,7 +19,7 @@ _IMAGE_FOLDERS: Final = ("Imgs", "images")
 _MASK_FOLDERS: Final = ("GT", "masks")
 
 
-def labelled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:
+def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:
     """Return the slices of a labelled folder: ``Imgs`` or ``images``, and ``GT`` or ``masks`` with one PNG a slice.
 
     A label map has the name of its image or DICOM file with the ending ``.png``, the same size, and values 0, 1, 2.
@@ -69,7 +69,7 @@ def labelled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice |
     return sources
 
 
-def unlabelled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:
+def unlabeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:
     """Return the slices of a folder of 8-bit images or of a tree of DICOM files.
 
     Raises

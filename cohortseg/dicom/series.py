@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -82,6 +82,10 @@ attenuation scans of PET have 4 mm at most."""
 _COS_AXIS_TOLERANCE: Final = math.cos(math.radians(AXIS_TOLERANCE_DEG))
 
 
+Decision = Literal["selected", "alternative", "excluded", "skipped"]
+"""What becomes of a series: measured; another of its study is; left out by --select; not usable."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeriesRecord:
     """One row of the manifest; the fields are its columns (meanings: ``store/schemas.py``)."""
@@ -110,7 +114,7 @@ class SeriesRecord:
     spacing_x_mm: float | None
     qc_flags: tuple[str, ...]
     repairs: tuple[str, ...]
-    decision: str
+    decision: Decision
     reason: str | None
     series_key: str
     files: tuple[str, ...]
@@ -266,4 +270,7 @@ def _flags(
         "missing_patient_id": all(header.patient_id is None for header in headers),
         "missing_study_date": record.study_date is None,
     }
+    unknown = {name for name in {*found, *findings} if name is not None} - set(FLAGS)
+    if unknown:
+        raise ValueError(f"flags without a meaning in FLAGS: {', '.join(sorted(unknown))}")
     return tuple(name for name in FLAGS if found.get(name, False) or name in findings)

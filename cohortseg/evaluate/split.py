@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from cohortseg.config import InferConfig
-from cohortseg.datasets.covid_semiseg import Split, find_data, labelled_slices
+from cohortseg.datasets.covid_semiseg import Split, find_data, labeled_slices
 from cohortseg.datasets.slices import CanonicalSlice, ImageSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.evaluate.maps import PICTURES, remove_pictures, write_maps, write_picture
@@ -92,7 +92,7 @@ def evaluate_split(
     """
     started = time.perf_counter()
     folder = find_data(data)
-    slices = labelled_slices(folder, split)
+    slices = labeled_slices(folder, split)
     model = load_model(model_path)
     if output is not None:
         _make_folder(output)

@@ -57,7 +57,7 @@ class SeriesResult:
 
 
 @contextmanager
-def _told(out: Path) -> Iterator[None]:
+def _store_errors(out: Path) -> Iterator[None]:
     """Turn what the file system says no to into an error that names the output folder."""
     try:
         yield
@@ -140,7 +140,7 @@ def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any
 
 def suspects(out: Path) -> frozenset[str]:
     """Return the keys of all series with an attempt that did not end: their process died, or is still at it."""
-    with _told(out):
+    with _store_errors(out):
         return frozenset(path.name for path in (out / _STATE / "attempts").iterdir() if not path.name.startswith("."))
 
 
@@ -160,7 +160,7 @@ def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
     StoreError
         If it cannot be written.
     """
-    with _told(out), _attempts(out, series_key).open("a", encoding="ascii") as file:
+    with _store_errors(out), _attempts(out, series_key).open("a", encoding="ascii") as file:
         file.write(f"{token} {run_id}\n")
         file.flush()
         os.fsync(file.fileno())
@@ -189,7 +189,7 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
     """
     marker, picture, rows = _marker(out, series_key), _picture(out, series_key), io.BytesIO()
     table_from_rows(result.slices, SLICES).write_ipc(rows, compression="lz4")
-    with _told(out):
+    with _store_errors(out):
         marker.unlink(missing_ok=True)
         if result.masks is None:
             remove_masks(out / MASKS, series_key)
@@ -215,7 +215,7 @@ def is_done(out: Path, series_key: str, token: str) -> bool:
     document = _read_marker(out, series_key)
     if document is None or document.get("token") != token or not document["final"]:
         return False
-    with _told(out):
+    with _store_errors(out):
         return bool(document["sizes"] == _sizes(out, series_key))
 
 
@@ -268,7 +268,7 @@ def _read_slices(out: Path, series_key: str) -> pl.DataFrame:
     try:
         return pl.read_ipc(io.BytesIO(_slices(out, series_key).read_bytes()))
     except (OSError, pl.exceptions.PolarsError) as error:
-        with _told(out):
+        with _store_errors(out):
             _marker(out, series_key).unlink(missing_ok=True)
         raise StoreError(
             f"{_slices(out, series_key)}: cannot be read ({error}); run the same command again, which does series "
@@ -282,7 +282,7 @@ def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def committed_keys(out: Path) -> set[str]:
     """Return the keys of all series with a marker, those of earlier runs too."""
-    with _told(out):
+    with _store_errors(out):
         return {path.stem for path in (out / _STATE / "rows").glob("*.json")}
 
 
@@ -297,7 +297,7 @@ def forget_failed(out: Path) -> None:
     for series_key in committed_keys(out):
         document = _read_marker(out, series_key)
         if document is not None and document["burden"]["status"] == "failed":
-            with _told(out):
+            with _store_errors(out):
                 _marker(out, series_key).unlink(missing_ok=True)
 
 
@@ -309,7 +309,7 @@ def forget(out: Path) -> None:
     StoreError
         If something cannot be removed.
     """
-    with _told(out):
+    with _store_errors(out):
         # By name, not by marker: a killed run leaves masks and a picture without one.
         for group in (out / MASKS).iterdir():
             if _KEY.fullmatch(group.name):
@@ -335,7 +335,7 @@ def _attempts(out: Path, series_key: str) -> Path:
 
 
 def _attempt_lines(out: Path, series_key: str) -> list[str]:
-    with _told(out):
+    with _store_errors(out):
         try:
             return _attempts(out, series_key).read_text(encoding="ascii", errors="replace").splitlines()
         except FileNotFoundError:
@@ -356,7 +356,7 @@ def _marker(out: Path, series_key: str) -> Path:
 
 def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
     """Return a marker; None if there is none, or it is not ours (cut off by a power failure): then it never was."""
-    with _told(out):
+    with _store_errors(out):
         try:
             document = json.loads(_marker(out, series_key).read_bytes())
         except (FileNotFoundError, ValueError):

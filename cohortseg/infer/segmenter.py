@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cohortseg.burden import bounding_box, percent, series_burden, slice_areas
+from cohortseg.burden import percent, series_burden, slice_areas
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
@@ -22,7 +22,7 @@ from cohortseg.overlays import overview, png_bytes
 from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore
 from cohortseg.store.masks import SeriesMasks, mask_attributes
 from cohortseg.store.schemas import BURDEN
-from cohortseg.volume import Volume
+from cohortseg.volume import Volume, bounding_box
 from cohortseg.weights import LoadedModel
 
 _FROM_RECORD: Final = tuple(

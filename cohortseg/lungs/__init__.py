@@ -17,16 +17,11 @@ Axes: Z Y X; row 0 anterior, column 0 the patient's right, z rising to the head.
 """
 
 from cohortseg.lungs.segment import LUNG_FLAGS, LUNG_METHOD, Lungs, segment_lungs
-from cohortseg.lungs.zones import LEFT, LOWER, MIDDLE, RIGHT, UPPER, zone_thirds
+from cohortseg.lungs.zones import zone_thirds
 
 __all__ = [
-    "LEFT",
-    "LOWER",
     "LUNG_FLAGS",
     "LUNG_METHOD",
-    "MIDDLE",
-    "RIGHT",
-    "UPPER",
     "Lungs",
     "segment_lungs",
     "zone_thirds",

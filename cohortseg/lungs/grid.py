@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cohortseg.labels import LEFT, RIGHT
 from cohortseg.lungs.aerated import AIR_HU
 from cohortseg.lungs.morphology import Image, Mask
-from cohortseg.lungs.zones import LEFT, RIGHT
 from cohortseg.volume import HU_MIN
 
 _GRID_MM: Final = 2.0

@@ -7,12 +7,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cohortseg.labels import LEFT, RIGHT
 from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, supported_slices
 from cohortseg.lungs.cage import rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
 from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, working_shape
 from cohortseg.lungs.morphology import bounding_box, dilate, frame_pixels
-from cohortseg.lungs.zones import LEFT, RIGHT, split_sides
+from cohortseg.lungs.zones import split_sides
 
 LUNG_METHOD: Final = "cohortseg-threshold 7"
 """Name and version of the method; the version rises whenever masks change."""

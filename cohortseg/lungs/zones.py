@@ -1,20 +1,12 @@
 """Right and left lung, and the thirds of their height."""
 
-from typing import Final
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from cohortseg.labels import LEFT, LOWER, RIGHT
 from cohortseg.lungs.aerated import LungSlice
 from cohortseg.lungs.morphology import Mask, components
-
-RIGHT: Final = 1
-"""Value of the patient's right lung."""
-LEFT: Final = 2
-"""Value of the patient's left lung."""
-UPPER, MIDDLE, LOWER = 3, 2, 1
-"""Values of `zone_thirds`."""
 
 
 def split_sides(lung: Mask, item: LungSlice) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec
 
 from cohortseg import __version__
 from cohortseg.errors import StoreError
-from cohortseg.labels import LABELS, LESIONS
+from cohortseg.labels import LABELS, LESIONS, SIDES
 from cohortseg.volume import Volume
 
 MASKS: Final = "masks.zarr"
@@ -89,7 +89,7 @@ def mask_attributes(
                 }
                 for label in LABELS
             ],
-            "lungs": {"0": "none", "1": "right", "2": "left"},
+            "lungs": {"0": "none"} | {str(value): side for side, value in SIDES.items()},
             "lung_method": lung_method,
             "model": dict(model),
         },

@@ -5,6 +5,9 @@ from typing import Final
 
 import polars as pl
 
+from cohortseg.burden import HIGH_OPACITY_HU, MIN_LESION_ML, PERCENTILES
+from cohortseg.labels import SIDES, ZONES
+
 SCHEMA_VERSION: Final = "5"
 """Raised whenever a column is added, removed or changes its meaning."""
 
@@ -73,7 +76,7 @@ _PERCENTS = (
 )
 _SIDES = tuple(
     column
-    for side in ("right", "left")
+    for side in SIDES
     for column in (
         Column(f"lung_{side}_volume_ml", _REAL, f"the patient's {side} lung, mL"),
         Column(f"opacity_{side}_volume_ml", _REAL, f"opacity in the patient's {side} lung, mL"),
@@ -82,8 +85,8 @@ _SIDES = tuple(
 )
 _ZONES = tuple(
     Column(f"po_{side}_{zone}_pct", _REAL, f"100 x opacity / lung in the {zone} third (by height) of the {side} lung")
-    for side in ("right", "left")
-    for zone in ("upper", "middle", "lower")
+    for side in SIDES
+    for zone in ZONES
 )
 
 _ZONE_SCORE = Column(
@@ -100,7 +103,7 @@ _HU = tuple(
         Column(f"{region}_mean_hu", _REAL, f"mean HU of all {region} voxels{nothing}"),
         *(
             Column(f"{region}_p{q}_hu", _REAL, f"{q}th percentile of HU of all {region} voxels{nothing}")
-            for q in (10, 50, 90)
+            for q in PERCENTILES
         ),
     )
 )
@@ -108,7 +111,8 @@ _LESIONS = (
     Column(
         "lesion_count",
         _INT,
-        "lesions of at least 0.1 mL: voxels of either class that touch by face, edge or corner; null for one slice",
+        f"lesions of at least {MIN_LESION_ML} mL: voxels of either class that touch by face, edge or corner; "
+        "null for one slice",
     ),
     Column("largest_lesion_volume_ml", _REAL, "largest of them, mL; null without one"),
 )
@@ -192,7 +196,9 @@ BURDEN: Final = TableSchema(
         *_ACQUISITION,
         *_VOLUMES,
         *_PERCENTS,
-        Column("high_opacity_volume_ml", _REAL, "lesion voxels of at least -200 HU (a declared choice), mL"),
+        Column(
+            "high_opacity_volume_ml", _REAL, f"lesion voxels of at least {HIGH_OPACITY_HU} HU (a declared choice), mL"
+        ),
         Column("pho_pct", _REAL, "percentage of high opacity: 100 x high opacity / lung (Chaganti 2020)"),
         *_HU,
         *_LESIONS,

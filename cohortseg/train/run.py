@@ -89,7 +89,7 @@ def train_model(
         if not resume:
             discard_run(run)
         raise
-    with progress("training") as report:
+    with progress("Training") as report:
         return fit(
             config,
             run,
@@ -116,19 +116,19 @@ def _sources(options: DataOptions, *, semi: bool) -> tuple[Sources, Sources, str
     """Return labelled and unlabelled sources, and the terms of a model trained on them."""
     if options.labeled is None:
         root = covid_semiseg.find_data(None if options.data is None else Path(options.data))
-        labelled = covid_semiseg.labelled_slices(root, "all" if options.holdout is False else "train")
-        return list(labelled), list(covid_semiseg.unlabelled_slices(root)) if semi else [], covid_semiseg.TERMS
+        labelled = covid_semiseg.labeled_slices(root, "all" if options.holdout is False else "train")
+        return list(labelled), list(covid_semiseg.unlabeled_slices(root)) if semi else [], covid_semiseg.TERMS
     lies = _ORIENTATIONS[options.orientation or "upright"]
     unlabelled: Sources = []
     if options.unlabeled is not None and semi:
-        unlabelled = folders.unlabelled_folder(Path(options.unlabeled), lies)
-    return list(folders.labelled_folder(Path(options.labeled), lies)), unlabelled, folders.TERMS
+        unlabelled = folders.unlabeled_folder(Path(options.unlabeled), lies)
+    return list(folders.labeled_folder(Path(options.labeled), lies)), unlabelled, folders.TERMS
 
 
 def _prepare(
     run: Path, labelled: Sources, unlabelled: Sources, terms: str, config: TrainConfig, progress: Progress
 ) -> None:
-    with progress("preparing slices") as report:
+    with progress("Preparing slices") as report:
         prepare(run / DATA, labelled, unlabelled, config.canonical, terms, report)
     size = config.canonical.size
     _log.info("%d labelled and %d unlabelled sources, %d pixels square", len(labelled), len(unlabelled), size)
