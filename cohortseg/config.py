@@ -21,7 +21,7 @@ T = TypeVar("T")
 NORM_GROUPS: Final = 8
 """Groups of the networks' group normalisation."""
 _SEEDS: Final = 2**43
-"""Random generators take 64 bits, of which seeds of each iteration are made."""
+"""Upper bound of a run's seed: the seed of each iteration is computed from it, and must fit into 64 bits."""
 _WEIGHTS: Final = (
     "momentum",
     "weight_decay",

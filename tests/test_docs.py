@@ -1,8 +1,16 @@
 """The documentation that is made from the code is the code's."""
 
+import re
 import runpy
 from pathlib import Path
 
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from cohortseg.cli import app
+
+ROOT = Path(__file__).parents[1]
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -16,3 +24,25 @@ def test_page_of_the_settings_is_up_to_date() -> None:
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == expected, "run: python docs/make_settings.py"
     for name in ("batch_size", "auto_ray_series", "supervised_iterations", "min_box"):
         assert f"| `{name}` | " in expected
+
+
+def test_the_readme_shows_what_the_sample_cohort_gives(tmp_path: Path) -> None:
+    """Other processors round otherwise, so numbers may differ a little; what is shown for people may not."""
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["-q", "infer", str(ROOT / "sample_data/cohort/dicom"), "-o", str(out)])
+    assert result.exit_code == 0, result.stderr
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^ ([0-9a-f]{8})  (\S+)  ok +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)  (.*)$", readme, re.M)
+    rows = pl.read_parquet(out / "burden.parquet").rows(named=True)
+    assert len(shown) == len(rows) == 8
+    for (key, date, *numbers, remarks), row in zip(shown, rows, strict=True):
+        assert (key, date) == (row["series_key"][:8], str(row["study_date"]))
+        columns = ("lung_volume_ml", "ggo_pct", "consolidation_pct", "po_pct")
+        for name, number in zip(columns, map(float, numbers), strict=True):
+            assert row[name] == pytest.approx(number, rel=0.01, abs=0.3), (key, name)
+        assert remarks.strip() == ", ".join(row["qc_flags"])
+    timeline = pl.read_parquet(out / "timeline.parquet").rows(named=True)
+    lines = re.findall(r"^\| (SYN-\d+) +\| (\d+) +\| (.*) \|$", readme, re.M)
+    assert [(line[0], int(line[1])) for line in lines] == [
+        (row["patient_id"], row["days_since_baseline"]) for row in timeline
+    ]

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +23,7 @@ from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, DicomError, StoreError
 from cohortseg.infer.commit import suspects
-from cohortseg.infer.run import room_watched, worker_shares
+from cohortseg.infer.run import choose_engine, room_watched, worker_shares
 from cohortseg.pipeline import infer_cohort
 from cohortseg.store.masks import read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST, PATIENTS, SLICES, TIMELINE
@@ -326,6 +327,33 @@ def test_output_inside_the_cohort_is_refused(cohort: Path, model_path: Path) -> 
 
 
 # workers
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_pending", "cores", "address", "expected"),
+    [
+        ({}, 63, 2.0, None, "local"),
+        ({}, 64, 2.0, None, "ray"),
+        ({}, 64, 1.0, None, "local"),
+        ({"workers": 2}, 1, 2.0, None, "ray"),
+        ({"workers": 1}, 1000, 2.0, None, "local"),
+        ({}, 1, 2.0, "10.0.0.1:6379", "ray"),
+        ({"engine": "local"}, 1000, 2.0, None, "local"),
+        ({"engine": "ray"}, 1, 1.0, None, "ray"),
+    ],
+)
+def test_ray_is_used_where_it_is_asked_for_or_repays_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    num_pending: int,
+    cores: float,
+    address: str | None,
+    expected: str,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    machine = Resources(nodes=((cores, 0.0),), where="this machine")
+    monkeypatch.setattr("cohortseg.infer.run.local_resources", lambda: machine)
+    assert choose_engine(InferConfig(**settings), num_pending, address) == expected
 
 
 def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(

@@ -190,6 +190,14 @@ def test_run_json_tells_of_the_series_that_the_tables_hold(cohort: Path, model_p
     assert document["counts"]["series_segmented_by_this_run"] == 0
 
 
+def test_pictures_can_be_left_out(cohort: Path, model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(cohort, out, model_path, select=("patient_id = B",), overlays=False).complete
+    assert [path.name for path in (out / "pictures").iterdir()] == ["trajectories.png"]
+    assert (out / "report.html").read_text(encoding="utf-8").count("<img ") == 1
+    assert run(cohort, out, model_path, select=("patient_id = B",), overlays=False).num_done == 0
+
+
 def test_a_damaged_picture_does_not_cost_the_report(unbroken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(unbroken, out)

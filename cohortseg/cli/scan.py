@@ -75,7 +75,7 @@ def scan(
     if files is not None:
         _write_files(files, found)
     _print_series(found, "selected", "To be segmented", show_ids=show_ids)
-    _print_series(found, "alternative", "Alternatives: usable, but another series of the study is", show_ids=show_ids)
+    _print_series(found, "alternative", "Alternatives: another of their study is preferred", show_ids=show_ids)
     _print_reasons(found)
     selected = sum(record.decision == "selected" for record in found.series)
     out.print(f"{len(found.series)} series, {selected} to be segmented; {len(found.skipped)} other files")

@@ -209,8 +209,8 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
         labels = None
         if source.mask_paths is not None:
             stored = read_mask(source.mask_paths[index])
-            if stored.shape != volume.volume_hu.shape[1:]:
-                raise DataError(f"{source.mask_paths[index]}: label map is {stored.shape}, its image is not")
+            if stored.shape != (shape := volume.volume_hu.shape[1:]):
+                raise DataError(f"{source.mask_paths[index]}: label map is {stored.shape}, its image {shape}")
             labels = canonical_labels(np.ascontiguousarray(orientation.to_upright(stored)), box, config.size)
         yield CanonicalSlice(
             name=Path(path).stem,

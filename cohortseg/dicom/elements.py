@@ -62,7 +62,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def silence_pydicom() -> None:
-    """Do the same for the rest of this process, all its threads included (`quiet_pydicom` is one thread's)."""
+    """Silence the same warnings in all threads, for the rest of this process (`quiet_pydicom` is one thread's)."""
     warnings.filterwarnings("ignore", module="pydicom")
 
 

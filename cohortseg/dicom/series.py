@@ -69,7 +69,7 @@ FLAGS: Final = {
     "hu_shifted": "neither fat nor muscle has its HU: the rescale may be wrong, and percents with it",
     "hu_implausible": "too few voxels like air or like soft tissue: the values are not Hounsfield units; not evaluable",
 }
-"""Every flag in ``qc_flags``, and what it means."""
+"""Every flag in ``qc_flags`` that files raise, and what it means; for those of the lungs see `LUNG_FLAGS`."""
 
 THICK_MM: Final = 5.05
 """Slices thicker or farther apart are thick: 5 mm and rounding."""

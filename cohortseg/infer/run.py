@@ -85,7 +85,7 @@ def run_series(
         If results cannot be written, the cohort has gone, or the cluster fails.
     """
     tally = _Tally(len(pending), report)
-    if _engine(job.config, len(pending), address) == "local":
+    if choose_engine(job.config, len(pending), address) == "local":
         for done in process_all(job, model, pending):
             tally.add(done)
         return "local"
@@ -125,7 +125,7 @@ class _Tally:
         self._report(len(self._seen), self._total, f"{counts}; {rate:.1f} slices/s")
 
 
-def _engine(config: InferConfig, num_pending: int, address: str | None) -> Literal["local", "ray"]:
+def choose_engine(config: InferConfig, num_pending: int, address: str | None) -> Literal["local", "ray"]:
     """Decide how to run: Ray where asked for (by engine, workers or address) or where the cohort repays its start."""
     if config.engine != "auto":
         return config.engine

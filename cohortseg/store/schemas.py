@@ -143,7 +143,7 @@ _SERIES_KEY = Column(
 
 MANIFEST: Final = TableSchema(
     name="manifest",
-    row="one series found in the cohort",
+    row="one series found in the cohort, or one volume of it where it holds several",
     columns=(
         *_PATIENT,
         _TIME[0],

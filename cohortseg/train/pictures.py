@@ -59,7 +59,7 @@ def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Im
     Parameters
     ----------
     state
-        Its networks predict as they stand.
+        The labeler (with a teacher, the averaged weights) and the discriminator predict.
     images
         (B, 1, size, size) float32 on the networks' device.
     bf16
