@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,37 @@ def test_a_series_whose_files_are_gone_costs_the_others_nothing_and_names_no_pat
         assert "Secret" not in said
         assert len({path.name[:16] for path in (tmp_path / form).glob("[0-9a-f]*")}) == 1
     assert export(out, tmp_path / "masks-only", "nifti")[0] == 0
+
+
+def _flip_bytes(group: Path) -> None:
+    (shard,) = (path for path in (group / "labels").rglob("*") if path.is_file() and path.name != "zarr.json")
+    content = bytearray(shard.read_bytes())
+    content[: len(content) // 2] = bytes(255 - byte for byte in content[: len(content) // 2])
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _flip_bytes,
+        lambda group: (group / "zarr.json").write_text("{}"),
+        lambda group: (group / "lungs/zarr.json").unlink(),
+        shutil.rmtree,
+    ],
+    ids=["chunk", "attributes", "array", "all"],
+)
+def test_damaged_masks_cost_the_others_nothing_and_are_made_again(
+    small: Run, model_path: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    cohort, out = small
+    group = out / "masks.zarr" / keys_of(out)[0]
+    damage(group)
+    code, said = export(out, tmp_path / "x", "nifti")
+    assert (code, "no readable masks" in said) == (3, True)
+    assert {path.name[:16] for path in (tmp_path / "x").glob("*.gz")} == {keys_of(out)[-1]}
+    shutil.rmtree(group, ignore_errors=True)  # as the message says
+    assert run(cohort, out, model_path).num_done >= 1
+    assert export(out, tmp_path / "x", "nifti")[0] == 0
 
 
 def test_slices_that_were_changed_since_are_not_drawn_under_the_old_masks(small: Run, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_removing_and_missing(store: Path) -> None:
     assert mask_files(store, KEY)
     remove_masks(store, KEY)
     assert not mask_files(store, KEY)
-    with pytest.raises(StoreError, match=f"no readable masks of series {KEY}"):
+    with pytest.raises(StoreError, match=f"{KEY}: no readable masks"):
         read_masks(store, KEY)
 
 

@@ -191,12 +191,22 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
     StoreError
         If there are no masks of this series, or they cannot be read.
     """
+    advice = "remove this folder and run infer again"
     try:
         group = zarr.open_group(path / series_key, mode="r")
         labels, lungs = (_read_array(group, name) for name in ("labels", "lungs"))
-        return SeriesMasks(labels=labels, lungs=lungs, attributes=group.attrs.asdict())
-    except (OSError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: no readable masks of series {series_key}: {error}") from error
+        attributes: dict[str, Any] = group.attrs.asdict()
+        ours = labels.shape == lungs.shape and {"affine_zyx_to_lps_mm", "model"} <= attributes["cohortseg"].keys()
+    # What zarr and its codecs raise on damaged chunks and metadata.
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise StoreError(
+            f"{path / series_key}: no readable masks ({error}); remove this folder and run infer again"
+        ) from error
+    if not ours:
+        raise StoreError(
+            f"{path / series_key}: no masks as cohortseg writes them; remove this folder and run infer again"
+        )
+    return SeriesMasks(labels=labels, lungs=lungs, attributes=attributes)
 
 
 def mask_files(path: Path, series_key: str) -> list[Path]:
