@@ -223,5 +223,5 @@ def _init(ray: "ModuleType", address: str | None) -> None:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
-    except (OSError, ConnectionError, ValueError, RuntimeError) as error:
-        raise StoreError(f"Ray cannot be started on this machine: {error}") from error
+    except Exception as error:  # a bare one where its processes do not come up
+        raise StoreError(f"Ray cannot be started on this machine: {str(error).splitlines()[0]}") from error

@@ -57,7 +57,7 @@ class CanonicalConfig:
     def __post_init__(self) -> None:
         """Check ranges; lists from JSON become tuples."""
         object.__setattr__(self, "window_hu", tuple(self.window_hu))
-        _check(self.size >= 64 and self.size % 32 == 0, "size must be a multiple of 32, at least 64", self.size)
+        _check(64 <= self.size <= 2048 and self.size % 32 == 0, "size must be a multiple of 32 in 64..2048", self.size)
         in_order = all(map(math.isfinite, self.window_hu)) and self.window_hu[0] < self.window_hu[1]
         _check(in_order, "window_hu must be (low, high) with low < high", self.window_hu)
         _check(0 <= self.margin <= 0.5, "margin must be in [0, 0.5]", self.margin)

@@ -7,7 +7,7 @@ on one intensity scale (a lung window mapped to [0, 1]) and of one size. DICOM c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
-from cohortseg.config import CanonicalConfig
+from cohortseg.config import CanonicalConfig, ImageOrientation
 from cohortseg.errors import DataError, GeometryError
 from cohortseg.volume import bounding_box
 
@@ -62,6 +62,12 @@ TRANSPOSED = Orientation(transpose=True)
 """Anterior left, the patient's right on top: COVID-SemiSeg's labelled and radiopaedia images."""
 QUARTER_TURNED = Orientation(transpose=True, flip_y=True)
 """Spine left; a quarter turn counter-clockwise sets it upright: COVID-SemiSeg's coronacases images."""
+ORIENTATIONS: Final[dict[ImageOrientation, Orientation]] = {
+    "upright": UPRIGHT,
+    "transposed": TRANSPOSED,
+    "quarter-turned": QUARTER_TURNED,
+}
+"""By the name that a user gives."""
 
 
 @dataclass(frozen=True)

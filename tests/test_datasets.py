@@ -1,6 +1,8 @@
 """The COVID-SemiSeg layout and folders of one's own: what is found, how it lies, and what is refused."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,114 @@ def test_older_label_codes_are_read_and_others_refused(tmp_path):
         read_mask(tmp_path / "bad.png")
 
 
+def _palette(order: list[int], colors: list[tuple[int, int, int]], labels: np.ndarray) -> Image.Image:
+    """Labels as indices into a palette in which class ``order[i]`` is entry i, each of the color of its class."""
+    picture = Image.fromarray(np.argsort(order).astype(np.uint8)[labels], "P")
+    picture.putpalette([channel for value in order for channel in colors[value]])
+    return picture
+
+
+def _channels(*channels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+GRAYS = [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
+CODES = [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
+BRIGHT = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: _channels(m, m, m),
+        lambda m: _channels(m, m, m, np.full_like(m, 255)),
+        lambda m: _channels((m == 1) * 128, (m == 2) * 128, 0 * m),
+        lambda m: _palette([0, 1, 2], GRAYS, m),
+        lambda m: _palette([2, 0, 1], GRAYS, m),
+        lambda m: _palette([1, 0, 2], CODES, m),
+        lambda m: Image.fromarray(m.astype(np.float32)),
+    ],
+    ids=["rgb", "rgba", "codes", "palette", "shuffled palette", "palette of codes", "float"],
+)
+def test_label_maps_whose_meaning_is_plain_are_read(tmp_path, make):
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    make(labels).save(tmp_path / "mask.png", format="TIFF" if make(labels).mode == "F" else "PNG")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), labels)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: _channels(m, 0 * m, 0 * m),
+        lambda m: _channels(0 * m, 0 * m, m),
+        lambda m: _channels(m == 1, m == 2, 0 * m),
+        lambda m: _channels(0 * m, 0 * m, 0 * m, m),
+        lambda m: _palette([0, 1, 2], BRIGHT, m),
+        lambda m: _palette([1, 0, 2], BRIGHT, m),
+        lambda m: _channels((m == 1) * 255, (m == 2) * 255, 0 * m).quantize(3),
+    ],
+    ids=["red", "blue", "one channel a class", "alpha", "palette", "shuffled palette", "quantized"],
+)
+def test_label_maps_that_could_mean_anything_are_refused(tmp_path, make):
+    make(np.arange(12, dtype=np.uint8).reshape(3, 4) % 3).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask\.png: what its colors, transparency or bits mean is not known"):
+        read_mask(tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_png_of_16_bits_a_channel_is_refused(tmp_path, color_type, channels):
+    """Pillow opens it with 8, the upper ones: labels of 0, 1, 2 would all be 0."""
+    rows = b"".join(b"\0" + np.full((8, channels), 1, ">u2").tobytes() for _ in range(8))
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, color_type, 0, 0, 0))
+    path = tmp_path / "deep.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    for read in (read_mask, read_image):
+        with pytest.raises(DataError, match=r"deep\.png"):
+            read(path)
+
+
+def test_images_that_would_be_left_out_are_refused(tmp_path):
+    gray, labels = lesion_slice(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(gray).save(tmp_path / "images/a.png")
+    Image.fromarray(labels).save(tmp_path / "masks/a.png")
+    assert names(labeled_folder(tmp_path, UPRIGHT)) == ["a"]
+    Image.fromarray(gray).save(tmp_path / "images/b.tif")
+    with pytest.raises(ConfigError, match=r"1 image\(s\) like b\.tif are not read"):
+        labeled_folder(tmp_path, UPRIGHT)
+    (tmp_path / "images/b.tif").unlink()
+    Image.fromarray(labels).save(tmp_path / "masks/b.png")
+    with pytest.raises(DataError, match=r"b\.png: is the label map of no slice"):
+        labeled_folder(tmp_path, UPRIGHT)
+    (tmp_path / "Imgs").mkdir()
+    with pytest.raises(ConfigError, match="one folder Imgs or images, found 2"):
+        labeled_folder(tmp_path, UPRIGHT)
+
+
+def test_labels_without_a_lesion_are_refused_and_without_a_class_told(tmp_path, caplog):
+    gray, labels = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    source = ImageSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png", orientation=UPRIGHT)
+    Image.fromarray(np.zeros_like(labels)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="none of the 1 labelled slices holds a lesion"):
+        prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
+    Image.fromarray((labels > 0).astype(np.uint8)).save(tmp_path / "mask.png")
+    prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
+    assert "no labelled slice holds Consolidation" in caplog.text
+
+
+def test_two_images_of_one_name_are_refused(data):
+    (first, *_) = sorted(data.rglob("MultiClassInfection-Train/Imgs/*.jpg"))
+    Image.open(first).save(first.with_suffix(".png"))
+    with pytest.raises(ConfigError, match="two images are named"):
+        labeled_slices(data, "all")
+
+
 def test_what_is_no_image_or_does_not_fit_is_refused_by_name(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"text\.jpg: not a readable image"):
@@ -187,6 +297,10 @@ def test_dicom_of_two_folders_never_share_a_label_map(tmp_path):
         (tmp_path / "masks" / folder).mkdir()
         for path in paths:
             blank.save(tmp_path / "masks" / folder / f"{path.stem}.png")
+    with pytest.raises(DataError, match=r"0000\.png: is the label map of no slice"):
+        labeled_folder(tmp_path, UPRIGHT)  # those of before, which now are nobody's
+    for path in (tmp_path / "masks").glob("*.png"):
+        path.unlink()
     sources = labeled_folder(tmp_path, UPRIGHT)
     for source in sources:
         assert {path.parent.name for path in source.mask_paths} == {Path(source.record.files[0]).parent.name}

@@ -79,9 +79,15 @@ def test_rules(study: Path, select: tuple[str, ...], selected: str, excluded: st
     [
         ("kernel", "must be all, preferred or a rule like"),
         ("colour~B30", "colour is no column; valid are kernel"),
-        ("n_slices>many", "could not convert"),
+        ("n_slices>many", "is no number; write it without a unit"),
+        ("spacing_z_mm<=nan", "is no number"),
+        ("kernel==B30", "the operators are =, !=,"),
+        ("kernel!==B30", "the operators are =, !=,"),
+        ("kernel=~B30", "the operators are =, !=,"),
+        ('kernel="B30"', "stands without quotes"),
         ("kernel~(", "unterminated|missing"),
-        ("study_date>soon", "Invalid isoformat"),
+        ("study_date>soon", "write YYYY-MM-DD"),
+        ("study_date>=2020-03", "write YYYY-MM-DD"),
     ],
 )
 def test_rules_that_cannot_be_read_are_wrong_usage(rule: str, match: str) -> None:
@@ -236,6 +242,7 @@ def test_scan_never_writes_into_the_cohort_or_over_other_files(tmp_path: Path, o
         (tmp_path / "cohort/m.parquet", "lies inside the cohort"),
         (mine, "table of cohortseg's"),
         (tmp_path / "none/m.parquet", "no such folder"),
+        (tmp_path / "m.csv", "written as .parquet"),
     ):
         result = CliRunner().invoke(app, ["scan", str(tmp_path / "cohort"), option, str(target)])
         assert result.exit_code == 2

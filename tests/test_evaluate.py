@@ -183,6 +183,27 @@ def test_truth_taken_for_prediction_lands_where_it_lies(data: Path):
         assert min(images["dice"].to_list()) > 0.9
 
 
+def test_images_of_ones_own_are_measured_as_the_same_images_of_the_data_set(
+    data: Path, model_path: Path, tmp_path: Path
+):
+    """The split's images, turned upright, in another layout."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for source in labeled_slices(find_data(data), "test"):
+        for path, folder in ((source.image_path, "images"), (source.mask_path, "masks")):
+            upright = source.orientation.to_upright(np.asarray(Image.open(path)))
+            Image.fromarray(np.ascontiguousarray(upright)).save(tmp_path / folder / f"{path.stem}.png")
+    command = ["evaluate", "--model", model_path, "--labeled", tmp_path]
+    assert run(*command, "-o", tmp_path / "own")[0] == 0
+    assert run("evaluate", "--model", model_path, "--data", data, "--split", "test", "-o", tmp_path / "same")[0] == 0
+    own, same = (read_table(tmp_path / name / "metrics.parquet", METRICS) for name in ("own", "same"))
+    assert own.select("class_name", "maps", "protocol").equals(same.select("class_name", "maps", "protocol"))
+    for mine, theirs in zip(own["dice"], same["dice"], strict=True):
+        assert mine == pytest.approx(theirs, abs=0.02)
+    assert run(*command, "--split", "test")[0] == 2
+    assert run("evaluate", "--model", model_path, "--data", data, "--orientation", "upright")[0] == 2
+
+
 def test_only_the_folders_of_the_split_are_needed(data: Path, model_path: Path, tmp_path: Path):
     (tmp_path / "TestingSet").symlink_to(data / "COVID-SemiSeg" / "TestingSet")
     result = evaluate_split(tmp_path, "test", model_path=model_path)

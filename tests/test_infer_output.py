@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pydicom
 import pytest
 from phantoms import ill_body, write_series
@@ -196,6 +198,29 @@ def test_pictures_can_be_left_out(cohort: Path, model_path: Path, tmp_path: Path
     assert [path.name for path in (out / "pictures").iterdir()] == ["trajectories.png"]
     assert (out / "report.html").read_text(encoding="utf-8").count("<img ") == 1
     assert run(cohort, out, model_path, select=("patient_id = B",), overlays=False).num_done == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table.with_columns(status=pl.lit(None, pl.String)), "status hold NaN, or null"),
+        (lambda table: table.with_columns(po_pct=pl.lit(float("nan"))), "po_pct hold NaN, or null"),
+        (lambda table: table.drop("po_pct"), "lacks po_pct"),
+        (lambda table: table.with_columns(mine=1), "has besides mine"),
+        (lambda table: table.with_columns(pl.col("n_slices").cast(pl.Float64)), "another type of n_slices"),
+        (lambda table: table.select(sorted(table.columns)), "in another order"),
+    ],
+    ids=["null", "nan", "dropped", "added", "type", "order"],
+)
+def test_a_burden_table_changed_by_hand_is_refused_with_what_is_wrong(
+    unbroken: Path, tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], words: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, out)
+    change(pl.read_parquet(out / "burden.parquet")).write_parquet(out / "burden.parquet")
+    result = CliRunner().invoke(app, ["report", str(out)])
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
 
 
 def test_a_damaged_picture_does_not_cost_the_report(unbroken: Path, tmp_path: Path) -> None:

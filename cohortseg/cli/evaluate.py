@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from cohortseg.cli.console import number, out, progress, say
+from cohortseg.config import ImageOrientation
 from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +38,16 @@ def evaluate(
         Path | None, typer.Option(help="Model file.", exists=True, dir_okay=False, show_default="the packaged model")
     ] = None,
     split: Annotated[
-        Literal["train", "val", "test"], typer.Option(help="Which labelled images; needs only that split's folders.")
-    ] = "val",
+        Literal["train", "val", "test"] | None,
+        typer.Option(help="Which labelled images; needs only that split's folders.", show_default="val"),
+    ] = None,
+    labeled: Annotated[
+        Path | None,
+        typer.Option(help="Instead: a folder with images/ and masks/ of the same names.", show_default=False),
+    ] = None,
+    orientation: Annotated[
+        ImageOrientation | None, typer.Option(help="How the images of --labeled lie.", show_default="upright")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for tables, run.json and pictures.")
     ] = None,
@@ -52,12 +61,21 @@ def evaluate(
     """
     if save_maps and output is None:
         raise ConfigError("--save-maps needs an output folder: add -o OUT")
-    from cohortseg.evaluate.split import evaluate_split
+    if labeled is not None and (data is not None or split is not None):
+        raise ConfigError("--labeled goes without --data and --split")
+    if labeled is None and orientation is not None:
+        raise ConfigError("--orientation goes with --labeled; how the images of COVID-SemiSeg lie is known")
+    from cohortseg.evaluate.split import evaluate_images, evaluate_split, own_images
 
+    common: dict[str, Any] = {"model_path": model, "output": output, "save_maps": save_maps}
     with progress("Evaluating") as report:
-        result = evaluate_split(data, split, model_path=model, output=output, save_maps=save_maps, report=report)
+        if labeled is None:
+            result = evaluate_split(data, split or "val", **common, report=report)
+        else:
+            images = own_images(labeled, orientation or "upright")
+            result = evaluate_images(images, data=labeled.resolve(), **common, report=report)
     _warn(result)
-    _print(result, split)
+    _print(result, f"split {split or 'val'}" if labeled is None else str(labeled))
     if output is not None:
         say(f"written to {output}")
 
@@ -71,9 +89,9 @@ def _warn(result: "Evaluation") -> None:
         )
 
 
-def _print(result: "Evaluation", split: str) -> None:
+def _print(result: "Evaluation", source: str) -> None:
     count = result.images["image"].n_unique()
-    out.print(f"{result.model} on {count} images (split {split})", markup=False)
+    out.print(f"{result.model} on {count} images ({source})", markup=False)
     for table in (_toolbox_table(result.metrics), _overlap_table(result.metrics), _area_table(result.metrics)):
         out.print(table)
 

@@ -94,6 +94,8 @@ def _check_target(target: Path, cohort: Path, table: str) -> None:
 
     if target.resolve().is_relative_to(cohort.resolve()):
         raise ConfigError(f"{target}: lies inside the cohort, which is only read; choose another place")
+    if target.suffix.lower() in (".csv", ".tsv", ".json", ".xlsx"):
+        raise ConfigError(f"{target}: tables are written as .parquet; polars or DuckDB make other files of them")
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: no such folder as {target.parent}")
     if target.exists() and table_name(target) != table:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Final, Literal
 
@@ -29,6 +30,7 @@ NEAR_DUPLICATES: Final = (frozenset({"10", "43"}), frozenset({"5", "46"}), froze
 """Images of one CT slice or of neighbours: a fold must keep a group together."""
 
 _TRAIN = Path("TrainingSet/MultiClassInfection-Train")
+_NUM_LABELED = 50
 _TEST = Path("TestingSet/MultiClassInfection-Test")
 _UNLABELED = Path("TrainingSet/LungInfection-Train/Pseudo-label/Imgs")
 _LAYOUT = (
@@ -81,6 +83,12 @@ def labeled_slices(data: Path, split: Split) -> list[ImageSlice]:
         if not mask.is_file():
             raise ConfigError(f"{mask}: the label map of {path.name} is missing")
         slices.append(ImageSlice(name=path.stem, image_path=path, mask_path=mask, orientation=TRANSPOSED))
+    twice = [name for name, count in Counter(item.name for item in slices).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{folder / 'Imgs'}: two images are named {twice[0]} and would share a label map; keep one")
+    whole = {"train": _NUM_LABELED - len(VALIDATION), "all": _NUM_LABELED}.get(split, 0)
+    if 0 < len(slices) < whole:
+        _log.warning("%d of the %d labelled images are missing", whole - len(slices), whole)
     missing = sorted(VALIDATION - {item.name for item in slices}) if split == "val" else []
     if slices and missing:
         _log.warning("validation images %s are missing: scores over the others compare with none", ", ".join(missing))

@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from PIL import Image
+
 from cohortseg.config import ScanConfig
 from cohortseg.datasets.slices import IMAGE_ENDINGS, DicomSlices, ImageSlice, visible_files
 from cohortseg.dicom.scan import scan_cohort
@@ -66,6 +68,9 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
                 )
             names = tuple(mask_of(name) for name in source.record.files)
             sources.append(DicomSlices(record=source.record, root=source.root, mask_paths=names))
+    for path in sorted(masks.rglob("*.png")):
+        if path not in owners and not path.name.startswith("."):
+            raise DataError(f"{path}: is the label map of no slice that can be used; add its image, or take it out")
     return sources
 
 
@@ -93,10 +98,10 @@ def _mask_name(name: str) -> Path:
 
 
 def _one_of(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (folder / name).is_dir():
-            return folder / name
-    raise ConfigError(f"{folder}: a labelled folder must hold a folder {' or '.join(names)}")
+    found = [folder / name for name in names if (folder / name).is_dir()]
+    if len(found) != 1:
+        raise ConfigError(f"{folder}: a labelled folder must hold one folder {' or '.join(names)}, found {len(found)}")
+    return found[0]
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -105,10 +110,16 @@ def _image_files(folder: Path) -> list[Path]:
     Raises
     ------
     ConfigError
-        If it holds DICOM, or folders, as well: which of the two is meant is not known.
+        If it holds DICOM, or folders, as well: which of the two is meant is not known. Also if it holds images of other
+        kinds, which would be left out.
     """
     listed = visible_files(folder)
     images = [path for path in listed if path.suffix.lower() in IMAGE_ENDINGS]
+    unread = [path for path in listed if path.suffix.lower() in Image.registered_extensions().keys() - IMAGE_ENDINGS]
+    if unread:
+        raise ConfigError(
+            f"{folder}: {len(unread)} image(s) like {unread[0].name} are not read; save them as .png, or take them out"
+        )
     others = [path for path in listed if path.is_dir() or path.suffix.lower() in _DICOM_ENDINGS]
     if images and others:
         raise ConfigError(f"{folder}: holds images ({images[0].name}) and also {others[0].name}; keep one kind of data")

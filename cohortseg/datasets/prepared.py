@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_canonical, read_canonical_series
 from cohortseg.errors import CohortSegError, DataError
+from cohortseg.labels import LESIONS
 from cohortseg.progress import Report
 from cohortseg.store.files import write_file
 
@@ -75,6 +77,7 @@ def prepare(
     frames = sum(not item.lungs_found for item in slices)
     if frames:
         log.info("%d of %d training images show no lung by themselves and are used uncropped", frames, len(slices))
+    _check_classes([_labels(item) for item in slices[:num_labeled]])
     tensors = {
         "labeled": _stack(slices[:num_labeled], config),
         "labels": torch.from_numpy(np.stack([_labels(item) for item in slices[:num_labeled]])),
@@ -86,6 +89,20 @@ def prepare(
         "terms": terms,
     }
     write_file(path, save(tensors, metadata))
+
+
+def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
+    """Say how many labelled slices hold each lesion class; refuse labels without any lesion."""
+    counts = {label.title: sum(bool((item == label.value).any()) for item in labels) for label in LESIONS}
+    if labels and not any(counts.values()):
+        raise DataError(
+            f"none of the {len(labels)} labelled slices holds a lesion: the label maps must hold 1 for ground-glass "
+            "opacity and 2 for consolidation; look at how they were saved"
+        )
+    log.info("of %d labelled slices, %s", len(labels), ", ".join(f"{n} hold {name}" for name, n in counts.items()))
+    for name, count in counts.items():
+        if labels and not count:
+            log.warning("no labelled slice holds %s: the model will not learn it", name)
 
 
 def load_prepared(path: Path) -> PreparedData:
@@ -123,7 +140,7 @@ def _read_if_usable(source: ImageSlice | DicomSlices, config: CanonicalConfig) -
         return []
 
 
-def _labels(item: CanonicalSlice) -> np.ndarray:
+def _labels(item: CanonicalSlice) -> NDArray[np.uint8]:
     if item.labels is None:
         raise DataError(f"slice {item.name} among the labelled ones has no label map")
     return item.labels

@@ -41,6 +41,8 @@ _MAX_PIXELS = 4096 * 4096
 _MIN_SIDE = 8
 _OLD_CODES = {38: 1, 75: 2}
 """Label codes of older archives of COVID-SemiSeg."""
+_CODE_CHANNEL = 128
+"""Of dark red and dark green, whose gray values they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         If the file is no image, damaged, not of 8 bits, smaller than 8 x 8 or larger than 4096 x 4096.
     """
     with _opened(path, "image") as image:
-        if _has_deep_pixels(image):
+        if _has_deep_pixels(image) or _loses_bits(image):
             raise DataError(f"{path}: has more than 8 bits a pixel; save it with 8, lung window, or use the DICOM file")
         if min(image.size) < _MIN_SIDE:
             raise DataError(f"{path}: {image.width} x {image.height} pixels are too few for a slice")
@@ -123,12 +125,20 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
 
 
 def _has_deep_pixels(image: Image.Image) -> bool:
-    """Tell whether pixels have more than 8 bits; Pillow cuts what is above 255 off when it converts them."""
+    """Tell whether gray values have more than 8 bits; Pillow cuts what is above 255 off when it converts them."""
     return image.mode.startswith(("I", "F"))
 
 
+def _loses_bits(image: Image.Image) -> bool:
+    """Tell whether Pillow opens an image of 16 bits a channel with 8: it drops the lower ones of several channels."""
+    return not _has_deep_pixels(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Read a label map as (H, W) uint8 with values 0, 1, 2; the older codes 38 and 75 become 1 and 2.
+    """Return a label map as (H, W) uint8 with values 0, 1, 2; the older codes 38 and 75 become 1 and 2.
+
+    Colors, of a palette too, are read where they are gray, or the dark red and green (128, 0, 0) and (0, 128, 0) whose
+    gray values those codes are. What other colors, the order of a palette or transparency mean is not guessed.
 
     Raises
     ------
@@ -136,16 +146,29 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         If the file is no image or holds other values.
     """
     with _opened(path, "label map") as image:
-        as_stored = image.mode in ("L", "P") or _has_deep_pixels(image)
-        values = np.asarray(image if as_stored else image.convert("L"))
-    labels = values.astype(np.uint8)
+        values = np.asarray(image) if image.mode == "L" or _has_deep_pixels(image) else _gray_of_colors(image, path)
     present = set(np.unique(values).tolist())
-    if not present <= set(range(NUM_CLASSES)):
-        if not present <= {0, *_OLD_CODES}:
-            raise DataError(f"{path}: labels must be 0, 1, 2 (or 0, 38, 75), found {sorted(present)[:10]}")
-        for old, new in _OLD_CODES.items():
-            labels[values == old] = new
+    if present <= set(range(NUM_CLASSES)):
+        return values.astype(np.uint8)
+    if not present <= {0, *_OLD_CODES}:
+        raise DataError(f"{path}: labels must be 0, 1, 2 (or 0, 38, 75), found {sorted(present)[:10]}")
+    labels = np.zeros(values.shape, np.uint8)
+    for old, new in _OLD_CODES.items():
+        labels[values == old] = new
     return labels
+
+
+def _gray_of_colors(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    deep = _loses_bits(image)
+    rgba, gray = np.asarray(image.convert("RGBA")), np.asarray(image.convert("L"))
+    is_gray = (rgba[..., 0] == rgba[..., 1]) & (rgba[..., 1] == rgba[..., 2])
+    is_code = np.isin(gray, list(_OLD_CODES)) & (rgba[..., :3].max(axis=-1) == _CODE_CHANNEL) & (rgba[..., 2] == 0)
+    if deep or not (is_gray | is_code).all() or np.ptp(rgba[..., 3]) > 0:
+        raise DataError(
+            f"{path}: what its colors, transparency or bits mean is not known; save label maps as one gray channel "
+            "of 0, 1, 2"
+        )
+    return gray
 
 
 def read_canonical(source: ImageSlice, config: CanonicalConfig) -> CanonicalSlice:

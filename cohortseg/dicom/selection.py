@@ -1,5 +1,6 @@
 """Which usable series are segmented: the user's rules, then one of each study; the others keep their reason."""
 
+import math
 import operator
 import re
 from bisect import bisect_left
@@ -77,6 +78,10 @@ def _parse_rule(text: str) -> Rule:
     column = _ALIASES.get(name, name)
     if column not in _COLUMNS:
         raise ConfigError(f"--select {text!r}: {name} is no column; valid are {', '.join([*_ALIASES, *_COLUMNS])}")
+    if value.startswith(("=", "~", "<", ">", "!", '"', "'")):
+        raise ConfigError(
+            f"--select {text!r}: the operators are =, !=, <, <=, >, >=, ~ and !~, and the value stands without quotes"
+        )
     try:
         return Rule(text, column, _condition(sign, value, _COLUMNS[column]))
     except (ValueError, re.error) as error:
@@ -90,11 +95,28 @@ def _condition(sign: str, value: str, kind: str) -> Callable[[Any], bool]:
         return _over_values(lambda found: pattern.search(str(found)) is not None, negated=sign == "!~")
     wanted: Any = value
     if "float" in kind or "int" in kind:
-        wanted = float(value)
+        wanted = _real(value)
     elif "date" in kind:
-        wanted = date.fromisoformat(value)
+        wanted = _day(value)
     order = _ORDERS["=" if sign == "!=" else sign]
     return _over_values(lambda found: order(found, wanted), negated=sign == "!=")
+
+
+def _real(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no number; write it without a unit")
+    return number
+
+
+def _day(value: str) -> date:
+    try:
+        return date.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is no date; write YYYY-MM-DD") from None
 
 
 def _over_values(test: Callable[[Any], bool], *, negated: bool) -> Callable[[Any], bool]:

@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from cohortseg.config import InferConfig
+from cohortseg.config import ImageOrientation, InferConfig
 from cohortseg.datasets.covid_semiseg import Split, find_data, labeled_slices
+from cohortseg.datasets.folders import labeled_folder
 from cohortseg.datasets.slices import CanonicalSlice, ImageSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.evaluate.maps import PICTURES, remove_pictures, write_maps, write_picture
@@ -19,7 +20,7 @@ from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.overlays import Compared, compared
-from cohortseg.preprocess import hu_from_image
+from cohortseg.preprocess import ORIENTATIONS, hu_from_image
 from cohortseg.progress import Report, silent
 from cohortseg.store.files import write_file
 from cohortseg.store.provenance import read_run_json, write_run_json
@@ -28,8 +29,8 @@ from cohortseg.weights import LoadedModel, load_model
 
 PAGE: Final = "page.html"
 COMMAND: Final = "evaluate"
-_TABLES: Final = ("images.parquet", "metrics.parquet")
 """By which an evaluation's folder is known."""
+_TABLES: Final = ("images.parquet", "metrics.parquet")
 _BATCH: Final = 8
 
 
@@ -42,7 +43,7 @@ class Evaluation:
     images: pl.DataFrame
     """Table `IMAGES`."""
     data: Path
-    """The COVID-SemiSeg folder that was read."""
+    """The folder that was read."""
     model: str
     """Name of the model."""
     seen: tuple[str, ...]
@@ -90,9 +91,55 @@ def evaluate_split(
     StoreError
         If the output cannot be written.
     """
-    started = time.perf_counter()
     folder = find_data(data)
-    slices = labeled_slices(folder, split)
+    return evaluate_images(
+        labeled_slices(folder, split),
+        data=folder,
+        split=split,
+        model_path=model_path,
+        output=output,
+        save_maps=save_maps,
+        flips=flips,
+        report=report,
+    )
+
+
+def own_images(folder: Path, orientation: ImageOrientation = "upright") -> list[ImageSlice]:
+    """Return the labelled 8-bit images of a user's own folder, laid out as ``train --labeled`` wants it.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds nothing to use, or DICOM.
+    DataError
+        If an image has no label map, or a label map no image.
+    """
+    sources = labeled_folder(folder, ORIENTATIONS[orientation])
+    images = [source for source in sources if isinstance(source, ImageSlice)]
+    if len(images) < len(sources):
+        raise ConfigError(f"{folder}: holds DICOM; evaluate reads 8-bit images (.png, .jpg)")
+    return images
+
+
+def evaluate_images(
+    slices: Sequence[ImageSlice],
+    *,
+    data: Path,
+    split: str | None = None,
+    model_path: Path | None = None,
+    output: Path | None = None,
+    save_maps: bool = False,
+    flips: bool = InferConfig.flips,
+    report: Report = silent,
+) -> Evaluation:
+    """Do the same for any labelled images; ``data`` and ``split`` say in ``run.json`` where they are from.
+
+    Raises
+    ------
+    ConfigError, DataError, ModelError, StoreError
+        As `evaluate_split`.
+    """
+    started = time.perf_counter()
     model = load_model(model_path)
     if output is not None:
         _make_folder(output)
@@ -101,9 +148,9 @@ def evaluate_split(
         cases = _written(zip(slices, cases, strict=True), output, save_maps=save_maps)
     images = score_images(cases)
     seen = tuple(images.filter(pl.col("in_training"))["image"].unique(maintain_order=True).to_list())
-    result = Evaluation(metrics=summarise(images), images=images, data=folder, model=model.name, seen=seen)
+    result = Evaluation(metrics=summarise(images), images=images, data=data, model=model.name, seen=seen)
     if output is not None:
-        arguments = {"data": str(folder), "split": split, "model": model.name, "save_maps": save_maps, "flips": flips}
+        arguments = {"data": str(data), "split": split, "model": model.name, "save_maps": save_maps, "flips": flips}
         facts = {
             "arguments": arguments,
             "model": {"name": model.name, "sha256": model.sha256},
@@ -186,7 +233,8 @@ def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
     provenance = {"model_sha256": facts["model"]["sha256"], "arguments": facts["arguments"]}
     for name, frame, schema in zip(_TABLES, (result.images, result.metrics), (IMAGES, METRICS), strict=True):
         write_table(output / name, frame, schema, provenance)
-    title = f"{result.model}: split {facts['arguments']['split']}"
+    split = facts["arguments"]["split"]
+    title = result.model if split is None else f"{result.model}: split {split}"
     page = evaluation_html(title, result.metrics, result.images, output / PICTURES)
     write_file(output / PAGE, page.encode())
     write_run_json(output, COMMAND, facts)

@@ -199,13 +199,9 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
         ours = labels.shape == lungs.shape and {"affine_zyx_to_lps_mm", "model"} <= attributes["cohortseg"].keys()
     # What zarr and its codecs raise on damaged chunks and metadata.
     except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise StoreError(
-            f"{path / series_key}: no readable masks ({error}); remove this folder and run infer again"
-        ) from error
+        raise StoreError(f"{path / series_key}: no readable masks ({error}); {advice}") from error
     if not ours:
-        raise StoreError(
-            f"{path / series_key}: no masks as cohortseg writes them; remove this folder and run infer again"
-        )
+        raise StoreError(f"{path / series_key}: no masks as cohortseg writes them; {advice}")
     return SeriesMasks(labels=labels, lungs=lungs, attributes=attributes)
 
 

@@ -30,6 +30,8 @@ class TableSchema:
     row: str
     """What one row is."""
     columns: tuple[Column, ...]
+    never_null: tuple[str, ...] = ()
+    """Columns that every row must fill."""
 
     @property
     def polars_schema(self) -> pl.Schema:
@@ -182,6 +184,7 @@ MANIFEST: Final = TableSchema(
 BURDEN: Final = TableSchema(
     name="burden",
     row="one series that was chosen for segmentation",
+    never_null=("series_instance_uid", "series_key", "status", "qc_flags"),
     columns=(
         *_PATIENT,
         *_TIME,

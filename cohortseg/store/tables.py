@@ -94,7 +94,8 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
     StoreError
         If the file is missing or cannot be read.
     SchemaError
-        If it is damaged or no Parquet, or its columns or types differ from the schema.
+        If it is damaged or no Parquet, or its columns or types differ from the schema, or a value is one that never is
+        written: NaN, or null where a row must say something.
     """
     try:
         frame = pl.read_parquet(path, glob=False)
@@ -103,5 +104,23 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         raise SchemaError(f"{path}: cannot be read as Parquet: {error}") from error
     if frame.schema != schema.polars_schema:
-        raise SchemaError(f"{path}: not a {schema.name} table of schema version {SCHEMA_VERSION}")
+        raise SchemaError(
+            f"{path}: not a {schema.name} table of schema version {SCHEMA_VERSION}: {_difference(frame.schema, schema)}"
+        )
+    reals = [name for name, dtype in frame.schema.items() if dtype.is_float()]
+    odd = [name for name in reals if not frame[name].drop_nulls().is_finite().all()]
+    odd += [name for name in schema.never_null if frame[name].null_count()]
+    if odd:
+        raise SchemaError(f"{path}: was changed: {', '.join(odd)} hold NaN, or null where every row must say something")
     return frame
+
+
+def _difference(found: pl.Schema, schema: TableSchema) -> str:
+    expected = schema.polars_schema
+    texts = {
+        "lacks": [name for name in expected if name not in found],
+        "has besides": [name for name in found if name not in expected],
+        "has another type of": [name for name in expected if name in found and found[name] != expected[name]],
+    }
+    told = [f"{text} {', '.join(names)}" for text, names in texts.items() if names]
+    return "; ".join(told) or "its columns are in another order"

@@ -81,7 +81,7 @@ def write_series(folder: Path, header: SeriesHeader, volume_hu: NDArray[np.int16
             dataset = slice_dataset(header, volume_hu[index], index, number)
             dataset.save_as(folder / f"{number:04d}.dcm", enforce_file_format=True)
     except OSError as error:
-        raise StoreError(f"{folder}: the series cannot be written: {error}") from error
+        raise StoreError(f"{folder}: the series cannot be written: {str(error).splitlines()[0]}") from error
 
 
 def slice_dataset(header: SeriesHeader, slice_hu: NDArray[np.int16], index: int, number: int) -> FileDataset:

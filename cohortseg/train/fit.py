@@ -18,7 +18,7 @@ from cohortseg.cluster import Resources, connected, followed, local_resources, r
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, ConfigError, DivergedError, StoreError
-from cohortseg.store.files import locked, write_file
+from cohortseg.store.files import locked, sweep_temporaries, write_file
 from cohortseg.store.provenance import write_run_json
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
@@ -114,7 +114,7 @@ def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None,
     settings, sources = run / SETTINGS, run / _DATA_OPTIONS
     options = options or DataOptions()
     if not resume:
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if run.exists() and (not run.is_dir() or _holds_anything(run)):
             raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -136,6 +136,12 @@ def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None,
         raise ConfigError(f"cannot resume on other data: {'; '.join(differing)}; use a new run folder")
     _write_json(settings, config)  # what may differ holds from now on
     return before
+
+
+def _holds_anything(run: Path) -> bool:
+    """Return whether a folder holds more than a start leaves that was killed before it noted its settings."""
+    sweep_temporaries(run)
+    return any(path.name != _DATA_OPTIONS for path in run.iterdir())
 
 
 def discard_run(run: Path) -> None:
@@ -244,6 +250,7 @@ def _warn_of_damage(checkpoints: Path) -> None:
 
 def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict[str, int]:
     """Train on Ray's workers and return the numbers of slices that took part."""
+    import ray.exceptions
     import ray.train
     import ray.train.torch
     from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
@@ -276,7 +283,10 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         raise CohortSegError(f"training failed on a worker: {'; '.join(sorted(causes))}") from error
     except SystemExit as error:  # Ray's answer to Ctrl-C
         raise KeyboardInterrupt from error
-    except CheckpointManagerInitializationError as error:
+    except (CheckpointManagerInitializationError, ray.exceptions.RayActorError) as error:
+        # Raised in the controller's constructor, it comes as the death of an actor.
+        if CheckpointManagerInitializationError.__name__ not in f"{type(error)}{error}":
+            raise CohortSegError(f"training ended with one of Ray's own processes: {type(error).__name__}") from error
         raise StoreError(
             f"{run / _RAY_FOLDER}: its checkpoints are not those that its list names; start again in a new folder"
         ) from error

@@ -1,6 +1,7 @@
 """The history of a run: one JSON object a line, and the same numbers for TensorBoard."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ class History:
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's history so far; a line that is still being written is left out."""
+    """Return the lines of a run's history so far, without one that is still being written, or is damaged."""
     path = run / HISTORY
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows = []
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "iteration" in row]

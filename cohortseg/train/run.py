@@ -7,23 +7,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from cohortseg.cluster import cluster_address
-from cohortseg.config import ImageOrientation, TrainConfig
+from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
 from cohortseg.datasets.prepared import prepare
 from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
-from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT, Orientation
+from cohortseg.preprocess import ORIENTATIONS
 from cohortseg.progress import Progress
 from cohortseg.train.fit import DATA, DataOptions, check_local, discard_run, fit, open_run
 from cohortseg.train.state import check_imagenet
 
 _log: Final = logging.getLogger(__name__)
-
-_ORIENTATIONS: Final[dict[ImageOrientation, Orientation]] = {
-    "upright": UPRIGHT,
-    "transposed": TRANSPOSED,
-    "quarter-turned": QUARTER_TURNED,
-}
 
 Sources = list[ImageSlice | DicomSlices]
 
@@ -110,6 +104,10 @@ def _check_options(options: DataOptions, *, semi: bool) -> None:
         raise ConfigError("--unlabeled goes with --labeled")
     if options.data is not None and options.labeled is not None:
         raise ConfigError("--data and --labeled exclude each other")
+    if options.labeled is not None and options.holdout is not None:
+        raise ConfigError("--holdout is about COVID-SemiSeg; with --labeled keep images out by hand")
+    if options.data is not None and options.orientation is not None:
+        raise ConfigError("--orientation goes with --labeled; how the images of COVID-SemiSeg lie is known")
 
 
 def _sources(options: DataOptions, *, semi: bool) -> tuple[Sources, Sources, str]:
@@ -118,7 +116,7 @@ def _sources(options: DataOptions, *, semi: bool) -> tuple[Sources, Sources, str
         root = covid_semiseg.find_data(None if options.data is None else Path(options.data))
         labelled = covid_semiseg.labeled_slices(root, "all" if options.holdout is False else "train")
         return list(labelled), list(covid_semiseg.unlabeled_slices(root)) if semi else [], covid_semiseg.TERMS
-    lies = _ORIENTATIONS[options.orientation or "upright"]
+    lies = ORIENTATIONS[options.orientation or "upright"]
     unlabelled: Sources = []
     if options.unlabeled is not None and semi:
         unlabelled = folders.unlabeled_folder(Path(options.unlabeled), lies)

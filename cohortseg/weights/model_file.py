@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
-from cohortseg.errors import ConfigError, ModelError
+from cohortseg.errors import ModelError
 from cohortseg.models.device import find_device, has_fast_bf16, limit_threads, reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.fold import fold_batch_norms
@@ -210,6 +210,16 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
         header["model"] = config_from_mapping(ModelConfig, header["model"])
         header["canonical"] = config_from_mapping(CanonicalConfig, header["canonical"])
         header["training_images"] = tuple(header["training_images"])
+        _check_types(header)
         return ModelCard(**header), tensors
-    except (KeyError, TypeError, ConfigError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{path}: the header does not describe a model: {error}") from error
+
+
+def _check_types(header: Mapping[str, Any]) -> None:
+    """Refuse what a model of cohortseg never holds: the rest of the program relies on these types."""
+    kinds: dict[str, type] = {"name": str, "recipe": dict, "licence": str, "versions": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name, kind()), kind)]
+    wrong += [] if all(isinstance(image, str) for image in header["training_images"]) else ["training_images"]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)}: of a wrong type")

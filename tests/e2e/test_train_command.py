@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import PRESETS, Preset, TrainConfig, preset_config
+from cohortseg.errors import ConfigError
 from cohortseg.processors import num_processors
 from cohortseg.train.fit import SETTINGS, DataOptions, open_run, saved_settings
 from cohortseg.train.history import read_history
@@ -226,6 +227,38 @@ def test_what_may_change_on_resume_holds_from_then_on(tmp_path):
     changed = replace(config, checkpoint_every=10)
     open_run(tmp_path / "run", changed, DataOptions(), resume=True)
     assert saved_settings(tmp_path / "run") == changed
+
+
+def test_a_start_killed_before_its_settings_were_noted_is_no_run(tmp_path):
+    run_folder = tmp_path / "run"
+    open_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)), resume=False)
+    (run_folder / "settings.json").rename(run_folder / f".settings.json.{'0' * 32}.tmp")
+    open_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)), resume=False)
+    assert saved_settings(run_folder) == TrainConfig()
+    with pytest.raises(ConfigError, match="is not empty"):
+        open_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--labeled", "x", "--unlabeled", "y", "--no-holdout"), "--holdout is about COVID-SemiSeg"),
+        (("--data", "x", "--orientation", "upright"), "--orientation goes with --labeled"),
+        (("--data", "x", "--labeled", "y", "--unlabeled", "z"), "exclude each other"),
+        (("--unlabeled", "x"), "--unlabeled goes with --labeled"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(tmp_path, options, words):
+    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), *options])
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+
+
+def test_a_damaged_line_does_not_cost_the_history(tmp_path):
+    (tmp_path / "history.jsonl").write_text(
+        '{"iteration": 1}\ngar{bage\n[]\n{"iteration": 2}\n{"iter', encoding="utf-8"
+    )
+    assert [row["iteration"] for row in read_history(tmp_path)] == [1, 2]
 
 
 def test_a_recipe_is_no_setting_of_a_file(tmp_path):
