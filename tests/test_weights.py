@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cohortseg.config import CanonicalConfig, ModelConfig
@@ -119,6 +120,33 @@ def _header(path: Path) -> dict:
     from dataclasses import asdict
 
     return asdict(load_model(path).card)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": []},
+        {"canonical": "x"},
+        {"canonical": {"size": 64_000}},
+        {"canonical": {"window_hu": [float("-inf"), 150.0]}},
+        {"recipe": None},
+        {"training_images": [["a"]]},
+        {"training_images": None},
+        {"name": 5},
+        {"versions": [1]},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_header_that_describes_no_model_is_refused(model_file, change):
+    with safe_open(model_file, framework="pt") as file:
+        header = json.loads(file.metadata()["cohortseg"])
+    for name, value in change.items():
+        nested = isinstance(value, dict) and isinstance(header.get(name), dict)
+        header[name] = {**header[name], **value} if nested else value
+    save_file(load_file(model_file), model_file, metadata={"cohortseg": json.dumps(header)})
+    with pytest.raises(ModelError, match=r"model\.safetensors: the header does not describe a model"):
+        load_model(model_file)
 
 
 def test_the_packaged_model_is_small_loads_and_states_its_terms():
