@@ -77,6 +77,13 @@ def test_wrong_usage_is_one_error_and_exit_code_2_with_nothing_on_stdout(tmp_pat
     assert "Traceback" not in stderr
 
 
+@pytest.mark.parametrize("place", [0, 1, 2, 4])
+def test_quiet_is_taken_before_and_behind_the_command(tmp_path, place):
+    command = ["sample", str(tmp_path / "x"), "--patients", "1", "--timepoints", "1", "--size", "64", "--slices", "2"]
+    command.insert(place, "-q")
+    assert run(*command) == (0, "", "")
+
+
 def test_the_model_s_folder_holds_its_notice_and_card():
     folder = default_model_path().parent
     assert "non-commercial" in (folder / "NOTICE.md").read_text(encoding="utf-8")

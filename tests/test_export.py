@@ -157,6 +157,21 @@ def test_a_single_slice_becomes_a_flat_nifti_without_an_invented_thickness(model
     assert "SpacingBetweenSlices" not in frame.PixelMeasuresSequence[0]
 
 
+def test_names_in_any_script_and_dates_that_are_none_are_exported(model_path: Path, tmp_path: Path) -> None:
+    """De-identified files hold ANON for a date; the study's is then not known."""
+    kind = {"shape": (4, 96, 80), "spacing_mm": (5.0, 3.0, 3.5), "hu": ill_body}
+    named = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "山田^太郎"}
+    write_series(tmp_path / "cohort/a", patient_id="A", attributes=named, **kind)
+    for path in write_series(tmp_path / "cohort/b", patient_id="B", **kind):
+        path.write_bytes(path.read_bytes().replace(b"DA\x08\x0020200401", b"DA\x08\x00ANON    "))
+    run(tmp_path / "cohort", tmp_path / "out", model_path)
+    paint_lesions(tmp_path / "out")
+    assert export(tmp_path / "out", tmp_path / "seg", "dicom-seg", "--cohort", tmp_path / "cohort")[0] == 0
+    found = {file.PatientID: file for file in map(pydicom.dcmread, (tmp_path / "seg").glob("*.dcm"))}
+    assert str(found["A"].PatientName) == "山田^太郎"
+    assert (found["A"].StudyDate, found["B"].StudyDate) == ("20200401", "")
+
+
 def test_png_draws_each_slice_with_lung_at_its_own_size(small: Run, tmp_path: Path) -> None:
     cohort, out = small
     assert export(out, tmp_path / "png", "png", "--cohort", cohort)[0] == 0

@@ -16,10 +16,21 @@ _HOW_TO_GO_ON: Final = {
     "train": "; the same command with --resume goes on where it stopped",
 }
 """By command; the others start over."""
+_ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
+"""Options of the program that are taken behind a command too, where most people write them."""
 
 
 class _Group(typer.core.TyperGroup):
-    """The one error boundary: an error made for the user is one line on stderr; anything else keeps its traceback."""
+    """The one error boundary: an error made for the user is one line on stderr; anything else keeps its traceback.
+
+    The program's own options may stand before or behind the command.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        found = [argument for argument in args[:end] if argument in _ANYWHERE]
+        rest = [argument for argument in args[:end] if argument not in _ANYWHERE]
+        return super().parse_args(ctx, found + rest + args[end:])
 
     def invoke(self, ctx: Any) -> Any:
         try:

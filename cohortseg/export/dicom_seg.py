@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import highdicom as hd
@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DA, TM
 
 from cohortseg import __version__
 from cohortseg.errors import DicomError
@@ -28,6 +29,7 @@ _MAY_BE_EMPTY: Final = (
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
 """Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where they are not known, and de-identified files lack some."""
+_DATES: Final[dict[str, Callable[[Any], Any]]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 _REFUSALS: Final = (AttributeError, TypeError, ValueError, LookupError)
 """What highdicom raises on headers that lack something, or hold what must not stand there."""
 
@@ -44,7 +46,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     masks
         Of a series with a lesion, and its geometry.
     sources
-        Headers of the files that the masks were made from; what the first lacks and must have is added, empty.
+        Headers of the files that the masks were made from; what the first lacks is added to it, empty.
     series_key
         Names the series in errors.
 
@@ -64,10 +66,9 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     numbered = np.zeros_like(masks.labels)
     for number, label in enumerate(present, start=1):
         numbered[masks.labels == label.value] = number
-    for keyword in _MAY_BE_EMPTY:
-        if keyword not in sources[0]:
-            setattr(sources[0], keyword, None)
+    _complete(sources[0])
     identity = [series_key, facts["model"]["sha256"], hashlib.sha256(masks.labels.tobytes()).hexdigest()]
+    file = io.BytesIO()
     try:
         segmentation = Segmentation(
             source_images=sources,
@@ -88,17 +89,28 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
             content_description="Research software, not a medical device",
             omit_empty_frames=False,
         )
+        if single:  # highdicom makes up 1 mm
+            segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
+        segmentation.save_as(file)
     except _REFUSALS as error:
         # Without the error's text, which can quote a header.
         raise DicomError(
             f"series {series_key}: its headers do not allow a DICOM SEG ({type(error).__name__}): patient, study or "
             "frame of reference are missing or malformed; --format nifti or png does without"
         ) from error
-    if single:  # highdicom makes up 1 mm
-        segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
-    file = io.BytesIO()
-    segmentation.save_as(file)
     return file.getvalue()
+
+
+def _complete(source: Dataset) -> None:
+    """Add what must stand in a file and may be empty; dates and times that are none become empty."""
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in source:
+            setattr(source, keyword, None)
+    for keyword, kind in _DATES.items():
+        try:
+            kind(source.get(keyword))
+        except ValueError:
+            setattr(source, keyword, None)
 
 
 def _on_own_grid(numbered: NDArray[np.uint8], facts: dict[str, Any]) -> hd.Volume:

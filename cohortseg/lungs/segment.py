@@ -18,7 +18,7 @@ from cohortseg.lungs.zones import split_sides
 LUNG_METHOD: Final = "cohortseg-threshold 7"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
-"""Around a cavity, nothing within which takes notice of what lies farther off: blurs reach 24 mm, and mirror zeros."""
+"""Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
 _PLAUSIBLE_ML: Final = (800.0, 9000.0)
 LUNG_FLAGS: Final[dict[str, str]] = {
     "lung_cut_by_field_of_view": "lung touches the edge of the image or of what was scanned: part may lie outside",
