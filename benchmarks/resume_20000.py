@@ -20,7 +20,8 @@ from cohortseg.infer.commit import SeriesResult, claimed, commit, committed_slic
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.segmenter import series_row
 from cohortseg.longitudinal import with_time
-from cohortseg.store.masks import MASKS, create_mask_store
+from cohortseg.store.layout import MASKS
+from cohortseg.store.masks import create_mask_store
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.store.tables import write_table
 

@@ -29,7 +29,8 @@ from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.progress import Progress
 from cohortseg.report.write import WrittenReport, write_report
-from cohortseg.store.masks import MASKS, create_mask_store
+from cohortseg.store.layout import MASKS, require_output
+from cohortseg.store.masks import create_mask_store
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import read_table, table_from_rows, write_table
@@ -163,9 +164,8 @@ def report_cohort(out: Path) -> WrittenReport:
     StoreError
         If a run writes into it, its burden table cannot be read, or the report cannot be written.
     """
-    if not (out / "burden.parquet").is_file():
-        raise ConfigError(f"{out}: no burden.parquet here; give an output folder of 'cohortseg infer'")
-    read_table(out / "burden.parquet", BURDEN)  # to say what is wrong with it before the folder is touched
+    require_output(out)
+    read_table(out / BURDEN.file_name, BURDEN)  # to say what is wrong with it before the folder is touched
     with claimed(out):
         return write_report(out)
 
@@ -205,10 +205,10 @@ def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
     manifest = table_from_rows(map(asdict, scan.series), MANIFEST)
     keys = [record.series_key for record in scan.series if record.decision == "selected"]
     burden = with_time(read_committed(job.out, keys))
-    write_table(job.out / "manifest.parquet", manifest, MANIFEST, provenance)
-    write_table(job.out / "files.parquet", table_from_rows(file_rows(scan), FILES), FILES, provenance)
-    write_table(job.out / "slices.parquet", committed_slices(job.out, keys), SLICES, provenance)
-    write_table(job.out / "burden.parquet", burden, BURDEN, provenance)
+    write_table(job.out / MANIFEST.file_name, manifest, MANIFEST, provenance)
+    write_table(job.out / FILES.file_name, table_from_rows(file_rows(scan), FILES), FILES, provenance)
+    write_table(job.out / SLICES.file_name, committed_slices(job.out, keys), SLICES, provenance)
+    write_table(job.out / BURDEN.file_name, burden, BURDEN, provenance)
     return burden
 
 

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from cohortseg.cli.console import out as console
 from cohortseg.cli.console import progress, say
-from cohortseg.errors import ConfigError
 
 
 def export(
@@ -37,8 +36,6 @@ def export(
 
     Example: [bold]cohortseg export cohort-cohortseg/ --format dicom-seg --cohort cohort/[/]
     """
-    if not (out / "burden.parquet").is_file():
-        raise ConfigError(f"{out}: no burden.parquet here; give an output folder of 'cohortseg infer'")
     from cohortseg.export.run import export_masks
 
     target = output or Path(f"{out.resolve().name}-{form}")

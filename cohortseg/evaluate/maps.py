@@ -10,8 +10,8 @@ from PIL import Image
 from cohortseg.errors import StoreError
 from cohortseg.evaluate.score import eight_bit, label_map
 from cohortseg.labels import LESIONS
+from cohortseg.store.layout import PICTURES
 
-PICTURES: Final = "pictures"
 """Folder of the overlays in an evaluation's output."""
 _LABELS: Final = "labels"
 _MAPS: Final = "maps"

@@ -15,7 +15,7 @@ from cohortseg.datasets.covid_semiseg import Split, find_data, labeled_slices
 from cohortseg.datasets.folders import labeled_folder
 from cohortseg.datasets.slices import CanonicalSlice, ImageSlice, read_canonical, read_image, read_mask
 from cohortseg.errors import ConfigError, DataError, StoreError
-from cohortseg.evaluate.maps import PICTURES, remove_pictures, write_maps, write_picture
+from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
@@ -23,6 +23,7 @@ from cohortseg.overlays import Compared, compared
 from cohortseg.preprocess import ORIENTATIONS, hu_from_image
 from cohortseg.progress import Report, silent
 from cohortseg.store.files import write_file
+from cohortseg.store.layout import PICTURES
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
 from cohortseg.weights import LoadedModel, load_model
@@ -30,7 +31,7 @@ from cohortseg.weights import LoadedModel, load_model
 PAGE: Final = "page.html"
 COMMAND: Final = "evaluate"
 """By which an evaluation's folder is known."""
-_TABLES: Final = ("images.parquet", "metrics.parquet")
+_TABLES: Final = (IMAGES, METRICS)
 _BATCH: Final = 8
 
 
@@ -222,7 +223,7 @@ def _make_folder(folder: Path) -> None:
     # At once, so that an evaluation that breaks off is known as one.
     write_run_json(folder, COMMAND, {})
     try:
-        for name in (*_TABLES, PAGE):
+        for name in (*(schema.file_name for schema in _TABLES), PAGE):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{folder}: what an earlier evaluation left cannot be removed: {error}") from error
@@ -231,8 +232,8 @@ def _make_folder(folder: Path) -> None:
 
 def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
     provenance = {"model_sha256": facts["model"]["sha256"], "arguments": facts["arguments"]}
-    for name, frame, schema in zip(_TABLES, (result.images, result.metrics), (IMAGES, METRICS), strict=True):
-        write_table(output / name, frame, schema, provenance)
+    for schema, frame in zip(_TABLES, (result.images, result.metrics), strict=True):
+        write_table(output / schema.file_name, frame, schema, provenance)
     split = facts["arguments"]["split"]
     title = result.model if split is None else f"{result.model}: split {split}"
     page = evaluation_html(title, result.metrics, result.images, output / PICTURES)

@@ -18,7 +18,8 @@ from cohortseg.export.png import slice_pictures
 from cohortseg.identity import without_path
 from cohortseg.progress import Progress
 from cohortseg.store.files import locked, replacing_folder, sweep_temporaries, write_file
-from cohortseg.store.masks import MASKS, SeriesMasks, mask_files, read_masks
+from cohortseg.store.layout import MASKS, require_output
+from cohortseg.store.masks import SeriesMasks, mask_files, read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
 from cohortseg.volume import Volume
@@ -70,7 +71,8 @@ def export_masks(
     Raises
     ------
     ConfigError
-        If a series is not there or was not measured, the cohort is needed and missing, or ``target`` lies in it.
+        If ``out`` is no output folder, a series is not there or was not measured, the cohort is needed and missing, or
+        ``target`` lies in it.
     StoreError
         If tables cannot be read, or the target cannot be written or is being written by another export.
     """
@@ -80,8 +82,9 @@ def export_masks(
         raise ConfigError(f"{cohort}: no such folder")
     if cohort is not None and target.resolve().is_relative_to(cohort.resolve()):
         raise ConfigError(f"{target}: the output must not lie inside the cohort, which is only read; choose another -o")
-    chosen = _chosen(read_table(out / "burden.parquet", BURDEN), only)
-    manifest = read_table(out / "manifest.parquet", MANIFEST).filter(pl.col("series_key").is_in(chosen))
+    require_output(out)
+    chosen = _chosen(read_table(out / BURDEN.file_name, BURDEN), only)
+    manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
     fates: Counter[Fate] = Counter()
     failures: dict[str, str] = {}
     busy = f"{target}: another export is writing here; wait for it, or choose another -o"

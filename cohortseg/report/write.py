@@ -10,6 +10,7 @@ from cohortseg.longitudinal import patients_table, timeline_table
 from cohortseg.report.page import report_html
 from cohortseg.report.pictures import trajectories_png
 from cohortseg.store.files import write_file
+from cohortseg.store.layout import PICTURES, REPORT
 from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
 from cohortseg.store.tables import read_table, write_table
 
@@ -41,12 +42,12 @@ def write_report(out: Path) -> WrittenReport:
     StoreError
         If there is no readable burden table, or the report cannot be written.
     """
-    burden = read_table(out / "burden.parquet", BURDEN)
+    burden = read_table(out / BURDEN.file_name, BURDEN)
     timeline, patients = timeline_table(burden), patients_table(burden)
     provenance = {"model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()), "rows": len(burden)}
-    write_table(out / "timeline.parquet", timeline, TIMELINE, provenance)
-    write_table(out / "patients.parquet", patients, PATIENTS, provenance)
-    pictures, page = out / "pictures", out / "report.html"
+    write_table(out / TIMELINE.file_name, timeline, TIMELINE, provenance)
+    write_table(out / PATIENTS.file_name, patients, PATIENTS, provenance)
+    pictures, page = out / PICTURES, out / REPORT
     try:
         pictures.mkdir(exist_ok=True)
     except OSError as error:

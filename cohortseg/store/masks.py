@@ -25,9 +25,6 @@ from cohortseg.errors import StoreError
 from cohortseg.labels import LABELS, LESIONS, SIDES
 from cohortseg.volume import Volume
 
-MASKS: Final = "masks.zarr"
-"""Name of the store in an output folder."""
-
 _CHUNK: Final = (32, 128, 128)
 _TEMPORARY: Final = ".tmp-"
 _RENAME_ATTEMPTS: Final = 5

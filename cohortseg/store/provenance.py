@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from cohortseg import __version__
 from cohortseg.store.files import write_file
-
-RUN_JSON: Final = "run.json"
+from cohortseg.store.layout import RUN_JSON
 
 _PACKAGES: Final = ("torch", "numpy", "pydicom", "polars", "ray", "zarr")
 

@@ -24,7 +24,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSchema:
-    """One table: its file name in the output folder and its columns in order."""
+    """One table and its columns in order."""
 
     name: str
     row: str
@@ -32,6 +32,11 @@ class TableSchema:
     columns: tuple[Column, ...]
     never_null: tuple[str, ...] = ()
     """Columns that every row must fill."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file in an output folder."""
+        return f"{self.name}.parquet"
 
     @property
     def polars_schema(self) -> pl.Schema:

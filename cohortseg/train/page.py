@@ -10,13 +10,13 @@ from cohortseg.datasets.prepared import PreparedData
 from cohortseg.labels import LESIONS
 from cohortseg.overlays import png_bytes
 from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
+from cohortseg.store.layout import PICTURES
 from cohortseg.train.curves import draw_curves
 from cohortseg.train.history import read_history
 from cohortseg.train.pictures import draw_codebook, draw_labeled, draw_unlabeled, evenly_spread
 from cohortseg.train.state import TrainState
 
 PAGE: Final = "page.html"
-PICTURES: Final = "pictures"
 
 _NUM_SLICES: Final = 4
 _MOST_TIME: Final = 0.02

@@ -1,0 +1,24 @@
+"""Names in output folders, and how one of ``infer`` is known."""
+
+from pathlib import Path
+from typing import Final
+
+from cohortseg.errors import ConfigError
+from cohortseg.store.schemas import BURDEN
+
+MASKS: Final = "masks.zarr"
+PICTURES: Final = "pictures"
+REPORT: Final = "report.html"
+RUN_JSON: Final = "run.json"
+
+
+def require_output(out: Path) -> None:
+    """Refuse a folder that no finished run of ``infer`` has written.
+
+    Raises
+    ------
+    ConfigError
+        If it holds no burden table.
+    """
+    if not (out / BURDEN.file_name).is_file():
+        raise ConfigError(f"{out}: no {BURDEN.file_name} here; give an output folder of 'cohortseg infer'")
