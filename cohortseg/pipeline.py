@@ -30,7 +30,7 @@ from cohortseg.longitudinal import with_time
 from cohortseg.progress import Progress
 from cohortseg.report.write import WrittenReport, write_report
 from cohortseg.store.layout import MASKS, require_output
-from cohortseg.store.masks import create_mask_store
+from cohortseg.store.masks import create_mask_store, sweep_masks
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import read_table, table_from_rows, write_table
@@ -127,6 +127,7 @@ def infer_cohort(
         if pending:
             with progress("Segmenting") as report:
                 engine = run_series(job, model, pending, report, address)
+            sweep_masks(out / MASKS)  # of actors that were killed while they wrote
         burden = _write_tables(scan, job)
         write_report(out)
         missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())

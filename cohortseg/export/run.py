@@ -76,13 +76,13 @@ def export_masks(
     StoreError
         If tables cannot be read, or the target cannot be written or is being written by another export.
     """
+    require_output(out)
     if cohort is None and form != "nifti":
         raise ConfigError(f"{form} needs the slices that were segmented; give their folder as --cohort")
     if cohort is not None and not cohort.is_dir():
         raise ConfigError(f"{cohort}: no such folder")
     if cohort is not None and target.resolve().is_relative_to(cohort.resolve()):
         raise ConfigError(f"{target}: the output must not lie inside the cohort, which is only read; choose another -o")
-    require_output(out)
     chosen = _chosen(read_table(out / BURDEN.file_name, BURDEN), only)
     manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
     fates: Counter[Fate] = Counter()

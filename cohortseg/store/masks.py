@@ -121,12 +121,17 @@ def create_mask_store(path: Path) -> None:
     """
     try:
         zarr.open_group(path, mode="a", zarr_format=3)
-        for leftover in path.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        sweep_masks(path)
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{path}: cannot be used as a mask store ({error}); if it is one, remove its zarr.json and run again"
         ) from error
+
+
+def sweep_masks(path: Path) -> None:
+    """Remove what killed processes left under temporary names."""
+    for leftover in path.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
