@@ -224,4 +224,6 @@ def _init(ray: "ModuleType", address: str | None) -> None:
             **quiet,
         )
     except Exception as error:  # a bare one where its processes do not come up
-        raise StoreError(f"Ray cannot be started on this machine: {str(error).splitlines()[0]}") from error
+        raise StoreError(
+            f"Ray cannot be started on this machine: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error

@@ -14,6 +14,7 @@ Preset = Literal["paper", "cpu"]
 """Named recipes: the keys of `PRESETS`."""
 ImageOrientation = Literal["upright", "transposed", "quarter-turned"]
 """How 8-bit images of a user's own lie; DICOM says so itself."""
+ExportFormat = Literal["dicom-seg", "nifti", "png"]
 EncoderName = Literal["resnet18", "resnet34", "resnet50", "efficientnet-lite0"]
 T = TypeVar("T")
 

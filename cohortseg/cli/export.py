@@ -1,20 +1,21 @@
 """``cohortseg export``: masks of a finished run in the formats of viewers."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from cohortseg.cli.console import out as console
 from cohortseg.cli.console import progress, say
+from cohortseg.config import ExportFormat
 
 
 def export(
     out: Annotated[Path, typer.Argument(help="Output folder of infer.", show_default=False)],
     *,
     form: Annotated[
-        Literal["dicom-seg", "nifti", "png"],
+        ExportFormat,
         typer.Option("--format", help="What to write of each series.", show_default=False),
     ],
     cohort: Annotated[

@@ -77,10 +77,11 @@ def prepare(
     frames = sum(not item.lungs_found for item in slices)
     if frames:
         log.info("%d of %d training images show no lung by themselves and are used uncropped", frames, len(slices))
-    _check_classes([_labels(item) for item in slices[:num_labeled]])
+    labels = [_labels(item) for item in slices[:num_labeled]]
+    _check_classes(labels)
     tensors = {
         "labeled": _stack(slices[:num_labeled], config),
-        "labels": torch.from_numpy(np.stack([_labels(item) for item in slices[:num_labeled]])),
+        "labels": torch.from_numpy(np.stack(labels)),
         "unlabeled": _stack(slices[num_labeled:], config),
     }
     metadata = {

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import polars as pl
 
+from cohortseg.config import ExportFormat
 from cohortseg.dicom.decode import read_source_headers, read_volume
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.series import SeriesRecord, record_from_row
@@ -24,11 +25,9 @@ from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
 from cohortseg.volume import Volume
 
-ExportFormat = Literal["dicom-seg", "nifti", "png"]
 Fate = Literal["written", "up to date", "without lesion", "failed"]
 """What became of one series."""
 
-FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
 _LOCK: Final = ".lock"
 
 
