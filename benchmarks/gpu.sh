@@ -46,8 +46,7 @@ memory) for size in $sizes; do timed "memory$size" "$python" benchmarks/train_st
 recipe) recipe "${SEEDS%% *}" ;;
 seeds) for seed in $SEEDS; do recipe "$seed"; done ;;
 table2)
-    timed table2 "$python" benchmarks/crossval.py -o "$OUT/crossval" --preset "$PRESET" "${config[@]}" --rows $rows --folds $folds
-    timed table2-means "$python" benchmarks/crossval.py -o "$OUT/crossval" --table
+    timed table2 "$python" -m cohortseg compare -o "$OUT/table2" --preset "$PRESET" "${config[@]}" --rows $rows --folds $folds
     ;;
 robustness) timed robustness "$python" benchmarks/robustness.py --model "$OUT/seed${SEEDS%% *}/model.safetensors" ;;
 collect) (cd "$OUT" && find . \( -name '*.log' -o -name '*.parquet' -o -name '*.json' -o -name page.html \) \

@@ -1,7 +1,7 @@
 """Dice on labelled slices against changed copies of the same slices, all through the canonical slice.
 
     python benchmarks/robustness.py --model runs/a/model.safetensors --data COVID-SemiSeg    # the validation images
-    python benchmarks/robustness.py --model runs/crossval/full/fold1/model.safetensors --fold 1
+    python benchmarks/robustness.py --model runs/compare/folds/full-1/model.safetensors --fold 1
 
 Copies are turned and mirrored in storage (the reader is told how they lie, as DICOM tells it), padded with body and air
 (as a whole field of view has them), and shown in other windows (which nobody tells). Numbers are the mean Dice over the
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cohortseg.compare.rows import FOLDS
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.slices import ImageSlice, read_image, read_mask
@@ -101,11 +102,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="COVID-SemiSeg folder; default $COHORTSEG_DATA")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--names", help="images, as in 2,14,24; default: the validation images")
-    chosen.add_argument("--fold", type=int, help="of folds.json, counted from 1")
+    chosen.add_argument("--fold", type=int, help="of cohortseg compare, counted from 1")
     options = parser.parse_args()
-    names = set(options.names.split(",")) if options.names else set(covid_semiseg.VALIDATION)
+    names = frozenset(options.names.split(",") if options.names else covid_semiseg.VALIDATION)
     if options.fold:
-        names = set(json.loads((Path(__file__).parent / "folds.json").read_text())["folds"][options.fold - 1])
+        names = FOLDS[options.fold - 1]
     model = load_model(options.model)
     slices = [
         item

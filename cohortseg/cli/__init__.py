@@ -6,13 +6,14 @@ from typing import Annotated, Any, Final
 import typer
 
 from cohortseg import __version__
-from cohortseg.cli import evaluate, export, infer, info, report, sample, scan, train
+from cohortseg.cli import compare, evaluate, export, infer, info, report, sample, scan, train
 from cohortseg.cli.console import print_error, set_verbosity
 from cohortseg.errors import CohortSegError
 
 _HOW_TO_GO_ON: Final = {
     "infer": "; run the same command again to go on where it stopped",
     "export": "; run the same command again to go on where it stopped",
+    "compare": "; run the same command again to go on where it stopped",
     "train": "; the same command with --resume goes on where it stopped",
 }
 """By command; the others start over."""
@@ -74,7 +75,7 @@ def _root(
     set_verbosity(quiet=quiet, verbose=verbose)
 
 
-for _command in (sample, scan, train, evaluate, infer, report, export, info):
+for _command in (sample, scan, train, evaluate, compare, infer, report, export, info):
     app.command()(getattr(_command, _command.__name__.rsplit(".", 1)[-1]))
 
 

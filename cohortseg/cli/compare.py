@@ -1,0 +1,101 @@
+"""``cohortseg compare``: the rows of the paper's table 2 side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cohortseg.cli.console import number, out, progress, say
+from cohortseg.config import Preset, TrainConfig, preset_config, resolve_config
+from cohortseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def compare(
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="COVID-SemiSeg folder.", show_default="$COHORTSEG_DATA, else ./COVID-SemiSeg"),
+    ] = None,
+    rows: Annotated[
+        str, typer.Option(help="Rows, with commas between: plain, vvm, prop, ssa, vvm+prop, ssa+prop, full.")
+    ] = "plain,full",
+    folds: Annotated[str, typer.Option(help="Folds of ten images, with commas between.")] = "1,2,3,4,5",
+    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder of the comparison.")] = Path(
+        "runs/compare"
+    ),
+    preset: Annotated[
+        Preset, typer.Option(help="Recipe: the paper's settings, or a short one for two CPU cores.")
+    ] = "paper",
+    config: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file with settings (see docs/training.md).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trainings beside each other, on Ray.", show_default="one after the other"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster.", show_default="$RAY_ADDRESS, else this machine")
+    ] = None,
+) -> None:
+    """Train rows of the paper's table 2 on the same folds, and show what each gains over a plain network.
+
+    Interrupt it whenever you like: the same command goes on with what is not done. More rows or folds may be added.
+
+    Example: [bold]cohortseg compare --preset cpu --rows plain,full --folds 1,2,3 -o runs/table2[/bold]
+    """
+    from cohortseg.compare.run import PAGE, compare_rows
+
+    settings = resolve_config(TrainConfig, config, {"seed": seed}, base=preset_config(preset))
+    if settings.preset != preset:
+        raise ConfigError(f"{config}: preset is no setting of a file; give it as --preset {settings.preset}")
+    comparison = compare_rows(
+        settings,
+        output,
+        data=data,
+        rows=_names(rows),
+        folds=_numbers(folds),
+        num_workers=workers,
+        address=address,
+        progress=progress,
+    )
+    out.print(_table(comparison.table))
+    if not comparison.num_done:
+        say("every row and fold asked for was done before")
+    say(f"every number: {output / PAGE}, comparison.parquet and held_out.parquet beside it")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise ConfigError(f"--folds must be numbers with commas between, got {text!r}") from None
+
+
+def _table(comparison: "pl.DataFrame") -> Table:
+    table = Table(title="Dice, toolbox protocol on label maps; gain over plain (95 % interval)", title_justify="left")
+    table.add_column("Row", no_wrap=True)
+    for title in ("Images", "GGO", "Gain", "Consolidation", "Gain"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in comparison["row"].unique(maintain_order=True):
+        lines = {line["class_name"]: line for line in comparison.iter_rows(named=True) if line["row"] == row}
+        cells = [str(lines["ggo"]["n_images"])]
+        for name in ("ggo", "consolidation"):
+            cells += [number(lines[name]["dice"], 3), _gain(lines[name])]
+        table.add_row(row, *cells)
+    return table
+
+
+def _gain(line: dict[str, float | None]) -> str:
+    if line["dice_gain"] is None:
+        return "-"
+    interval = f" ({number(line['dice_gain_low'], 3)} to {number(line['dice_gain_high'], 3)})"
+    return f"{line['dice_gain']:+.3f}{interval if line['dice_gain_low'] is not None else ''}"

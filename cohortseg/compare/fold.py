@@ -1,0 +1,117 @@
+"""One row on one fold: train on the other folds, score the images held out."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+import torch
+
+from cohortseg.compare.rows import FOLDS, PHASE_1, row_config
+from cohortseg.compare.tables import HELD_OUT
+from cohortseg.config import TrainConfig
+from cohortseg.datasets.prepared import load_prepared
+from cohortseg.datasets.slices import ImageSlice
+from cohortseg.evaluate.score import score_images
+from cohortseg.evaluate.split import predicted_cases
+from cohortseg.models.device import find_device
+from cohortseg.store.tables import write_table
+from cohortseg.train.loop import MODEL, PHASE_1_MODEL, train
+from cohortseg.weights import load_model
+
+DATA: Final = "data.safetensors"
+_SCORES: Final = "held-out.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldJob:
+    """What one process trains and scores."""
+
+    out: Path
+    """Folder of the comparison; it holds the prepared data of all labelled images."""
+    images: tuple[ImageSlice, ...]
+    """All labelled images, in the order of the prepared data."""
+    config: TrainConfig
+    """Of the comparison, before what the row changes."""
+    row: str
+    fold: int
+    """From 1."""
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.row}, fold {self.fold}"
+
+    @property
+    def iterations(self) -> int:
+        """Of both phases."""
+        config = row_config(self.config, self.row)
+        return config.supervised_iterations + (config.adversarial_iterations if config.semi_supervised else 0)
+
+    @property
+    def folder(self) -> Path:
+        """What training leaves: history, page, pictures, models."""
+        return self.out / "folds" / f"{self.row}-{self.fold}"
+
+    @property
+    def scores(self) -> Path:
+        """Table `HELD_OUT` of this row and fold; it is written last, so where it is the job is done."""
+        return self.folder / _SCORES
+
+
+def run_fold(job: FoldJob, report: Callable[[int], None]) -> None:
+    """Train and score; what an earlier start left half done is done again.
+
+    Parameters
+    ----------
+    job
+        The work.
+    report
+        Takes the iterations done, at every checkpoint.
+
+    Raises
+    ------
+    DivergedError
+        If the loss is no longer a finite number.
+    DataError, StoreError
+        If the data cannot be used, or the folder cannot be written.
+    """
+    config = row_config(job.config, job.row)
+    held_out = [item for item in job.images if item.name in FOLDS[job.fold - 1]]
+    kept = torch.tensor([item not in held_out for item in job.images])
+    data = load_prepared(job.out / DATA)
+    unseen = {hashlib.sha256(item.image_path.read_bytes()).hexdigest() for item in held_out}
+    data = replace(
+        data,
+        labeled=data.labeled[kept],
+        labels=data.labels[kept],
+        training_images=tuple(image for image in data.training_images if image not in unseen),
+    )
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    started = time.perf_counter()
+    train(
+        config,
+        data,
+        job.folder,
+        wrap=lambda module: module,
+        sum_over_workers=lambda values: values,
+        report=lambda metrics, _checkpoint: report(metrics["iteration"]),
+        rank=0,
+        world=1,
+        device=find_device(),
+        restore=None,
+    )
+    facts = {"train_s": round(time.perf_counter() - started, 1)}
+    models = {job.row: MODEL} | ({job.row + PHASE_1: PHASE_1_MODEL} if config.semi_supervised else {})
+    scores = [
+        score_images(predicted_cases(held_out, load_model(job.folder / name))).select(
+            pl.lit(row).alias("row"), pl.lit(job.fold, pl.Int64).alias("fold"), pl.all()
+        )
+        for row, name in models.items()
+    ]
+    write_table(job.scores, pl.concat(scores), HELD_OUT, facts)

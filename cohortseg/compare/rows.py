@@ -1,0 +1,72 @@
+"""What is compared: the rows of the paper's table 2, and the folds of COVID-SemiSeg's labelled images."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from cohortseg.config import TrainConfig
+from cohortseg.errors import ConfigError
+
+BASELINE: Final = "plain"
+"""The row that gains are over: supervised training of the same network, with as many iterations."""
+PHASE_1: Final = "-phase1"
+"""Suffix of a row's model as it stood before phase 2."""
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Which of the paper's three contributions a row has."""
+
+    vq_branch: bool
+    """VVM: the VQ-VAE branch."""
+    proportion: bool
+    """Prop: the proportion loss."""
+    semi_supervised: bool
+    """SSA: phase 2."""
+
+
+ROWS: Final = {
+    BASELINE: Contributions(vq_branch=False, proportion=False, semi_supervised=False),
+    "vvm": Contributions(vq_branch=True, proportion=False, semi_supervised=False),
+    "prop": Contributions(vq_branch=False, proportion=True, semi_supervised=False),
+    "ssa": Contributions(vq_branch=False, proportion=False, semi_supervised=True),
+    "vvm+prop": Contributions(vq_branch=True, proportion=True, semi_supervised=False),
+    "ssa+prop": Contributions(vq_branch=False, proportion=True, semi_supervised=True),
+    "full": Contributions(vq_branch=True, proportion=True, semi_supervised=True),
+}
+"""The rows of table 2, by the paper's abbreviations."""
+
+FOLDS: Final[tuple[frozenset[str], ...]] = tuple(
+    map(frozenset, json.loads((Path(__file__).parent / "folds.json").read_text(encoding="utf-8"))["folds"])
+)
+"""Names of the images that each fold holds out; near-duplicates lie in one fold."""
+
+
+def row_config(base: TrainConfig, row: str) -> TrainConfig:
+    """Return the settings of a row; without phase 2 its iterations are added to phase 1, so that no row learns less."""
+    has = ROWS[row]
+    return replace(
+        base,
+        model=replace(base.model, vq_branch=has.vq_branch),
+        proportion_weight=base.proportion_weight if has.proportion else 0.0,
+        semi_supervised=has.semi_supervised,
+        supervised_iterations=base.supervised_iterations + (0 if has.semi_supervised else base.adversarial_iterations),
+    )
+
+
+def check_rows(rows: Sequence[str], folds: Sequence[int]) -> None:
+    """Refuse rows and folds that do not exist, or come twice.
+
+    Raises
+    ------
+    ConfigError
+        Naming those that do.
+    """
+    for given, known, what in ((rows, list(ROWS), "row"), (folds, range(1, len(FOLDS) + 1), "fold")):
+        unknown = [str(item) for item in given if item not in known]
+        if unknown or not given:
+            raise ConfigError(f"no such {what}: {', '.join(unknown) or 'none given'}; use {', '.join(map(str, known))}")
+        if len(set(given)) < len(given):
+            raise ConfigError(f"a {what} is given twice: {', '.join(map(str, given))}")

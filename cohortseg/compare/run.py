@@ -1,0 +1,210 @@
+"""A whole comparison: every row on every fold, here one after the other or on Ray beside each other; safe to repeat."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import torch
+
+from cohortseg.cluster import cluster_address, connected
+from cohortseg.compare.fold import DATA, FoldJob, run_fold
+from cohortseg.compare.page import comparison_html
+from cohortseg.compare.rows import FOLDS, check_rows
+from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
+from cohortseg.config import TrainConfig
+from cohortseg.datasets import covid_semiseg
+from cohortseg.datasets.prepared import prepare
+from cohortseg.datasets.slices import ImageSlice
+from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.progress import Progress, Report
+from cohortseg.store.files import locked, sweep_temporaries, write_file
+from cohortseg.store.provenance import write_run_json
+from cohortseg.store.tables import read_table, write_table
+from cohortseg.train.fit import WorkerRequest, check_local, worker_request
+from cohortseg.train.state import check_imagenet, check_same_settings
+
+_log: Final = logging.getLogger(__name__)
+
+PAGE: Final = "page.html"
+_SETTINGS: Final = "comparison.json"
+"""By which a comparison's folder is known: settings and data it was begun with."""
+_LOCK: Final = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison found, rows and folds of earlier starts included."""
+
+    table: pl.DataFrame
+    """Schema ``COMPARISON``."""
+    num_done: int
+    """Trainings of this start; 0: there was nothing to do."""
+
+
+def compare_rows(
+    config: TrainConfig,
+    out: Path,
+    *,
+    data: Path | None = None,
+    rows: Sequence[str],
+    folds: Sequence[int],
+    num_workers: int | None = None,
+    address: str | None = None,
+    progress: Progress,
+) -> Comparison:
+    """Train every row on every fold that is not done yet, and write what they gain over the row plain.
+
+    Parameters
+    ----------
+    config
+        Settings of the training, before what a row changes.
+    out
+        Folder of the comparison: new or empty, or one begun with the same settings and data.
+    data
+        As in `covid_semiseg.find_data`.
+    rows, folds
+        Of `ROWS`, and from 1.
+    num_workers
+        Trainings beside each other, on Ray; None: as many as the cluster has GPUs, else one after the other here.
+    address
+        As in `cluster_address`; the folders must lie under the same paths on all nodes.
+    progress
+        Shows how many iterations of all trainings are done; on Ray, once each has ended.
+
+    Raises
+    ------
+    ConfigError
+        If rows, folds, workers, data or folder do not fit.
+    DataError
+        If an image or label map cannot be used.
+    DivergedError
+        If a loss is no longer a finite number.
+    StoreError
+        If another process is at work in the folder, or it cannot be written.
+    """
+    started = time.perf_counter()
+    check_rows(rows, folds)
+    check_imagenet(config)
+    root, out = covid_semiseg.find_data(data).resolve(), out.resolve()
+    images = tuple(covid_semiseg.labeled_slices(root, "all"))
+    for fold in folds:
+        if not any(item.name in FOLDS[fold - 1] for item in images):
+            raise ConfigError(f"{root}: none of the images of fold {fold} is here; leave it out with --folds")
+    on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
+    if on_ray and cluster_address(address) is None:
+        check_local(num_workers, None)
+    _open(out, config, root)
+    busy = f"{out}: another cohortseg compare is at work here; wait for it, or choose another -o"
+    with locked(out, out / _LOCK, use="the folder of a comparison", busy=lambda: busy):
+        sweep_temporaries(out)
+        jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
+        jobs = [job for job in jobs if not job.scores.is_file()]
+        if jobs and not (out / DATA).is_file():
+            _prepare(images, root, out, config, progress)
+        if jobs:
+            with progress("Comparing") as report:
+                if on_ray:
+                    _run_ray(jobs, num_workers, address, report)
+                else:
+                    _run_here(jobs, report)
+        facts = {
+            "config": asdict(config),
+            "arguments": {"data": str(root), "rows": list(rows), "folds": list(folds)},
+            "counts": {"trainings": len(jobs)},
+            "timings": {"total_s": round(time.perf_counter() - started, 1)},
+        }
+        return Comparison(table=_write(out, facts), num_done=len(jobs))
+
+
+def _open(out: Path, config: TrainConfig, root: Path) -> None:
+    """Make the folder and note in it what is compared; refuse one of something else."""
+    settings = out / _SETTINGS
+    if settings.is_file():
+        try:
+            before = json.loads(settings.read_bytes())
+            saved, saved_root = before["config"], before["data"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
+        check_same_settings(saved, config)
+        if saved_root != str(root):
+            raise ConfigError(f"{out}: was begun with the data in {saved_root}; choose another -o")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty, and holds no comparison; choose another -o")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be made: {error}") from error
+    write_file(settings, (json.dumps({"data": str(root), "config": asdict(config)}, indent=2) + "\n").encode())
+
+
+def _prepare(images: Sequence[ImageSlice], root: Path, out: Path, config: TrainConfig, progress: Progress) -> None:
+    unlabeled = covid_semiseg.unlabeled_slices(root)
+    with progress("Preparing slices") as report:
+        prepare(out / DATA, images, unlabeled, config.canonical, covid_semiseg.TERMS, report)
+
+
+def _run_here(jobs: Sequence[FoldJob], report: Report) -> None:
+    total, before = sum(job.iterations for job in jobs), 0
+    for job in jobs:
+        run_fold(job, _told(report, before, total, job.title))
+        before += job.iterations
+
+
+def _told(report: Report, before: int, total: int, title: str) -> Callable[[int], None]:
+    report(before, total, title)
+    return lambda iteration: report(before + iteration, total, title)
+
+
+def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | None, report: Report) -> None:
+    """Train on Ray, each job a task of its own; a task whose process or node dies is begun again."""
+    with connected(address) as resources:
+        request = worker_request(num_workers, None, resources)
+        request.check(resources)
+        import ray  # after `connected`, which sets what ray reads while it is imported
+        import ray.exceptions
+
+        task = ray.remote(num_cpus=request.cpus_per_worker, num_gpus=request.gpus_per_worker)(_run_on_worker)
+        waiting = list(jobs)
+        running: dict[Any, FoldJob] = {}
+        total, done = sum(job.iterations for job in jobs), 0
+        while waiting or running:
+            while waiting and len(running) < request.num_workers:
+                job = waiting.pop(0)
+                running[task.remote(job, request)] = job
+            report(done, total, "; ".join(job.title for job in running.values()))
+            (ended, *_), _ = ray.wait(list(running))
+            job = running.pop(ended)
+            try:
+                ray.get(ended)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, CohortSegError):
+                    raise error.cause from error
+                raise
+            except ray.exceptions.RayError as error:
+                raise CohortSegError(
+                    f"{job.title}: its worker was lost ({type(error).__name__}); run the same command again"
+                ) from error
+            done += job.iterations
+
+
+def _run_on_worker(job: FoldJob, request: WorkerRequest) -> None:
+    torch.set_num_threads(max(1, int(request.cpus_per_worker)))
+    run_fold(job, lambda _iteration: None)
+
+
+def _write(out: Path, facts: dict[str, Any]) -> pl.DataFrame:
+    """Gather what all starts have left, and write tables and page."""
+    scores = [read_table(path, HELD_OUT) for path in sorted(out.glob("folds/*/held-out.parquet"))]
+    held_out = pl.concat(scores).sort("fold", "row", maintain_order=True)
+    table = comparison_table(held_out)
+    write_table(out / HELD_OUT.file_name, held_out, HELD_OUT, facts["arguments"])
+    write_table(out / COMPARISON.file_name, table, COMPARISON, facts["arguments"])
+    write_file(out / PAGE, comparison_html(table, held_out).encode())
+    write_run_json(out, "compare", facts)
+    return table

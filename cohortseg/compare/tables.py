@@ -1,0 +1,86 @@
+"""The two tables of a comparison: every number of every image, and one line per row and class."""
+
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import scipy.stats
+
+from cohortseg.compare.rows import BASELINE, PHASE_1, ROWS
+from cohortseg.evaluate.tables import IMAGES, TOOLBOX_METRICS
+from cohortseg.labels import LESIONS
+from cohortseg.metrics import mean_defined
+from cohortseg.store.schemas import Column, TableSchema
+from cohortseg.store.tables import table_from_rows
+
+_REAL, _TEXT, _INT = pl.Float64(), pl.String(), pl.Int64()
+_ROW = Column("row", _TEXT, "row of the paper's table 2; with -phase1 the model of that row before phase 2")
+_METRIC: Final = "toolbox_labels_{}"
+_RESAMPLES: Final = 10_000
+_LEAST_IMAGES: Final = 3
+"""Of fewer an interval says nothing."""
+
+HELD_OUT: Final = TableSchema(
+    name="held_out",
+    row="one held-out image and class under one row",
+    columns=(_ROW, Column("fold", _INT, "the fold that held the image out, from 1"), *IMAGES.columns),
+)
+
+COMPARISON: Final = TableSchema(
+    name="comparison",
+    row="one row of table 2 and class",
+    columns=(
+        _ROW,
+        Column("class_name", _TEXT, "ggo or consolidation"),
+        Column("n_images", _INT, "held-out images behind the means"),
+        *(
+            Column(metric, _REAL, f"{metric} by the toolbox protocol on label maps, mean over the images")
+            for metric in TOOLBOX_METRICS
+        ),
+        Column("n_paired", _INT, "images that this row and the row plain both have"),
+        Column("dice_gain", _REAL, "mean over those of dice minus that of the row plain; null for plain itself"),
+        Column("dice_gain_low", _REAL, "lower end of its 95 % interval (bootstrap over images); null below 3 images"),
+        Column("dice_gain_high", _REAL, "upper end of its 95 % interval"),
+    ),
+)
+
+
+def comparison_table(held_out: pl.DataFrame) -> pl.DataFrame:
+    """Return the table `COMPARISON` of a table `HELD_OUT`, in the order of the paper's rows."""
+    order = [name for row in ROWS for name in (row + PHASE_1, row)]
+    present = [row for row in order if row in set(held_out["row"])]
+    lines = []
+    for row in present:
+        for label in LESIONS:
+            of_class = held_out.filter(pl.col("class_name") == label.name)
+            images = of_class.filter(pl.col("row") == row)
+            means = {metric: mean_defined(images[_METRIC.format(metric)].to_list()) for metric in TOOLBOX_METRICS}
+            line: dict[str, Any] = {"row": row, "class_name": label.name, "n_images": len(images), **means}
+            lines.append(line | ({} if row == BASELINE else _gain(of_class, row)))
+    return table_from_rows(lines, COMPARISON)
+
+
+def paired_gains(held_out: pl.DataFrame, row: str, class_name: str) -> pl.Series:
+    """Return Dice minus that of the row plain for each image that both have, in the order of the table."""
+    of_class = held_out.filter(pl.col("class_name") == class_name)
+    return _gains(of_class, row)
+
+
+def _gains(of_class: pl.DataFrame, row: str) -> pl.Series:
+    dice = _METRIC.format("dice")
+    of_row, of_plain = (of_class.filter(pl.col("row") == name).select("image", dice) for name in (row, BASELINE))
+    paired = of_row.join(of_plain, on="image", suffix="_plain", maintain_order="left")
+    return paired[dice] - paired[f"{dice}_plain"]
+
+
+def _gain(of_class: pl.DataFrame, row: str) -> dict[str, Any]:
+    gains = _gains(of_class, row).to_numpy()
+    if not len(gains):
+        return {"n_paired": 0}
+    line = {"n_paired": len(gains), "dice_gain": float(gains.mean())}
+    if len(gains) < _LEAST_IMAGES:
+        return line
+    interval = scipy.stats.bootstrap(
+        (gains,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return line | {"dice_gain_low": float(interval.low), "dice_gain_high": float(interval.high)}

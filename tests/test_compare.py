@@ -1,0 +1,192 @@
+"""Comparison of recipes: which settings a row has, gains by hand, and ``cohortseg compare`` through the command line."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from training_data import write_covid_semiseg
+from typer.testing import CliRunner
+
+from cohortseg.cli import app
+from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
+from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
+from cohortseg.config import TrainConfig
+from cohortseg.errors import ConfigError
+from cohortseg.store.tables import read_table, table_from_rows
+from cohortseg.weights import load_model
+
+FOLD_1, FOLD_2 = ("2", "3", "5"), ("14", "19")
+TINY = """
+supervised_iterations = 2
+adversarial_iterations = 2
+warmup_iterations = 1
+batch_labeled = 2
+batch_unlabeled = 2
+[canonical]
+size = 64
+[model]
+decoder_channels = [16, 16, 16, 16]
+codebook_size = 8
+"""
+
+
+def scores(row: str, dice: dict[str, float], class_name: str = "ggo") -> list[dict[str, object]]:
+    return [
+        {"row": row, "fold": 1, "image": image, "class_name": class_name, "toolbox_labels_dice": value}
+        for image, value in dice.items()
+    ]
+
+
+def line(table: pl.DataFrame, row: str, class_name: str = "ggo") -> dict[str, object]:
+    return table.filter(pl.col("row") == row, pl.col("class_name") == class_name).row(0, named=True)
+
+
+def test_folds_hold_each_of_the_50_images_out_once():
+    names = [name for fold in FOLDS for name in fold]
+    assert [len(fold) for fold in FOLDS] == [10] * 5
+    assert len(set(names)) == 50
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_has_its_contributions_and_learns_as_long_as_the_others(row):
+    base = TrainConfig(supervised_iterations=50, adversarial_iterations=30, warmup_iterations=5)
+    config = row_config(base, row)
+    assert config.model.vq_branch == ("vvm" in row or row == "full")
+    assert (config.proportion_weight > 0) == ("prop" in row or row == "full")
+    assert config.semi_supervised == ("ssa" in row or row == "full")
+    assert config.supervised_iterations + config.semi_supervised * config.adversarial_iterations == 80
+
+
+def test_gains_are_paired_over_the_images_that_both_rows_have():
+    rows = scores("plain", {"a": 0.5, "b": 0.6, "c": 0.1, "d": 0.9}) + scores("full", {"a": 0.6, "b": 0.5, "c": 0.4})
+    table = comparison_table(table_from_rows(rows, HELD_OUT))
+    plain, full = line(table, "plain"), line(table, "full")
+    assert plain["dice"] == pytest.approx((0.5 + 0.6 + 0.1 + 0.9) / 4)
+    assert plain["dice_gain"] is None
+    assert (full["n_images"], full["n_paired"]) == (3, 3)
+    assert full["dice_gain"] == pytest.approx((0.1 - 0.1 + 0.3) / 3)
+    # Of three images, more than one resample in forty is one image three times (1 in 27): the ends are their gains.
+    assert full["dice_gain_low"] == pytest.approx(-0.1)
+    assert full["dice_gain_high"] == pytest.approx(0.3)
+    assert table["row"].unique(maintain_order=True).to_list() == ["plain", "full"]
+
+
+def test_what_was_not_measured_is_null():
+    rows = scores("plain", {"a": 0.5}) + scores("prop", {"a": 0.7, "b": 0.2}) + scores("ssa", {"z": 0.3})
+    table = comparison_table(table_from_rows(rows, HELD_OUT))
+    assert line(table, "prop")["dice_gain"] == pytest.approx(0.2)
+    assert line(table, "prop")["dice_gain_low"] is None  # one image
+    assert (line(table, "ssa")["n_paired"], line(table, "ssa")["dice_gain"]) == (0, None)
+    assert (line(table, "plain", "consolidation")["n_images"], line(table, "plain", "consolidation")["dice"]) == (
+        0,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "folds", "message"),
+    [
+        (["plain", "fool"], [1], "no such row: fool; use plain, vvm"),
+        (["plain"], [6], "no such fold: 6; use 1, 2, 3, 4, 5"),
+        ([], [1], "no such row: none given"),
+        (["plain"], [1, 1], "a fold is given twice"),
+    ],
+)
+def test_rows_and_folds_that_do_not_exist_are_refused(rows, folds, message):
+    with pytest.raises(ConfigError, match=message):
+        check_rows(rows, folds)
+
+
+class Tiny:
+    """A tiny data set with images of two folds, and the command over it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = write_covid_semiseg(folder / "COVID-SemiSeg", names=(*FOLD_1, *FOLD_2, "0"))
+        self.config = folder / "tiny.toml"
+        self.config.write_text(TINY, encoding="utf-8")
+
+    def arguments(self, out: Path, rows: str, folds: str = "1,2") -> list[str]:
+        fixed = ["compare", "--data", str(self.data), "--config", str(self.config)]
+        return [*fixed, "--rows", rows, "--folds", folds, "-o", str(out)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("compare"))
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob("folds/*/*")}
+
+
+def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_path, tiny):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "cohortseg", *tiny.arguments(out, "plain,full")]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 200
+        while not list(out.glob("folds/*/held-out.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    done = times(out)
+    assert "folds/plain-1/held-out.parquet" in done
+    assert not (out / "comparison.parquet").exists()
+
+    ended = CliRunner().invoke(app, tiny.arguments(out, "plain,full"))
+    assert ended.exit_code == 0, ended.output
+    now = times(out)
+    assert all(now[path] == written for path, written in done.items() if path.startswith("folds/plain-1/"))
+    held_out, table = (read_table(out / schema.file_name, schema) for schema in (HELD_OUT, COMPARISON))
+    assert table["row"].unique(maintain_order=True).to_list() == ["plain", "full-phase1", "full"]
+    assert set(table["n_images"]) == {5}
+    for row in ("plain", "full-phase1", "full"):
+        images = held_out.filter(pl.col("row") == row, pl.col("class_name") == "opacity")
+        assert dict(images.select("image", "fold").iter_rows()) == dict.fromkeys(FOLD_1, 1) | dict.fromkeys(FOLD_2, 2)
+        assert not images["in_training"].any()
+    for fold, names in ((1, FOLD_1), (2, FOLD_2)):
+        trained_on = load_model(out / f"folds/full-{fold}/model.safetensors").training_images
+        for name in (*FOLD_1, *FOLD_2, "0"):
+            image = tiny.data / f"TrainingSet/MultiClassInfection-Train/Imgs/{name}.jpg"
+            assert (hashlib.sha256(image.read_bytes()).hexdigest() in trained_on) == (name not in names)
+    assert "full-phase1" in (out / "page.html").read_text(encoding="utf-8")
+
+    again = CliRunner().invoke(app, tiny.arguments(out, "plain,full"))
+    assert again.exit_code == 0, again.output
+    assert "done before" in again.output
+    assert times(out) == now
+
+    other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--seed", "7"])
+    assert other.exit_code == 2
+    assert "seed was 0, is 7" in other.output
+
+
+@pytest.mark.ray
+def test_trainings_beside_each_other_on_ray_give_the_same_tables(tmp_path, tiny):
+    tables = []
+    for name, workers in (("ray", "2"), ("one", "1")):
+        arguments = [*tiny.arguments(tmp_path / name, "plain,vvm", "1"), "--workers", workers]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        tables.append(read_table(tmp_path / name / HELD_OUT.file_name, HELD_OUT))
+    shown = ["row", "fold", "image", "class_name", "truth_pixels"]
+    assert tables[0].select(shown).equals(tables[1].select(shown))
+    pixels = [table["predicted_pixels"].to_numpy() / 128**2 for table in tables]
+    assert pixels[0] == pytest.approx(pixels[1], abs=0.02)  # other numbers of threads add in another order
+
+
+def test_folders_and_folds_of_something_else_are_refused(tmp_path, tiny):
+    (tmp_path / "notes.txt").write_text("mine")
+    foreign = CliRunner().invoke(app, tiny.arguments(tmp_path, "plain"))
+    assert foreign.exit_code == 2
+    assert "holds no comparison" in foreign.output
+    empty = CliRunner().invoke(app, tiny.arguments(tmp_path / "out", "plain", "1,4"))
+    assert empty.exit_code == 2
+    assert "none of the images of fold 4 is here" in empty.output
+    words = CliRunner().invoke(app, tiny.arguments(tmp_path / "out", "plain", "one"))
+    assert words.exit_code == 2
+    assert "--folds must be numbers" in words.output
+    assert not (tmp_path / "out").exists()
