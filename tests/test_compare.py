@@ -1,4 +1,4 @@
-"""Comparison of recipes: which settings a row has, gains by hand, and ``cohortseg compare`` through the command line."""
+"""Recipes side by side: which settings a row has, gains by hand, and ``cohortseg compare`` through the command line."""
 
 import hashlib
 import os
