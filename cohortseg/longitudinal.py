@@ -19,14 +19,15 @@ _EVALUABLE: Final = "__evaluable"
 _WHOLE_SHARE: Final = 0.8
 """A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
 _TIMELINE_COLUMNS: Final = (
-    *("patient_id", "study_date", "days_since_baseline", "timepoint", "series_instance_uid", "series_key"),
-    *("n_series", "status", "qc_flags"),
+    *("patient_id", "study_date", "days_since_baseline", "timepoint", "days_since_onset"),
+    *("series_instance_uid", "series_key", "n_series", "status", "qc_flags"),
     *("lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "opacity_volume_ml"),
     *("ggo_pct", "consolidation_pct", "po_pct", "delta_po_pct", "delta_opacity_volume_ml"),
 )
 _PATIENTS_COLUMNS: Final = (
-    *("patient_id", "n_timepoints", "n_evaluable", "first_date", "last_date", "baseline_po_pct", "last_po_pct"),
-    *("peak_po_pct", "days_to_peak", "delta_po_pct", "delta_opacity_volume_ml"),
+    *("patient_id", "n_timepoints", "n_evaluable", "first_date", "last_date", "onset_date"),
+    *("baseline_po_pct", "last_po_pct", "peak_po_pct", "days_to_peak", "onset_to_peak_days"),
+    *("delta_po_pct", "delta_opacity_volume_ml"),
 )
 
 
@@ -48,13 +49,15 @@ def with_time(burden: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def timeline_table(burden: pl.DataFrame) -> pl.DataFrame:
+def timeline_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -> pl.DataFrame:
     """Return the timeline table: one row per patient and study date, in order of patient and date.
 
     Parameters
     ----------
     burden
         The burden table; its time columns are recomputed.
+    clinical
+        The clinical table; None: no onset is known.
 
     Returns
     -------
@@ -62,16 +65,18 @@ def timeline_table(burden: pl.DataFrame) -> pl.DataFrame:
         The columns of the timeline table. ``delta_*`` is the value minus that of the patient's first evaluable date
         (so 0 at that date), null where either was not measured.
     """
-    return _timeline(burden).select(_TIMELINE_COLUMNS)
+    return _timeline(burden, clinical).select(_TIMELINE_COLUMNS)
 
 
-def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
+def patients_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -> pl.DataFrame:
     """Return the patients table: one row per patient, in order of patient.
 
     Parameters
     ----------
     burden
         The burden table.
+    clinical
+        The clinical table; None: no onset is known.
 
     Returns
     -------
@@ -79,7 +84,7 @@ def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
         The columns of the patients table. Only dated rows count as time points; the peak is the highest measured
         percentage, the earliest of equals.
     """
-    rows = _timeline(burden)
+    rows = _timeline(burden, clinical)
     dated = pl.col("study_date").is_not_null()
     measured = rows.filter(_EVALUABLE)
     peak = measured.sort("po_pct", "study_date", descending=[True, False], nulls_last=True)
@@ -89,6 +94,7 @@ def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
         pl.col(_EVALUABLE).sum().cast(pl.Int64).alias("n_evaluable"),
         pl.col("study_date").min().alias("first_date"),
         pl.col("study_date").max().alias("last_date"),
+        pl.col("onset_date").first(),
     )
     burdens = measured.group_by(_PERSON, maintain_order=True).agg(
         pl.col("po_pct").first().alias("baseline_po_pct"),
@@ -97,17 +103,19 @@ def patients_table(burden: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.len() > 1).then(pl.col("delta_opacity_volume_ml").last()).alias("delta_opacity_volume_ml"),
     )
     peaks = peak.group_by(_PERSON, maintain_order=True).agg(
-        pl.col("po_pct").first().alias("peak_po_pct"), pl.col("days_since_baseline").first().alias("days_to_peak")
+        pl.col("po_pct").first().alias("peak_po_pct"),
+        pl.col("days_since_baseline").first().alias("days_to_peak"),
+        pl.col("days_since_onset").first().alias("onset_to_peak_days"),
     )
     joined = every.join(burdens, on=_PERSON, how="left").join(peaks, on=_PERSON, how="left").sort(_PERSON)
     return joined.select(_PATIENTS_COLUMNS)
 
 
-def _timeline(burden: pl.DataFrame) -> pl.DataFrame:
-    """Return the timeline with all columns of the burden table and the keys of :func:`_with_keys`."""
+def _timeline(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the timeline with all columns of the burden and clinical tables and the keys of :func:`_with_keys`."""
     keys, lung_ml = [_PERSON, "study_date", _UNDATED], pl.col("lung_volume_ml")
     chosen = (
-        _with_keys(with_time(burden))
+        _with_keys(_with_onset(with_time(burden), clinical))
         .with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
         .sort(
             pl.col("status") != "ok",
@@ -129,6 +137,16 @@ def _timeline(burden: pl.DataFrame) -> pl.DataFrame:
     ]
     changes = [pl.when(_EVALUABLE).then(change).alias(change.meta.output_name()) for change in changes]
     return chosen.with_columns(changes)
+
+
+def _with_onset(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame:
+    """Add ``onset_date`` and ``days_since_onset``."""
+    if clinical is None:
+        onset = burden.with_columns(pl.lit(None, pl.Date).alias("onset_date"))
+    else:
+        onset = burden.join(clinical, on="patient_id", how="left", maintain_order="left", validate="m:1")
+    days = (pl.col("study_date") - pl.col("onset_date")).dt.total_days()
+    return onset.with_columns(days.cast(pl.Int64).alias("days_since_onset"))
 
 
 def _text(name: str) -> pl.Expr:

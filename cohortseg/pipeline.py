@@ -28,6 +28,7 @@ from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.progress import Progress
+from cohortseg.report.clinical import read_clinical, save_clinical
 from cohortseg.report.write import WrittenReport, write_report
 from cohortseg.store.layout import MASKS, require_output
 from cohortseg.store.masks import create_mask_store, sweep_masks
@@ -155,19 +156,36 @@ def infer_cohort(
     return summary
 
 
-def report_cohort(out: Path) -> WrittenReport:
+def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     """Write the report of an output folder again; nothing is segmented or measured.
+
+    Parameters
+    ----------
+    out
+        Output folder of ``infer``.
+    clinical
+        A user's table of patients (`read_clinical`), which the folder then keeps; None: the one it keeps, if any.
 
     Raises
     ------
     ConfigError
-        If it is no output folder of ``infer``.
+        If it is no output folder of ``infer``, or none of its patients is in the clinical table.
+    DataError
+        If the clinical table cannot be used.
     StoreError
         If a run writes into it, its burden table cannot be read, or the report cannot be written.
     """
     require_output(out)
-    read_table(out / BURDEN.file_name, BURDEN)  # to say what is wrong with it before the folder is touched
+    burden = read_table(out / BURDEN.file_name, BURDEN)  # to say what is wrong with it before the folder is touched
+    patients = None if clinical is None else read_clinical(clinical)
+    if patients is not None and patients.join(burden, on="patient_id", how="semi").is_empty():
+        raise ConfigError(
+            f"{clinical}: none of its {len(patients)} patients is in {out}; patient_id must be written as in "
+            f"{BURDEN.file_name}, leading zeros included"
+        )
     with claimed(out):
+        if patients is not None:
+            save_clinical(out, patients)
         return write_report(out)
 
 

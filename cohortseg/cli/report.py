@@ -12,15 +12,26 @@ from cohortseg.cli.console import say
 
 def report(
     out: Annotated[Path, typer.Argument(help="Output folder of infer.", show_default=False)],
+    *,
+    clinical: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Table of text with columns patient_id and onset_date (2020-03-31); the folder keeps it.",
+            show_default="the one given last",
+        ),
+    ] = None,
 ) -> None:
     """Write timeline, patients and report.html again from the burden table; nothing is segmented or measured again.
 
-    Example: [bold]cohortseg report cohort-cohortseg/[/]
+    Example: [bold]cohortseg report cohort-cohortseg/ --clinical patients.csv[/]
     """
     from cohortseg.pipeline import report_cohort
 
-    written = report_cohort(out)
-    table = Table("Patients", "Time points", "Series", title="Report", title_justify="left")
-    table.add_row(*(str(len(frame)) for frame in (written.patients, written.timeline, written.burden)))
+    written = report_cohort(out, clinical)
+    table = Table("Patients", "With onset", "Time points", "Series", title="Report", title_justify="left")
+    onsets = written.patients["onset_date"].drop_nulls()
+    table.add_row(*(str(len(rows)) for rows in (written.patients, onsets, written.timeline, written.burden)))
     console.print(table)
     say(f"timeline.parquet, patients.parquet and {written.page.name} are in {out}")

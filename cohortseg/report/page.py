@@ -16,6 +16,7 @@ _PATIENT_COLUMNS: Final = {
     "last_po_pct": "last, %",
     "peak_po_pct": "peak, %",
     "days_to_peak": "days to peak",
+    "onset_to_peak_days": "onset to peak, days",
     "delta_po_pct": "change, points",
     "delta_opacity_volume_ml": "change, mL",
 }

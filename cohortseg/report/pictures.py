@@ -13,13 +13,17 @@ _PANELS: Final = (
     ("ggo_pct", "Ground-glass opacity, % of the lung"),
     ("consolidation_pct", "Consolidation, % of the lung"),
 )
+_BASELINE: Final = "days_since_baseline"
+_CLOCKS: Final = {_BASELINE: "days since baseline", "days_since_onset": "days since onset of symptoms"}
 _MOST_COLOURS: Final = 10
 _LEAST_TOP_PCT: Final = 5.0
 """The axis reaches at least so far, so that noise near zero does not look like a course."""
 
 
 def trajectories_png(timeline: pl.DataFrame) -> bytes:
-    """Return a picture of every patient's burden over the days since baseline, encoded as PNG.
+    """Return a picture of every patient's burden over time, encoded as PNG.
+
+    Days are counted from the baseline; where an onset is known, a second row of panels counts them from there.
 
     Parameters
     ----------
@@ -29,29 +33,33 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
         patients table; more are drawn alike.
     """
     # The figure is made without pyplot, whose global state has no place in a library.
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    clocks = [clock for clock in _CLOCKS if timeline[clock].count() or clock == _BASELINE]
+    figure = Figure(figsize=(13, 4 * len(clocks)), layout="constrained")
     FigureCanvasAgg(figure)
     people = list(dict.fromkeys(timeline["patient_id"].drop_nulls()))
-    for axes, (column, title) in zip(figure.subplots(1, len(_PANELS), sharex=True), _PANELS, strict=True):
-        _draw(axes, timeline, people, column)
-        axes.set(title=title, xlabel="days since baseline")
+    panels = figure.subplots(len(clocks), len(_PANELS), sharex="row", sharey="col", squeeze=False)
+    for row, clock in zip(panels, clocks, strict=True):
+        for axes, (column, title) in zip(row, _PANELS, strict=True):
+            _draw(axes, timeline, people, clock, column)
+            axes.set(title=title, xlabel=_CLOCKS[clock])
+            axes.grid(alpha=0.3)
+    for axes in panels[0]:
         axes.set_ylim(0, max(_LEAST_TOP_PCT, axes.get_ylim()[1]))
-        axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], column: str) -> None:
+def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], clock: str, column: str) -> None:
     few = len(people) <= _MOST_COLOURS
     # What has no change takes no part: not measured, without a date, or an area among volumes.
-    measured = timeline.filter(pl.col(column).is_not_null() & pl.col("delta_po_pct").is_not_null())
+    measured = timeline.filter(pl.all_horizontal(pl.col(clock, column, "delta_po_pct").is_not_null()))
     by_person = measured.partition_by("patient_id", as_dict=True)
     for number, person in enumerate(people, start=1):
         rows = by_person.get((person,))
         if rows is None:
             continue
         style = {"color": f"C{number - 1}", "label": str(number)} if few else {"color": "C0", "alpha": 0.4}
-        axes.plot(rows["days_since_baseline"].to_list(), rows[column].to_list(), marker="o", markersize=4, **style)
+        axes.plot(rows[clock].to_list(), rows[column].to_list(), marker="o", markersize=4, **style)
     if few and axes.lines:
         axes.legend(title="patient", fontsize="small", title_fontsize="small")

@@ -7,6 +7,7 @@ import polars as pl
 
 from cohortseg.errors import StoreError
 from cohortseg.longitudinal import patients_table, timeline_table
+from cohortseg.report.clinical import saved_clinical
 from cohortseg.report.page import report_html
 from cohortseg.report.pictures import trajectories_png
 from cohortseg.store.files import write_file
@@ -35,15 +36,16 @@ def write_report(out: Path) -> WrittenReport:
     Parameters
     ----------
     out
-        Output folder of ``infer``: its ``burden.parquet`` and ``pictures/`` are read.
+        Output folder of ``infer``: its ``burden.parquet``, ``pictures/`` and, where there is one, the clinical table
+        that was last given are read.
 
     Raises
     ------
     StoreError
-        If there is no readable burden table, or the report cannot be written.
+        If there is no readable burden table, the clinical table is damaged, or the report cannot be written.
     """
-    burden = read_table(out / BURDEN.file_name, BURDEN)
-    timeline, patients = timeline_table(burden), patients_table(burden)
+    burden, clinical = read_table(out / BURDEN.file_name, BURDEN), saved_clinical(out)
+    timeline, patients = timeline_table(burden, clinical), patients_table(burden, clinical)
     provenance = {"model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()), "rows": len(burden)}
     write_table(out / TIMELINE.file_name, timeline, TIMELINE, provenance)
     write_table(out / PATIENTS.file_name, patients, PATIENTS, provenance)

@@ -8,7 +8,7 @@ import polars as pl
 from cohortseg.burden import HIGH_OPACITY_HU, MIN_LESION_ML, PERCENTILES
 from cohortseg.labels import SIDES, ZONES
 
-SCHEMA_VERSION: Final = "5"
+SCHEMA_VERSION: Final = "6"
 """Raised whenever a column is added, removed or changes its meaning."""
 
 
@@ -243,6 +243,7 @@ TIMELINE: Final = TableSchema(
     columns=(
         *_PATIENT,
         *_TIME,
+        Column("days_since_onset", _INT, "days from onset_date of the clinical table to study_date; below 0 before it"),
         Column("series_instance_uid", _TEXT, "the series that stands for the date (rule: see docs/tables.md)"),
         _SERIES_KEY,
         Column("n_series", _INT, "chosen series of that date"),
@@ -264,13 +265,22 @@ PATIENTS: Final = TableSchema(
         Column("n_evaluable", _INT, "study dates at which burden was measured (by area only, if at none by volume)"),
         Column("first_date", _DATE, "earliest study date"),
         Column("last_date", _DATE, "latest study date"),
+        Column("onset_date", _DATE, "onset of symptoms, from the clinical table"),
         Column("baseline_po_pct", _REAL, "po_pct at the first evaluable date"),
         Column("last_po_pct", _REAL, "po_pct at the last evaluable date"),
         Column("peak_po_pct", _REAL, "highest po_pct"),
         Column("days_to_peak", _INT, "days from the earliest study date to the peak"),
+        Column("onset_to_peak_days", _INT, "days from onset_date to the peak"),
         Column("delta_po_pct", _REAL, "last minus baseline po_pct, percentage points; null with one evaluable date"),
         Column("delta_opacity_volume_ml", _REAL, "last minus baseline opacity volume, mL"),
     ),
+)
+
+CLINICAL: Final = TableSchema(
+    name="clinical",
+    row="one patient of the table last given to `report --clinical`",
+    columns=(*_PATIENT, Column("onset_date", _DATE, "onset of symptoms")),
+    never_null=("patient_id",),
 )
 
 TRUTH: Final = TableSchema(
@@ -308,4 +318,4 @@ QUIRKS: Final = TableSchema(
     ),
 )
 
-TABLES: Final = (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, TRUTH, QUIRKS)
+TABLES: Final = (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, CLINICAL, TRUTH, QUIRKS)

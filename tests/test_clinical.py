@@ -1,0 +1,117 @@
+"""The clinical table: what a user's text may look like, and that the days since onset stay in an output folder."""
+
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+from runs import run
+from test_longitudinal import burden, series
+from typer.testing import CliRunner
+
+from cohortseg.cli import app
+from cohortseg.errors import DataError
+from cohortseg.longitudinal import patients_table, timeline_table
+from cohortseg.report.clinical import read_clinical
+from cohortseg.store.schemas import CLINICAL, PATIENTS, TIMELINE
+from cohortseg.store.tables import read_table, table_from_rows
+
+
+def clinical(**onsets: date | None) -> pl.DataFrame:
+    return table_from_rows(({"patient_id": name, "onset_date": day} for name, day in onsets.items()), CLINICAL)
+
+
+def test_days_since_onset_by_hand() -> None:
+    rows = [
+        series("A", 11, "c", 20.0),
+        series("A", 4, "b", 35.0),
+        series("B", 2, "d", 5.0),
+        series("A", None, "e", 9.0),
+    ]
+    known = clinical(A=date(2020, 3, 6), Z=date(2020, 1, 1))
+    timeline = timeline_table(burden(*rows), known)
+    assert timeline.schema == TIMELINE.polars_schema
+    assert timeline["days_since_onset"].to_list() == [-2, 5, None, None], "before onset, after it, undated, not known"
+    first, second = patients_table(burden(*rows), known).to_dicts()
+    assert (first["onset_date"], first["onset_to_peak_days"]) == (date(2020, 3, 6), -2)
+    assert (second["onset_date"], second["onset_to_peak_days"]) == (None, None)
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    path = folder / "patients.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "patient_id,onset_date\n007,2020-03-01\nB,\n",
+        "\ufeffPatient_ID;age; Onset_Date\n007;71;20200301\n B ;60; \n",
+        "onset_date\tpatient_id\r\n2020/03/01\t007\r\n\tB\r\n2020-03-01\t007\r\n\t007\r\n",
+    ],
+)
+def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str) -> None:
+    table = read_clinical(written(tmp_path, content))
+    assert dict(table.iter_rows()) == {"007": date(2020, 3, 1), "B": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,onset_date\nSECRET,2020-03-01\n", "lacks the column patient_id; its columns are 'id', 'onset_date'"),
+        ("patient_id\nSECRET\n", "lacks the column onset_date"),
+        ("patient_id,onset_date\nA,2020-03-01\nSECRET,1.3.2020\n", "1 rows whose onset_date is no date .*: 2 "),
+        ("patient_id,onset_date\nSECRET,2020-02-30\n", "whose onset_date is no date"),
+        ("patient_id,onset_date\nSECRET,2020-03-01\nSECRET,2020-03-02\n", "another onset_date .*: 1, 2 "),
+        ("patient_id,onset_date\n,2020-03-01\n", "without patient_id: 1 "),
+        ("patient_id,onset_date\nSECRET,2020-03-01,x,y\n", "rows differ in length"),
+        ("", "empty"),
+        ("patient_id,onset_date\nSECRET\u00e9,2020-03-01\n".encode("latin-1"), "UTF-8"),
+    ],
+)
+def test_tables_that_could_be_misread_are_refused_by_row_and_not_by_name(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_clinical(written(tmp_path, content))
+    assert "SECRET" not in str(caught.value)
+
+
+def test_the_report_keeps_the_onset_through_later_runs(tmp_path: Path, cohort: Path, model_path: Path) -> None:
+    out = tmp_path / "out"
+    run(cohort, out, model_path)
+    patient, first = (
+        read_table(out / PATIENTS.file_name, PATIENTS).select("patient_id", "first_date").drop_nulls().row(0)
+    )
+
+    def report(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["report", str(out), *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def onsets() -> list[int]:
+        return read_table(out / TIMELINE.file_name, TIMELINE)["days_since_onset"].drop_nulls().to_list()
+
+    assert onsets() == []
+    report("--clinical", str(written(tmp_path, f"patient_id,onset_date\n{patient},{first:%Y}0101\nX9,20200301\n")))
+    since = (first - date(first.year, 1, 1)).days
+    told = onsets()
+    assert told[0] == since
+    png = (out / "pictures/trajectories.png").read_bytes()
+    run(cohort, out, model_path)
+    assert onsets() == told, "a later run goes by the table that the folder keeps"
+    report()
+    assert onsets() == told
+    assert (out / "pictures/trajectories.png").read_bytes() == png
+
+    nobody = CliRunner().invoke(
+        app, ["report", str(out), "--clinical", str(written(tmp_path, "patient_id,onset_date\nX9,2020-03-01\n"))]
+    )
+    assert nobody.exit_code == 2
+    assert "none of its 1 patients" in " ".join(nobody.output.split())
+    assert onsets() == told
+    (out / CLINICAL.file_name).write_bytes(b"mine")
+    damaged = CliRunner().invoke(app, ["report", str(out)])
+    assert damaged.exit_code == 2
+    assert CLINICAL.file_name in damaged.output
