@@ -27,8 +27,9 @@ _WAKE_EVERY_S: Final = 0.2
 def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
     """Segment and commit series, several side by side; they are yielded as they end.
 
-    Each has a thread of its own with an equal share of PyTorch's threads: what is not the network runs on one core, and
-    would leave the others idle. As many volumes are in memory as there are such threads.
+    Each has a thread of its own with an equal share of PyTorch's threads (also of those that the last series leave):
+    what is not the network runs on one core, and would leave the others idle. As many volumes are in memory as there
+    are such threads.
 
     Raises
     ------
@@ -36,13 +37,19 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
         If a result cannot be written, or the cohort has gone.
     """
     silence_pydicom()
-    lanes = min(_MOST_LANES, torch.get_num_threads(), len(records))
+    cores = torch.get_num_threads()
+    lanes = min(_MOST_LANES, cores, len(records))
     stopped = threading.Event()
     begun: set[str] = set()
 
+    def is_over() -> bool:
+        """Share the cores anew, as often as a series asks, and tell whether the run is over."""
+        torch.set_num_threads(max(1, cores // len(begun)))
+        return stopped.is_set()
+
     def process(record: SeriesRecord) -> Done:
         begun.add(record.series_key)
-        done = process_series(job, model, record, stopped.is_set)
+        done = process_series(job, model, record, is_over)
         begun.remove(record.series_key)
         return done
 
@@ -61,11 +68,11 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
 def _side_by_side(
     process: Callable[[SeriesRecord], Done], records: Sequence[SeriesRecord], lanes: int, stopped: threading.Event
 ) -> Iterator[Done]:
-    """Process series in so many threads, each with an equal share of PyTorch's."""
+    """Process series in so many threads."""
     cores = torch.get_num_threads()
     waiting = iter(records)
     running: set[Future[Done]] = set()
-    pool = ThreadPoolExecutor(lanes, "series", initializer=torch.set_num_threads, initargs=(cores // lanes,))
+    pool = ThreadPoolExecutor(lanes, "series")
     try:
         while True:
             running |= {pool.submit(process, record) for record in islice(waiting, 2 * lanes - len(running))}
@@ -77,7 +84,7 @@ def _side_by_side(
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)
+        torch.set_num_threads(cores)  # the default of new threads, which those above have changed
 
 
 def process_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:

@@ -2,12 +2,14 @@
 
 import html
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 
 from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
+from cohortseg.processors import num_processors
 
 _PATIENT_COLUMNS: Final = {
     "n_timepoints": "dates",
@@ -86,16 +88,26 @@ def _figures(burden: pl.DataFrame, numbers: dict[str, int], pictures: Path) -> I
     rows = [row for row in burden.iter_rows(named=True) if (pictures / f"{row['series_key']}.png").is_file()]
     if rows:
         yield "<h2>Overlays</h2>"
-    for row in rows[:_MOST_PICTURES]:
-        title = f"Patient {_person(row, numbers)}, day {number_text(row['days_since_baseline'])}, series {_short(row)}"
-        try:
-            jpeg = smaller_jpeg((pictures / f"{row['series_key']}.png").read_bytes())
-        except OSError:  # PIL's UnidentifiedImageError is one
-            yield f"<h3>{title}</h3><p>This picture is damaged; remove it and run infer again.</p>"
-        else:
-            yield f"<h3>{title}</h3>{image_html(jpeg, title, 'jpeg')}"
+    shown = rows[:_MOST_PICTURES]
+    with ThreadPoolExecutor(num_processors()) as pool:
+        jpegs = pool.map(_jpeg, (pictures / f"{row['series_key']}.png" for row in shown))
+        for row, jpeg in zip(shown, jpegs, strict=True):
+            day = number_text(row["days_since_baseline"])
+            title = f"Patient {_person(row, numbers)}, day {day}, series {_short(row)}"
+            if jpeg is None:
+                yield f"<h3>{title}</h3><p>This picture is damaged; remove it and run infer again.</p>"
+            else:
+                yield f"<h3>{title}</h3>{image_html(jpeg, title, 'jpeg')}"
     if len(rows) > _MOST_PICTURES:
         yield f"<p>{len(rows) - _MOST_PICTURES} more in pictures/.</p>"
+
+
+def _jpeg(path: Path) -> bytes | None:
+    """Return a picture for the page; None if it is damaged."""
+    try:
+        return smaller_jpeg(path.read_bytes())
+    except OSError:  # PIL's UnidentifiedImageError is one
+        return None
 
 
 def _short(row: dict[str, Any]) -> str:
