@@ -17,7 +17,7 @@ from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.slices import read_image
 from cohortseg.infer.segmenter import segment_slices
 from cohortseg.lungs import segment_lungs
-from cohortseg.preprocess import hu_from_image
+from cohortseg.preprocess import hu_from_image, whole_hu
 from cohortseg.weights import load_model
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     for source in covid_semiseg.unlabeled_slices(covid_semiseg.find_data(options.data)):
         if source.name not in names:
             continue
-        hu = np.rint(hu_from_image(read_image(source.image_path))).clip(-1024, 3071).astype(np.int16)
+        hu = whole_hu(hu_from_image(read_image(source.image_path)))
         upright_hu = np.ascontiguousarray(source.orientation.to_upright(hu))[None]
         lungs = segment_lungs(upright_hu, (None, 0.75, 0.75)).mask
         labels, *_ = segment_slices(upright_hu, lungs, model, InferConfig())

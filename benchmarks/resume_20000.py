@@ -11,10 +11,11 @@ import os
 import resource
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cohortseg.config import InferConfig
+from cohortseg.dicom.scan import CohortScan, file_rows
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult, claimed, commit, committed_slices, read_committed, sweep
 from cohortseg.infer.job import Job, pending_series
@@ -22,8 +23,8 @@ from cohortseg.infer.segmenter import series_row
 from cohortseg.longitudinal import with_time
 from cohortseg.store.layout import MASKS
 from cohortseg.store.masks import create_mask_store
-from cohortseg.store.schemas import BURDEN, SLICES
-from cohortseg.store.tables import write_table
+from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
+from cohortseg.store.tables import tables_from_rows, write_table
 
 LEFT = 10
 
@@ -39,7 +40,7 @@ def records_of(count: int, num_slices: int) -> list[SeriesRecord]:
             first,
             patient_id=f"P{index // 2:05}",
             series_instance_uid=f"1.2.826.0.1.3680043.10.1.{index}",
-            series_key=f"{index:032x}",
+            series_key=f"{index:016x}",
             fingerprint=f"{index:064x}",
             files=tuple(f"P{index // 2:05}/study/series{index}/slice{number:04}.dcm" for number in range(num_slices)),
         )
@@ -76,8 +77,11 @@ def main() -> None:
             pending = pending_series(job, records)
             start_s = time.perf_counter() - begin
             keys = [record.series_key for record in records[:-LEFT]]
-            write_table(out / "slices.parquet", committed_slices(out, keys), SLICES, {})
-            write_table(out / "burden.parquet", with_time(read_committed(out, keys)), BURDEN, {})
+            scan = CohortScan(series=tuple(records), skipped=(), copies=())
+            write_table(out / MANIFEST.file_name, tables_from_rows(map(asdict, records), MANIFEST), MANIFEST, {})
+            write_table(out / FILES.file_name, tables_from_rows(file_rows(scan), FILES), FILES, {})
+            write_table(out / SLICES.file_name, committed_slices(out, keys), SLICES, {})
+            write_table(out / BURDEN.file_name, with_time(read_committed(out, keys)), BURDEN, {})
         tables_s = time.perf_counter() - begin - start_s
     if len(pending) != LEFT:
         raise SystemExit(f"{LEFT} series were left, {len(pending)} were found")

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig, TrainConfig, preset_config
-from cohortseg.train.fit import DATA, fit, open_run
+from cohortseg.train.fit import fit
+from cohortseg.train.folder import DATA, begin_run
 from cohortseg.train.history import read_history
 
 _SLICES = 32
@@ -26,7 +27,7 @@ _SLICES = 32
 
 def speeds(config: TrainConfig, workers: int, run: Path) -> dict[int, float]:
     """Train with so many workers and return images a second in each phase."""
-    open_run(run, config, resume=False)
+    begin_run(run, config)
     size = config.canonical.size
     tensors = {
         "labeled": torch.rand(_SLICES, 1, size, size).half(),

@@ -135,6 +135,49 @@ def _lack(num_workers: int, each: float, unit: str) -> str:
     return f"{each:g} {unit} need {total:g} {unit}{'s' if total != 1 else ''}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerRequest:
+    """How many workers, and what each needs."""
+
+    num_workers: int
+    cpus_per_worker: float
+    """Also, rounded down, the number of threads of each."""
+    gpus_per_worker: float
+
+    def check(self, resources: Resources, *, cpus_flag: str | None = "--cpus-per-worker") -> None:
+        """Refuse workers that do not fit; ``cpus_flag`` as in `require_workers`.
+
+        Raises
+        ------
+        ConfigError
+            Saying what is missing and which flags would fit.
+        """
+        require_workers(self.num_workers, self.cpus_per_worker, self.gpus_per_worker, resources, cpus_flag=cpus_flag)
+
+
+def worker_request(num_workers: int | None, cpus_per_worker: float | None, resources: Resources) -> WorkerRequest:
+    """Return the request of a user who may have left things open: one worker a GPU, or one with the cores of a node."""
+    gpus = int(resources.num_gpus)
+    count = num_workers or max(gpus, 1)
+    gpus_per_worker = 1.0 if gpus else 0.0
+    cpus = cpus_per_worker or max(1.0, float(int(resources.largest_share(count, gpus_per_worker))))
+    return WorkerRequest(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=gpus_per_worker)
+
+
+def check_local(
+    num_workers: int | None, cpus_per_worker: float | None = None, *, cpus_flag: str | None = "--cpus-per-worker"
+) -> None:
+    """Refuse, before any other work, workers that this machine cannot hold; ``cpus_flag`` as in `require_workers`.
+
+    Raises
+    ------
+    ConfigError
+        Saying what is missing and which flags would fit.
+    """
+    resources = local_resources()
+    worker_request(num_workers, cpus_per_worker, resources).check(resources, cpus_flag=cpus_flag)
+
+
 @contextmanager
 def connected(address: str | None = None) -> Iterator[Resources]:
     """Connect to Ray for the length of the block, and give back what there is to work with.

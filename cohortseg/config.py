@@ -118,7 +118,7 @@ class TrainConfig:
     """The networks."""
     imagenet_file: str = ""
     """File to take ImageNet weights from; empty: the package's (efficientnet-lite0) or pytorch.org's (resnets)."""
-    preset: str = "paper"
+    preset: Preset = "paper"
     """Name of the recipe these settings started from; kept in the model card."""
     supervised_iterations: int = 1000
     """Iterations of phase 1 (labelled images only), at most."""
@@ -396,6 +396,8 @@ def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
+        if "preset" in values:  # it names what the other settings change
+            raise ConfigError(f"{path}: preset is no setting of a file; give it as --preset {values['preset']}")
     values |= {name: value for name, value in overrides.items() if value is not None}
     known = {} if base is None else asdict(base)  # type: ignore[call-overload]
     for name, value in values.items():
@@ -409,7 +411,7 @@ def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]
         raise ConfigError(f"{path}, or an option: {error}") from error
 
 
-def preset_config(name: str) -> TrainConfig:
+def preset_config(name: Preset) -> TrainConfig:
     """Return the training settings of a named recipe.
 
     Raises

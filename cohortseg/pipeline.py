@@ -28,13 +28,13 @@ from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.progress import Progress
-from cohortseg.report.clinical import read_clinical, save_clinical
+from cohortseg.report.clinical import read_clinical, save_clinical, saved_clinical
 from cohortseg.report.write import WrittenReport, write_report
 from cohortseg.store.layout import MASKS, require_output
 from cohortseg.store.masks import create_mask_store, sweep_masks
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
-from cohortseg.store.tables import read_table, table_from_rows, write_table
+from cohortseg.store.tables import read_table, tables_from_rows, write_table
 from cohortseg.weights import LoadedModel, load_model
 
 
@@ -98,7 +98,7 @@ def infer_cohort(
         If ``out`` lies inside the cohort or holds results of another one, the cohort holds no DICOM, the rules leave no
         series, or the workers do not fit.
     StoreError
-        If another run writes into ``out``, or it cannot be written.
+        If another run writes into ``out``, it cannot be written, or the clinical table in it is damaged.
     ModelError
         If the model cannot be loaded.
     """
@@ -109,6 +109,7 @@ def infer_cohort(
     check_workers(config, address)
     model = load_model(model_path)
     with claimed(out):
+        saved_clinical(out)  # to say what is wrong with it before the work, of which the report is the last
         with progress("Scanning") as report:
             scan = scan_cohort(cohort, report, config=config)
         scan_s = time.perf_counter() - begin
@@ -221,11 +222,11 @@ def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:
 def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
     """Write manifest, files, burden and slices, in the scan's order whoever finished first; return the burden table."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
-    manifest = table_from_rows(map(asdict, scan.series), MANIFEST)
     keys = [record.series_key for record in scan.series if record.decision == "selected"]
     burden = with_time(read_committed(job.out, keys))
+    manifest = tables_from_rows(map(asdict, scan.series), MANIFEST)
     write_table(job.out / MANIFEST.file_name, manifest, MANIFEST, provenance)
-    write_table(job.out / FILES.file_name, table_from_rows(file_rows(scan), FILES), FILES, provenance)
+    write_table(job.out / FILES.file_name, tables_from_rows(file_rows(scan), FILES), FILES, provenance)
     write_table(job.out / SLICES.file_name, committed_slices(job.out, keys), SLICES, provenance)
     write_table(job.out / BURDEN.file_name, burden, BURDEN, provenance)
     return burden

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cohortseg.config import CanonicalConfig, ImageOrientation
 from cohortseg.errors import DataError, GeometryError
-from cohortseg.volume import bounding_box
+from cohortseg.volume import HU_MAX, HU_MIN, bounding_box
 
 AXIAL_TOLERANCE_DEG = 20.0
 """An image counts as axial when its normal leans less than this from the body's long axis."""
@@ -209,6 +209,12 @@ def restore(prob: torch.Tensor, box: CropBox, shape: tuple[int, int]) -> torch.T
     result[0] = 1.0
     result[:, box.y0 : box.y1, box.x0 : box.x1] = inside
     return result
+
+
+def whole_hu(hu: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Return HU of any shape as a decoded volume holds them: whole numbers of [HU_MIN, HU_MAX], int16."""
+    whole: NDArray[np.int16] = np.rint(hu).clip(HU_MIN, HU_MAX).astype(np.int16)
+    return whole
 
 
 def hu_from_image(gray: NDArray[np.uint8]) -> NDArray[np.float32]:

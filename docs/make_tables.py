@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+from cohortseg.compare.tables import COMPARISON
 from cohortseg.dicom.series import FLAGS
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import LABELS
 from cohortseg.lungs import LUNG_FLAGS
-from cohortseg.store.schemas import SCHEMA_VERSION, TABLES, TableSchema
+from cohortseg.store.schemas import TABLES, TableSchema
 
 _INTRO = """# The tables and masks
 
-Made from `cohortseg/store/schemas.py` by `docs/make_tables.py`; do not edit. Schema version {version}.
+Made from `cohortseg/store/schemas.py` by `docs/make_tables.py`; do not edit.
 
 **Null means not measured or not known, never 0.** Units are in the names: `_ml`, `_mm`, `_mm2`, `_hu`, `_pct`, `_s`.
 Each Parquet file carries its schema version and provenance as JSON under the metadata key `cohortseg`.
@@ -42,8 +43,8 @@ until a run with `--no-resume`: go by `burden.parquet`.
 def tables_markdown() -> str:
     """Return the whole page."""
     labels = ", ".join(f"{label.value} {label.title.lower()}" for label in LABELS)
-    parts = [_INTRO.format(version=SCHEMA_VERSION, labels=labels)]
-    parts += [_table(schema) for schema in (*TABLES, IMAGES, METRICS)]
+    parts = [_INTRO.format(labels=labels)]
+    parts += [_table(schema) for schema in (*TABLES, IMAGES, METRICS, COMPARISON)]
     lines = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in {**FLAGS, **LUNG_FLAGS}.items())
     parts.append(f"## Flags in `qc_flags`\n\n| flag | meaning |\n|---|---|\n{lines}\n")
     return "\n".join(parts)
@@ -51,7 +52,8 @@ def tables_markdown() -> str:
 
 def _table(schema: TableSchema) -> str:
     rows = "\n".join(f"| `{column.name}` | {column.dtype} | {column.meaning} |" for column in schema.columns)
-    return f"## {schema.name}.parquet\n\nOne row: {schema.row}.\n\n| column | type | meaning |\n|---|---|---|\n{rows}\n"
+    head = f"## {schema.name}.parquet\n\nOne row: {schema.row}. Version {schema.version}."
+    return f"{head}\n\n| column | type | meaning |\n|---|---|---|\n{rows}\n"
 
 
 if __name__ == "__main__":

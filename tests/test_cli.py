@@ -12,7 +12,7 @@ from cohortseg import __version__
 from cohortseg.cli import app
 from cohortseg.weights import default_model_path
 
-COMMANDS = ("sample", "scan", "train", "evaluate", "infer", "report", "export", "info")
+COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

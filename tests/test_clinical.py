@@ -10,7 +10,7 @@ from test_longitudinal import burden, series
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
-from cohortseg.errors import DataError
+from cohortseg.errors import DataError, SchemaError
 from cohortseg.longitudinal import patients_table, timeline_table
 from cohortseg.report.clinical import read_clinical
 from cohortseg.store.schemas import CLINICAL, PATIENTS, TIMELINE
@@ -59,8 +59,12 @@ def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,onset_date\nSECRET,2020-03-01\n", "lacks the column patient_id; its columns are 'id', 'onset_date'"),
-        ("patient_id\nSECRET\n", "lacks the column onset_date"),
+        ("id,onset_date\nSECRET,2020-03-01\n", "lacks patient_id"),
+        ("patient_id\nSECRET\n", "lacks onset_date"),
+        ("SECRET,2020-03-01\nB,2020-03-02\n", "its first line must name the columns"),
+        ("patient_id,Patient_ID,onset_date\nSECRET,B,2020-03-01\n", "two columns have the same name"),
+        ("patient_id,onset_date\nSECRET,3/1/20\nB,31-03-20\nC,2020111\nD,01/02/2020\n", "no date .*: 1, 2, 3, 4 "),
+        ("patient_id,onset_date\nSECRET,5020-01-01\nB,1920-03-01\n", "in the future: 1, 2 "),
         ("patient_id,onset_date\nA,2020-03-01\nSECRET,1.3.2020\n", "1 rows whose onset_date is no date .*: 2 "),
         ("patient_id,onset_date\nSECRET,2020-02-30\n", "whose onset_date is no date"),
         ("patient_id,onset_date\nSECRET,2020-03-01\nSECRET,2020-03-02\n", "another onset_date .*: 1, 2 "),
@@ -115,3 +119,5 @@ def test_the_report_keeps_the_onset_through_later_runs(tmp_path: Path, cohort: P
     damaged = CliRunner().invoke(app, ["report", str(out)])
     assert damaged.exit_code == 2
     assert CLINICAL.file_name in damaged.output
+    with pytest.raises(SchemaError, match=r"clinical\.parquet"):
+        run(tmp_path / "nowhere", out, model_path)  # before the cohort is looked at

@@ -4,10 +4,9 @@ import os
 
 import pytest
 
-from cohortseg.cluster import Resources, local_resources, require_workers
+from cohortseg.cluster import Resources, local_resources, require_workers, worker_request
 from cohortseg.errors import ConfigError
 from cohortseg.processors import num_processors
-from cohortseg.train.fit import worker_request
 
 KUBERAY = ((4.0, 0.0), (8.0, 1.0), (8.0, 1.0))
 """cluster/kuberay.yaml: a head without GPU and two workers with one each."""
@@ -34,6 +33,20 @@ def test_the_default_request_fits_where_a_worker_fits():
     for nodes in (KUBERAY, ((4.0, 0.0), (4.0, 0.0)), ((1.0, 0.0),)):
         resources = Resources(nodes=nodes, where="the cluster")
         worker_request(None, None, resources).check(resources)
+
+
+def test_workers_that_do_not_fit_are_refused_with_the_flags_that_would():
+    machine = Resources(nodes=((2.0, 0.0),), where="this machine")
+    require_workers(8, 0.25, 0, machine)
+    expected = r"8 workers x 1 CPU need 8 CPUs, this machine has 2; use --workers 2 or --cpus-per-worker 0.25"
+    with pytest.raises(ConfigError, match=expected):
+        require_workers(8, 1, 0, machine)
+    with pytest.raises(
+        ConfigError, match="2 workers x 1 CPU need 2 CPUs and 1 GPU need 2 GPUs, the cluster has 16 and 1"
+    ):
+        require_workers(2, 1, 1, Resources(nodes=((8.0, 1.0), (8.0, 0.0)), where="the cluster"))
+    with pytest.raises(ConfigError, match="use --workers 2"):
+        require_workers(3, 2, 0, Resources(nodes=((3.0, 0.0), (3.0, 0.0)), where="this machine"))
 
 
 def test_the_share_advised_is_one_that_a_node_has():

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from cohortseg.cli import app
 from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import TrainConfig
+from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES
 from cohortseg.errors import ConfigError
 from cohortseg.store.tables import read_table, table_from_rows
 from cohortseg.weights import load_model
@@ -46,10 +48,12 @@ def line(table: pl.DataFrame, row: str, class_name: str = "ggo") -> dict[str, ob
     return table.filter(pl.col("row") == row, pl.col("class_name") == class_name).row(0, named=True)
 
 
-def test_folds_hold_each_of_the_50_images_out_once():
+def test_folds_hold_each_of_the_50_images_out_once_and_keep_near_duplicates_together():
     names = [name for fold in FOLDS for name in fold]
     assert [len(fold) for fold in FOLDS] == [10] * 5
     assert len(set(names)) == 50
+    for group in NEAR_DUPLICATES:
+        assert sum(not group.isdisjoint(fold) for fold in FOLDS) == 1
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -162,6 +166,17 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--seed", "7"])
     assert other.exit_code == 2
     assert "seed was 0, is 7" in other.output
+    tiny.config.write_text(TINY.replace("batch_labeled = 2", "batch_labeled = 3"), encoding="utf-8")
+    other = CliRunner().invoke(app, tiny.arguments(out, "plain"))
+    tiny.config.write_text(TINY, encoding="utf-8")
+    assert "batch_labeled was 2, is 3" in other.output, "gains over another recipe are no gains"
+    moved = shutil.copytree(tiny.data, tmp_path / "COVID-SemiSeg")
+    shutil.copy(
+        moved / "TrainingSet/MultiClassInfection-Train/GT/2.png",
+        moved / "TrainingSet/MultiClassInfection-Train/GT/3.png",
+    )
+    other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--data", str(moved)])
+    assert "was begun with other labelled images" in other.output
 
 
 @pytest.mark.ray
@@ -190,3 +205,7 @@ def test_folders_and_folds_of_something_else_are_refused(tmp_path, tiny):
     assert words.exit_code == 2
     assert "--folds must be numbers" in words.output
     assert not (tmp_path / "out").exists()
+    many = CliRunner().invoke(app, [*tiny.arguments(tmp_path / "out", "plain", "1"), "--workers", "64"])
+    assert many.exit_code == 2
+    assert "use --workers" in many.output
+    assert "--cpus-per-worker" not in many.output

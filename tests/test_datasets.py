@@ -1,11 +1,11 @@
 """The COVID-SemiSeg layout and folders of one's own: what is found, how it lies, and what is refused."""
 
-import json
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from phantoms import body_hu, write_series
@@ -376,6 +376,22 @@ def test_an_unlabelled_series_that_cannot_be_used_is_left_out(tmp_path, caplog):
         prepared(tmp_path / "both" / "bad")
 
 
+def test_header_values_do_not_reach_the_terminal_by_way_of_warnings(tmp_path):
+    """Pydicom warns of an invalid UID by quoting it; here a warning is an error."""
+    shape = (4, 128, 128)
+    for index, path in enumerate(
+        write_series(tmp_path / "d", shape=shape, spacing_mm=(5.0, 2.6, 2.6), hu=body_hu(shape))
+    ):
+        uid = pydicom.dcmread(path).SOPInstanceUID.encode()
+        path.write_bytes(path.read_bytes().replace(uid, f"MUELLER_HANS.{index}".ljust(len(uid), "0").encode()))
+    gray, labels = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    Image.fromarray(labels).save(tmp_path / "x-mask.png")
+    labeled = [ImageSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
+    prepare(tmp_path / "data", labeled, unlabeled_folder(tmp_path / "d", UPRIGHT), CANONICAL, "mine", lambda *_: None)
+    assert len(load_prepared(tmp_path / "data").unlabeled) == 4
+
+
 def test_damaged_prepared_data_are_refused(tmp_path):
     (tmp_path / "data.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match="prepared data"):
@@ -399,11 +415,3 @@ def test_the_real_data_set_has_its_known_sizes_and_every_lesion_lies_in_the_crop
 
 def test_terms_of_the_data_set_are_kept():
     assert "non-commercial" in covid_semiseg.TERMS
-
-
-def test_folds_of_the_cross_validation_are_even_and_keep_near_duplicates_together():
-    folds = json.loads((Path(__file__).parents[1] / "benchmarks" / "folds.json").read_text())["folds"]
-    assert [len(set(fold)) for fold in folds] == [10] * 5
-    assert len({name for fold in folds for name in fold}) == 50
-    for group in NEAR_DUPLICATES:
-        assert sum(not group.isdisjoint(fold) for fold in folds) == 1

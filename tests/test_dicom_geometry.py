@@ -37,6 +37,17 @@ def test_affine_of_coronal_slices_by_hand() -> None:
     np.testing.assert_allclose(stack.affine, expected, atol=1e-12)
 
 
+@given(
+    origin=st.decimals(-2000, 2000, places=3, allow_nan=False),
+    spacing=st.decimals("0.5", 10, places=2, allow_nan=False),
+    count=st.integers(2, 400),
+)
+def test_spacing_is_the_table_step_to_the_last_digit(origin, spacing, count) -> None:
+    # A rule like spacing_z_mm<=0.7 must hold for every series of that step, wherever the table stood.
+    stack = stack_slices([(0.0, 0.0, float(origin + z * spacing)) for z in range(count)], AXIAL, (1.0, 1.0))
+    assert stack.spacing_z_mm == float(spacing)
+
+
 def test_single_slice_has_no_spacing_and_a_unit_normal() -> None:
     stack = stack_slices([(1, 2, 3)], AXIAL, (0.8, 0.6))
     assert stack.spacing_z_mm is None

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +283,14 @@ def test_series_are_named_by_uid_or_by_the_beginning_of_their_key(small: Run, tm
     code, said = export(out, tmp_path / "c", "nifti", "--series", "nothing")
     assert (code, "no series 'nothing'" in said) == (2, True)
     assert not (tmp_path / "c").exists()
+
+
+def test_the_beginning_of_several_keys_is_refused(quirks: Run, tmp_path: Path) -> None:
+    _, out = quirks
+    beginning, count = Counter(key[0] for key in keys_of(out)).most_common(1)[0]
+    code, said = export(out, tmp_path / "x", "nifti", "--series", beginning)
+    assert (code, f"series have a key that begins with {beginning!r}" in said) == (2, count > 1)
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(small: Run, tmp_path: Path) -> None:

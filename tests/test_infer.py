@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import polars as pl
 import pytest
 from runs import hiding, run
 
-from cohortseg.cluster import Resources, require_workers
+from cohortseg.cluster import Resources
 from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
@@ -376,20 +375,6 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
         "Ray has room for 2 of 2 workers now",
         "Ray's head node is gone: this run ends in a minute; run the same command again",
     ]
-
-
-def test_workers_that_do_not_fit_are_refused_with_the_flags_that_would() -> None:
-    machine = Resources(nodes=((2.0, 0.0),), where="this machine")
-    require_workers(8, 0.25, 0, machine)
-    expected = r"8 workers x 1 CPU need 8 CPUs, this machine has 2; use --workers 2 or --cpus-per-worker 0.25"
-    with pytest.raises(ConfigError, match=expected):
-        require_workers(8, 1, 0, machine)
-    with pytest.raises(
-        ConfigError, match="2 workers x 1 CPU need 2 CPUs and 1 GPU need 2 GPUs, the cluster has 16 and 1"
-    ):
-        require_workers(2, 1, 1, Resources(nodes=((8.0, 1.0), (8.0, 0.0)), where="the cluster"))
-    with pytest.raises(ConfigError, match="use --workers 2"):
-        require_workers(3, 2, 0, replace(machine, nodes=((3.0, 0.0), (3.0, 0.0))))
 
 
 @pytest.mark.parametrize(

@@ -376,11 +376,3 @@ def test_command_names_a_value_out_of_range(tmp_path: Path, option: str, value: 
     assert result.exit_code == 2
     assert rule in result.stderr
     assert not (tmp_path / "c").exists()
-
-
-def test_help_shows_an_example() -> None:
-    from cohortseg.cli import app
-
-    result = CliRunner().invoke(app, ["sample", "--help"])
-    assert result.exit_code == 0
-    assert "Example: cohortseg sample cohort/" in result.stdout

@@ -51,8 +51,6 @@ def compare(
     from cohortseg.compare.run import PAGE, compare_rows
 
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=preset_config(preset))
-    if settings.preset != preset:
-        raise ConfigError(f"{config}: preset is no setting of a file; give it as --preset {settings.preset}")
     comparison = compare_rows(
         settings,
         output,

@@ -106,18 +106,17 @@ def _write_manifest(path: Path, found: "CohortScan") -> None:
     from dataclasses import asdict
 
     from cohortseg.store.schemas import MANIFEST
-    from cohortseg.store.tables import table_from_rows, write_table
+    from cohortseg.store.tables import tables_from_rows, write_table
 
-    rows = [asdict(record) for record in found.series]
-    write_table(path, table_from_rows(rows, MANIFEST), MANIFEST, {"command": "scan"})
+    write_table(path, tables_from_rows(map(asdict, found.series), MANIFEST), MANIFEST, {"command": "scan"})
 
 
 def _write_files(path: Path, found: "CohortScan") -> None:
     from cohortseg.dicom.scan import file_rows
     from cohortseg.store.schemas import FILES
-    from cohortseg.store.tables import table_from_rows, write_table
+    from cohortseg.store.tables import tables_from_rows, write_table
 
-    write_table(path, table_from_rows(file_rows(found), FILES), FILES, {"command": "scan"})
+    write_table(path, tables_from_rows(file_rows(found), FILES), FILES, {"command": "scan"})
 
 
 def _print_series(found: "CohortScan", decision: "Decision", title: str, *, show_ids: bool) -> None:

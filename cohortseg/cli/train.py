@@ -7,7 +7,6 @@ import typer
 
 from cohortseg.cli.console import out, progress, say
 from cohortseg.config import ImageOrientation, Preset, TrainConfig, preset_config, resolve_config
-from cohortseg.errors import ConfigError
 
 
 def train(
@@ -56,15 +55,13 @@ def train(
 
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
-    from cohortseg.train.fit import DataOptions, saved_settings
+    from cohortseg.train.folder import DataOptions, saved_settings
     from cohortseg.train.loop import PHASE_1_MODEL
     from cohortseg.train.page import PAGE
     from cohortseg.train.run import train_model
 
     base = saved_settings(output) if resume and preset is None else preset_config(preset or "paper")
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=base)
-    if settings.preset != base.preset:
-        raise ConfigError(f"{config}: preset is no setting of a file; give it as --preset {settings.preset}")
     model = train_model(
         settings,
         output,

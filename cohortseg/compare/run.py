@@ -1,17 +1,18 @@
 """A whole comparison: every row on every fold, here one after the other or on Ray beside each other; safe to repeat."""
 
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 import torch
 
-from cohortseg.cluster import cluster_address, connected
+from cohortseg.cluster import WorkerRequest, check_local, cluster_address, connected, worker_request
 from cohortseg.compare.fold import DATA, FoldJob, run_fold
 from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, check_rows
@@ -21,19 +22,21 @@ from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.prepared import prepare
 from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report
 from cohortseg.store.files import locked, sweep_temporaries, write_file
 from cohortseg.store.provenance import write_run_json
 from cohortseg.store.tables import read_table, write_table
-from cohortseg.train.fit import WorkerRequest, check_local, worker_request
 from cohortseg.train.state import check_imagenet, check_same_settings
 
 _log: Final = logging.getLogger(__name__)
 
 PAGE: Final = "page.html"
 _SETTINGS: Final = "comparison.json"
-"""By which a comparison's folder is known: settings and data it was begun with."""
+"""By which a comparison's folder is known: settings and labelled images it was begun with."""
 _LOCK: Final = ".lock"
+_FREE_TO_CHANGE: Final = frozenset({"checkpoint_every", "imagenet_file"})
+"""Settings that no result depends on (weights of ImageNet are checked by their hash)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,8 @@ def compare_rows(
     started = time.perf_counter()
     check_rows(rows, folds)
     check_imagenet(config)
+    if config.imagenet_file:  # workers have other working folders
+        config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
     root, out = covid_semiseg.find_data(data).resolve(), out.resolve()
     images = tuple(covid_semiseg.labeled_slices(root, "all"))
     for fold in folds:
@@ -97,8 +102,8 @@ def compare_rows(
             raise ConfigError(f"{root}: none of the images of fold {fold} is here; leave it out with --folds")
     on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
     if on_ray and cluster_address(address) is None:
-        check_local(num_workers, None)
-    _open(out, config, root)
+        check_local(num_workers, cpus_flag=None)
+    _open(out, config, images)
     busy = f"{out}: another cohortseg compare is at work here; wait for it, or choose another -o"
     with locked(out, out / _LOCK, use="the folder of a comparison", busy=lambda: busy):
         sweep_temporaries(out)
@@ -121,18 +126,20 @@ def compare_rows(
         return Comparison(table=_write(out, facts), num_done=len(jobs))
 
 
-def _open(out: Path, config: TrainConfig, root: Path) -> None:
+def _open(out: Path, config: TrainConfig, images: Sequence[ImageSlice]) -> None:
     """Make the folder and note in it what is compared; refuse one of something else."""
     settings = out / _SETTINGS
+    hashes = {item.name: _content_hash(item) for item in images}
+    now = {"images": hashes, "config": asdict(config)}
     if settings.is_file():
         try:
             before = json.loads(settings.read_bytes())
-            saved, saved_root = before["config"], before["data"]
+            saved, saved_hashes = before["config"], before["images"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
-        check_same_settings(saved, config)
-        if saved_root != str(root):
-            raise ConfigError(f"{out}: was begun with the data in {saved_root}; choose another -o")
+        check_same_settings(saved, config, free_to_change=_FREE_TO_CHANGE)
+        if saved_hashes != hashes:
+            raise ConfigError(f"{out}: was begun with other labelled images; choose another -o")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: is not empty, and holds no comparison; choose another -o")
@@ -140,7 +147,13 @@ def _open(out: Path, config: TrainConfig, root: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{out}: cannot be made: {error}") from error
-    write_file(settings, (json.dumps({"data": str(root), "config": asdict(config)}, indent=2) + "\n").encode())
+    write_file(settings, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def _content_hash(item: ImageSlice) -> str:
+    """Return the SHA-256 of an image and its label map."""
+    paths = (item.image_path, item.mask_path)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path is not None)).hexdigest()
 
 
 def _prepare(images: Sequence[ImageSlice], root: Path, out: Path, config: TrainConfig, progress: Progress) -> None:
@@ -150,6 +163,7 @@ def _prepare(images: Sequence[ImageSlice], root: Path, out: Path, config: TrainC
 
 
 def _run_here(jobs: Sequence[FoldJob], report: Report) -> None:
+    limit_threads()
     total, before = sum(job.iterations for job in jobs), 0
     for job in jobs:
         run_fold(job, _told(report, before, total, job.title))
@@ -165,7 +179,7 @@ def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | No
     """Train on Ray, each job a task of its own; a task whose process or node dies is begun again."""
     with connected(address) as resources:
         request = worker_request(num_workers, None, resources)
-        request.check(resources)
+        request.check(resources, cpus_flag=None)
         import ray  # after `connected`, which sets what ray reads while it is imported
         import ray.exceptions
 

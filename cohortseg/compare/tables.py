@@ -22,12 +22,14 @@ _LEAST_IMAGES: Final = 3
 
 HELD_OUT: Final = TableSchema(
     name="held_out",
+    version=1,
     row="one held-out image and class under one row",
     columns=(_ROW, Column("fold", _INT, "the fold that held the image out, from 1"), *IMAGES.columns),
 )
 
 COMPARISON: Final = TableSchema(
     name="comparison",
+    version=1,
     row="one row of table 2 and class",
     columns=(
         _ROW,

@@ -93,7 +93,8 @@ def labeled_slices(data: Path, split: Split) -> list[ImageSlice]:
     if slices and missing:
         _log.warning("validation images %s are missing: scores over the others compare with none", ", ".join(missing))
     if not slices:
-        raise ConfigError(f"{folder}: no image of the split {split!r} (its names: {', '.join(sorted(VALIDATION))})")
+        names = f" (its names: {', '.join(sorted(VALIDATION))})" if split == "val" else ""
+        raise ConfigError(f"{folder}: no image of the split {split!r}{names}")
     return slices
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_canonical, read_canonical_series
+from cohortseg.dicom.elements import silence_pydicom
 from cohortseg.errors import CohortSegError, DataError
 from cohortseg.labels import LESIONS
 from cohortseg.progress import Report
@@ -59,6 +60,7 @@ def prepare(
     StoreError
         If the file cannot be written.
     """
+    silence_pydicom()  # its warnings quote header values
     total = len(labeled) + len(unlabeled)
     slices: list[CanonicalSlice] = []
     num_labeled = 0

@@ -29,6 +29,7 @@ from cohortseg.preprocess import (
     lung_boxes,
     orientation_from_affine,
     restore,
+    whole_hu,
 )
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
@@ -188,7 +189,7 @@ def read_canonical(source: ImageSlice, config: CanonicalConfig) -> CanonicalSlic
     except DataError as error:
         raise DataError(f"{source.image_path}: {error}") from error
     upright_labels = None if labels is None else source.orientation.to_upright(labels)
-    lungs = segment_lungs(np.clip(hu, -1024, 3071).astype(np.int16)[None], _IMAGE_SPACING_MM).mask > 0
+    lungs = segment_lungs(whole_hu(hu)[None], _IMAGE_SPACING_MM).mask > 0
     box = lung_boxes(lungs, config)[0]
     frame = CropBox(0, hu.shape[0], 0, hu.shape[1])
     box_or_frame = frame if box is None else box

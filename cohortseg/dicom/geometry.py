@@ -16,6 +16,8 @@ SPACING_RTOL: Final = 0.05
 """Distances between slices may differ from their median by this part of it, plus SPACING_ATOL_MM."""
 SPACING_ATOL_MM: Final = 0.1
 """See SPACING_RTOL."""
+SPACING_DIGITS: Final = 6
+"""Decimals of a spacing in mm: what lies beyond comes from rounding, and would decide a rule like spacing_z_mm<=0.7."""
 SAME_POSITION_MM: Final = 0.01
 """Slices nearer to each other along the normal are at the same position."""
 TILT_TOLERANCE_DEG: Final = 0.5
@@ -120,7 +122,7 @@ def stack_slices(
     return Stack(
         order=tuple(order.tolist()),
         distances_mm=np.diff(projections),
-        spacing_z_mm=spacing,
+        spacing_z_mm=None if spacing is None else round(spacing, SPACING_DIGITS),
         tilt_deg=tilt,
         offset_mm=offset,
         affine=affine,

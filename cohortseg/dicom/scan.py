@@ -50,24 +50,22 @@ class CohortScan:
     """Every file dropped because it repeats a slice of its series, and why, by path."""
 
 
-def file_rows(scan: CohortScan) -> list[dict[str, str | None]]:
-    """Return the rows of the files table: where each file went, by path.
+def file_rows(scan: CohortScan) -> Iterator[dict[str, str | None]]:
+    """Yield the rows of the files table: where each file went, by path.
 
     A multi-frame file whose frames make several volumes has a row for each.
     """
-    rows: dict[tuple[str, str], dict[str, str | None]] = {}
-    for record in scan.series:
-        for path in record.files:
-            rows[path, record.series_key] = {
-                "path": path,
-                "went_to": record.decision,
-                "series_key": record.series_key,
-                "reason": record.reason,
-            }
+    # A cohort can have millions of files: what is sorted is small, and dictionaries are made one at a time.
+    places: list[tuple[str, str, str, str]] = [
+        (path, record.series_key, record.decision, record.reason or "")
+        for record in scan.series
+        for path in dict.fromkeys(record.files)
+    ]
     for went_to, files in (("copy", scan.copies), ("no series", scan.skipped)):
-        for file in files:
-            rows[file.path, ""] = {"path": file.path, "went_to": went_to, "series_key": None, "reason": file.reason}
-    return [rows[place] for place in sorted(rows)]
+        places += [(file.path, "", went_to, file.reason) for file in files]
+    places.sort()
+    for path, series_key, went_to, reason in places:
+        yield {"path": path, "went_to": went_to, "series_key": series_key or None, "reason": reason or None}
 
 
 def scan_cohort(

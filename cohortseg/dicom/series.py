@@ -13,6 +13,7 @@ from cohortseg.config import RESAMPLE, UNTILT
 from cohortseg.dicom.geometry import (
     AXIS_TOLERANCE_DEG,
     COSINE_ATOL,
+    SPACING_DIGITS,
     Stack,
     irregular,
     is_orthonormal,
@@ -258,7 +259,7 @@ def _flags(
         "derived_reformat": selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
         "lossy_compression": any(header.lossy for header in headers),
         "thick_slices": selected and max(thickness, spacing) > THICK_MM,
-        "sparse_slices": selected and 0 < SPARSE_RATIO * thickness < spacing,
+        "sparse_slices": selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
         "coarse_pixels": selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,
         "maybe_projection": selected and any(names_projection(header) for header in headers),
         "rotated_in_plane": selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,

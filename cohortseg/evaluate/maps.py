@@ -12,7 +12,6 @@ from cohortseg.evaluate.score import eight_bit, label_map
 from cohortseg.labels import LESIONS
 from cohortseg.store.layout import PICTURES
 
-"""Folder of the overlays in an evaluation's output."""
 _LABELS: Final = "labels"
 _MAPS: Final = "maps"
 

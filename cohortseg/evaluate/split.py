@@ -20,7 +20,7 @@ from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.overlays import Compared, compared
-from cohortseg.preprocess import ORIENTATIONS, hu_from_image
+from cohortseg.preprocess import ORIENTATIONS, hu_from_image, whole_hu
 from cohortseg.progress import Report, silent
 from cohortseg.store.files import write_file
 from cohortseg.store.layout import PICTURES
@@ -203,7 +203,7 @@ def _written(pairs: Iterable[tuple[ImageSlice, Case]], output: Path, *, save_map
     for source, case in pairs:
         if save_maps:
             write_maps(output, case.name, case.prob)
-        slice_hu = np.rint(hu_from_image(read_image(source.image_path))).clip(-1024, 3071).astype(np.int16)
+        slice_hu = whole_hu(hu_from_image(read_image(source.image_path)))
         upright_hu = source.orientation.to_upright(slice_hu).astype(np.int16)
         truth, labels = (
             source.orientation.to_upright(array).astype(np.uint8) for array in (case.truth, label_map(case.prob))

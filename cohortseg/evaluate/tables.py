@@ -24,6 +24,7 @@ _OVERLAP = (
 
 IMAGES: Final = TableSchema(
     name="images",
+    version=5,
     row="one image and class of an evaluation",
     columns=(
         Column("image", _TEXT, "name of the image: its file name without the suffix"),
@@ -51,6 +52,7 @@ IMAGES: Final = TableSchema(
 
 METRICS: Final = TableSchema(
     name="metrics",
+    version=5,
     row="one class, kind of map and protocol of an evaluation",
     columns=(
         _CLASS,

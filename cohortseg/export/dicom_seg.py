@@ -68,6 +68,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         numbered[masks.labels == label.value] = number
     _complete(sources[0])
     identity = [series_key, facts["model"]["sha256"], hashlib.sha256(masks.labels.tobytes()).hexdigest()]
+    segments = [_segment(number, label) for number, label in enumerate(present, start=1)]
     file = io.BytesIO()
     try:
         segmentation = Segmentation(
@@ -75,7 +76,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
             # Of a single slice the extent along the normal is not known: what its source says stands.
             pixel_array=numbered if single else _on_own_grid(numbered, facts),
             segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[_segment(number, label) for number, label in enumerate(present, start=1)],
+            segment_descriptions=segments,
             series_instance_uid=generate_uid(entropy_srcs=["series", *identity]),
             sop_instance_uid=generate_uid(entropy_srcs=["instance", *identity]),
             series_number=_SERIES_NUMBER,

@@ -129,6 +129,8 @@ def _chosen(burden: pl.DataFrame, only: Sequence[str]) -> list[str]:
         named = burden.filter(pl.col("series_key").str.starts_with(name) | (pl.col("series_instance_uid") == name))
         if not name or named.is_empty():
             raise ConfigError(f"no series {name!r} in burden.parquet; give a SeriesInstanceUID or a series_key")
+        if named["series_instance_uid"].n_unique() > 1:
+            raise ConfigError(f"{len(named)} series have a key that begins with {name!r}; give more of it")
         measured = [key for key in named["series_key"] if key in keys]
         if not measured:
             raise ConfigError(f"series {name} was not measured ({', '.join(named['status'].unique().sort())})")

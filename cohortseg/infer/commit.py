@@ -25,7 +25,7 @@ from cohortseg.errors import ConfigError, StoreError
 from cohortseg.store.files import locked, sweep_temporaries, write_file
 from cohortseg.store.layout import MASKS, PICTURES, REPORT, RUN_JSON
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
-from cohortseg.store.schemas import BURDEN, CLINICAL, FILES, MANIFEST, PATIENTS, SLICES, TIMELINE
+from cohortseg.store.schemas import BURDEN, OUTPUT_TABLES, SLICES
 from cohortseg.store.tables import table_from_rows, table_name
 
 _STATE: Final = ".state"
@@ -100,9 +100,7 @@ def claimed(out: Path) -> Iterator[None]:
 
 def _refuse_foreign(out: Path) -> None:
     """Refuse a folder without a table of ours that holds something of a name that a run replaces."""
-    tables = {
-        schema.file_name: schema.name for schema in (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, CLINICAL)
-    }
+    tables = {schema.file_name: schema.name for schema in OUTPUT_TABLES}
     if (out / _STATE).is_dir() or any(table_name(out / file) == name for file, name in tables.items()):
         return
     found = next((name for name in (*tables, MASKS, RUN_JSON, REPORT) if (out / name).exists()), None)

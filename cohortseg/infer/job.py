@@ -18,7 +18,7 @@ from cohortseg.identity import without_path
 from cohortseg.infer.commit import SeriesResult, begin_attempt, commit, count_attempts, is_done, result_token, suspects
 from cohortseg.infer.segmenter import record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
-from cohortseg.store.schemas import SCHEMA_VERSION
+from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.weights import LoadedModel
 
 
@@ -41,7 +41,7 @@ class Job:
             "flips": self.config.flips,
             "overlays": self.config.overlays,
             "version": __version__,
-            "schema": SCHEMA_VERSION,
+            "schema": [BURDEN.version, SLICES.version],
             "lungs": LUNG_METHOD,
             # Copies and other volumes of the series are files that the fingerprint does not cover, and headers can be
             # changed in place, with the file's size and time kept.

@@ -1,6 +1,7 @@
 """What a user knows of the patients beside their scans: the day of the first symptoms."""
 
 import io
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +12,9 @@ from cohortseg.store.schemas import CLINICAL
 from cohortseg.store.tables import read_table, table_name, write_table
 
 _SEPARATORS: Final = (",", ";", "\t")
-_FORMATS: Final = ("%Y-%m-%d", "%Y%m%d", "%Y/%m/%d")
+_DATE: Final = r"^(\d{4})([-/]?)(\d{2})([-/]?)(\d{2})$"
+_FIRST_DAY: Final = date(2019, 1, 1)
+"""No COVID-19 began before."""
 _MOST_ROWS_NAMED: Final = 5
 
 
@@ -32,8 +35,8 @@ def read_clinical(path: Path) -> pl.DataFrame:
     Raises
     ------
     DataError
-        If it cannot be read, lacks a column, or has a date that is none, or two for one patient. Patients are named by
-        their row, counted from 1 below the header.
+        If it cannot be read, lacks a column, or has a date that is none or cannot be, or two for one patient. Patients
+        are named by their row, counted from 1 below the header.
     """
     try:
         content = path.read_bytes()
@@ -46,10 +49,10 @@ def read_clinical(path: Path) -> pl.DataFrame:
         raise DataError(f"{path}: cannot be read as a table: its rows differ in length, or it is empty") from None
     names = {name.strip().casefold(): name for name in table.columns}
     missing = [column.name for column in CLINICAL.columns if column.name not in names]
-    if missing:
-        raise DataError(
-            f"{path}: lacks the column {' and '.join(missing)}; its columns are {', '.join(map(repr, table.columns))}"
-        )
+    if missing:  # without the names of the others: a table without header has a patient there
+        raise DataError(f"{path}: its first line must name the columns, and lacks {' and '.join(missing)}")
+    if len(names) < len(table.columns):
+        raise DataError(f"{path}: two columns have the same name")
     texts = table.select(
         pl.col(names[column.name]).str.strip_chars().replace("", None).alias(column.name) for column in CLINICAL.columns
     ).with_row_index("row", offset=1)
@@ -57,12 +60,15 @@ def read_clinical(path: Path) -> pl.DataFrame:
 
 
 def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:
-    dated = texts.with_columns(
-        pl.coalesce(pl.col("onset_date").str.to_date(form, strict=False) for form in _FORMATS)
-    ).with_columns(texts["onset_date"].alias("text"))
+    digits = pl.when(pl.col("text").str.contains(_DATE)).then(pl.col("text").str.replace_all("[-/]", ""))
+    dated = texts.with_columns(pl.col("onset_date").alias("text")).with_columns(
+        digits.str.to_date("%Y%m%d", strict=False).alias("onset_date")
+    )
     _refuse(path, dated.filter(pl.col("patient_id").is_null()), "without patient_id")
     no_date = dated.filter(pl.col("text").is_not_null() & pl.col("onset_date").is_null())
     _refuse(path, no_date, "whose onset_date is no date of the form 2020-03-31")
+    absurd = dated.filter((pl.col("onset_date") < _FIRST_DAY) | (pl.col("onset_date") > datetime.now(UTC).date()))
+    _refuse(path, absurd, f"whose onset_date is before {_FIRST_DAY} or in the future")
     known = dated.drop_nulls("onset_date")
     twice = known.filter(pl.col("onset_date").n_unique().over("patient_id") > 1)
     _refuse(path, twice, "with another onset_date for the same patient")

@@ -8,9 +8,6 @@ import polars as pl
 from cohortseg.burden import HIGH_OPACITY_HU, MIN_LESION_ML, PERCENTILES
 from cohortseg.labels import SIDES, ZONES
 
-SCHEMA_VERSION: Final = "6"
-"""Raised whenever a column is added, removed or changes its meaning."""
-
 
 @dataclass(frozen=True)
 class Column:
@@ -27,6 +24,8 @@ class TableSchema:
     """One table and its columns in order."""
 
     name: str
+    version: int
+    """Raised whenever a column is added, removed or changes its meaning."""
     row: str
     """What one row is."""
     columns: tuple[Column, ...]
@@ -150,6 +149,7 @@ _SERIES_KEY = Column(
 
 MANIFEST: Final = TableSchema(
     name="manifest",
+    version=5,
     row="one series found in the cohort, or one volume of it where it holds several",
     columns=(
         *_PATIENT,
@@ -188,6 +188,7 @@ MANIFEST: Final = TableSchema(
 
 BURDEN: Final = TableSchema(
     name="burden",
+    version=5,
     row="one series that was chosen for segmentation",
     never_null=("series_instance_uid", "series_key", "status", "qc_flags"),
     columns=(
@@ -224,6 +225,7 @@ BURDEN: Final = TableSchema(
 
 SLICES: Final = TableSchema(
     name="slices",
+    version=5,
     row="one slice of a series whose status is ok",
     columns=(
         *_SERIES,
@@ -239,6 +241,7 @@ SLICES: Final = TableSchema(
 
 TIMELINE: Final = TableSchema(
     name="timeline",
+    version=6,
     row="one patient at one study date",
     columns=(
         *_PATIENT,
@@ -258,6 +261,7 @@ TIMELINE: Final = TableSchema(
 
 PATIENTS: Final = TableSchema(
     name="patients",
+    version=6,
     row="one patient",
     columns=(
         *_PATIENT,
@@ -278,6 +282,7 @@ PATIENTS: Final = TableSchema(
 
 CLINICAL: Final = TableSchema(
     name="clinical",
+    version=1,
     row="one patient of the table last given to `report --clinical`",
     columns=(*_PATIENT, Column("onset_date", _DATE, "onset of symptoms")),
     never_null=("patient_id",),
@@ -285,12 +290,14 @@ CLINICAL: Final = TableSchema(
 
 TRUTH: Final = TableSchema(
     name="truth",
+    version=5,
     row="one series of a synthetic cohort",
     columns=(*_PATIENT, *_TIME, *_SERIES, *_VOLUMES, *_PERCENTS),
 )
 
 FILES: Final = TableSchema(
     name="files",
+    version=5,
     row="one file below the cohort's folder (one for each volume, if its frames make several)",
     columns=(
         Column("path", _TEXT, "relative to the cohort"),
@@ -302,6 +309,7 @@ FILES: Final = TableSchema(
 
 QUIRKS: Final = TableSchema(
     name="quirks",
+    version=5,
     row="one volume, or group of other files, of the odd DICOM that `sample --quirks` writes",
     columns=(
         Column("quirk", _TEXT, "name, and folder below dicom/"),
@@ -318,4 +326,6 @@ QUIRKS: Final = TableSchema(
     ),
 )
 
-TABLES: Final = (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, CLINICAL, TRUTH, QUIRKS)
+OUTPUT_TABLES: Final = (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, CLINICAL)
+"""Those of an output folder of ``infer``."""
+TABLES: Final = (*OUTPUT_TABLES, TRUTH, QUIRKS)

@@ -1,9 +1,10 @@
 """Checked Parquet: a table is written whole or not at all, with its schema's version and provenance inside."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
@@ -12,7 +13,10 @@ import pyarrow.parquet as pq
 from cohortseg import __version__
 from cohortseg.errors import SchemaError, StoreError
 from cohortseg.store.files import replacing
-from cohortseg.store.schemas import SCHEMA_VERSION, TableSchema
+from cohortseg.store.schemas import TableSchema
+
+ROWS_A_PART: Final = 50_000
+"""As plain values these take some 25 MB."""
 
 
 def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> pl.DataFrame:
@@ -23,14 +27,28 @@ def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> p
     SchemaError
         If a row names a column that the schema does not have, or a value has the wrong type.
     """
-    rows = list(rows)
+    rows = [dict(row) for row in rows]
     unknown = sorted({name for row in rows for name in row} - set(schema.polars_schema))
     if unknown:
         raise SchemaError(f"table {schema.name}: unknown column(s) {', '.join(unknown)}")
     try:
-        return pl.DataFrame([dict(row) for row in rows], schema=schema.polars_schema, orient="row", strict=True)
+        return pl.DataFrame(rows, schema=schema.polars_schema, orient="row", strict=True)
     except (pl.exceptions.PolarsError, TypeError) as error:
         raise SchemaError(f"table {schema.name}: {error}") from error
+
+
+def tables_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> Iterator[pl.DataFrame]:
+    """Yield a large table in parts of `ROWS_A_PART`, for `write_table`; without rows, one empty part.
+
+    Raises
+    ------
+    SchemaError
+        As `table_from_rows`.
+    """
+    rows = iter(rows)
+    yield table_from_rows(islice(rows, ROWS_A_PART), schema)
+    while len(part := table_from_rows(islice(rows, ROWS_A_PART), schema)):
+        yield part
 
 
 def write_table(
@@ -56,7 +74,7 @@ def write_table(
     StoreError
         If the file cannot be written.
     """
-    document = {"table": schema.name, "schema_version": SCHEMA_VERSION, "version": __version__, **provenance}
+    document = {"table": schema.name, "schema_version": schema.version, "version": __version__, **provenance}
     metadata = {"cohortseg": json.dumps(document, sort_keys=True, default=str)}
     empty = _arrow(pl.DataFrame(schema=schema.polars_schema))
     schema_with_metadata = empty.schema.with_metadata(metadata)
@@ -105,7 +123,7 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
         raise SchemaError(f"{path}: cannot be read as Parquet: {error}") from error
     if frame.schema != schema.polars_schema:
         raise SchemaError(
-            f"{path}: not a {schema.name} table of schema version {SCHEMA_VERSION}: {_difference(frame.schema, schema)}"
+            f"{path}: not a {schema.name} table of schema version {schema.version}: {_difference(frame.schema, schema)}"
         )
     reals = [name for name, dtype in frame.schema.items() if dtype.is_float()]
     odd = [name for name in reals if not frame[name].drop_nulls().is_finite().all()]

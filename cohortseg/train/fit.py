@@ -1,182 +1,37 @@
 """Ray Train around the loop: workers, checkpoints, restarts. The only place in training that knows Ray."""
 
 import hashlib
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import torch.distributed
 
-from cohortseg.cluster import Resources, connected, followed, local_resources, require_workers
-from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
+from cohortseg.cluster import WorkerRequest, connected, followed, worker_request
+from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
-from cohortseg.errors import CohortSegError, ConfigError, DivergedError, StoreError
-from cohortseg.store.files import locked, sweep_temporaries, write_file
+from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError
 from cohortseg.store.provenance import write_run_json
+from cohortseg.train.folder import DATA, saved_options
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
-from cohortseg.train.state import check_same_settings, is_whole, newest_whole
+from cohortseg.train.state import is_whole, newest_whole
 
 _log: Final = logging.getLogger(__name__)
 
-DATA = "data.safetensors"
-SETTINGS = "settings.json"
-_DATA_OPTIONS = "data-options.json"
-_LOCK = ".lock"
-
-_RAY_FOLDER = "checkpoints"
-_MAX_FAILURES = 3
-_MAX_CONTROLLER_FAILURES = 2
-_KEPT_CHECKPOINTS = 2
-_POLL_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerRequest:
-    """How many workers, and what each needs."""
-
-    num_workers: int
-    cpus_per_worker: float
-    """Also, rounded down, the number of threads of each."""
-    gpus_per_worker: float
-
-    def check(self, resources: Resources) -> None:
-        """Refuse workers that do not fit.
-
-        Raises
-        ------
-        ConfigError
-            Saying what is missing and which flags would fit.
-        """
-        require_workers(self.num_workers, self.cpus_per_worker, self.gpus_per_worker, resources)
-
-
-def worker_request(num_workers: int | None, cpus_per_worker: float | None, resources: Resources) -> WorkerRequest:
-    """Return the request of a user who may have left things open: one worker a GPU, or one with the cores of a node."""
-    gpus = int(resources.num_gpus)
-    count = num_workers or max(gpus, 1)
-    gpus_per_worker = 1.0 if gpus else 0.0
-    cpus = cpus_per_worker or max(1.0, float(int(resources.largest_share(count, gpus_per_worker))))
-    return WorkerRequest(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=gpus_per_worker)
-
-
-def check_local(num_workers: int | None, cpus_per_worker: float | None) -> None:
-    """Refuse, before any other work, workers that this machine cannot hold.
-
-    Raises
-    ------
-    ConfigError
-        Saying what is missing and which flags would fit.
-    """
-    resources = local_resources()
-    worker_request(num_workers, cpus_per_worker, resources).check(resources)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which slices a run is asked to train on; None means "not said"."""
-
-    data: str | None = None
-    """COVID-SemiSeg folder, absolute."""
-    labeled: str | None = None
-    """Folder of labelled images of the user's own, absolute."""
-    unlabeled: str | None = None
-    """Folder of unlabelled ones, absolute."""
-    orientation: ImageOrientation | None = None
-    """How 8-bit images of the user's own lie; not said: upright."""
-    holdout: bool | None = None
-    """Whether the validation images of COVID-SemiSeg are kept out; not said: they are."""
-
-
-def open_run(run: Path, config: TrainConfig, options: DataOptions | None = None, *, resume: bool) -> DataOptions:
-    """Make a run's folder and note its settings there; refuse one with other content, or one that cannot be gone on in.
-
-    Returns
-    -------
-    DataOptions
-        Those that the run began with: what is not said on resume is as it was.
-
-    Raises
-    ------
-    ConfigError
-        If the folder holds a run and ``resume`` is false, or holds none, or one with other settings or data, and it is
-        true.
-    StoreError
-        If it cannot be written.
-    """
-    settings, sources = run / SETTINGS, run / _DATA_OPTIONS
-    options = options or DataOptions()
-    if not resume:
-        if run.exists() and (not run.is_dir() or _holds_anything(run)):
-            raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{run}: cannot be made: {error}") from error
-        _write_json(sources, options)
-        _write_json(settings, config)
-        return options
-    check_same_settings(asdict(saved_settings(run)), config)
-    if not sources.is_file():  # a run that an earlier version began
-        _write_json(sources, options)
-    before = config_from_mapping(DataOptions, _read_json(sources))
-    differing = [
-        f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
-        for item in fields(DataOptions)
-        if (value := getattr(options, item.name)) not in (None, getattr(before, item.name))
-    ]
-    if differing:
-        raise ConfigError(f"cannot resume on other data: {'; '.join(differing)}; use a new run folder")
-    _write_json(settings, config)  # what may differ holds from now on
-    return before
-
-
-def _holds_anything(run: Path) -> bool:
-    """Return whether a folder holds more than a start leaves that was killed before it noted its settings."""
-    sweep_temporaries(run)
-    return any(path.name != _DATA_OPTIONS for path in run.iterdir())
-
-
-def discard_run(run: Path) -> None:
-    """Take back `open_run` of a new run whose data proved unusable: once they are mended, the same command works."""
-    with suppress(OSError):
-        for name in (SETTINGS, _DATA_OPTIONS):
-            (run / name).unlink(missing_ok=True)
-        run.rmdir()
-
-
-def saved_settings(run: Path) -> TrainConfig:
-    """Return the settings that a run was begun with.
-
-    Raises
-    ------
-    ConfigError
-        If the folder holds no run, or its settings cannot be read.
-    """
-    if not (run / SETTINGS).is_file():
-        raise ConfigError(f"{run}: holds no run to resume")
-    return config_from_mapping(TrainConfig, _read_json(run / SETTINGS))
-
-
-def _write_json(path: Path, record: DataOptions | TrainConfig) -> None:
-    write_file(path, json.dumps(asdict(record), indent=1).encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: holds no settings")
-    return document
+_RAY_FOLDER: Final = "checkpoints"
+_MAX_FAILURES: Final = 3
+_MAX_CONTROLLER_FAILURES: Final = 2
+_KEPT_CHECKPOINTS: Final = 2
+_POLL_S: Final = 0.5
+_BAD_CHECKPOINT_LIST: Final = "CheckpointManagerInitializationError"
+"""A class of Ray Train that is not public."""
 
 
 def fit(
@@ -195,8 +50,8 @@ def fit(
     config
         The settings.
     run
-        The run's folder from `open_run`, which holds the prepared data. All nodes must see it under the same path.
-        Checkpoints of an earlier start in it are gone on from.
+        The run's folder, held by `claimed_run`, with settings and prepared data in it. All nodes must see it under the
+        same path. Checkpoints of an earlier start in it are gone on from.
     num_workers, cpus_per_worker
         None: found from what there is.
     address
@@ -209,13 +64,13 @@ def fit(
     ConfigError
         If the workers do not fit.
     StoreError
-        If another process trains in the folder.
+        If checkpoints or model cannot be written or read.
     CohortSegError
         If training fails.
     """
     start = time.perf_counter()
     run = run.resolve()
-    with _claimed(run), connected(address) as resources:
+    with connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources)
         _warn_of_damage(run / _RAY_FOLDER)
@@ -225,7 +80,7 @@ def fit(
         raise StoreError(f"{run}: the workers left no {MODEL} here; the folder must be on storage that all nodes share")
     facts = {
         "config": asdict(config),
-        "data": _read_json(run / _DATA_OPTIONS),
+        "data": asdict(saved_options(run)),
         "counts": counts,
         "workers": asdict(request),
         "model": {"sha256": hashlib.sha256((run / MODEL).read_bytes()).hexdigest()},
@@ -233,12 +88,6 @@ def fit(
     }
     write_run_json(run, "train", facts)
     return run / MODEL
-
-
-def _claimed(run: Path) -> AbstractContextManager[None]:
-    """Hold the run's folder, so that no second training writes into it."""
-    busy = f"{run}: another cohortseg train is at work here; wait for it, or choose another -o"
-    return locked(run, run / _LOCK, use="a run folder", busy=lambda: busy)
 
 
 def _warn_of_damage(checkpoints: Path) -> None:
@@ -253,7 +102,6 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
     import ray.exceptions
     import ray.train
     import ray.train.torch
-    from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # the stub is of Train V1, where workers return nothing
@@ -274,7 +122,7 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         ),
     )
     try:
-        outcome: dict[str, int] | str = trainer.fit().return_value  # type: ignore[attr-defined]
+        outcome: dict[str, int] | CohortSegError = trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.WorkerGroupError as error:
         causes = {str(cause) for cause in error.worker_failures.values()}
         for cause in error.worker_failures.values():
@@ -283,27 +131,29 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         raise CohortSegError(f"training failed on a worker: {'; '.join(sorted(causes))}") from error
     except SystemExit as error:  # Ray's answer to Ctrl-C
         raise KeyboardInterrupt from error
-    except (CheckpointManagerInitializationError, ray.exceptions.RayActorError) as error:
-        # Raised in the controller's constructor, it comes as the death of an actor.
-        if CheckpointManagerInitializationError.__name__ not in f"{type(error)}{error}":
-            raise CohortSegError(f"training ended with one of Ray's own processes: {type(error).__name__}") from error
-        raise StoreError(
-            f"{run / _RAY_FOLDER}: its checkpoints are not those that its list names; start again in a new folder"
-        ) from error
     except ray.train.ControllerError as error:
         raise CohortSegError(f"training could not be started: {error}") from error
-    if isinstance(outcome, str):
-        raise DivergedError(outcome)
+    except Exception as error:
+        # Raised in the controller's constructor, it comes as the death of an actor.
+        if _BAD_CHECKPOINT_LIST in f"{type(error)}{error}":
+            raise StoreError(
+                f"{run / _RAY_FOLDER}: its checkpoints are not those that its list names; start again in a new folder"
+            ) from error
+        if isinstance(error, ray.exceptions.RayActorError):
+            raise CohortSegError(f"training ended with one of Ray's own processes: {type(error).__name__}") from error
+        raise
+    if isinstance(outcome, CohortSegError):
+        raise outcome
     return outcome
 
 
-def _train_worker(settings: dict[str, Any]) -> dict[str, int] | str:
+def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
     """Run in each Ray worker: set up the process, then the loop.
 
     Returns
     -------
-    dict or str
-        The numbers of slices, or why training diverged: what a worker raises, Ray tries again.
+    dict or CohortSegError
+        The numbers of slices, or what would go wrong again: what a worker raises, Ray tries again.
     """
     import ray.train
     import ray.train.torch
@@ -313,13 +163,12 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | str:
     run = Path(settings["run"])
     context = ray.train.get_context()
 
-    data = load_prepared(run / DATA)
-
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(metrics, checkpoint=checkpoint)
 
-    def train_from(restore: Path | None) -> None:
+    def train_from(restore: Path | None) -> dict[str, int]:
+        data = load_prepared(run / DATA)
         train(
             config,
             data,
@@ -332,17 +181,16 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | str:
             device=ray.train.torch.get_device(),
             restore=restore,
         )
+        return {"labeled_slices": len(data.labeled), "unlabeled_slices": len(data.unlabeled)}
 
     checkpoint = ray.train.get_checkpoint()
     try:
         if checkpoint is None:
-            train_from(None)
-        else:
-            with checkpoint.as_directory() as folder:
-                train_from(newest_whole(Path(folder)))
-    except DivergedError as error:
-        return str(error)
-    return {"labeled_slices": len(data.labeled), "unlabeled_slices": len(data.unlabeled)}
+            return train_from(None)
+        with checkpoint.as_directory() as folder:
+            return train_from(newest_whole(Path(folder)))
+    except (DivergedError, DataError, ModelError) as error:
+        return error
 
 
 def _sum_over_workers(values: torch.Tensor) -> torch.Tensor:

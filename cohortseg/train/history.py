@@ -7,6 +7,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from cohortseg.store.files import write_file
+
 HISTORY = "history.jsonl"
 
 
@@ -24,9 +26,7 @@ class History:
     def __init__(self, run: Path, iteration: int) -> None:
         self._path = run / HISTORY
         kept = [row for row in read_history(run) if row["iteration"] <= iteration]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(self._path)
+        write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._lines = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=iteration + 1 if iteration else None)
 

@@ -10,6 +10,7 @@ from cohortseg.datasets.prepared import PreparedData
 from cohortseg.labels import LESIONS
 from cohortseg.overlays import png_bytes
 from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
+from cohortseg.store.files import write_file
 from cohortseg.store.layout import PICTURES
 from cohortseg.train.curves import draw_curves
 from cohortseg.train.history import read_history
@@ -64,13 +65,11 @@ class RunPage:
         if state.segmenter.vq is not None:
             pictures["codebook"] = draw_codebook(state, torch.cat([self._labeled, self._unlabeled]), bf16=bf16)
         for name, content in pictures.items():
-            (folder / f"{name}.png").write_bytes(content)
+            write_file(folder / f"{name}.png", content)
         curves = draw_curves(self._run)
         if curves is not None:
             pictures["curves"] = curves.read_bytes()
-        temporary = self._run / f".{PAGE}.tmp"
-        temporary.write_text(_html(state, pictures, read_history(self._run)), encoding="utf-8")
-        temporary.replace(self._run / PAGE)
+        write_file(self._run / PAGE, _html(state, pictures, read_history(self._run)).encode())
 
 
 _FIGURES: Final = {

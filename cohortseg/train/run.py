@@ -1,12 +1,13 @@
 """A whole training run: which data, its folder, the prepared slices, and the loop on Ray."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cohortseg.cluster import cluster_address
+from cohortseg.cluster import check_local, cluster_address
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
 from cohortseg.datasets.prepared import prepare
@@ -14,7 +15,8 @@ from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.preprocess import ORIENTATIONS
 from cohortseg.progress import Progress
-from cohortseg.train.fit import DATA, DataOptions, check_local, discard_run, fit, open_run
+from cohortseg.train.fit import fit
+from cohortseg.train.folder import DATA, DataOptions, begin_run, claimed_run, discard_run, reopen_run
 from cohortseg.train.state import check_imagenet
 
 _log: Final = logging.getLogger(__name__)
@@ -63,27 +65,11 @@ def train_model(
         check_local(num_workers, cpus_per_worker)  # before the data; the workers of a cluster once it answers
     if config.imagenet_file:  # workers have other working folders
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
-    _check_options(options, semi=config.semi_supervised)
+    _check_options(options, semi=config.semi_supervised, resume=resume)
     if not resume:
         check_imagenet(config)
-    if options.labeled is None and (options.data is not None or not resume):
-        data = covid_semiseg.find_data(None if options.data is None else Path(options.data))
-        options = replace(options, data=str(data.resolve()))
-    if resume:
-        options = open_run(run, config, options, resume=True)
-    found = None  # a run that is resumed may have its data already
-    if not (run / DATA).is_file():
-        found = _sources(options, semi=config.semi_supervised)
-    if not resume:
-        open_run(run, config, options, resume=False)
-    try:
-        if found is not None:
-            _prepare(run, *found, config, progress)
-    except CohortSegError:
-        if not resume:
-            discard_run(run)
-        raise
-    with progress("Training") as report:
+    ready = _reopened(run, config, options, progress) if resume else _begun(run, config, options, progress)
+    with ready, progress("Training") as report:
         return fit(
             config,
             run,
@@ -94,19 +80,56 @@ def train_model(
         )
 
 
-def _check_options(options: DataOptions, *, semi: bool) -> None:
-    """Refuse options that exclude each other, or lack what a phase needs."""
+@contextmanager
+def _begun(run: Path, config: TrainConfig, options: DataOptions, progress: Progress) -> Iterator[None]:
+    """Hold the folder of a new run, with its data prepared; of data that prove unusable nothing is left."""
+    options = _with_data(options)
+    found = _sources(options, semi=config.semi_supervised)
+    with claimed_run(run, new=True):
+        begin_run(run, config, options)
+        try:
+            _prepare(run, *found, config, progress)
+        except CohortSegError:
+            discard_run(run)
+            raise
+        yield
+
+
+@contextmanager
+def _reopened(run: Path, config: TrainConfig, options: DataOptions, progress: Progress) -> Iterator[None]:
+    """Hold the folder of a run to be gone on with; a run killed while it prepared its data prepares them again."""
+    if options.data is not None:
+        options = _with_data(options)
+    with claimed_run(run, new=False):
+        options = reopen_run(run, config, options)
+        if not (run / DATA).is_file():
+            _prepare(run, *_sources(options, semi=config.semi_supervised), config, progress)
+        yield
+
+
+def _with_data(options: DataOptions) -> DataOptions:
+    """Return the options with the folder of COVID-SemiSeg, if that is what they mean."""
+    if options.labeled is not None:
+        return options
+    data = covid_semiseg.find_data(None if options.data is None else Path(options.data))
+    return replace(options, data=str(data.resolve()))
+
+
+def _check_options(options: DataOptions, *, semi: bool, resume: bool) -> None:
+    """Refuse options that exclude each other, or lack what a phase needs; on resume, what is not said is as it was."""
     if semi and options.labeled is not None and options.unlabeled is None:
         raise ConfigError(
             "phase 2 needs --unlabeled; for phase 1 alone, set semi_supervised = false in a --config file"
         )
-    if options.unlabeled is not None and options.labeled is None:
+    if options.unlabeled is not None and not semi:
+        raise ConfigError("--unlabeled is for phase 2, which semi_supervised = false leaves out")
+    if options.unlabeled is not None and options.labeled is None and not resume:
         raise ConfigError("--unlabeled goes with --labeled")
     if options.data is not None and options.labeled is not None:
         raise ConfigError("--data and --labeled exclude each other")
     if options.labeled is not None and options.holdout is not None:
         raise ConfigError("--holdout is about COVID-SemiSeg; with --labeled keep images out by hand")
-    if options.data is not None and options.orientation is not None:
+    if options.orientation is not None and options.labeled is None and (options.data is not None or not resume):
         raise ConfigError("--orientation goes with --labeled; how the images of COVID-SemiSeg lie is known")
 
 

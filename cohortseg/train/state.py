@@ -3,6 +3,7 @@
 import copy
 import pickle
 import zipfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ SUPERVISED: Final = 1
 ADVERSARIAL: Final = 2
 
 _FILE = "state.pt"
-_FREE_TO_CHANGE: Final = frozenset({"checkpoint_every", "bf16", "batch_labeled", "batch_unlabeled", "imagenet_file"})
+FREE_TO_CHANGE: Final = frozenset({"checkpoint_every", "bf16", "batch_labeled", "batch_unlabeled", "imagenet_file"})
 """Settings that may differ on resume: they do not change what is being minimised."""
 
 
@@ -209,8 +210,10 @@ def load_state(state: TrainState, folder: Path) -> None:
         raise ModelError(f"{folder}: not a readable checkpoint ({error}): start again in a new folder") from error
 
 
-def check_same_settings(saved: dict[str, Any], config: TrainConfig) -> None:
-    """Refuse to resume a run with settings that change its objective.
+def check_same_settings(
+    saved: dict[str, Any], config: TrainConfig, *, free_to_change: Collection[str] = FREE_TO_CHANGE
+) -> None:
+    """Refuse to go on with other settings than those free to change: on resume, what does not change the objective.
 
     Raises
     ------
@@ -221,7 +224,7 @@ def check_same_settings(saved: dict[str, Any], config: TrainConfig) -> None:
     differing = [
         f"{name} was {before[name]!r}, is {value!r}"
         for name, value in now.items()
-        if name not in _FREE_TO_CHANGE and before[name] != value
+        if name not in free_to_change and before[name] != value
     ]
     if differing:
         raise ConfigError(f"cannot resume with other settings: {'; '.join(differing)}; use a new run folder")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
-from cohortseg.errors import ModelError
+from cohortseg.errors import DivergedError, ModelError
 from cohortseg.models.device import find_device, has_fast_bf16, limit_threads, reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.fold import fold_batch_norms
@@ -123,7 +123,7 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
 
     Raises
     ------
-    ModelError
+    DivergedError
         If a weight is not a finite number.
     StoreError
         If the file cannot be written.
@@ -140,7 +140,7 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
 def _half(name: str, value: torch.Tensor) -> torch.Tensor:
     value = value.detach().cpu()
     if not torch.isfinite(value).all():
-        raise ModelError(
+        raise DivergedError(
             f"training diverged: {name} is not finite any more; try a lower learning_rate, or bf16 = false"
         )
     half = value.to(torch.float16)

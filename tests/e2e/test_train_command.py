@@ -20,7 +20,7 @@ from cohortseg.cli import app
 from cohortseg.config import PRESETS, Preset, TrainConfig, preset_config
 from cohortseg.errors import ConfigError
 from cohortseg.processors import num_processors
-from cohortseg.train.fit import SETTINGS, DataOptions, open_run, saved_settings
+from cohortseg.train.folder import SETTINGS, DataOptions, begin_run, reopen_run, saved_settings
 from cohortseg.train.history import read_history
 from cohortseg.weights import load_model
 
@@ -219,7 +219,7 @@ def test_resume_without_a_run_and_with_other_settings_is_refused(tmp_path):
 
 def test_a_run_is_resumed_with_the_settings_that_it_began_with(tmp_path):
     config = replace(preset_config("cpu"), batch_labeled=16)
-    open_run(tmp_path / "run", config, DataOptions(data=str(tmp_path)), resume=False)
+    begin_run(tmp_path / "run", config, DataOptions(data=str(tmp_path)))
     assert saved_settings(tmp_path / "run") == config
     result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume"])
     assert "cannot resume with other settings" not in result.stderr
@@ -228,20 +228,20 @@ def test_a_run_is_resumed_with_the_settings_that_it_began_with(tmp_path):
 
 def test_what_may_change_on_resume_holds_from_then_on(tmp_path):
     config = replace(preset_config("cpu"), checkpoint_every=50)
-    open_run(tmp_path / "run", config, DataOptions(data=str(tmp_path)), resume=False)
+    begin_run(tmp_path / "run", config, DataOptions(data=str(tmp_path)))
     changed = replace(config, checkpoint_every=10)
-    open_run(tmp_path / "run", changed, DataOptions(), resume=True)
+    reopen_run(tmp_path / "run", changed, DataOptions())
     assert saved_settings(tmp_path / "run") == changed
 
 
 def test_a_start_killed_before_its_settings_were_noted_is_no_run(tmp_path):
     run_folder = tmp_path / "run"
-    open_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)), resume=False)
+    begin_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)))
     (run_folder / "settings.json").rename(run_folder / f".settings.json.{'0' * 32}.tmp")
-    open_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)), resume=False)
+    begin_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)))
     assert saved_settings(run_folder) == TrainConfig()
     with pytest.raises(ConfigError, match="is not empty"):
-        open_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)), resume=False)
+        begin_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +249,7 @@ def test_a_start_killed_before_its_settings_were_noted_is_no_run(tmp_path):
     [
         (("--labeled", "x", "--unlabeled", "y", "--no-holdout"), "--holdout is about COVID-SemiSeg"),
         (("--data", "x", "--orientation", "upright"), "--orientation goes with --labeled"),
+        (("--orientation", "upright"), "--orientation goes with --labeled"),
         (("--data", "x", "--labeled", "y", "--unlabeled", "z"), "exclude each other"),
         (("--unlabeled", "x"), "--unlabeled goes with --labeled"),
     ],
@@ -275,19 +276,20 @@ def test_a_recipe_is_no_setting_of_a_file(tmp_path):
 
 def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
     first, other = (write_covid_semiseg(tmp_path / name / "COVID-SemiSeg") for name in ("a", "b"))
-    began = open_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first), holdout=False), resume=False)
+    began = DataOptions(data=str(first), holdout=False)
+    begin_run(tmp_path / "run", TrainConfig(), began)
     result = CliRunner().invoke(app, ["train", "--data", str(other), "-o", str(tmp_path / "run"), "--resume"])
     assert result.exit_code == 2
     assert "cannot resume on other data: data was" in " ".join(result.stderr.split())
-    assert open_run(tmp_path / "run", TrainConfig(), DataOptions(), resume=True) == began
+    assert reopen_run(tmp_path / "run", TrainConfig(), DataOptions()) == began
     for said in ("--holdout", "--orientation=transposed"):
         result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume", said])
         assert result.exit_code == 2, said
         assert "cannot resume on other data" in " ".join(result.stderr.split())
-    assert open_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first)), resume=True).holdout is False
+    assert reopen_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first))).holdout is False
     (tmp_path / "run" / "data-options.json").unlink()  # as an earlier version left it
     for _ in range(2):
-        assert open_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(other)), resume=True).data == str(other)
+        assert reopen_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(other))).data == str(other)
 
 
 def test_the_command_offers_every_recipe():

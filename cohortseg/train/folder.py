@@ -1,0 +1,165 @@
+"""The folder of a training run: what it was begun with, and whether one may begin, or go on, in it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
+from cohortseg.errors import ConfigError, StoreError
+from cohortseg.store.files import locked, sweep_temporaries, write_file
+from cohortseg.train.state import check_same_settings
+
+DATA: Final = "data.safetensors"
+SETTINGS: Final = "settings.json"
+_DATA_OPTIONS: Final = "data-options.json"
+_LOCK: Final = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which slices a run is asked to train on; None means "not said"."""
+
+    data: str | None = None
+    """COVID-SemiSeg folder, absolute."""
+    labeled: str | None = None
+    """Folder of labelled images of the user's own, absolute."""
+    unlabeled: str | None = None
+    """Folder of unlabelled ones, absolute."""
+    orientation: ImageOrientation | None = None
+    """How 8-bit images of the user's own lie; not said: upright."""
+    holdout: bool | None = None
+    """Whether the validation images of COVID-SemiSeg are kept out; not said: they are."""
+
+
+@contextmanager
+def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
+    """Hold a run's folder, created if need be, so that no second training writes into it.
+
+    Raises
+    ------
+    ConfigError
+        If it holds something and the run is to be a new one, or holds no run and it is not.
+    StoreError
+        If another training holds it, or it cannot be made.
+    """
+    if new:
+        _refuse_used(run)
+    else:
+        saved_settings(run)  # before a lock is left in a folder of something else
+    busy = f"{run}: another cohortseg train is at work here; wait for it, or choose another -o"
+    with locked(run, run / _LOCK, use="a run folder", busy=lambda: busy, folders=[run]):
+        yield
+
+
+def begin_run(run: Path, config: TrainConfig, options: DataOptions | None = None) -> None:
+    """Note in a new run's folder what it is to train, and on what.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds something.
+    StoreError
+        If it cannot be written.
+    """
+    _refuse_used(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{run}: cannot be made: {error}") from error
+    _write_json(run / _DATA_OPTIONS, options or DataOptions())
+    _write_json(run / SETTINGS, config)
+
+
+def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = None) -> DataOptions:
+    """Return the data that a run was begun with, and note the settings that it goes on with.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    config
+        Settings; those that change what is minimised must be as they were.
+    options
+        What is not said is as it was.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run, or one with other settings or data.
+    StoreError
+        If it cannot be written.
+    """
+    sources, options = run / _DATA_OPTIONS, options or DataOptions()
+    check_same_settings(asdict(saved_settings(run)), config)
+    if not sources.is_file():  # a run that an earlier version began
+        _write_json(sources, options)
+    before = saved_options(run)
+    differing = [
+        f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
+        for item in fields(DataOptions)
+        if (value := getattr(options, item.name)) not in (None, getattr(before, item.name))
+    ]
+    if differing:
+        raise ConfigError(f"cannot resume on other data: {'; '.join(differing)}; use a new run folder")
+    _write_json(run / SETTINGS, config)  # what may differ holds from now on
+    return before
+
+
+def _refuse_used(run: Path) -> None:
+    """Refuse a folder that holds more than a start leaves that was killed before it noted its settings."""
+    if not run.exists():
+        return
+    if run.is_dir():
+        sweep_temporaries(run)
+        if all(path.name in (_DATA_OPTIONS, _LOCK) for path in run.iterdir()):
+            return
+    raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
+
+
+def discard_run(run: Path) -> None:
+    """Take back `begin_run` of a run whose data proved unusable: once they are mended, the same command works."""
+    with suppress(OSError):
+        for name in (SETTINGS, _DATA_OPTIONS, _LOCK):
+            (run / name).unlink(missing_ok=True)
+        run.rmdir()
+
+
+def saved_settings(run: Path) -> TrainConfig:
+    """Return the settings that a run was begun with.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run, or its settings cannot be read.
+    """
+    if not (run / SETTINGS).is_file():
+        raise ConfigError(f"{run}: holds no run to resume")
+    return config_from_mapping(TrainConfig, _read_json(run / SETTINGS))
+
+
+def saved_options(run: Path) -> DataOptions:
+    """Return the data that a run was begun with.
+
+    Raises
+    ------
+    ConfigError
+        If they cannot be read.
+    """
+    return config_from_mapping(DataOptions, _read_json(run / _DATA_OPTIONS))
+
+
+def _write_json(path: Path, record: DataOptions | TrainConfig) -> None:
+    write_file(path, json.dumps(asdict(record), indent=1).encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds no settings")
+    return document

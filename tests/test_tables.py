@@ -1,0 +1,29 @@
+"""Parquet written in parts is the table that it is written of, whatever the number of rows."""
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from cohortseg.errors import SchemaError
+from cohortseg.store import tables
+from cohortseg.store.schemas import FILES
+from cohortseg.store.tables import read_table, table_from_rows, tables_from_rows, write_table
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 6, 7])
+def test_a_table_written_in_parts_is_the_whole_table(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(tables, "ROWS_A_PART", 3)
+    rows = [{"path": f"{number}.dcm", "went_to": "selected"} for number in range(count)]
+    path = tmp_path / FILES.file_name
+    write_table(path, tables_from_rows(iter(rows), FILES), FILES, {"why": "test"})
+    assert read_table(path, FILES).equals(table_from_rows(rows, FILES))
+    assert pq.read_metadata(path).num_row_groups <= max(1, -(-count // 3))
+    assert pl.read_parquet(path).schema == FILES.polars_schema
+
+
+def test_a_row_of_another_table_is_refused_in_any_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROWS_A_PART", 1)
+    rows = [{"path": "1.dcm"}, {"paht": "2.dcm"}]
+    with pytest.raises(SchemaError, match=r"unknown column.* paht"):
+        write_table(tmp_path / FILES.file_name, tables_from_rows(rows, FILES), FILES, {})
+    assert not list(tmp_path.iterdir())
