@@ -10,7 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from phantoms import AXIAL, ill_body, write_series
 from PIL import Image
+from runs import run as infer
 from scoring import one_hot, row
 from typer.testing import CliRunner
 
@@ -25,6 +27,8 @@ from cohortseg.evaluate.tables import IMAGES, METRICS, TOOLBOX_METRICS
 from cohortseg.metrics import toolbox_scores
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
+from cohortseg.store.masks import read_masks
+from cohortseg.store.schemas import MANIFEST
 from cohortseg.store.tables import read_table
 from cohortseg.weights import ModelCard, load_model, save_model
 
@@ -202,6 +206,46 @@ def test_images_of_ones_own_are_measured_as_the_same_images_of_the_data_set(
         assert mine == pytest.approx(theirs, abs=0.02)
     assert run(*command, "--split", "test")[0] == 2
     assert run("evaluate", "--model", model_path, "--data", data, "--orientation", "upright")[0] == 2
+
+
+def test_dicom_of_ones_own_is_predicted_as_infer_does(model_path: Path, tmp_path: Path):
+    """The masks of infer as the truth: every pixel must agree, of a series that lies mirrored, too."""
+    shape = (6, 96, 80)
+    hu = np.zeros(shape, np.int16)
+    hu[:5], hu[5] = ill_body(shape)[:5], -1000  # the last slice holds no lung
+    mirrored = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+    for name, orientation in (("a", AXIAL), ("b", mirrored)):
+        write_series(
+            tmp_path / "images" / name,
+            shape=shape,
+            spacing_mm=(5.0, 3.0, 3.5),
+            hu=hu,
+            orientation=orientation,
+            series=name,
+            shuffle=1,
+        )
+    infer(tmp_path / "images", tmp_path / "out", model_path, select=("all",))
+    manifest = read_table(tmp_path / "out/manifest.parquet", MANIFEST)
+    for key, files in manifest.select("series_key", "files").iter_rows():
+        for labels, file in zip(read_masks(tmp_path / "out/masks.zarr", key).labels, files, strict=True):
+            path = tmp_path / "masks" / f"{file}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels).save(path)
+    code, _, stderr = run(
+        "evaluate", "--model", model_path, "--labeled", tmp_path, "-o", tmp_path / "scores", "--save-maps"
+    )
+    assert code == 0, stderr
+    images = read_table(tmp_path / "scores/images.parquet", IMAGES)
+    assert images["image"].n_unique() == 12
+    assert images["predicted_pixels"].sum() > 100
+    wrong = (images["truth_pixels"] + images["predicted_pixels"] - 2 * images["true_positive_pixels"]).sum()
+    assert wrong <= 0.002 * images["predicted_pixels"].sum(), "batches of another size round otherwise"
+    empty = images.filter(pl.col("image").str.ends_with("-0005"))
+    assert (len(empty), empty["predicted_pixels"].sum()) == (6, 0)
+    key = manifest["series_key"][0]
+    stored = np.asarray(Image.open(tmp_path / f"scores/labels/{key}-0002.png"))
+    assert (stored == read_masks(tmp_path / "out/masks.zarr", key).labels[2]).mean() > 0.999
+    assert (tmp_path / f"scores/pictures/{key}-0000.png").is_file()
 
 
 def test_only_the_folders_of_the_split_are_needed(data: Path, model_path: Path, tmp_path: Path):

@@ -43,7 +43,9 @@ def evaluate(
     ] = None,
     labeled: Annotated[
         Path | None,
-        typer.Option(help="Instead: a folder with images/ and masks/ of the same names.", show_default=False),
+        typer.Option(
+            help="Instead: a folder with images/ (or DICOM) and masks/ of the same names.", show_default=False
+        ),
     ] = None,
     orientation: Annotated[
         ImageOrientation | None, typer.Option(help="How the images of --labeled lie.", show_default="upright")
@@ -65,15 +67,17 @@ def evaluate(
         raise ConfigError("--labeled goes without --data and --split")
     if labeled is None and orientation is not None:
         raise ConfigError("--orientation goes with --labeled; how the images of COVID-SemiSeg lie is known")
-    from cohortseg.evaluate.split import evaluate_images, evaluate_split, own_images
+    from cohortseg.datasets.folders import labeled_folder
+    from cohortseg.evaluate.split import evaluate_images, evaluate_split
+    from cohortseg.preprocess import ORIENTATIONS
 
     common: dict[str, Any] = {"model_path": model, "output": output, "save_maps": save_maps}
     with progress("Evaluating") as report:
         if labeled is None:
             result = evaluate_split(data, split or "val", **common, report=report)
         else:
-            images = own_images(labeled, orientation or "upright")
-            result = evaluate_images(images, data=labeled.resolve(), **common, report=report)
+            sources = labeled_folder(labeled, ORIENTATIONS[orientation or "upright"])
+            result = evaluate_images(sources, data=labeled.resolve(), **common, report=report)
     _warn(result)
     _print(result, f"split {split or 'val'}" if labeled is None else str(labeled))
     if output is not None:

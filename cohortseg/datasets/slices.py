@@ -97,6 +97,23 @@ class CanonicalSlice:
         return np.ascontiguousarray(self.orientation.from_upright(upright), dtype=np.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceSlice:
+    """A slice on its own grid, and the network input that is made of it."""
+
+    name: str
+    """Of an image, its file's without the ending; of a slice of a series, the series key and the place in its order."""
+    upright_hu: NDArray[np.int16]
+    """(Y, X) HU, upright."""
+    labels: NDArray[np.uint8] | None
+    """(H, W) label map as stored: 0, 1, 2; None without one."""
+    lungs: NDArray[np.bool_] | None
+    """(Y, X) lungs, upright; None for 8-bit images, which may be cropped so that lungs cannot be told from air."""
+    orientation: Orientation
+    canonical: CanonicalSlice | None
+    """None: a slice of a series without lung in view."""
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image file as (H, W) uint8 gray values.
 
@@ -172,6 +189,30 @@ def _gray_of_colors(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     return gray
 
 
+def read_slices(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> Iterator[SourceSlice]:
+    """Read an image file, or every slice of a DICOM series in order, with the network input that is made of it.
+
+    Raises
+    ------
+    DataError
+        If the image or a label map cannot be used; the message names the file.
+    DicomError, GeometryError
+        If the series cannot be used.
+    """
+    if isinstance(source, DicomSlices):
+        yield from _read_series(source, config)
+        return
+    hu, labels = _read_image(source)
+    yield SourceSlice(
+        name=source.name,
+        upright_hu=whole_hu(hu),
+        labels=labels,
+        lungs=None,
+        orientation=source.orientation,
+        canonical=_canonical_of_image(source, hu, labels, config),
+    )
+
+
 def read_canonical(source: ImageSlice, config: CanonicalConfig) -> CanonicalSlice:
     """Read one image file and bring it to the canonical form.
 
@@ -180,31 +221,7 @@ def read_canonical(source: ImageSlice, config: CanonicalConfig) -> CanonicalSlic
     DataError
         If the image or label map cannot be used; the message names the file.
     """
-    gray = read_image(source.image_path)
-    labels = None if source.mask_path is None else read_mask(source.mask_path)
-    if labels is not None and labels.shape != gray.shape:
-        raise DataError(f"{source.mask_path}: label map is {labels.shape}, its image {gray.shape}")
-    try:
-        hu = source.orientation.to_upright(hu_from_image(gray))
-    except DataError as error:
-        raise DataError(f"{source.image_path}: {error}") from error
-    upright_labels = None if labels is None else source.orientation.to_upright(labels)
-    lungs = segment_lungs(whole_hu(hu)[None], _IMAGE_SPACING_MM).mask > 0
-    box = lung_boxes(lungs, config)[0]
-    frame = CropBox(0, hu.shape[0], 0, hu.shape[1])
-    box_or_frame = frame if box is None else box
-    return CanonicalSlice(
-        name=source.name,
-        image=canonical_batch(np.ascontiguousarray(hu)[None], [box_or_frame], config)[0],
-        labels=None
-        if upright_labels is None
-        else canonical_labels(np.ascontiguousarray(upright_labels), box_or_frame, config.size),
-        box=box_or_frame,
-        orientation=source.orientation,
-        upright_shape=(hu.shape[0], hu.shape[1]),
-        sha256=hashlib.sha256(source.image_path.read_bytes()).hexdigest(),
-        lungs_found=box is not None,
-    )
+    return _canonical_of_image(source, *_read_image(source), config)
 
 
 def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[CanonicalSlice]:
@@ -215,6 +232,53 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
     DicomError, GeometryError, DataError
         If the series or one of its label maps cannot be used.
     """
+    for index, item in enumerate(_read_series(source, config)):
+        if item.canonical is not None:
+            yield item.canonical
+        elif source.mask_paths is not None and item.labels is not None and item.labels.any():
+            _log.warning("%s: labels lesions, but no lung was found there: left out", source.mask_paths[index])
+
+
+def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+    """Return an image as upright HU (Y, X), and its label map as stored."""
+    gray = read_image(source.image_path)
+    labels = None if source.mask_path is None else read_mask(source.mask_path)
+    if labels is not None and labels.shape != gray.shape:
+        raise DataError(f"{source.mask_path}: label map is {labels.shape}, its image {gray.shape}")
+    try:
+        return source.orientation.to_upright(hu_from_image(gray)), labels
+    except DataError as error:
+        raise DataError(f"{source.image_path}: {error}") from error
+
+
+def _canonical_of_image(
+    source: ImageSlice, upright_hu: NDArray[np.float32], labels: NDArray[np.uint8] | None, config: CanonicalConfig
+) -> CanonicalSlice:
+    """Return an image in canonical form; one without recognised lung is taken whole."""
+    lungs = segment_lungs(whole_hu(upright_hu)[None], _IMAGE_SPACING_MM).mask > 0
+    box = lung_boxes(lungs, config)[0]
+    frame = CropBox(0, upright_hu.shape[0], 0, upright_hu.shape[1])
+    return CanonicalSlice(
+        name=source.name,
+        image=canonical_batch(np.ascontiguousarray(upright_hu)[None], [box or frame], config)[0],
+        labels=_canonical_labels(labels, source.orientation, box or frame, config),
+        box=box or frame,
+        orientation=source.orientation,
+        upright_shape=(upright_hu.shape[0], upright_hu.shape[1]),
+        sha256=hashlib.sha256(source.image_path.read_bytes()).hexdigest(),
+        lungs_found=box is not None,
+    )
+
+
+def _canonical_labels(
+    labels: NDArray[np.uint8] | None, orientation: Orientation, box: CropBox, config: CanonicalConfig
+) -> NDArray[np.uint8] | None:
+    if labels is None:
+        return None
+    return canonical_labels(np.ascontiguousarray(orientation.to_upright(labels)), box, config.size)
+
+
+def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[SourceSlice]:
     volume = read_volume(source.record, source.root)
 
     @cache  # a multi-frame file is that of many slices
@@ -222,27 +286,32 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
         return hashlib.sha256((source.root / path).read_bytes()).hexdigest()
 
     orientation = orientation_from_affine(volume.affine)
-    hu = orientation.to_upright(volume.volume_hu)
-    lungs = segment_lungs(np.ascontiguousarray(hu), orientation.upright_spacing(volume.spacing_mm)).mask > 0
+    hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
+    lungs = segment_lungs(hu, orientation.upright_spacing(volume.spacing_mm)).mask > 0
     for index, box in enumerate(lung_boxes(lungs, config)):
-        if box is None:
-            if source.mask_paths is not None and read_mask(source.mask_paths[index]).any():
-                _log.warning("%s: labels lesions, but no lung was found there: left out", source.mask_paths[index])
-            continue
-        path = source.record.files[index]
         labels = None
         if source.mask_paths is not None:
-            stored = read_mask(source.mask_paths[index])
-            if stored.shape != (shape := volume.volume_hu.shape[1:]):
-                raise DataError(f"{source.mask_paths[index]}: label map is {stored.shape}, its image {shape}")
-            labels = canonical_labels(np.ascontiguousarray(orientation.to_upright(stored)), box, config.size)
-        yield CanonicalSlice(
-            name=Path(path).stem,
-            image=canonical_batch(hu[index : index + 1], [box], config)[0],
+            labels = read_mask(source.mask_paths[index])
+            if labels.shape != (shape := volume.volume_hu.shape[1:]):
+                raise DataError(f"{source.mask_paths[index]}: label map is {labels.shape}, its image {shape}")
+        path = source.record.files[index]
+        canonical = None
+        if box is not None:
+            canonical = CanonicalSlice(
+                name=Path(path).stem,
+                image=canonical_batch(hu[index : index + 1], [box], config)[0],
+                labels=_canonical_labels(labels, orientation, box, config),
+                box=box,
+                orientation=orientation,
+                upright_shape=(hu.shape[1], hu.shape[2]),
+                sha256=sha256_of(path),
+                lungs_found=True,
+            )
+        yield SourceSlice(
+            name=f"{source.record.series_key}-{index:04d}",
+            upright_hu=hu[index],
             labels=labels,
-            box=box,
+            lungs=lungs[index],
             orientation=orientation,
-            upright_shape=(hu.shape[1], hu.shape[2]),
-            sha256=sha256_of(path),
-            lungs_found=True,
+            canonical=canonical,
         )

@@ -1,8 +1,9 @@
-"""A model over a split of COVID-SemiSeg: predict, score, write."""
+"""A model over labelled slices, of COVID-SemiSeg or a user's own: predict, score, write."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,17 +11,16 @@ import numpy as np
 import polars as pl
 import torch
 
-from cohortseg.config import ImageOrientation, InferConfig
+from cohortseg.config import InferConfig
 from cohortseg.datasets.covid_semiseg import Split, find_data, labeled_slices
-from cohortseg.datasets.folders import labeled_folder
-from cohortseg.datasets.slices import CanonicalSlice, ImageSlice, read_canonical, read_image, read_mask
+from cohortseg.datasets.slices import DicomSlices, ImageSlice, SourceSlice, read_slices
 from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
+from cohortseg.labels import BACKGROUND, NUM_CLASSES
 from cohortseg.overlays import Compared, compared
-from cohortseg.preprocess import ORIENTATIONS, hu_from_image, whole_hu
 from cohortseg.progress import Report, silent
 from cohortseg.store.files import write_file
 from cohortseg.store.layout import PICTURES
@@ -105,25 +105,8 @@ def evaluate_split(
     )
 
 
-def own_images(folder: Path, orientation: ImageOrientation = "upright") -> list[ImageSlice]:
-    """Return the labelled 8-bit images of a user's own folder, laid out as ``train --labeled`` wants it.
-
-    Raises
-    ------
-    ConfigError
-        If the folder holds nothing to use, or DICOM.
-    DataError
-        If an image has no label map, or a label map no image.
-    """
-    sources = labeled_folder(folder, ORIENTATIONS[orientation])
-    images = [source for source in sources if isinstance(source, ImageSlice)]
-    if len(images) < len(sources):
-        raise ConfigError(f"{folder}: holds DICOM; evaluate reads 8-bit images (.png, .jpg)")
-    return images
-
-
 def evaluate_images(
-    slices: Sequence[ImageSlice],
+    sources: Sequence[ImageSlice | DicomSlices],
     *,
     data: Path,
     split: str | None = None,
@@ -133,20 +116,21 @@ def evaluate_images(
     flips: bool = InferConfig.flips,
     report: Report = silent,
 ) -> Evaluation:
-    """Do the same for any labelled images; ``data`` and ``split`` say in ``run.json`` where they are from.
+    """Do the same for any labelled slices; ``data`` and ``split`` say in ``run.json`` where they are from.
 
     Raises
     ------
     ConfigError, DataError, ModelError, StoreError
         As `evaluate_split`.
+    DicomError, GeometryError
+        If a series cannot be used.
     """
     started = time.perf_counter()
     model = load_model(model_path)
     if output is not None:
         _make_folder(output)
-    cases = predicted_cases(slices, model, flips=flips, report=report)
-    if output is not None:
-        cases = _written(zip(slices, cases, strict=True), output, save_maps=save_maps)
+    pairs = _predicted(sources, model, flips=flips, report=report)
+    cases = (case for _, case in pairs) if output is None else _written(pairs, output, save_maps=save_maps)
     images = score_images(cases)
     seen = tuple(images.filter(pl.col("in_training"))["image"].unique(maintain_order=True).to_list())
     result = Evaluation(metrics=summarise(images), images=images, data=data, model=model.name, seen=seen)
@@ -155,7 +139,7 @@ def evaluate_images(
         facts = {
             "arguments": arguments,
             "model": {"name": model.name, "sha256": model.sha256},
-            "counts": {"images": len(slices), "images_in_training": len(seen)},
+            "counts": {"images": images["image"].n_unique(), "images_in_training": len(seen)},
             "timings": {"total_s": round(time.perf_counter() - started, 3)},
         }
         _write(output, result, facts)
@@ -163,52 +147,65 @@ def evaluate_images(
 
 
 def predicted_cases(
-    slices: Sequence[ImageSlice],
+    sources: Sequence[ImageSlice | DicomSlices],
     model: LoadedModel,
     *,
     flips: bool = InferConfig.flips,
     report: Report = silent,
 ) -> Iterator[Case]:
-    """Yield each labelled image with its prediction at the image's own size, a batch in memory at a time.
+    """Yield each labelled slice with its prediction on its own grid, a batch in memory at a time.
+
+    Slices of a series are predicted as ``infer`` does: those without lung hold no lesion, nor do pixels outside it.
 
     Raises
     ------
     DataError
         If an image cannot be used, or has no label map.
+    DicomError, GeometryError
+        If a series cannot be used.
     """
+    return (case for _, case in _predicted(sources, model, flips=flips, report=report))
+
+
+def _predicted(
+    sources: Sequence[ImageSlice | DicomSlices], model: LoadedModel, *, flips: bool, report: Report
+) -> Iterator[tuple[SourceSlice, Case]]:
+    """Yield the same, each with the slice that it is of."""
+    total = sum(source.record.n_slices if isinstance(source, DicomSlices) else 1 for source in sources)
+    slices = (item for source in sources for item in read_slices(source, model.card.canonical))
     done = 0
-    for start in range(0, len(slices), _BATCH):
-        sources = slices[start : start + _BATCH]
-        inputs = [read_canonical(source, model.card.canonical) for source in sources]
-        prob = model.predict(torch.stack([item.image for item in inputs]), flips=flips).prob
-        for source, item, canonical_prob in zip(sources, inputs, prob, strict=True):
-            yield _case(source, item, canonical_prob, model)
+    while batch := list(islice(slices, _BATCH)):
+        inputs = [item.canonical.image for item in batch if item.canonical is not None]
+        probs = iter(model.predict(torch.stack(inputs), flips=flips).prob if inputs else ())
+        for item in batch:
+            yield item, _case(item, None if item.canonical is None else next(probs), model)
             done += 1
-            report(done, len(slices), source.name)
+            report(done, total, item.name)
 
 
-def _case(source: ImageSlice, item: CanonicalSlice, canonical_prob: torch.Tensor, model: LoadedModel) -> Case:
-    if source.mask_path is None:
-        raise DataError(f"{source.image_path}: has no label map to compare with")
-    return Case(
-        name=source.name,
-        prob=item.restore(canonical_prob),
-        truth=read_mask(source.mask_path),
-        in_training=item.sha256 in model.training_images,
-    )
+def _case(item: SourceSlice, canonical_prob: torch.Tensor | None, model: LoadedModel) -> Case:
+    if item.labels is None:
+        raise DataError(f"{item.name}: has no label map to compare with")
+    prob = np.zeros((NUM_CLASSES, *item.labels.shape), np.float32)
+    prob[BACKGROUND.value] = 1
+    seen = False
+    if item.canonical is not None and canonical_prob is not None:
+        restored = item.canonical.restore(canonical_prob)
+        inside = np.True_ if item.lungs is None else item.orientation.from_upright(item.lungs)
+        prob = np.where(inside, restored, prob)
+        seen = item.canonical.sha256 in model.training_images
+    return Case(name=item.name, prob=prob, truth=item.labels, in_training=seen)
 
 
-def _written(pairs: Iterable[tuple[ImageSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:
-    """Pass images on, writing each: the picture upright, as a radiologist reads it, the maps as the image is stored."""
-    for source, case in pairs:
+def _written(pairs: Iterable[tuple[SourceSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:
+    """Pass slices on, writing each: the picture upright, as a radiologist reads it, the maps as the slice is stored."""
+    for item, case in pairs:
         if save_maps:
             write_maps(output, case.name, case.prob)
-        slice_hu = whole_hu(hu_from_image(read_image(source.image_path)))
-        upright_hu = source.orientation.to_upright(slice_hu).astype(np.int16)
         truth, labels = (
-            source.orientation.to_upright(array).astype(np.uint8) for array in (case.truth, label_map(case.prob))
+            item.orientation.to_upright(array).astype(np.uint8) for array in (case.truth, label_map(case.prob))
         )
-        write_picture(output, case.name, compared([Compared(upright_hu, truth, labels)]))
+        write_picture(output, case.name, compared([Compared(item.upright_hu, truth, labels)]))
         yield case
 
 
