@@ -18,6 +18,7 @@ mkdir -p "$OUT"
 if [[ ${SMOKE:-} ]]; then
     rows=plain,full folds=1 sizes=1 step="--size 64 --repeats 1" SEEDS=0 CONFIG=$OUT/smoke.toml
     printf '%s = 1\n' supervised_iterations adversarial_iterations batch_labeled batch_unlabeled > "$CONFIG"
+    printf 'warmup_iterations = 0\n' >> "$CONFIG"
     printf '[canonical]\nsize = 64\n' >> "$CONFIG"
 fi
 config=(${CONFIG:+--config "$CONFIG"})
