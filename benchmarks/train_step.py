@@ -36,7 +36,8 @@ def random_data(config: TrainConfig) -> PreparedData:
         labeled=torch.rand(16, 1, size, size, generator=generator).half(),
         labels=torch.randint(0, 3, (16, size, size), generator=generator, dtype=torch.uint8),
         unlabeled=torch.rand(16, 1, size, size, generator=generator).half(),
-        training_images=(),
+        labeled_images=(),
+        unlabeled_images=(),
         terms="",
     )
 

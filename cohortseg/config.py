@@ -396,7 +396,7 @@ def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
-        if "preset" in values:  # it names what the other settings change
+        if "preset" in values and hasattr(cls, "preset"):  # it names what the other settings change
             raise ConfigError(f"{path}: preset is no setting of a file; give it as --preset {values['preset']}")
     values |= {name: value for name, value in overrides.items() if value is not None}
     known = {} if base is None else asdict(base)  # type: ignore[call-overload]

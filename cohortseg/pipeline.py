@@ -1,12 +1,13 @@
 """What composes the stages: scan, segment and measure, report."""
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
@@ -28,7 +29,7 @@ from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
 from cohortseg.progress import Progress
-from cohortseg.report.clinical import read_clinical, save_clinical, saved_clinical
+from cohortseg.report.clinical import read_clinical, remove_clinical, save_clinical, saved_clinical
 from cohortseg.report.write import WrittenReport, write_report
 from cohortseg.store.layout import MASKS, require_output
 from cohortseg.store.masks import create_mask_store, sweep_masks
@@ -36,6 +37,8 @@ from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import read_table, tables_from_rows, write_table
 from cohortseg.weights import LoadedModel, load_model
+
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +118,7 @@ def infer_cohort(
         scan_s = time.perf_counter() - begin
         chosen = [record for record in scan.series if record.decision == "selected"]
         _check_rules(scan, chosen)
-        if config.resume:
-            _check_same_cohort(scan, out)
+        _check_same_cohort(scan, out, resume=config.resume)
         job = Job(
             root=cohort,
             out=out,
@@ -165,7 +167,8 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     out
         Output folder of ``infer``.
     clinical
-        A user's table of patients (`read_clinical`), which the folder then keeps; None: the one it keeps, if any.
+        A user's table of patients (`read_clinical`); the folder then keeps what it says of the cohort's patients. None:
+        the one it keeps, if any.
 
     Raises
     ------
@@ -178,16 +181,25 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     """
     require_output(out)
     burden = read_table(out / BURDEN.file_name, BURDEN)  # to say what is wrong with it before the folder is touched
-    patients = None if clinical is None else read_clinical(clinical)
-    if patients is not None and patients.join(burden, on="patient_id", how="semi").is_empty():
+    patients = None if clinical is None else _patients_of(burden, clinical, out)
+    with claimed(out):
+        if clinical is not None and patients is not None:
+            save_clinical(out, patients, clinical)
+        return write_report(out)
+
+
+def _patients_of(burden: pl.DataFrame, clinical: Path, out: Path) -> pl.DataFrame:
+    """Return what a clinical table says of the patients of a cohort."""
+    given = read_clinical(clinical)
+    patients = given.join(burden, on="patient_id", how="semi", maintain_order="left")
+    if patients.is_empty():
         raise ConfigError(
-            f"{clinical}: none of its {len(patients)} patients is in {out}; patient_id must be written as in "
+            f"{clinical}: none of its {len(given)} patients is in {out}; patient_id must be written as in "
             f"{BURDEN.file_name}, leading zeros included"
         )
-    with claimed(out):
-        if patients is not None:
-            save_clinical(out, patients)
-        return write_report(out)
+    if others := len(given) - len(patients):
+        _log.warning("%d of the %d patients of %s are not in this cohort: left out", others, len(given), clinical)
+    return patients
 
 
 def _check_rules(scan: CohortScan, chosen: Sequence[SeriesRecord]) -> None:
@@ -198,14 +210,19 @@ def _check_rules(scan: CohortScan, chosen: Sequence[SeriesRecord]) -> None:
         raise ConfigError(f"no series is chosen: {reasons}; cohortseg scan shows what the columns hold")
 
 
-def _check_same_cohort(scan: CohortScan, out: Path) -> None:
-    """Refuse a folder with results of which none is of this cohort: its tables would lose the other one's."""
+def _check_same_cohort(scan: CohortScan, out: Path, *, resume: bool) -> None:
+    """Refuse a folder with results of which none is of this cohort, or, not to resume, remove its clinical table."""
     done = committed_keys(out)
-    if done and done.isdisjoint(record.series_key for record in scan.series):
+    if not done or not done.isdisjoint(record.series_key for record in scan.series):
+        return
+    if resume:  # its tables would lose the other one's
         raise ConfigError(
             f"{out}: holds results of {len(done)} series, none of which is in this cohort; choose another -o, or "
             "--no-resume to remove them"
         )
+    if saved_clinical(out) is not None:
+        remove_clinical(out)
+        _log.warning("the onset dates kept in %s were of another cohort: removed", out)
 
 
 def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:

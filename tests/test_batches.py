@@ -24,7 +24,8 @@ def numbered(num_labeled: int = 7, num_unlabeled: int = 5, size: int = 64) -> Pr
         labeled=stack(num_labeled),
         labels=torch.zeros(num_labeled, size, size, dtype=torch.uint8),
         unlabeled=stack(num_unlabeled),
-        training_images=(),
+        labeled_images=(),
+        unlabeled_images=(),
         terms="",
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from phantoms import ill_body, write_series
 from runs import run
 from test_longitudinal import burden, series
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from cohortseg.cli import app
 from cohortseg.errors import DataError, SchemaError
 from cohortseg.longitudinal import patients_table, timeline_table
+from cohortseg.pipeline import report_cohort
 from cohortseg.report.clinical import read_clinical
 from cohortseg.store.schemas import CLINICAL, PATIENTS, TIMELINE
 from cohortseg.store.tables import read_table, table_from_rows
@@ -60,6 +62,8 @@ def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str) -> No
     ("content", "message"),
     [
         ("id,onset_date\nSECRET,2020-03-01\n", "lacks patient_id"),
+        ("patient_id,onset_date,onset_date\nSECRET,2020-03-01,2020-04-01\n", "two columns have the same name"),
+        ("patient_id;patient_id;onset_date\nSECRET;X;2020-03-01\n", "two columns have the same name"),
         ("patient_id\nSECRET\n", "lacks onset_date"),
         ("SECRET,2020-03-01\nB,2020-03-02\n", "its first line must name the columns"),
         ("patient_id,Patient_ID,onset_date\nSECRET,B,2020-03-01\n", "two columns have the same name"),
@@ -98,7 +102,11 @@ def test_the_report_keeps_the_onset_through_later_runs(tmp_path: Path, cohort: P
         return read_table(out / TIMELINE.file_name, TIMELINE)["days_since_onset"].drop_nulls().to_list()
 
     assert onsets() == []
-    report("--clinical", str(written(tmp_path, f"patient_id,onset_date\n{patient},{first:%Y}0101\nX9,20200301\n")))
+    told = report(
+        "--clinical", str(written(tmp_path, f"patient_id,onset_date\n{patient},{first:%Y}0101\nX9,20200301\n"))
+    )
+    assert "1 of the 2 patients" in " ".join(told.split())
+    assert read_table(out / CLINICAL.file_name, CLINICAL)["patient_id"].to_list() == [patient], "X9 is not of OUT"
     since = (first - date(first.year, 1, 1)).days
     told = onsets()
     assert told[0] == since
@@ -121,3 +129,18 @@ def test_the_report_keeps_the_onset_through_later_runs(tmp_path: Path, cohort: P
     assert CLINICAL.file_name in damaged.output
     with pytest.raises(SchemaError, match=r"clinical\.parquet"):
         run(tmp_path / "nowhere", out, model_path)  # before the cohort is looked at
+
+
+def test_onsets_far_from_every_scan_are_told_and_those_of_another_cohort_go(
+    tmp_path: Path, cohort: Path, model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    run(cohort, out, model_path)
+    patient = read_table(out / PATIENTS.file_name, PATIENTS)["patient_id"][0]
+    report_cohort(out, written(tmp_path, f"patient_id,onset_date\n{patient},2023-03-01\n"))
+    assert "1 patients have an onset of symptoms more than a year from each of their scans" in caplog.text
+    other = tmp_path / "other"
+    write_series(other, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, patient_id=patient, series="other")
+    run(other, out, model_path, resume=False)
+    assert not (out / CLINICAL.file_name).exists(), "a patient of the same identifier may be another one"
+    assert read_table(out / TIMELINE.file_name, TIMELINE)["days_since_onset"].drop_nulls().is_empty()

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from training_data import write_covid_semiseg
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
+from cohortseg.compare import fold
 from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
-from cohortseg.config import TrainConfig
-from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES
+from cohortseg.config import TrainConfig, resolve_config
+from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, labeled_slices, unlabeled_slices
+from cohortseg.datasets.prepared import load_prepared, prepare
 from cohortseg.errors import ConfigError
 from cohortseg.store.tables import read_table, table_from_rows
 from cohortseg.weights import load_model
@@ -103,7 +106,16 @@ def test_what_was_not_measured_is_null():
 )
 def test_rows_and_folds_that_do_not_exist_are_refused(rows, folds, message):
     with pytest.raises(ConfigError, match=message):
-        check_rows(rows, folds)
+        check_rows(rows, folds, TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("setting", "rows"), [({"proportion_weight": 0.0}, ["full"]), ({"saturation_patience": 50}, ["plain"])]
+)
+def test_settings_that_would_make_a_row_another_one_are_refused(setting, rows):
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        check_rows(rows, [1], TrainConfig(**setting))
+    check_rows(["plain"], [1], TrainConfig(proportion_weight=0.0))
 
 
 class Tiny:
@@ -133,11 +145,11 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     command = [sys.executable, "-m", "cohortseg", *tiny.arguments(out, "plain,full")]
     with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 200
-        while not list(out.glob("folds/*/held-out.parquet")) and time.monotonic() < deadline:
+        while not list(out.glob("folds/*/held_out.parquet")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.kill()
     done = times(out)
-    assert "folds/plain-1/held-out.parquet" in done
+    assert "folds/plain-1/held_out.parquet" in done
     assert not (out / "comparison.parquet").exists()
 
     ended = CliRunner().invoke(app, tiny.arguments(out, "plain,full"))
@@ -151,8 +163,8 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
         images = held_out.filter(pl.col("row") == row, pl.col("class_name") == "opacity")
         assert dict(images.select("image", "fold").iter_rows()) == dict.fromkeys(FOLD_1, 1) | dict.fromkeys(FOLD_2, 2)
         assert not images["in_training"].any()
-    for fold, names in ((1, FOLD_1), (2, FOLD_2)):
-        trained_on = load_model(out / f"folds/full-{fold}/model.safetensors").training_images
+    for number, names in ((1, FOLD_1), (2, FOLD_2)):
+        trained_on = load_model(out / f"folds/full-{number}/model.safetensors").training_images
         for name in (*FOLD_1, *FOLD_2, "0"):
             image = tiny.data / f"TrainingSet/MultiClassInfection-Train/Imgs/{name}.jpg"
             assert (hashlib.sha256(image.read_bytes()).hexdigest() in trained_on) == (name not in names)
@@ -179,6 +191,59 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     assert "was begun with other labelled images" in other.output
 
 
+def test_held_out_images_are_not_trained_on(tmp_path, tiny, monkeypatch):
+    trained_on = []
+
+    class Ended(Exception):
+        pass
+
+    def record(_config, data, *_args, **_kwargs):
+        trained_on.append(data)
+        raise Ended
+
+    monkeypatch.setattr(fold, "train", record)
+    images = tuple(labeled_slices(tiny.data, "all"))
+    config = resolve_config(TrainConfig, tiny.config, {})
+    prepare(tmp_path / fold.DATA, images, unlabeled_slices(tiny.data), config.canonical, "", lambda *_: None)
+    everything = load_prepared(tmp_path / fold.DATA)
+    with pytest.raises(Ended):
+        fold.run_fold(fold.FoldJob(out=tmp_path, images=images, config=config, row="ssa", fold=1), lambda _: None)
+    (data,) = trained_on
+    others = [index for index, image in enumerate(images) if image.name not in FOLD_1]
+    assert len(others) == 3
+    assert torch.equal(data.labeled, everything.labeled[others])
+    assert torch.equal(data.labels, everything.labels[others])
+    assert torch.equal(data.unlabeled, everything.unlabeled)
+    assert len(data.labeled_images) == 3
+
+
+def test_a_start_that_failed_or_was_killed_early_does_not_stand_in_the_way(tmp_path, tiny):
+    out, data = tmp_path / "out", shutil.copytree(tiny.data, tmp_path / "COVID-SemiSeg")
+    mask = data / "TrainingSet/MultiClassInfection-Train/GT/3.png"
+    good = mask.read_bytes()
+    mask.write_bytes(good[:40])
+    arguments = [*tiny.arguments(out, "plain", "1"), "--data", str(data)]
+    damaged = CliRunner().invoke(app, arguments)
+    assert damaged.exit_code == 2
+    assert "3.png" in damaged.output
+    mask.write_bytes(good)
+    (out / f".comparison.json.{'0' * 32}.tmp").write_bytes(b"{")
+    (out / "folds").mkdir()
+    (out / "folds/plain-1").write_bytes(b"")
+    foreign = CliRunner().invoke(app, arguments)
+    assert "holds no comparison" in foreign.output
+    (out / "folds/plain-1").unlink()
+    (out / "folds").rmdir()
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+
+    shutil.rmtree(out / "folds/plain-1")
+    (out / "folds/plain-1").write_bytes(b"")
+    blocked = CliRunner().invoke(app, arguments)
+    assert blocked.exit_code == 1, blocked.output
+    assert "plain-1: cannot be written or read" in " ".join(blocked.output.split())
+
+
 @pytest.mark.ray
 def test_trainings_beside_each_other_on_ray_give_the_same_tables(tmp_path, tiny):
     tables = []
@@ -201,6 +266,10 @@ def test_folders_and_folds_of_something_else_are_refused(tmp_path, tiny):
     empty = CliRunner().invoke(app, tiny.arguments(tmp_path / "out", "plain", "1,4"))
     assert empty.exit_code == 2
     assert "none of the images of fold 4 is here" in empty.output
+    alone = write_covid_semiseg(tmp_path / "alone" / "COVID-SemiSeg", names=FOLD_1)
+    nothing_left = CliRunner().invoke(app, [*tiny.arguments(tmp_path / "out", "plain", "1"), "--data", str(alone)])
+    assert nothing_left.exit_code == 2
+    assert "leaves none to train on" in nothing_left.output
     words = CliRunner().invoke(app, tiny.arguments(tmp_path / "out", "plain", "one"))
     assert words.exit_code == 2
     assert "--folds must be numbers" in words.output

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labeled_slices, unlabeled_slices
 from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
 from cohortseg.datasets.prepared import load_prepared, prepare
-from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_canonical, read_image, read_mask
+from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_canonical, read_image, read_mask, read_slices
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import TRANSPOSED, UPRIGHT
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
@@ -279,7 +280,7 @@ def test_own_folders_of_dicom_with_masks(tmp_path):
     prepared = load_prepared(tmp_path / "data.safetensors")
     assert prepared.labeled.shape == (4, 1, 64, 64)
     assert prepared.terms == "mine"
-    assert len(prepared.training_images) == 4
+    assert (len(prepared.labeled_images), prepared.unlabeled_images) == (4, ())
     assert sorted(int(labels.max()) for labels in prepared.labels) == [1, 1, 2, 2]
     assert len(unlabeled_folder(tmp_path / "images", UPRIGHT)) == 1
 
@@ -376,20 +377,46 @@ def test_an_unlabelled_series_that_cannot_be_used_is_left_out(tmp_path, caplog):
         prepared(tmp_path / "both" / "bad")
 
 
-def test_header_values_do_not_reach_the_terminal_by_way_of_warnings(tmp_path):
-    """Pydicom warns of an invalid UID by quoting it; here a warning is an error."""
+@pytest.fixture
+def series_with_bad_uids(tmp_path: Path) -> DicomSlices:
+    """Pydicom warns of an invalid UID by quoting it; in tests a warning is an error."""
     shape = (4, 128, 128)
     for index, path in enumerate(
         write_series(tmp_path / "d", shape=shape, spacing_mm=(5.0, 2.6, 2.6), hu=body_hu(shape))
     ):
         uid = pydicom.dcmread(path).SOPInstanceUID.encode()
         path.write_bytes(path.read_bytes().replace(uid, f"MUELLER_HANS.{index}".ljust(len(uid), "0").encode()))
+    (series,) = unlabeled_folder(tmp_path / "d", UPRIGHT)
+    return series
+
+
+def test_header_values_do_not_reach_the_terminal_by_way_of_warnings(tmp_path, series_with_bad_uids):
     gray, labels = lesion_slice(0)
     Image.fromarray(gray).save(tmp_path / "x.png")
     Image.fromarray(labels).save(tmp_path / "x-mask.png")
     labeled = [ImageSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
-    prepare(tmp_path / "data", labeled, unlabeled_folder(tmp_path / "d", UPRIGHT), CANONICAL, "mine", lambda *_: None)
+    prepare(tmp_path / "data", labeled, [series_with_bad_uids], CANONICAL, "mine", lambda *_: None)
     assert len(load_prepared(tmp_path / "data").unlabeled) == 4
+
+
+def test_nor_do_they_when_slices_are_read_one_by_one(series_with_bad_uids):
+    assert sum(item.canonical is not None for item in read_slices(series_with_bad_uids, CANONICAL)) == 4
+
+
+def test_lesions_labelled_where_no_lung_was_found_are_told(tmp_path, series_with_bad_uids, caplog):
+    masks = []
+    for index, labels in enumerate((np.zeros((128, 128), np.uint8), np.full((128, 128), 2, np.uint8))):
+        masks.append(tmp_path / f"mask{index}.png")
+        Image.fromarray(labels).save(masks[-1])
+    shape = (2, 128, 128)
+    write_series(
+        tmp_path / "belly", shape=shape, spacing_mm=(5.0, 2.6, 2.6), hu=np.where(body_hu(shape) < -900, -1000, 40)
+    )
+    (series,) = unlabeled_folder(tmp_path / "belly", UPRIGHT)
+    slices = list(read_slices(replace(series, mask_paths=tuple(masks)), CANONICAL))
+    assert [item.canonical for item in slices] == [None, None]
+    assert f"{masks[1]}: labels lesions, but no lung was found there" in caplog.text
+    assert str(masks[0]) not in caplog.text
 
 
 def test_damaged_prepared_data_are_refused(tmp_path):

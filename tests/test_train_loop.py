@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,10 @@ def train(
     run.mkdir(exist_ok=True)
     kept = run / "checkpoint"
 
-    def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        assert folder is not None
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        assert save is not None
         kept.mkdir(exist_ok=True)
-        (kept / "state.pt").write_bytes((folder / "state.pt").read_bytes())
+        save(kept)
         if metrics["iteration"] == stop_at:
             raise Stopped
 
@@ -117,7 +118,8 @@ def test_both_phases_leave_a_model_and_a_history(tmp_path):
     first, last = load_model(run / PHASE_1_MODEL), load_model(run / MODEL)
     assert first.sha256 != last.sha256
     assert last.card.recipe["phase"] == 2
-    assert last.training_images == frozenset({"0" * 64})
+    assert first.training_images == {"0" * 64}, "phase 1 sees no unlabelled slice"
+    assert last.training_images == {"0" * 64, "1" * 64}
     assert "6 labelled + 6 unlabelled" in last.name
 
 

@@ -38,7 +38,8 @@ def prepared(num_labeled: int = 6, num_unlabeled: int = 6, size: int = 64) -> Pr
         labeled=tensor(range(num_labeled)),
         labels=torch.stack([torch.from_numpy(lesion_slice(seed, size)[1]) for seed in range(num_labeled)]),
         unlabeled=tensor(range(100, 100 + num_unlabeled)),
-        training_images=("0" * 64,),
+        labeled_images=("0" * 64,),
+        unlabeled_images=("1" * 64,),
         terms="synthetic",
     )
 

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from cohortseg.cli.console import number, out, progress, say
+from cohortseg.compare.rows import ROWS
 from cohortseg.config import Preset, TrainConfig, preset_config, resolve_config
 from cohortseg.errors import ConfigError
 
@@ -20,9 +21,7 @@ def compare(
         Path | None,
         typer.Option(help="COVID-SemiSeg folder.", show_default="$COHORTSEG_DATA, else ./COVID-SemiSeg"),
     ] = None,
-    rows: Annotated[
-        str, typer.Option(help="Rows, with commas between: plain, vvm, prop, ssa, vvm+prop, ssa+prop, full.")
-    ] = "plain,full",
+    rows: Annotated[str, typer.Option(help=f"Rows, with commas between: {', '.join(ROWS)}.")] = "plain,full",
     folds: Annotated[str, typer.Option(help="Folds of ten images, with commas between.")] = "1,2,3,4,5",
     output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder of the comparison.")] = Path(
         "runs/compare"
@@ -96,4 +95,5 @@ def _gain(line: dict[str, float | None]) -> str:
     if line["dice_gain"] is None:
         return "-"
     interval = f" ({number(line['dice_gain_low'], 3)} to {number(line['dice_gain_high'], 3)})"
-    return f"{line['dice_gain']:+.3f}{interval if line['dice_gain_low'] is not None else ''}"
+    paired = "" if line["n_paired"] == line["n_images"] else f" on {line['n_paired']} images"
+    return f"{line['dice_gain']:+.3f}{interval if line['dice_gain_low'] is not None else ''}{paired}"

@@ -16,6 +16,7 @@ from cohortseg.compare.tables import HELD_OUT
 from cohortseg.config import TrainConfig
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.datasets.slices import ImageSlice
+from cohortseg.errors import StoreError
 from cohortseg.evaluate.score import score_images
 from cohortseg.evaluate.split import predicted_cases
 from cohortseg.models.device import find_device
@@ -24,7 +25,7 @@ from cohortseg.train.loop import MODEL, PHASE_1_MODEL, train
 from cohortseg.weights import load_model
 
 DATA: Final = "data.safetensors"
-_SCORES: Final = "held-out.parquet"
+_FOLDS: Final = "folds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,17 @@ class FoldJob:
     @property
     def folder(self) -> Path:
         """What training leaves: history, page, pictures, models."""
-        return self.out / "folds" / f"{self.row}-{self.fold}"
+        return self.out / _FOLDS / f"{self.row}-{self.fold}"
 
     @property
     def scores(self) -> Path:
         """Table `HELD_OUT` of this row and fold; it is written last, so where it is the job is done."""
-        return self.folder / _SCORES
+        return self.folder / HELD_OUT.file_name
+
+
+def scores_in(out: Path) -> list[Path]:
+    """Return the tables `HELD_OUT` of all jobs of a comparison that are done, those of earlier starts too."""
+    return sorted(out.glob(f"{_FOLDS}/*/{HELD_OUT.file_name}"))
 
 
 def run_fold(job: FoldJob, report: Callable[[int], None]) -> None:
@@ -80,6 +86,13 @@ def run_fold(job: FoldJob, report: Callable[[int], None]) -> None:
     DataError, StoreError
         If the data cannot be used, or the folder cannot be written.
     """
+    try:
+        _train_and_score(job, report)
+    except OSError as error:
+        raise StoreError(f"{job.folder}: cannot be written or read: {error}") from error
+
+
+def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     config = row_config(job.config, job.row)
     held_out = [item for item in job.images if item.name in FOLDS[job.fold - 1]]
     kept = torch.tensor([item not in held_out for item in job.images])
@@ -89,7 +102,7 @@ def run_fold(job: FoldJob, report: Callable[[int], None]) -> None:
         data,
         labeled=data.labeled[kept],
         labels=data.labels[kept],
-        training_images=tuple(image for image in data.training_images if image not in unseen),
+        labeled_images=tuple(image for image in data.labeled_images if image not in unseen),
     )
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
@@ -100,7 +113,7 @@ def run_fold(job: FoldJob, report: Callable[[int], None]) -> None:
         job.folder,
         wrap=lambda module: module,
         sum_over_workers=lambda values: values,
-        report=lambda metrics, _checkpoint: report(metrics["iteration"]),
+        report=lambda metrics, _save: report(metrics["iteration"]),
         rank=0,
         world=1,
         device=find_device(),

@@ -19,11 +19,13 @@ _GAINS: Final = ("dice_gain", "dice_gain_low", "dice_gain_high")
 
 def comparison_html(table: pl.DataFrame, held_out: pl.DataFrame) -> str:
     """Return the page of tables ``COMPARISON`` and ``HELD_OUT``."""
-    header = ("images", *TOOLBOX_METRICS, "Dice gain", "from", "to", "row", "class")
+    header = ("images", *TOOLBOX_METRICS, "paired images", "Dice gain", "from", "to", "row", "class")
     rows = (
         [
             str(line["n_images"]),
-            *(number_text(line[name], 3) for name in (*TOOLBOX_METRICS, *_GAINS)),
+            *(number_text(line[name], 3) for name in TOOLBOX_METRICS),
+            number_text(line["n_paired"], 0),
+            *(number_text(line[name], 3) for name in _GAINS),
             line["row"],
             line["class_name"],
         ]

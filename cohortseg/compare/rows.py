@@ -56,13 +56,13 @@ def row_config(base: TrainConfig, row: str) -> TrainConfig:
     )
 
 
-def check_rows(rows: Sequence[str], folds: Sequence[int]) -> None:
-    """Refuse rows and folds that do not exist, or come twice.
+def check_rows(rows: Sequence[str], folds: Sequence[int], base: TrainConfig) -> None:
+    """Refuse rows and folds that do not exist or come twice, and settings that would make a row another one.
 
     Raises
     ------
     ConfigError
-        Naming those that do.
+        Naming the rows and folds that there are, or the setting.
     """
     for given, known, what in ((rows, list(ROWS), "row"), (folds, range(1, len(FOLDS) + 1), "fold")):
         unknown = [str(item) for item in given if item not in known]
@@ -70,3 +70,7 @@ def check_rows(rows: Sequence[str], folds: Sequence[int]) -> None:
             raise ConfigError(f"no such {what}: {', '.join(unknown) or 'none given'}; use {', '.join(map(str, known))}")
         if len(set(given)) < len(given):
             raise ConfigError(f"a {what} is given twice: {', '.join(map(str, given))}")
+    if base.proportion_weight == 0 and any(ROWS[row].proportion for row in rows):
+        raise ConfigError("proportion_weight must be above 0 for rows with the proportion loss")
+    if base.saturation_patience:
+        raise ConfigError("saturation_patience must be 0: a phase that ends early gives rows of different length")

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +11,9 @@ from typing import Any, Final
 import polars as pl
 import torch
 
+from cohortseg import __version__
 from cohortseg.cluster import WorkerRequest, check_local, cluster_address, connected, worker_request
-from cohortseg.compare.fold import DATA, FoldJob, run_fold
+from cohortseg.compare.fold import DATA, FoldJob, run_fold, scores_in
 from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, check_rows
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
@@ -24,19 +24,17 @@ from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report
-from cohortseg.store.files import locked, sweep_temporaries, write_file
+from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
 from cohortseg.store.provenance import write_run_json
 from cohortseg.store.tables import read_table, write_table
 from cohortseg.train.state import check_imagenet, check_same_settings
-
-_log: Final = logging.getLogger(__name__)
 
 PAGE: Final = "page.html"
 _SETTINGS: Final = "comparison.json"
 """By which a comparison's folder is known: settings and labelled images it was begun with."""
 _LOCK: Final = ".lock"
-_FREE_TO_CHANGE: Final = frozenset({"checkpoint_every", "imagenet_file"})
-"""Settings that no result depends on (weights of ImageNet are checked by their hash)."""
+_FREE_TO_CHANGE: Final = frozenset({"imagenet_file"})
+"""Settings that no result depends on: weights of ImageNet are checked by their hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ def compare_rows(
         If another process is at work in the folder, or it cannot be written.
     """
     started = time.perf_counter()
-    check_rows(rows, folds)
+    check_rows(rows, folds, config)
     check_imagenet(config)
     if config.imagenet_file:  # workers have other working folders
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
@@ -100,16 +98,32 @@ def compare_rows(
     for fold in folds:
         if not any(item.name in FOLDS[fold - 1] for item in images):
             raise ConfigError(f"{root}: none of the images of fold {fold} is here; leave it out with --folds")
+        if all(item.name in FOLDS[fold - 1] for item in images):
+            raise ConfigError(f"{root}: all images here are of fold {fold}, which leaves none to train on")
     on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
     if on_ray and cluster_address(address) is None:
         check_local(num_workers, cpus_flag=None)
-    _open(out, config, images)
+    _refuse_foreign(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{out}: cannot be made: {error}") from error
     busy = f"{out}: another cohortseg compare is at work here; wait for it, or choose another -o"
     with locked(out, out / _LOCK, use="the folder of a comparison", busy=lambda: busy):
         sweep_temporaries(out)
+        begun = {
+            "version": __version__,
+            "config": asdict(config),
+            "images": {item.name: _content_hash(item) for item in images},
+        }
+        if is_new := not (out / _SETTINGS).is_file():
+            _prepare(images, root, out, config, progress)
+            write_file(out / _SETTINGS, (json.dumps(begun, indent=2) + "\n").encode())
+        else:
+            _check_same(out / _SETTINGS, begun, config)
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
-        if jobs and not (out / DATA).is_file():
+        if jobs and not is_new and not (out / DATA).is_file():
             _prepare(images, root, out, config, progress)
         if jobs:
             with progress("Comparing") as report:
@@ -117,37 +131,39 @@ def compare_rows(
                     _run_ray(jobs, num_workers, address, report)
                 else:
                     _run_here(jobs, report)
-        facts = {
-            "config": asdict(config),
-            "arguments": {"data": str(root), "rows": list(rows), "folds": list(folds)},
-            "counts": {"trainings": len(jobs)},
-            "timings": {"total_s": round(time.perf_counter() - started, 1)},
-        }
-        return Comparison(table=_write(out, facts), num_done=len(jobs))
+        table = _write_tables(out, {"config": asdict(config)})
+        if jobs:  # else the file keeps telling of the start that made the results
+            facts = {
+                "config": asdict(config),
+                "arguments": {"data": str(root), "rows": list(rows), "folds": list(folds)},
+                "counts": {"trainings": len(jobs)},
+                "timings": {"total_s": round(time.perf_counter() - started, 1)},
+            }
+            write_run_json(out, "compare", facts)
+        return Comparison(table=table, num_done=len(jobs))
 
 
-def _open(out: Path, config: TrainConfig, images: Sequence[ImageSlice]) -> None:
-    """Make the folder and note in it what is compared; refuse one of something else."""
-    settings = out / _SETTINGS
-    hashes = {item.name: _content_hash(item) for item in images}
-    now = {"images": hashes, "config": asdict(config)}
-    if settings.is_file():
-        try:
-            before = json.loads(settings.read_bytes())
-            saved, saved_hashes = before["config"], before["images"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
-        check_same_settings(saved, config, free_to_change=_FREE_TO_CHANGE)
-        if saved_hashes != hashes:
-            raise ConfigError(f"{out}: was begun with other labelled images; choose another -o")
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder that holds something, but no comparison nor what one leaves that was killed before it began."""
+    if not out.exists() or (out / _SETTINGS).is_file():
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    left = (_LOCK, DATA) if (out / _LOCK).is_file() else ()
+    if not out.is_dir() or any(path.name not in left and not is_temporary(path) for path in out.iterdir()):
         raise ConfigError(f"{out}: is not empty, and holds no comparison; choose another -o")
+
+
+def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> None:
+    """Refuse to go on with a comparison that was begun otherwise."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{out}: cannot be made: {error}") from error
-    write_file(settings, (json.dumps(now, indent=2) + "\n").encode())
+        before = json.loads(settings.read_bytes())
+        version, saved, images = (before[name] for name in ("version", "config", "images"))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
+    if version != now["version"]:
+        raise ConfigError(f"{settings.parent}: was begun by cohortseg {version}; choose another -o")
+    check_same_settings(saved, config, free_to_change=_FREE_TO_CHANGE)
+    if images != now["images"]:
+        raise ConfigError(f"{settings.parent}: was begun with other labelled images; choose another -o")
 
 
 def _content_hash(item: ImageSlice) -> str:
@@ -212,13 +228,11 @@ def _run_on_worker(job: FoldJob, request: WorkerRequest) -> None:
     run_fold(job, lambda _iteration: None)
 
 
-def _write(out: Path, facts: dict[str, Any]) -> pl.DataFrame:
-    """Gather what all starts have left, and write tables and page."""
-    scores = [read_table(path, HELD_OUT) for path in sorted(out.glob("folds/*/held-out.parquet"))]
-    held_out = pl.concat(scores).sort("fold", "row", maintain_order=True)
+def _write_tables(out: Path, provenance: dict[str, Any]) -> pl.DataFrame:
+    """Gather what all starts have left, write tables and page, and return the table of rows."""
+    held_out = pl.concat(read_table(path, HELD_OUT) for path in scores_in(out)).sort("fold", "row", maintain_order=True)
     table = comparison_table(held_out)
-    write_table(out / HELD_OUT.file_name, held_out, HELD_OUT, facts["arguments"])
-    write_table(out / COMPARISON.file_name, table, COMPARISON, facts["arguments"])
+    write_table(out / HELD_OUT.file_name, held_out, HELD_OUT, provenance)
+    write_table(out / COMPARISON.file_name, table, COMPARISON, provenance)
     write_file(out / PAGE, comparison_html(table, held_out).encode())
-    write_run_json(out, "compare", facts)
     return table

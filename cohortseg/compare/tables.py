@@ -5,6 +5,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 import scipy.stats
+from numpy.typing import NDArray
 
 from cohortseg.compare.rows import BASELINE, PHASE_1, ROWS
 from cohortseg.evaluate.tables import IMAGES, TOOLBOX_METRICS
@@ -54,29 +55,22 @@ def comparison_table(held_out: pl.DataFrame) -> pl.DataFrame:
     lines = []
     for row in present:
         for label in LESIONS:
-            of_class = held_out.filter(pl.col("class_name") == label.name)
-            images = of_class.filter(pl.col("row") == row)
+            images = held_out.filter(pl.col("class_name") == label.name, pl.col("row") == row)
             means = {metric: mean_defined(images[_METRIC.format(metric)].to_list()) for metric in TOOLBOX_METRICS}
             line: dict[str, Any] = {"row": row, "class_name": label.name, "n_images": len(images), **means}
-            lines.append(line | ({} if row == BASELINE else _gain(of_class, row)))
+            lines.append(line | ({} if row == BASELINE else _gain(paired_gains(held_out, row, label.name).to_numpy())))
     return table_from_rows(lines, COMPARISON)
 
 
 def paired_gains(held_out: pl.DataFrame, row: str, class_name: str) -> pl.Series:
     """Return Dice minus that of the row plain for each image that both have, in the order of the table."""
-    of_class = held_out.filter(pl.col("class_name") == class_name)
-    return _gains(of_class, row)
-
-
-def _gains(of_class: pl.DataFrame, row: str) -> pl.Series:
-    dice = _METRIC.format("dice")
+    dice, of_class = _METRIC.format("dice"), held_out.filter(pl.col("class_name") == class_name)
     of_row, of_plain = (of_class.filter(pl.col("row") == name).select("image", dice) for name in (row, BASELINE))
     paired = of_row.join(of_plain, on="image", suffix="_plain", maintain_order="left")
     return paired[dice] - paired[f"{dice}_plain"]
 
 
-def _gain(of_class: pl.DataFrame, row: str) -> dict[str, Any]:
-    gains = _gains(of_class, row).to_numpy()
+def _gain(gains: NDArray[np.float64]) -> dict[str, Any]:
     if not len(gains):
         return {"n_paired": 0}
     line = {"n_paired": len(gains), "dice_gain": float(gains.mean())}

@@ -15,7 +15,6 @@ from safetensors.torch import save
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_canonical, read_canonical_series
-from cohortseg.dicom.elements import silence_pydicom
 from cohortseg.errors import CohortSegError, DataError
 from cohortseg.labels import LESIONS
 from cohortseg.progress import Report
@@ -36,8 +35,10 @@ class PreparedData:
     """(N, size, size) uint8: 0, 1, 2."""
     unlabeled: torch.Tensor
     """(M, 1, size, size) float16; M may be 0."""
-    training_images: tuple[str, ...]
-    """SHA-256 of every image file among them, sorted."""
+    labeled_images: tuple[str, ...]
+    """SHA-256 of the labelled image files, sorted."""
+    unlabeled_images: tuple[str, ...]
+    """Of the others."""
     terms: str
     """On what terms they, and so a model trained on them, may be used."""
 
@@ -60,7 +61,6 @@ def prepare(
     StoreError
         If the file cannot be written.
     """
-    silence_pydicom()  # its warnings quote header values
     total = len(labeled) + len(unlabeled)
     slices: list[CanonicalSlice] = []
     num_labeled = 0
@@ -88,7 +88,8 @@ def prepare(
     }
     metadata = {
         "canonical": json.dumps(asdict(config)),
-        "training_images": json.dumps(sorted({item.sha256 for item in slices})),
+        "labeled_images": json.dumps(sorted({item.sha256 for item in slices[:num_labeled]})),
+        "unlabeled_images": json.dumps(sorted({item.sha256 for item in slices[num_labeled:]})),
         "terms": terms,
     }
     write_file(path, save(tensors, metadata))
@@ -119,11 +120,12 @@ def load_prepared(path: Path) -> PreparedData:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            images, terms = json.loads(metadata["training_images"]), metadata["terms"]
+            labeled, unlabeled = (tuple(json.loads(metadata[f"{name}_images"])) for name in ("labeled", "unlabeled"))
+            terms = metadata["terms"]
             tensors = {name: file.get_tensor(name) for name in ("labeled", "labels", "unlabeled")}
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
-    return PreparedData(**tensors, training_images=tuple(images), terms=terms)
+    return PreparedData(**tensors, labeled_images=labeled, unlabeled_images=unlabeled, terms=terms)
 
 
 def _read(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.dicom.decode import read_volume
+from cohortseg.dicom.elements import silence_pydicom
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DataError
 from cohortseg.labels import NUM_CLASSES
@@ -105,8 +106,8 @@ class SourceSlice:
     """Of an image, its file's without the ending; of a slice of a series, the series key and the place in its order."""
     upright_hu: NDArray[np.int16]
     """(Y, X) HU, upright."""
-    labels: NDArray[np.uint8] | None
-    """(H, W) label map as stored: 0, 1, 2; None without one."""
+    stored_labels: NDArray[np.uint8] | None
+    """(H, W) label map, as the slice is stored and not upright: 0, 1, 2; None without one."""
     lungs: NDArray[np.bool_] | None
     """(Y, X) lungs, upright; None for 8-bit images, which may be cropped so that lungs cannot be told from air."""
     orientation: Orientation
@@ -206,7 +207,7 @@ def read_slices(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> It
     yield SourceSlice(
         name=source.name,
         upright_hu=whole_hu(hu),
-        labels=labels,
+        stored_labels=labels,
         lungs=None,
         orientation=source.orientation,
         canonical=_canonical_of_image(source, hu, labels, config),
@@ -232,11 +233,7 @@ def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Itera
     DicomError, GeometryError, DataError
         If the series or one of its label maps cannot be used.
     """
-    for index, item in enumerate(_read_series(source, config)):
-        if item.canonical is not None:
-            yield item.canonical
-        elif source.mask_paths is not None and item.labels is not None and item.labels.any():
-            _log.warning("%s: labels lesions, but no lung was found there: left out", source.mask_paths[index])
+    yield from (item.canonical for item in _read_series(source, config) if item.canonical is not None)
 
 
 def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
@@ -279,6 +276,7 @@ def _canonical_labels(
 
 
 def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[SourceSlice]:
+    silence_pydicom()  # its warnings quote header values
     volume = read_volume(source.record, source.root)
 
     @cache  # a multi-frame file is that of many slices
@@ -294,23 +292,25 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
             labels = read_mask(source.mask_paths[index])
             if labels.shape != (shape := volume.volume_hu.shape[1:]):
                 raise DataError(f"{source.mask_paths[index]}: label map is {labels.shape}, its image {shape}")
-        path = source.record.files[index]
+            if box is None and labels.any():
+                _log.warning("%s: labels lesions, but no lung was found there", source.mask_paths[index])
+        name = f"{source.record.series_key}-{index:04d}"
         canonical = None
         if box is not None:
             canonical = CanonicalSlice(
-                name=Path(path).stem,
+                name=name,
                 image=canonical_batch(hu[index : index + 1], [box], config)[0],
                 labels=_canonical_labels(labels, orientation, box, config),
                 box=box,
                 orientation=orientation,
                 upright_shape=(hu.shape[1], hu.shape[2]),
-                sha256=sha256_of(path),
+                sha256=sha256_of(source.record.files[index]),
                 lungs_found=True,
             )
         yield SourceSlice(
-            name=f"{source.record.series_key}-{index:04d}",
+            name=name,
             upright_hu=hu[index],
-            labels=labels,
+            stored_labels=labels,
             lungs=lungs[index],
             orientation=orientation,
             canonical=canonical,

@@ -184,9 +184,9 @@ def _predicted(
 
 
 def _case(item: SourceSlice, canonical_prob: torch.Tensor | None, model: LoadedModel) -> Case:
-    if item.labels is None:
+    if item.stored_labels is None:
         raise DataError(f"{item.name}: has no label map to compare with")
-    prob = np.zeros((NUM_CLASSES, *item.labels.shape), np.float32)
+    prob = np.zeros((NUM_CLASSES, *item.stored_labels.shape), np.float32)
     prob[BACKGROUND.value] = 1
     seen = False
     if item.canonical is not None and canonical_prob is not None:
@@ -194,7 +194,7 @@ def _case(item: SourceSlice, canonical_prob: torch.Tensor | None, model: LoadedM
         inside = np.True_ if item.lungs is None else item.orientation.from_upright(item.lungs)
         prob = np.where(inside, restored, prob)
         seen = item.canonical.sha256 in model.training_images
-    return Case(name=item.name, prob=prob, truth=item.labels, in_training=seen)
+    return Case(name=item.name, prob=prob, truth=item.stored_labels, in_training=seen)
 
 
 def _written(pairs: Iterable[tuple[SourceSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:

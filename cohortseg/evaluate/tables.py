@@ -27,7 +27,11 @@ IMAGES: Final = TableSchema(
     version=5,
     row="one image and class of an evaluation",
     columns=(
-        Column("image", _TEXT, "name of the image: its file name without the suffix"),
+        Column(
+            "image",
+            _TEXT,
+            "name of the slice: an image's file name without its suffix; of DICOM, series key and place in order",
+        ),
         _CLASS,
         Column("in_training", _FLAG, "whether the model was trained on this image file; null where not known"),
         Column("rows", _INT, "height, pixels"),
@@ -35,8 +39,8 @@ IMAGES: Final = TableSchema(
         Column("truth_pixels", _INT, "pixels of the class in the ground truth"),
         Column("predicted_pixels", _INT, "pixels of the class in the argmax labels"),
         Column("true_positive_pixels", _INT, "pixels of the class in both"),
-        Column("truth_area_pct", _REAL, "100 x truth_pixels / pixels of the image (images have no spacing)"),
-        Column("predicted_area_pct", _REAL, "100 x predicted_pixels / pixels of the image"),
+        Column("truth_area_pct", _REAL, "100 x truth_pixels / pixels of the slice"),
+        Column("predicted_area_pct", _REAL, "100 x predicted_pixels / pixels of the slice"),
         *_OVERLAP,
         *(
             Column(

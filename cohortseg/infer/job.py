@@ -86,19 +86,21 @@ class Done(NamedTuple):
     """Of an unexpected error: where in the code it arose."""
 
 
-def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]) -> Done:
-    """Decode, segment and commit one series; ``stopped`` tells whether the run is over.
+def process_series(job: Job, model: LoadedModel, record: SeriesRecord, between_steps: Callable[[], None]) -> Done:
+    """Decode, segment and commit one series.
+
+    ``between_steps`` is called now and then; its ``CancelledError`` ends the work, with nothing committed.
 
     Raises
     ------
     StoreError
         If the result cannot be written, or the cohort has gone.
     CancelledError
-        If the run is over.
+        Of ``between_steps``.
     """
     begin_attempt(job.out, record.series_key, job.token(record), job.run_id)
     start = time.perf_counter()
-    result, frames = _result(job, model, record, stopped)
+    result, frames = _result(job, model, record, between_steps)
     row = {**result.burden, "runtime_s": round(time.perf_counter() - start, 3)}
     commit(job.out, record.series_key, job.token(record), replace(result, burden=row))
     note = without_path(row["reason"] or "", record.files)
@@ -106,7 +108,7 @@ def process_series(job: Job, model: LoadedModel, record: SeriesRecord, stopped: 
 
 
 def _result(
-    job: Job, model: LoadedModel, record: SeriesRecord, stopped: Callable[[], bool]
+    job: Job, model: LoadedModel, record: SeriesRecord, between_steps: Callable[[], None]
 ) -> tuple[SeriesResult, str]:
     """Segment a series, whatever happens: the boundary behind which a bad series is a row with a reason.
 
@@ -114,7 +116,7 @@ def _result(
     """
     final, flags, frames = True, record.qc_flags, ""
     try:
-        return segment_series(record, read_volume(record, job.root), model, job.config, stopped), frames
+        return segment_series(record, read_volume(record, job.root), model, job.config, between_steps), frames
     except CancelledError:
         raise
     except NotEvaluableError as error:

@@ -3,7 +3,6 @@
 import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -43,32 +42,29 @@ def segment_series(
     volume: Volume,
     model: LoadedModel,
     config: InferConfig,
-    stopped: Callable[[], bool] = lambda: False,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> SeriesResult:
     """Set a series upright, find its lungs, segment, measure and draw it; not evaluable without lungs.
 
-    ``stopped`` is asked before each longer step whether the run is over.
+    ``between_steps`` is called before each longer step; what it raises ends the work.
 
     Raises
     ------
     GeometryError
         If the slices are not axial.
-    CancelledError
-        If the run is over.
     """
     orientation = orientation_from_affine(volume.affine)
     upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))  # no copy of what lies upright already
     upright_mm = orientation.upright_spacing(volume.spacing_mm)
     with _FINDING_LUNGS:
-        if stopped():
-            raise CancelledError
+        between_steps()
         lungs = segment_lungs(upright_hu, upright_mm)
     row = series_row(record, model.sha256) | _flags(record, volume, lungs)
     row["n_slices"] = len(volume.volume_hu)  # of a resampled series, not those of its files
     if not lungs.mask.any():
         reason = "no lung was found in any slice"
         return SeriesResult(burden=row | {"status": "not_evaluable", "reason": reason, "n_lung_slices": 0})
-    labels, doubt = segment_slices(upright_hu, lungs.mask, model, config, stopped)
+    labels, doubt = segment_slices(upright_hu, lungs.mask, model, config, between_steps)
     box = bounding_box(lungs.mask)  # what is measured lies in the lungs: a quarter of the volume, and of the memory
     inside = lungs.mask[box]
     row |= series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
@@ -97,7 +93,7 @@ def segment_slices(
     lungs: NDArray[np.uint8],
     model: LoadedModel,
     config: InferConfig,
-    stopped: Callable[[], bool] = lambda: False,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> tuple[NDArray[np.uint8], dict[str, float | None]]:
     """Return the label map of an upright volume, and how far the model doubts it.
 
@@ -111,8 +107,8 @@ def segment_slices(
         Segments canonical slices.
     config
         ``batch_size`` and ``flips`` are used.
-    stopped
-        Asked before each batch whether the run is over.
+    between_steps
+        Called before each batch; what it raises ends the work.
 
     Returns
     -------
@@ -120,18 +116,12 @@ def segment_slices(
         0 background, 1 ground-glass opacity, 2 consolidation.
     doubt
         The columns ``confidence``, ``lung_entropy`` and ``flip_disagreement_pct`` of the burden table.
-
-    Raises
-    ------
-    CancelledError
-        If the run is over.
     """
     labels = np.zeros(upright_hu.shape, np.uint8)
     tally = _Doubt()
     boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.card.canonical)) if box is not None}
     for batch in _batches(boxes, config.batch_size or batch_size_for(model.device)):
-        if stopped():
-            raise CancelledError
+        between_steps()
         images = canonical_batch(upright_hu[list(batch)], list(batch.values()), model.card.canonical)
         prob, confidence, flip_change = model.predict(images, flips=config.flips)
         classes = prob.shape[1]

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Final
@@ -29,7 +29,8 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
 
     Each has a thread of its own with an equal share of PyTorch's threads (also of those that the last series leave):
     what is not the network runs on one core, and would leave the others idle. As many volumes are in memory as there
-    are such threads.
+    are such threads. The network adds in another order with another number of threads: probabilities move by a few
+    thousandths at most, so that a pixel between two classes may fall to the other one.
 
     Raises
     ------
@@ -42,14 +43,15 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
     stopped = threading.Event()
     begun: set[str] = set()
 
-    def is_over() -> bool:
-        """Share the cores anew, as often as a series asks, and tell whether the run is over."""
+    def between_steps() -> None:
+        """Share the cores anew among the series that are left; end the work once the run is over."""
         torch.set_num_threads(max(1, cores // len(begun)))
-        return stopped.is_set()
+        if stopped.is_set():
+            raise CancelledError
 
     def process(record: SeriesRecord) -> Done:
         begun.add(record.series_key)
-        done = process_series(job, model, record, is_over)
+        done = process_series(job, model, record, between_steps)
         begun.remove(record.series_key)
         return done
 

@@ -1,5 +1,7 @@
 """What a user knows of the patients beside their scans: the day of the first symptoms."""
 
+import csv
+import hashlib
 import io
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from cohortseg.errors import ConfigError, DataError
+from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.store.schemas import CLINICAL
 from cohortseg.store.tables import read_table, table_name, write_table
 
@@ -42,6 +44,7 @@ def read_clinical(path: Path) -> pl.DataFrame:
         content = path.read_bytes()
         header = content.decode("utf-8-sig").partition("\n")[0]
         separator = max(_SEPARATORS, key=header.count)
+        given = [name.strip().casefold() for name in next(csv.reader([header], delimiter=separator), [])]
         table = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
@@ -51,7 +54,7 @@ def read_clinical(path: Path) -> pl.DataFrame:
     missing = [column.name for column in CLINICAL.columns if column.name not in names]
     if missing:  # without the names of the others: a table without header has a patient there
         raise DataError(f"{path}: its first line must name the columns, and lacks {' and '.join(missing)}")
-    if len(names) < len(table.columns):
+    if any(given.count(column.name) > 1 for column in CLINICAL.columns):  # polars renames the second
         raise DataError(f"{path}: two columns have the same name")
     texts = table.select(
         pl.col(names[column.name]).str.strip_chars().replace("", None).alias(column.name) for column in CLINICAL.columns
@@ -84,8 +87,8 @@ def _refuse(path: Path, rows: pl.DataFrame, what: str) -> None:
         raise DataError(f"{path}: {len(rows)} rows {what}: {named}{more} (counted from 1 below the header)")
 
 
-def save_clinical(out: Path, clinical: pl.DataFrame) -> None:
-    """Keep the table in an output folder, so that later runs of ``infer`` and ``report`` go by it too.
+def save_clinical(out: Path, clinical: pl.DataFrame, source: Path) -> None:
+    """Keep a table that was read from ``source`` in an output folder: later runs of ``infer`` and ``report`` go by it.
 
     Raises
     ------
@@ -93,11 +96,28 @@ def save_clinical(out: Path, clinical: pl.DataFrame) -> None:
         If a file of that name lies there that is not ours.
     StoreError
         If it cannot be written.
+    OSError
+        If the source cannot be read any more.
     """
     path = out / CLINICAL.file_name
     if path.exists() and table_name(path) != CLINICAL.name:
         raise ConfigError(f"{path}: is not from cohortseg; move it away")
-    write_table(path, clinical, CLINICAL, {})
+    write_table(path, clinical, CLINICAL, {"source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()})
+
+
+def remove_clinical(out: Path) -> None:
+    """Remove the table that an output folder keeps.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be removed.
+    """
+    path = out / CLINICAL.file_name
+    try:
+        path.unlink()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be removed: {error}") from error
 
 
 def saved_clinical(out: Path) -> pl.DataFrame | None:

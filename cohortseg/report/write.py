@@ -1,7 +1,10 @@
 """The report of an output folder: who changed how, from burden.parquet alone; nothing is measured again."""
 
+import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
@@ -12,8 +15,12 @@ from cohortseg.report.page import report_html
 from cohortseg.report.pictures import trajectories_png
 from cohortseg.store.files import write_file
 from cohortseg.store.layout import PICTURES, REPORT
-from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
+from cohortseg.store.schemas import BURDEN, CLINICAL, PATIENTS, TIMELINE
 from cohortseg.store.tables import read_table, write_table
+
+_log: Final = logging.getLogger(__name__)
+
+_FAR_DAYS: Final = 365
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +53,14 @@ def write_report(out: Path) -> WrittenReport:
     """
     burden, clinical = read_table(out / BURDEN.file_name, BURDEN), saved_clinical(out)
     timeline, patients = timeline_table(burden, clinical), patients_table(burden, clinical)
-    provenance = {"model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()), "rows": len(burden)}
+    _warn_of_far_onsets(timeline)
+    provenance = {
+        "model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()),
+        "rows": len(burden),
+        "clinical_sha256": None
+        if clinical is None
+        else hashlib.sha256((out / CLINICAL.file_name).read_bytes()).hexdigest(),
+    }
     write_table(out / TIMELINE.file_name, timeline, TIMELINE, provenance)
     write_table(out / PATIENTS.file_name, patients, PATIENTS, provenance)
     pictures, page = out / PICTURES, out / REPORT
@@ -58,3 +72,10 @@ def write_report(out: Path) -> WrittenReport:
     write_file(pictures / "trajectories.png", trajectories)
     write_file(page, report_html(burden, timeline, patients, trajectories, pictures).encode())
     return WrittenReport(burden=burden, timeline=timeline, patients=patients, page=page)
+
+
+def _warn_of_far_onsets(timeline: pl.DataFrame) -> None:
+    """Say where onset and scans cannot belong together: dates of one of them were shifted, or a year is mistyped."""
+    nearest = timeline.group_by("patient_id").agg(pl.col("days_since_onset").abs().min())
+    if far := len(nearest.filter(pl.col("days_since_onset") > _FAR_DAYS)):
+        _log.warning("%d patients have an onset of symptoms more than a year from each of their scans", far)

@@ -117,10 +117,18 @@ def locked(
         held.release()
 
 
+def is_temporary(path: Path) -> bool:
+    """Tell by its name whether this is a file or folder that `replacing` or `replacing_folder` has not put in place."""
+    return _OURS.fullmatch(path.name) is not None
+
+
 def sweep_temporaries(folder: Path, name: str = "*") -> None:
-    """Remove what killed runs left under temporary names of files and folders, ``name`` being a pattern."""
+    """Remove what killed runs left under temporary names of files and folders, ``name`` being a pattern.
+
+    Only for who holds the folder: another process may be writing one.
+    """
     for path in folder.glob(f".{name}.*{_TEMPORARY}"):
-        if not _OURS.fullmatch(path.name):
+        if not is_temporary(path):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,7 +154,8 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
     Returns
     -------
     dict or CohortSegError
-        The numbers of slices, or what would go wrong again: what a worker raises, Ray tries again.
+        The numbers of slices, or what would go wrong again: what a worker raises, Ray tries again. Only what all
+        workers meet alike is returned: Ray takes it for a good end, and others would wait for this one for ever.
     """
     import ray.train
     import ray.train.torch
@@ -163,9 +165,13 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
     run = Path(settings["run"])
     context = ray.train.get_context()
 
-    def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
-        ray.train.report(metrics, checkpoint=checkpoint)
+    def report(metrics: dict[str, Any], save: Callable[[Path], None] | None) -> None:
+        if save is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def train_from(restore: Path | None) -> dict[str, int]:
         data = load_prepared(run / DATA)
@@ -189,7 +195,11 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
             return train_from(None)
         with checkpoint.as_directory() as folder:
             return train_from(newest_whole(Path(folder)))
-    except (DivergedError, DataError, ModelError) as error:
+    except DivergedError as error:
+        return error
+    except (DataError, ModelError) as error:
+        if context.get_world_size() > 1:
+            raise
         return error
 
 

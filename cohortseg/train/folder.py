@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.store.files import locked, sweep_temporaries, write_file
+from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
 from cohortseg.train.state import check_same_settings
 
 DATA: Final = "data.safetensors"
@@ -51,6 +51,7 @@ def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
         saved_settings(run)  # before a lock is left in a folder of something else
     busy = f"{run}: another cohortseg train is at work here; wait for it, or choose another -o"
     with locked(run, run / _LOCK, use="a run folder", busy=lambda: busy, folders=[run]):
+        sweep_temporaries(run)
         yield
 
 
@@ -112,10 +113,8 @@ def _refuse_used(run: Path) -> None:
     """Refuse a folder that holds more than a start leaves that was killed before it noted its settings."""
     if not run.exists():
         return
-    if run.is_dir():
-        sweep_temporaries(run)
-        if all(path.name in (_DATA_OPTIONS, _LOCK) for path in run.iterdir()):
-            return
+    if run.is_dir() and all(path.name in (_DATA_OPTIONS, _LOCK) or is_temporary(path) for path in run.iterdir()):
+        return
     raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
 
 

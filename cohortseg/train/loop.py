@@ -5,10 +5,10 @@
 """
 
 import math
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from cohortseg.train.history import History
 from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Losses, Workers, adversarial_step, supervised_step
 from cohortseg.train.state import ADVERSARIAL, SUPERVISED, TrainState, build_state, load_state, save_state
-from cohortseg.weights import ModelCard, save_model
+from cohortseg.weights import ModelCard, check_finite, save_model
 
 MODEL = "model.safetensors"
 PHASE_1_MODEL = "model-phase1.safetensors"
@@ -39,8 +39,8 @@ _RAMP_ITERATIONS = 20
 _LOSS_SMOOTHING = 0.8
 _LEAST_GAIN = 0.99
 
-ReportCheckpoint = Callable[[dict[str, Any], Path | None], None]
-"""Takes metrics and, on the first worker, the folder of a checkpoint; every worker calls it equally often."""
+ReportCheckpoint = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
+"""Takes metrics and, on the first worker, what saves a checkpoint into a folder; all workers call it equally often."""
 
 
 def learning_rate_at(iteration: int, total: int, start: float) -> float:
@@ -152,6 +152,7 @@ def train(
             state.finished = True
             break
         if phase_ends:
+            check_finite(state.final_segmenter(), state.discriminator)
             if rank == 0:
                 _write_model(run / PHASE_1_MODEL, state, data, phase=SUPERVISED)
             state.phase, state.phase_start = ADVERSARIAL, state.iteration
@@ -163,6 +164,7 @@ def train(
             _checkpoint(state, report, rank)
             clock = time.perf_counter()
 
+    check_finite(state.final_segmenter(), state.discriminator)  # every rank: none may wait for one that gave up
     if history is not None and page is not None:
         history.close()
         page.draw(state, bf16=workers.bf16)
@@ -204,17 +206,13 @@ def _is_saturated(state: TrainState, loss: float) -> bool:
 
 def _checkpoint(state: TrainState, report: ReportCheckpoint, rank: int) -> None:
     metrics = {"iteration": state.iteration, "phase": state.phase}
-    if rank != 0:
-        report(metrics, None)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save_state(state, Path(folder))
-        report(metrics, Path(folder))
+    report(metrics, partial(save_state, state) if rank == 0 else None)
 
 
 def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) -> None:
     config = state.config
     semi = f" + {len(data.unlabeled)} unlabelled" if phase == ADVERSARIAL else ""
+    seen_unlabeled = data.unlabeled_images if phase == ADVERSARIAL else ()
     recipe = {name: value for name, value in asdict(config).items() if name != "imagenet_file"}  # a path of one machine
     name = f"{config.model.encoder}, recipe {config.preset}, {len(data.labeled)} labelled{semi} slices"
     card = ModelCard(
@@ -222,7 +220,7 @@ def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) 
         model=config.model,
         canonical=replace(config.canonical, size=config.predict_size or config.canonical.size),
         recipe=recipe | {"iterations_done": state.iteration, "phase": phase},
-        training_images=data.training_images,
+        training_images=tuple(sorted({*data.labeled_images, *seen_unlabeled})),
         licence=data.terms,
         versions={"cohortseg": __version__, "torch": version("torch")},
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -128,21 +128,36 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
     StoreError
         If the file cannot be written.
     """
-    tensors = {
-        f"{prefix}.{name}": _half(f"{prefix}.{name}", value)
-        for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator))
-        for name, value in module.state_dict().items()
-    }
+    check_finite(segmenter, discriminator)
+    tensors = {name: _half(value) for name, value in _tensors(segmenter, discriminator)}
     header = json.dumps({"format": _FORMAT, **asdict(card)}, sort_keys=True)
     write_file(path, save(tensors, {_HEADER_KEY: header}))
 
 
-def _half(name: str, value: torch.Tensor) -> torch.Tensor:
+def check_finite(segmenter: Segmenter, discriminator: Discriminator) -> None:
+    """Refuse weights that are no numbers any more.
+
+    Raises
+    ------
+    DivergedError
+        Naming the first of them.
+    """
+    for name, value in _tensors(segmenter, discriminator):
+        if not torch.isfinite(value).all():
+            raise DivergedError(
+                f"training diverged: {name} is not finite any more; try a lower learning_rate, or bf16 = false"
+            )
+
+
+def _tensors(segmenter: Segmenter, discriminator: Discriminator) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield weights and buffers under their names in the file."""
+    for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator)):
+        for name, value in module.state_dict().items():
+            yield f"{prefix}.{name}", value
+
+
+def _half(value: torch.Tensor) -> torch.Tensor:
     value = value.detach().cpu()
-    if not torch.isfinite(value).all():
-        raise DivergedError(
-            f"training diverged: {name} is not finite any more; try a lower learning_rate, or bf16 = false"
-        )
     half = value.to(torch.float16)
     return (half if torch.isfinite(half).all() else value).contiguous()
 

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import PRESETS, Preset, TrainConfig, preset_config
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, StoreError
 from cohortseg.processors import num_processors
-from cohortseg.train.folder import SETTINGS, DataOptions, begin_run, reopen_run, saved_settings
+from cohortseg.store.files import replacing
+from cohortseg.train.folder import SETTINGS, DataOptions, begin_run, claimed_run, reopen_run, saved_settings
 from cohortseg.train.history import read_history
 from cohortseg.weights import load_model
 
@@ -242,6 +243,16 @@ def test_a_start_killed_before_its_settings_were_noted_is_no_run(tmp_path):
     assert saved_settings(run_folder) == TrainConfig()
     with pytest.raises(ConfigError, match="is not empty"):
         begin_run(run_folder, TrainConfig(), DataOptions(data=str(tmp_path)))
+
+
+def test_a_second_start_leaves_what_the_first_is_writing(tmp_path):
+    run = tmp_path / "run"
+    with claimed_run(run, new=True):
+        with replacing(run / "data.safetensors") as file:
+            with pytest.raises(StoreError, match="at work here"), claimed_run(run, new=True):
+                pass
+            file.write(b"whole")
+        assert (run / "data.safetensors").read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize(
