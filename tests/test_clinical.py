@@ -75,6 +75,8 @@ def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str) -> No
         ("patient_id,onset_date\n,2020-03-01\n", "without patient_id: 1 "),
         ("patient_id,onset_date\nSECRET,2020-03-01,x,y\n", "rows differ in length"),
         ("", "empty"),
+        ("patient_id,onset_date\rSECRET,2020-03-01\rB,2020-03-02\r", "cannot be read as a table"),
+        ("\n\npatient_id,onset_date,onset_date\nSECRET,2020-03-01,2020-04-01\n", "two columns have the same name"),
         ("patient_id,onset_date\nSECRET\u00e9,2020-03-01\n".encode("latin-1"), "UTF-8"),
     ],
 )
@@ -102,10 +104,10 @@ def test_the_report_keeps_the_onset_through_later_runs(tmp_path: Path, cohort: P
         return read_table(out / TIMELINE.file_name, TIMELINE)["days_since_onset"].drop_nulls().to_list()
 
     assert onsets() == []
-    told = report(
+    output = report(
         "--clinical", str(written(tmp_path, f"patient_id,onset_date\n{patient},{first:%Y}0101\nX9,20200301\n"))
     )
-    assert "1 of the 2 patients" in " ".join(told.split())
+    assert "1 of the 2 patients" in " ".join(output.split())
     assert read_table(out / CLINICAL.file_name, CLINICAL)["patient_id"].to_list() == [patient], "X9 is not of OUT"
     since = (first - date(first.year, 1, 1)).days
     told = onsets()

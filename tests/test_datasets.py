@@ -403,7 +403,7 @@ def test_nor_do_they_when_slices_are_read_one_by_one(series_with_bad_uids):
     assert sum(item.canonical is not None for item in read_slices(series_with_bad_uids, CANONICAL)) == 4
 
 
-def test_lesions_labelled_where_no_lung_was_found_are_told(tmp_path, series_with_bad_uids, caplog):
+def test_lesions_labelled_where_no_lung_was_found_are_told(tmp_path, caplog):
     masks = []
     for index, labels in enumerate((np.zeros((128, 128), np.uint8), np.full((128, 128), 2, np.uint8))):
         masks.append(tmp_path / f"mask{index}.png")

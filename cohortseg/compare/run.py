@@ -104,27 +104,24 @@ def compare_rows(
     if on_ray and cluster_address(address) is None:
         check_local(num_workers, cpus_flag=None)
     _refuse_foreign(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{out}: cannot be made: {error}") from error
     busy = f"{out}: another cohortseg compare is at work here; wait for it, or choose another -o"
-    with locked(out, out / _LOCK, use="the folder of a comparison", busy=lambda: busy):
+    with locked(out, out / _LOCK, use="the folder of a comparison", busy=lambda: busy, folders=[out]):
         sweep_temporaries(out)
         begun = {
             "version": __version__,
             "config": asdict(config),
             "images": {item.name: _content_hash(item) for item in images},
         }
-        if is_new := not (out / _SETTINGS).is_file():
-            _prepare(images, root, out, config, progress)
-            write_file(out / _SETTINGS, (json.dumps(begun, indent=2) + "\n").encode())
-        else:
-            _check_same(out / _SETTINGS, begun, config)
+        settings = out / _SETTINGS
+        if settings.is_file():
+            _check_same(settings, begun, config)
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
-        if jobs and not is_new and not (out / DATA).is_file():
+        # Data without settings are of a start that was killed: they may be of other images.
+        if jobs and not (settings.is_file() and (out / DATA).is_file()):
             _prepare(images, root, out, config, progress)
+        if not settings.is_file():
+            write_file(settings, (json.dumps(begun, indent=2) + "\n").encode())
         if jobs:
             with progress("Comparing") as report:
                 if on_ray:

@@ -15,7 +15,6 @@ from PIL import Image, UnidentifiedImageError
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.dicom.decode import read_volume
-from cohortseg.dicom.elements import silence_pydicom
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DataError
 from cohortseg.labels import NUM_CLASSES
@@ -276,7 +275,6 @@ def _canonical_labels(
 
 
 def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[SourceSlice]:
-    silence_pydicom()  # its warnings quote header values
     volume = read_volume(source.record, source.root)
 
     @cache  # a multi-frame file is that of many slices

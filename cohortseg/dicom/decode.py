@@ -11,7 +11,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from cohortseg.config import RESAMPLE, UNTILT
-from cohortseg.dicom.elements import READ_ERRORS, Attributes
+from cohortseg.dicom.elements import READ_ERRORS, Attributes, silence_pydicom
 from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_slices
 from cohortseg.dicom.guards import BoundedFile, inflates_too_far
@@ -85,6 +85,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     ----------
     DICOM PS3.3, C.11.1 (rescale), C.7.5.1.1.2 (padding), Equation C.7.6.2.1-1 (affine).
     """
+    silence_pydicom()  # its warnings quote header values
     slices: list[Dataset] = [Dataset()] * len(record.files)
     volume_hu: NDArray[np.int16] = np.empty(0, dtype=np.int16)
     for path, indices in _by_file(record).items():

@@ -11,7 +11,6 @@ from typing import Final
 
 import torch
 
-from cohortseg.dicom.elements import silence_pydicom
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
@@ -37,7 +36,6 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
     StoreError
         If a result cannot be written, or the cohort has gone.
     """
-    silence_pydicom()
     cores = torch.get_num_threads()
     lanes = min(_MOST_LANES, cores, len(records))
     stopped = threading.Event()

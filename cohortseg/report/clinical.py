@@ -42,22 +42,23 @@ def read_clinical(path: Path) -> pl.DataFrame:
     """
     try:
         content = path.read_bytes()
-        header = content.decode("utf-8-sig").partition("\n")[0]
+        header = content.decode("utf-8-sig").lstrip("\r\n").partition("\n")[0]
         separator = max(_SEPARATORS, key=header.count)
-        given = [name.strip().casefold() for name in next(csv.reader([header], delimiter=separator), [])]
+        # Polars renames the second of two columns of one name.
+        names = [name.strip().casefold() for name in next(csv.reader([header], delimiter=separator), [])]
         table = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    except pl.exceptions.PolarsError:  # its text quotes what stands in the file
+    except (csv.Error, pl.exceptions.PolarsError):  # the text of Polars quotes what stands in the file
         raise DataError(f"{path}: cannot be read as a table: its rows differ in length, or it is empty") from None
-    names = {name.strip().casefold(): name for name in table.columns}
     missing = [column.name for column in CLINICAL.columns if column.name not in names]
     if missing:  # without the names of the others: a table without header has a patient there
         raise DataError(f"{path}: its first line must name the columns, and lacks {' and '.join(missing)}")
-    if any(given.count(column.name) > 1 for column in CLINICAL.columns):  # polars renames the second
+    if len(set(filter(None, names))) < sum(map(bool, names)):
         raise DataError(f"{path}: two columns have the same name")
     texts = table.select(
-        pl.col(names[column.name]).str.strip_chars().replace("", None).alias(column.name) for column in CLINICAL.columns
+        pl.nth(names.index(column.name)).str.strip_chars().replace("", None).alias(column.name)
+        for column in CLINICAL.columns
     ).with_row_index("row", offset=1)
     return _checked(path, texts)
 

@@ -54,12 +54,11 @@ def write_report(out: Path) -> WrittenReport:
     burden, clinical = read_table(out / BURDEN.file_name, BURDEN), saved_clinical(out)
     timeline, patients = timeline_table(burden, clinical), patients_table(burden, clinical)
     _warn_of_far_onsets(timeline)
+    table = None if clinical is None else (out / CLINICAL.file_name).read_bytes()
     provenance = {
         "model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()),
         "rows": len(burden),
-        "clinical_sha256": None
-        if clinical is None
-        else hashlib.sha256((out / CLINICAL.file_name).read_bytes()).hexdigest(),
+        "clinical_sha256": table and hashlib.sha256(table).hexdigest(),
     }
     write_table(out / TIMELINE.file_name, timeline, TIMELINE, provenance)
     write_table(out / PATIENTS.file_name, patients, PATIENTS, provenance)

@@ -195,12 +195,10 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
             return train_from(None)
         with checkpoint.as_directory() as folder:
             return train_from(newest_whole(Path(folder)))
-    except DivergedError as error:
-        return error
-    except (DataError, ModelError) as error:
-        if context.get_world_size() > 1:
-            raise
-        return error
+    except (DivergedError, DataError, ModelError) as error:
+        if isinstance(error, DivergedError) or context.get_world_size() == 1:
+            return error
+        raise
 
 
 def _sum_over_workers(values: torch.Tensor) -> torch.Tensor:

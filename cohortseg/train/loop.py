@@ -152,7 +152,7 @@ def train(
             state.finished = True
             break
         if phase_ends:
-            check_finite(state.final_segmenter(), state.discriminator)
+            check_finite(state.final_segmenter(), state.discriminator)  # every rank: none may wait for one that gave up
             if rank == 0:
                 _write_model(run / PHASE_1_MODEL, state, data, phase=SUPERVISED)
             state.phase, state.phase_start = ADVERSARIAL, state.iteration
@@ -164,7 +164,7 @@ def train(
             _checkpoint(state, report, rank)
             clock = time.perf_counter()
 
-    check_finite(state.final_segmenter(), state.discriminator)  # every rank: none may wait for one that gave up
+    check_finite(state.final_segmenter(), state.discriminator)  # every rank, as above
     if history is not None and page is not None:
         history.close()
         page.draw(state, bf16=workers.bf16)
