@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -17,7 +18,7 @@ from training_data import lesion_slice, write_covid_semiseg
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
-from cohortseg.config import PRESETS, Preset, TrainConfig, preset_config
+from cohortseg.config import PRESETS, Preset, TrainConfig, config_from_mapping, preset_config
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.processors import num_processors
 from cohortseg.store.files import replacing
@@ -126,6 +127,21 @@ def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp
         for name in ("ce", "proportion", "vq", "discriminator", "semi"):
             if name in single:
                 assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-5), (single["iteration"], name)
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
+def test_what_only_one_of_two_workers_meets_ends_both(data, tmp_path):
+    run_folder = tmp_path / "run"
+    config = config_file(tmp_path, supervised=4, adversarial=4)
+    begin_run(
+        run_folder, config_from_mapping(TrainConfig, tomllib.loads(config.read_text())), DataOptions(data=str(data))
+    )
+    (run_folder / "model-phase1.safetensors" / "full").mkdir(parents=True)
+    done = run("-o", run_folder, "--resume", "--workers", 2)  # the first worker writes it, the second waits in phase 2
+    assert done.returncode == 1
+    assert "model-phase1.safetensors: cannot be written" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.ray
