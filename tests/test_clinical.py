@@ -73,6 +73,7 @@ def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str) -> No
         ("patient_id,onset_date\nSECRET,2020-02-30\n", "whose onset_date is no date"),
         ("patient_id,onset_date\nSECRET,2020-03-01\nSECRET,2020-03-02\n", "another onset_date .*: 1, 2 "),
         ("patient_id,onset_date\n,2020-03-01\n", "without patient_id: 1 "),
+        ("patient_id,x,onset_date\nA,x,2020-03-01\nSECRET,2020-03-01\n", "fewer columns than the header: 2 "),
         ("patient_id,onset_date\nSECRET,2020-03-01,x,y\n", "rows differ in length"),
         ("", "empty"),
         ("patient_id,onset_date\rSECRET,2020-03-01\rB,2020-03-02\r", "cannot be read as a table"),

@@ -40,6 +40,9 @@ def test_deflated_data_are_measured_before_they_are_inflated(tmp_path: Path) -> 
     data = content[:meta_end] + bomb.compress(bytes(3 << 20)) + bomb.flush()
     assert inflates_too_far(io.BytesIO(data), 1 << 20)
     assert not inflates_too_far(io.BytesIO(data), 4 << 20)
+    for variant in (data[132:], data[:132] + data[144:]):  # without preamble; without the length of the meta group
+        assert inflates_too_far(io.BytesIO(variant), 1 << 20)
+        assert not inflates_too_far(io.BytesIO(variant), 4 << 20)
 
 
 def test_sizes_of_code_streams() -> None:

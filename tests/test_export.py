@@ -29,6 +29,8 @@ from cohortseg.cli import app
 from cohortseg.config import REPAIRS
 from cohortseg.labels import LESIONS
 from cohortseg.store.masks import SeriesMasks, read_masks, write_masks
+from cohortseg.store.schemas import BURDEN
+from cohortseg.store.tables import read_table, write_table
 
 Run = tuple[Path, Path]
 """A cohort, and the output folder of its segmentation."""
@@ -198,13 +200,26 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     code, said = export(out, target, "dicom-seg", *more)
     assert code == 0
     assert "written" not in said
+    (target / f"{first}.dcm").write_bytes(before[f"{first}.dcm"][:1000])
+    assert "written" in export(out, target, "dicom-seg", *more)[1], "a damaged one is written again"
+    assert (target / f"{first}.dcm").stat().st_size == len(before[f"{first}.dcm"])
     masks = read_masks(out / "masks.zarr", first)
+    write_masks(out / "masks.zarr", first, replace(masks, labels=masks.labels[:, ::-1].copy()))
+    later = time.time() + 60
+    os.utime(target / f"{first}.dcm", (later, later))  # as if it had been written from another run's masks since
+    assert "written" in export(out, target, "dicom-seg", *more)[1]
     write_masks(out / "masks.zarr", first, masks)
     assert "written" in export(out, target, "dicom-seg", *more)[1]
     uids = {pydicom.dcmread(target / f"{first}.dcm").SOPInstanceUID}
     (target / f"{first}.dcm").write_bytes(before[f"{first}.dcm"])
     assert uids == {pydicom.dcmread(target / f"{first}.dcm").SOPInstanceUID}  # sent twice, it is still one object
     write_masks(out / "masks.zarr", first, replace(masks, labels=np.zeros_like(masks.labels)))
+    code, said = export(out, target, "dicom-seg", *more)  # as if a file of the labels were lost: Zarr reads zeros
+    assert (code, "lost a file" in said) == (3, True)
+    assert (target / f"{first}.dcm").exists()
+    burden = read_table(out / "burden.parquet", BURDEN)
+    healthy = burden.with_columns(pl.when(pl.col("series_key") != first).then("po_pct").otherwise(0.0).alias("po_pct"))
+    write_table(out / "burden.parquet", healthy, BURDEN, {})
     code, said = export(out, target, "dicom-seg", *more)
     assert code == 0
     assert "without lesion" in said
@@ -300,6 +315,9 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(small: Ru
         assert (code, "--cohort" in said) == (2, True)
     code, said = export(out, cohort / "x", "nifti", "--cohort", cohort)
     assert (code, "inside the cohort" in said) == (2, True)
+    for inside in (out, out / "masks.zarr"):
+        code, said = export(out, inside, "nifti")
+        assert (code, "choose another -o" in said) == (2, True)
     assert export(out, tmp_path / "x", "nifti", "--cohort", tmp_path / "nowhere")[0] == 2
     assert not (tmp_path / "x").exists()
 
@@ -332,7 +350,7 @@ def test_a_killed_export_leaves_whole_folders_and_is_finished_by_the_same_comman
         assert len(list(folder.iterdir())) == lungs.any(axis=(1, 2)).sum()
     code, said = export(out, target, "png", "--cohort", cohort)
     assert (code, "up to date" in said) == (0, True)
-    assert sorted(path.name for path in target.iterdir() if path.name != ".lock") == keys_of(out)
+    assert sorted(path.name for path in target.iterdir() if path.name not in (".lock", ".exported")) == keys_of(out)
 
 
 def test_two_exports_into_one_folder_at_once_are_refused(small: Run, tmp_path: Path) -> None:

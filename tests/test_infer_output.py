@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from cohortseg.cli import app
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.infer.commit import claimed
+from cohortseg.report.page import _jpeg
 from cohortseg.report.write import write_report
 from cohortseg.store.schemas import BURDEN, SLICES, TIMELINE
 from cohortseg.store.tables import read_table
@@ -226,7 +227,12 @@ def test_a_burden_table_changed_by_hand_is_refused_with_what_is_wrong(
 def test_a_damaged_picture_does_not_cost_the_report(unbroken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(unbroken, out)
-    next(path for path in out.glob("pictures/*.png") if path.stem != "trajectories").write_bytes(b"no picture")
+    picture = next(path for path in out.glob("pictures/*.png") if path.stem != "trajectories")
+    whole = picture.read_bytes()
+    for at in range(8, 60):  # lengths, names and checksums of the first chunks: Pillow raises other errors for each
+        picture.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        _jpeg(picture)
+    picture.write_bytes(b"no picture")
     assert "This picture is damaged" in write_report(out).page.read_text()
     (out / "report.html").unlink()
     (out / "report.html").mkdir()

@@ -73,6 +73,11 @@ def _place(header: Header) -> Hashable:
             header.pixel_spacing_mm,
             header.rescale_slope,
             header.rescale_intercept,
+            header.rows,
+            header.columns,
+            header.convolution_kernel,
+            header.acquisition_number,
+            header.temporal_position,
         )
     return header.sop_instance_uid
 

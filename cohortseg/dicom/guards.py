@@ -6,12 +6,16 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from pydicom.filereader import data_element_generator
+from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 INFLATED_MAX: Final = 1 << 30
 """Bytes that a deflated file may expand to: 30 times the largest slice accepted."""
 _LARGE_READ: Final = 1 << 20
 _META_SEARCH: Final = 1024
+_META_GROUP: Final = 2
+_DAMAGED: Final = (ValueError, LookupError, TypeError, NotImplementedError, struct.error)
 _ARCHIVES: Final = (
     (0, b"PK\x03\x04", "zip"),
     (0, b"PK\x05\x06", "zip"),
@@ -61,9 +65,17 @@ def inflates_too_far(file: BinaryIO, limit: int = INFLATED_MAX) -> bool:
     """
     start = file.read(_META_SEARCH)
     file.seek(0)
-    if DeflatedExplicitVRLittleEndian.encode() not in start or start[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+    if DeflatedExplicitVRLittleEndian.encode() not in start:
         return False
-    file.seek(144 + struct.unpack("<I", start[140:144])[0])  # the meta group's length follows its own element
+    file.seek(132 if start[128:132] == b"DICM" else 0)
+    try:  # as pydicom finds the end of the meta group: by its tags, not by the length that it may or may not state
+        for _element in data_element_generator(
+            file, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta
+        ):
+            pass
+    except (*_DAMAGED, EOFError):
+        file.seek(0)
+        return False  # pydicom does not get to the data either
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
         while size <= limit and not inflater.eof:
@@ -75,6 +87,10 @@ def inflates_too_far(file: BinaryIO, limit: int = INFLATED_MAX) -> bool:
         pass  # damaged: pydicom will say so, at no more memory than this
     file.seek(0)
     return size > limit
+
+
+def _after_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return int(tag) >> 16 != _META_GROUP
 
 
 def codestream_size(frame: bytes) -> tuple[int, int] | None:

@@ -1,18 +1,21 @@
 """All measured series of a run, exported one by one; what an earlier export wrote of the same masks stays."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+import numpy as np
 import polars as pl
 
 from cohortseg.config import ExportFormat
 from cohortseg.dicom.decode import read_source_headers, read_volume
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.series import SeriesRecord, record_from_row
-from cohortseg.errors import CohortSegError, ConfigError, DicomError
+from cohortseg.errors import CohortSegError, ConfigError, DicomError, StoreError
 from cohortseg.export.dicom_seg import segmentation_bytes
 from cohortseg.export.nifti import nifti_bytes
 from cohortseg.export.png import slice_pictures
@@ -29,6 +32,9 @@ Fate = Literal["written", "up to date", "without lesion", "failed"]
 """What became of one series."""
 
 _LOCK: Final = ".lock"
+_MARKERS: Final = ".exported"
+"""Folder in the target: by series and format, of which masks it was made, and the sizes of the files."""
+_SAME_PLACE_MM: Final = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +77,7 @@ def export_masks(
     ------
     ConfigError
         If ``out`` is no output folder, a series is not there or was not measured, the cohort is needed and missing, or
-        ``target`` lies in it.
+        ``target`` lies in it or in ``out``.
     StoreError
         If tables cannot be read, or the target cannot be written or is being written by another export.
     """
@@ -82,7 +88,11 @@ def export_masks(
         raise ConfigError(f"{cohort}: no such folder")
     if cohort is not None and target.resolve().is_relative_to(cohort.resolve()):
         raise ConfigError(f"{target}: the output must not lie inside the cohort, which is only read; choose another -o")
-    chosen = _chosen(read_table(out / BURDEN.file_name, BURDEN), only)
+    if target.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"{target}: the files must not lie inside {out}, which is only read; choose another -o")
+    burden = read_table(out / BURDEN.file_name, BURDEN)
+    has_lesion = {row["series_key"]: (row["po_pct"] or 0) > 0 for row in burden.iter_rows(named=True)}
+    chosen = _chosen(burden, only)
     manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
     fates: Counter[Fate] = Counter()
     failures: dict[str, str] = {}
@@ -97,11 +107,14 @@ def export_masks(
             report(done, len(manifest), "")
             record = record_from_row(row)
             paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
-            if _are_newer(paths, mask_files(out / MASKS, record.series_key)):
-                fates["up to date"] += 1
-                continue
+            marker = target / _MARKERS / f"{record.series_key}-{form}.json"
             try:
+                masks_sha256 = _content_hash(mask_files(out / MASKS, record.series_key))
+                if _is_up_to_date(marker, masks_sha256, paths):
+                    fates["up to date"] += 1
+                    continue
                 masks = read_masks(out / MASKS, record.series_key)
+                _check_complete(masks, record, has_lesion[record.series_key])
                 contents = _contents(record, masks, form, cohort)
             except CohortSegError as error:
                 fates["failed"] += 1
@@ -109,6 +122,8 @@ def export_masks(
                 continue
             fates["written" if contents else "without lesion"] += 1
             _write(paths, contents, form)
+            marker.parent.mkdir(exist_ok=True)
+            write_file(marker, json.dumps({"masks_sha256": masks_sha256, "sizes": _sizes(paths)}).encode())
         report(len(manifest), len(manifest), "")
     return ExportSummary(fates=fates, failures=failures)
 
@@ -146,13 +161,47 @@ def _paths(target: Path, series_key: str, form: ExportFormat, *, with_ct: bool) 
     return {"all": target / (f"{series_key}.dcm" if form == "dicom-seg" else series_key)}
 
 
-def _are_newer(paths: Mapping[str, Path], masks: Sequence[Path]) -> bool:
-    """Return whether all outputs are there, and were written after the masks."""
+def _content_hash(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of masks as they are stored, with their attributes: model and geometry are among these."""
+    digest = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def _is_up_to_date(marker: Path, masks_sha256: str, paths: Mapping[str, Path]) -> bool:
+    """Return whether an earlier export wrote all of these outputs of the same masks, and they have kept their sizes."""
+    sizes = _sizes(paths)
     try:
-        oldest = min(path.stat().st_mtime_ns for path in paths.values())
-    except FileNotFoundError:
+        before = json.loads(marker.read_bytes())
+        same: bool = before["masks_sha256"] == masks_sha256 and sizes.items() <= before["sizes"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-    return bool(masks) and oldest > max(path.stat().st_mtime_ns for path in masks)
+    return same and set(sizes) == set(paths)
+
+
+def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the sizes of the outputs that are there, of a folder those of its files by name."""
+    sizes: dict[str, Any] = {}
+    for name, path in paths.items():
+        if path.is_dir():
+            sizes[name] = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
+        elif path.exists():
+            sizes[name] = path.stat().st_size
+    return sizes
+
+
+def _check_complete(masks: SeriesMasks, record: SeriesRecord, has_lesion: bool) -> None:
+    """Refuse masks that have lost a file: Zarr reads zeros in its place.
+
+    Raises
+    ------
+    StoreError
+        If there is no lung, or no lesion where one was measured.
+    """
+    if not masks.lungs.any() or (has_lesion and not masks.labels.any()):
+        raise StoreError(f"series {record.series_key}: its masks have lost a file; run infer again, which mends them")
 
 
 def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
@@ -166,6 +215,7 @@ def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, coho
     assert cohort is not None  # or `export_masks` would have refused
     if form == "png":
         return {f"{z:04d}.png": picture for z, picture in slice_pictures(_source(record, masks, cohort), masks)}
+    _source(record, masks, cohort)
     if not masks.labels.any():
         return {}  # viewers stumble over empty segments
     sources = read_source_headers(record, cohort)
@@ -183,7 +233,12 @@ def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
         If it cannot be read, or is not what was segmented.
     """
     volume = read_volume(record, cohort)
-    if volume.sop_instance_uids != _segmented(masks) or volume.volume_hu.shape != masks.labels.shape:
+    affine = np.asarray(masks.attributes["cohortseg"]["affine_zyx_to_lps_mm"])
+    if (
+        volume.sop_instance_uids != _segmented(masks)
+        or volume.volume_hu.shape != masks.labels.shape
+        or not np.allclose(volume.affine, affine, atol=_SAME_PLACE_MM)
+    ):
         raise _changed(record)
     return volume
 

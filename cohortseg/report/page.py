@@ -106,7 +106,7 @@ def _jpeg(path: Path) -> bytes | None:
     """Return a picture for the page; None if it is damaged."""
     try:
         return smaller_jpeg(path.read_bytes())
-    except OSError:  # PIL's UnidentifiedImageError is one
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises on damaged files
         return None
 
 

@@ -116,7 +116,8 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
         written: NaN, or null where a row must say something.
     """
     try:
-        frame = pl.read_parquet(path, glob=False)
+        with path.open("rb") as file:  # Polars takes no path that is not UTF-8
+            frame = pl.read_parquet(file)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
     except pl.exceptions.PolarsError as error:
