@@ -180,7 +180,7 @@ def _line(done: Done) -> dict[str, list[Any]]:
 
 
 def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address: str | None) -> None:
-    """Segment on Ray Data: rows are paths; a block of a few series is the unit of retry."""
+    """Segment on Ray Data: a row is a packed series record; a block of a few series is the unit of retry."""
     with connected(address) as resources:
         workers, cpus, gpus = worker_shares(job.config, resources)
         import ray  # after `connected`, which sets what ray reads while it is imported

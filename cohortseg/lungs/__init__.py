@@ -10,8 +10,9 @@ A plain threshold at -500 HU loses consolidated lung, which is no longer air. He
    it lies in a thick homogeneous core: heart, great vessels, liver, or effusion.
 
 A large homogeneous region without a sign of air cannot be told from effusion by HU alone; it is left out, and flagged.
-All lengths are in mm, so that spacing does not matter; a slice is segmented alike alone and within its volume, but for
-the midline (smoothed along z) and for small pieces that nothing above or below supports.
+All lengths are in mm, so that spacing does not matter; a slice of more than 2.5 mm is segmented alike alone and within
+its volume, but for the midline (smoothed along z) and for small pieces that nothing above or below supports. Of thinner
+slices only some are worked on, and the masks between are interpolated.
 
 Axes: Z Y X; row 0 anterior, column 0 the patient's right, z rising to the head.
 """
