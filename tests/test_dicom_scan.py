@@ -227,3 +227,20 @@ def test_a_file_that_goes_on_with_zeros_is_damaged_and_holds_nobody_up(tmp_path:
     found = scan_cohort(tmp_path)
     assert time.perf_counter() - start < 20
     assert [(item.path, item.reason) for item in found.skipped] == [("a/0000.dcm", "damaged DICOM header")]
+
+
+def test_an_equal_slice_of_another_reconstruction_is_no_copy(tmp_path: Path) -> None:
+    for kernel in ("STANDARD", "LUNG"):
+        write_series(tmp_path / kernel, attributes={"ConvolutionKernel": kernel})
+    result = scan_cohort(tmp_path)
+    assert sorted((record.convolution_kernel, record.n_slices) for record in result.series) == [
+        ("LUNG", 4),
+        ("STANDARD", 4),
+    ]
+
+
+def test_an_empty_file_in_a_hidden_folder_is_no_lost_slice(tmp_path: Path) -> None:
+    write_series(tmp_path / "cohort")
+    (tmp_path / "cohort/out/.state").mkdir(parents=True)
+    (tmp_path / "cohort/out/.state/lock").touch()
+    assert not any(item.unreadable for item in scan_cohort(tmp_path / "cohort").skipped)

@@ -241,6 +241,18 @@ def test_a_series_whose_files_are_gone_costs_the_others_nothing_and_names_no_pat
     assert export(out, tmp_path / "masks-only", "nifti")[0] == 0
 
 
+def test_ct_that_lies_elsewhere_than_it_was_segmented_is_refused(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    for path in (cohort / "Secret^A").rglob("*"):
+        if path.is_file():
+            dataset = pydicom.dcmread(path)
+            dataset.ImagePositionPatient[0] += 100
+            dataset.save_as(path)
+    for form in ("dicom-seg", "png", "nifti"):
+        code, said = export(out, tmp_path / form, form, "--cohort", cohort)
+        assert (code, "not those that were segmented" in said) == (3, True)
+
+
 def _flip_bytes(group: Path) -> None:
     (shard,) = (path for path in (group / "labels").rglob("*") if path.is_file() and path.name != "zarr.json")
     content = bytearray(shard.read_bytes())
