@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from functools import cache, lru_cache
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.config import disable_value_validation
@@ -46,7 +46,8 @@ _REMEMBERED_BYTES: Final = 256
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SHORT_BYTES: Final = 2
 _FIRST_YEAR: Final = 1800
-_META_AT: Final = 132
+META_AT: Final = 132
+"""Where the file meta information of a file with preamble begins."""
 _META_GROUP: Final = 2
 PIXEL_TAGS: Final = frozenset({0x7FE0_0008, 0x7FE0_0009, 0x7FE0_0010})
 
@@ -154,11 +155,8 @@ def first_attributes(start: bytes, tags: list[int]) -> tuple[Attributes, Attribu
 
 def _first_attributes(start: bytes, tags: list[int]) -> tuple[Attributes, Attributes] | None:
     file = io.BytesIO(start)
-    file.seek(_META_AT)
-    in_meta = data_element_generator(
-        file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: int(tag) >> 16 != _META_GROUP
-    )
-    meta = Attributes(in_meta, default_encoding)
+    file.seek(META_AT)
+    meta = Attributes(meta_elements(file), default_encoding)
     syntax = UID(meta.text("TransferSyntaxUID") or "")
     if not syntax.is_transfer_syntax or syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
         return None
@@ -177,6 +175,16 @@ def _first_attributes(start: bytes, tags: list[int]) -> tuple[Attributes, Attrib
         return None
     sets = Attributes(elements, default_encoding).texts("SpecificCharacterSet")
     return meta, Attributes(elements, convert_encodings(list(sets)) if sets else default_encoding)
+
+
+def meta_elements(file: BinaryIO) -> Iterator[_Element]:
+    """Yield the file meta information from its beginning on; the file is left at the dataset, as by pydicom.
+
+    Its end is told by the tags, not by the length that it may or may not state.
+    """
+    return data_element_generator(
+        file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: int(tag) >> 16 != _META_GROUP
+    )
 
 
 def _looks_implicit(element: bytes) -> bool:

@@ -6,16 +6,14 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from pydicom.filereader import data_element_generator
-from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from cohortseg.dicom.elements import META_AT, READ_ERRORS, meta_elements
 
 INFLATED_MAX: Final = 1 << 30
 """Bytes that a deflated file may expand to: 30 times the largest slice accepted."""
 _LARGE_READ: Final = 1 << 20
 _META_SEARCH: Final = 1024
-_META_GROUP: Final = 2
-_DAMAGED: Final = (ValueError, LookupError, TypeError, NotImplementedError, struct.error)
 _ARCHIVES: Final = (
     (0, b"PK\x03\x04", "zip"),
     (0, b"PK\x05\x06", "zip"),
@@ -67,13 +65,13 @@ def inflates_too_far(file: BinaryIO, limit: int = INFLATED_MAX) -> bool:
     file.seek(0)
     if DeflatedExplicitVRLittleEndian.encode() not in start:
         return False
-    file.seek(132 if start[128:132] == b"DICM" else 0)
-    try:  # as pydicom finds the end of the meta group: by its tags, not by the length that it may or may not state
-        for _element in data_element_generator(
-            file, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta
-        ):
+    file.seek(META_AT if start[128:132] == b"DICM" else 0)
+    try:
+        for _element in meta_elements(file):
             pass
-    except (*_DAMAGED, EOFError):
+    except OSError:
+        raise
+    except READ_ERRORS:
         file.seek(0)
         return False  # pydicom does not get to the data either
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
@@ -87,10 +85,6 @@ def inflates_too_far(file: BinaryIO, limit: int = INFLATED_MAX) -> bool:
         pass  # damaged: pydicom will say so, at no more memory than this
     file.seek(0)
     return size > limit
-
-
-def _after_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return int(tag) >> 16 != _META_GROUP
 
 
 def codestream_size(frame: bytes) -> tuple[int, int] | None:

@@ -169,7 +169,7 @@ def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             return SkippedFile(path, "not a regular file")
         if status.st_size == 0:
-            return SkippedFile(path, "empty file", unreadable=not any(part.startswith(".") for part in path.split("/")))
+            return SkippedFile(path, "empty file", unreadable="/." not in f"/{path}")
         with BoundedFile(root / path) as file:
             return _headers_from_file(file, path, status)
     except OSError as error:

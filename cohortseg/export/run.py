@@ -1,6 +1,5 @@
 """All measured series of a run, exported one by one; what an earlier export wrote of the same masks stays."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from cohortseg.identity import without_path
 from cohortseg.progress import Progress
 from cohortseg.store.files import locked, replacing_folder, sweep_temporaries, write_file
 from cohortseg.store.layout import MASKS, require_output
-from cohortseg.store.masks import SeriesMasks, mask_files, read_masks
+from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
 from cohortseg.volume import Volume
@@ -62,7 +61,7 @@ def export_masks(
     out
         Output folder of ``infer``; it is only read.
     target
-        Folder for the files; it is created.
+        Folder for the files; it is created. A hidden folder in it tells a later export what is up to date.
     form
         ``dicom-seg``: one file a series. ``nifti``: labels and lungs, and the CT if the cohort is given. ``png``: a
         folder a series, with a picture of each slice that holds lung.
@@ -91,14 +90,14 @@ def export_masks(
     if target.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"{target}: the files must not lie inside {out}, which is only read; choose another -o")
     burden = read_table(out / BURDEN.file_name, BURDEN)
-    has_lesion = {row["series_key"]: (row["po_pct"] or 0) > 0 for row in burden.iter_rows(named=True)}
+    with_lesion = set(burden.filter(pl.col("po_pct") > 0)["series_key"])
     chosen = _chosen(burden, only)
     manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
     fates: Counter[Fate] = Counter()
     failures: dict[str, str] = {}
     busy = f"{target}: another export is writing here; wait for it, or choose another -o"
     with (
-        locked(target, target / _LOCK, use="an output folder", busy=lambda: busy, folders=[target]),
+        locked(target, target / _LOCK, use="an output folder", busy=lambda: busy, folders=[target, target / _MARKERS]),
         progress("Exporting") as report,
         quiet_pydicom(),
     ):
@@ -109,12 +108,12 @@ def export_masks(
             paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
             marker = target / _MARKERS / f"{record.series_key}-{form}.json"
             try:
-                masks_sha256 = _content_hash(mask_files(out / MASKS, record.series_key))
+                masks_sha256 = masks_hash(out / MASKS, record.series_key)
                 if _is_up_to_date(marker, masks_sha256, paths):
                     fates["up to date"] += 1
                     continue
                 masks = read_masks(out / MASKS, record.series_key)
-                _check_complete(masks, record, has_lesion[record.series_key])
+                _check_complete(masks, record.series_key, has_lesion=record.series_key in with_lesion)
                 contents = _contents(record, masks, form, cohort)
             except CohortSegError as error:
                 fates["failed"] += 1
@@ -122,7 +121,6 @@ def export_masks(
                 continue
             fates["written" if contents else "without lesion"] += 1
             _write(paths, contents, form)
-            marker.parent.mkdir(exist_ok=True)
             write_file(marker, json.dumps({"masks_sha256": masks_sha256, "sizes": _sizes(paths)}).encode())
         report(len(manifest), len(manifest), "")
     return ExportSummary(fates=fates, failures=failures)
@@ -161,15 +159,6 @@ def _paths(target: Path, series_key: str, form: ExportFormat, *, with_ct: bool) 
     return {"all": target / (f"{series_key}.dcm" if form == "dicom-seg" else series_key)}
 
 
-def _content_hash(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of masks as they are stored, with their attributes: model and geometry are among these."""
-    digest = hashlib.sha256()
-    for path in files:
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)} ".encode() + content)
-    return digest.hexdigest()
-
-
 def _is_up_to_date(marker: Path, masks_sha256: str, paths: Mapping[str, Path]) -> bool:
     """Return whether an earlier export wrote all of these outputs of the same masks, and they have kept their sizes."""
     sizes = _sizes(paths)
@@ -192,7 +181,7 @@ def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
     return sizes
 
 
-def _check_complete(masks: SeriesMasks, record: SeriesRecord, has_lesion: bool) -> None:
+def _check_complete(masks: SeriesMasks, series_key: str, *, has_lesion: bool) -> None:
     """Refuse masks that have lost a file: Zarr reads zeros in its place.
 
     Raises
@@ -201,7 +190,7 @@ def _check_complete(masks: SeriesMasks, record: SeriesRecord, has_lesion: bool) 
         If there is no lung, or no lesion where one was measured.
     """
     if not masks.lungs.any() or (has_lesion and not masks.labels.any()):
-        raise StoreError(f"series {record.series_key}: its masks have lost a file; run infer again, which mends them")
+        raise StoreError(f"series {series_key}: its masks have lost a file; run infer again, which mends them")
 
 
 def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
@@ -215,13 +204,10 @@ def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, coho
     assert cohort is not None  # or `export_masks` would have refused
     if form == "png":
         return {f"{z:04d}.png": picture for z, picture in slice_pictures(_source(record, masks, cohort), masks)}
-    _source(record, masks, cohort)
     if not masks.labels.any():
         return {}  # viewers stumble over empty segments
-    sources = read_source_headers(record, cohort)
-    if not set(_segmented(masks)) <= {str(source.SOPInstanceUID) for source in sources}:
-        raise _changed(record)
-    return {"all": segmentation_bytes(masks, sources, record.series_key)}
+    _source(record, masks, cohort)  # the headers alone do not tell where a stack lies
+    return {"all": segmentation_bytes(masks, read_source_headers(record, cohort), record.series_key)}
 
 
 def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
@@ -233,23 +219,14 @@ def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
         If it cannot be read, or is not what was segmented.
     """
     volume = read_volume(record, cohort)
-    affine = np.asarray(masks.attributes["cohortseg"]["affine_zyx_to_lps_mm"])
+    facts = masks.attributes["cohortseg"]
     if (
-        volume.sop_instance_uids != _segmented(masks)
+        volume.sop_instance_uids != tuple(facts["sop_instance_uids"])
         or volume.volume_hu.shape != masks.labels.shape
-        or not np.allclose(volume.affine, affine, atol=_SAME_PLACE_MM)
+        or not np.allclose(volume.affine, facts["affine_zyx_to_lps_mm"], atol=_SAME_PLACE_MM)
     ):
-        raise _changed(record)
+        raise DicomError(f"series {record.series_key}: its slices are not those that were segmented; run infer again")
     return volume
-
-
-def _segmented(masks: SeriesMasks) -> tuple[str, ...]:
-    """Return the SOPInstanceUIDs of the slices that masks were made from."""
-    return tuple(masks.attributes["cohortseg"]["sop_instance_uids"])
-
-
-def _changed(record: SeriesRecord) -> DicomError:
-    return DicomError(f"series {record.series_key}: its slices are not those that were segmented; run infer again")
 
 
 def _write(paths: Mapping[str, Path], contents: Mapping[str, bytes], form: ExportFormat) -> None:

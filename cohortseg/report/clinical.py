@@ -42,11 +42,13 @@ def read_clinical(path: Path) -> pl.DataFrame:
     """
     try:
         content = path.read_bytes()
-        header = content.decode("utf-8-sig").lstrip("\r\n").partition("\n")[0]
-        separator = max(_SEPARATORS, key=header.count)
-        # Polars renames the second of two columns of one name.
-        names = [name.strip().casefold() for name in next(csv.reader([header], delimiter=separator), [])]
-        _check_lengths(path, content.decode("utf-8-sig"), separator)
+        text = content.decode("utf-8-sig").lstrip("\r\n")
+        separator = max(_SEPARATORS, key=text.partition("\n")[0].count)
+        rows = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator)
+        # Polars renames the second of two columns of one name, and fills short rows with nulls at their end.
+        names = [name.strip().casefold() for name in next(rows, [])]
+        short = [number for number, row in enumerate(rows, start=1) if row and len(row) < len(names)]
+        _refuse(path, pl.DataFrame({"row": short}), "with fewer columns than the header")
         table = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
@@ -62,13 +64,6 @@ def read_clinical(path: Path) -> pl.DataFrame:
         for column in CLINICAL.columns
     ).with_row_index("row", offset=1)
     return _checked(path, texts)
-
-
-def _check_lengths(path: Path, text: str, separator: str) -> None:
-    """Refuse rows with fewer columns than the header: Polars would fill them with nulls at the end."""
-    header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row] or [[]]
-    short = [number for number, row in enumerate(rows, start=1) if len(row) < len(header)]
-    _refuse(path, pl.DataFrame({"row": short}), "with fewer columns than the header")
 
 
 def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:

@@ -7,6 +7,7 @@ group's attributes carry NGFF 0.5 image-label metadata under ``ome`` and geometr
 """
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -210,6 +211,24 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
 def mask_files(path: Path, series_key: str) -> list[Path]:
     """Return the files of the group of one series, sorted; none if there is no such group."""
     return sorted(_files(path / series_key))
+
+
+def masks_hash(path: Path, series_key: str) -> str:
+    """Return the SHA-256 of the masks of one series as they are stored; model and geometry are among their attributes.
+
+    Raises
+    ------
+    StoreError
+        If a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in mask_files(path, series_key):
+            content = file.read_bytes()
+            digest.update(f"{file.name} {len(content)} ".encode() + content)
+    except OSError as error:
+        raise StoreError(f"{path / series_key}: masks cannot be read: {error}") from error
+    return digest.hexdigest()
 
 
 def _write_array(group: zarr.Group, name: str, array: NDArray[np.uint8]) -> None:
