@@ -1,9 +1,13 @@
 """The command line as a whole: quick to start, quiet on stdout, one line and the right exit code on an error."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +15,7 @@ from typer.testing import CliRunner
 from cohortseg import __version__
 from cohortseg.cli import app
 from cohortseg.weights import default_model_path
+from tests.phantoms import write_series
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 
@@ -74,6 +79,53 @@ def test_wrong_usage_is_one_error_and_exit_code_2_with_nothing_on_stdout(tmp_pat
     assert code == 2
     assert stdout == ""
     assert words in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.fixture
+def nobody():
+    """Act as an ordinary user within: for root no folder is closed."""
+
+    @contextmanager
+    def acting():
+        mine = os.geteuid()
+        if mine == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(mine)
+
+    return acting
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scan", "closed/cohort"],
+        ["infer", "closed/cohort", "-o", "out"],
+        ["infer", "open", "-o", "closed/out"],
+        ["report", "closed/out"],
+        ["export", "closed/out", "--format", "png"],
+        ["train", "--data", "closed/data", "-o", "out"],
+    ],
+)
+def test_a_closed_folder_is_one_error_that_names_it(monkeypatch, nobody, arguments):
+    with TemporaryDirectory() as name:  # not tmp_path, whose parents are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        monkeypatch.chdir(folder)
+        write_series(folder / "open")
+        (folder / "closed").mkdir()
+        run(*arguments)  # loads what the command needs, which an ordinary user of the test's machine may not read
+        (folder / "closed").chmod(0)
+        with nobody():
+            code, stdout, stderr = run(*arguments)
+        (folder / "closed").chmod(0o700)
+        monkeypatch.undo()
+    assert (code, stdout) == (2, "")
+    assert "closed" in stderr
+    assert "rights" in stderr
     assert "Traceback" not in stderr
 
 

@@ -8,7 +8,7 @@ import typer
 from cohortseg import __version__
 from cohortseg.cli import compare, evaluate, export, infer, info, report, sample, scan, train
 from cohortseg.cli.console import print_error, set_verbosity
-from cohortseg.errors import CohortSegError
+from cohortseg.errors import CohortSegError, ConfigError
 
 _HOW_TO_GO_ON: Final = {
     "infer": "; run the same command again to go on where it stopped",
@@ -39,6 +39,9 @@ class _Group(typer.core.TyperGroup):
         except CohortSegError as error:
             print_error(str(error))
             raise typer.Exit(error.exit_code) from None
+        except PermissionError as error:  # even whether a file exists cannot be told in a closed folder
+            print_error(f"{error.filename or 'a file'}: {error.strerror}; you have no rights to it or to its folder")
+            raise typer.Exit(ConfigError.exit_code) from None
         except KeyboardInterrupt:
             print_error(f"interrupted{_HOW_TO_GO_ON.get(ctx.invoked_subcommand, '')}")
             raise typer.Exit(1) from None
