@@ -1,11 +1,13 @@
 """Markers and attempts of series in the output folder, and one run at a time."""
 
+import json
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from cohortseg.errors import StoreError
@@ -67,6 +69,39 @@ def test_result_without_its_masks_or_with_a_cut_marker_is_not_done(out: Path) ->
     assert not is_done(out, "k", "t")
     with pytest.raises(StoreError, match="series other has no result"):
         read_committed(out, ["other"])
+
+
+@pytest.mark.parametrize(
+    "damage", [{"po_pct": "much"}, {"study_date": "yesterday"}, {"n_files": 0.5}, {"another": 1}, None]
+)
+def test_a_marker_whose_row_is_no_burden_row_is_named_and_its_series_done_anew(
+    out: Path, damage: dict[str, object] | None
+) -> None:
+    for key in ("j", "k"):
+        commit(out, key, "t", result_of())
+    marker = out / ".state/rows/k.json"
+    document = json.loads(marker.read_text())
+    document["burden"] = {"status": "ok"} if damage is None else document["burden"] | damage
+    marker.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=r"k\.json: cannot be read .*run the same command again, .* series k anew"):
+        read_committed(out, ["j", "k"])
+    assert is_done(out, "j", "t")
+    assert not is_done(out, "k", "t")
+
+
+def test_a_marker_without_a_row_is_none(out: Path) -> None:
+    commit(out, "k", "t", result_of())
+    marker = out / ".state/rows/k.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"burden": None}))
+    assert not is_done(out, "k", "t")
+
+
+def test_a_slices_table_of_other_columns_is_named_and_its_series_done_anew(out: Path) -> None:
+    commit(out, "k", "t", result_of())
+    pl.DataFrame({"a": [1]}).write_ipc(out / ".state/slices/k.arrow")
+    with pytest.raises(StoreError, match=r"k\.arrow: cannot be read .*run the same command again"):
+        list(committed_slices(out, ["k"]))
+    assert not is_done(out, "k", "t")
 
 
 def test_failed_result_takes_the_place_of_an_older_mask(out: Path) -> None:

@@ -144,6 +144,15 @@ def test_removing_and_missing(store: Path) -> None:
         read_masks(store, KEY)
 
 
+@pytest.mark.parametrize("fact", ["affine_zyx_to_lps_mm", "sop_instance_uids", "lung_method", "version"])
+def test_masks_that_lack_a_fact_of_their_origin_are_refused(store: Path, fact: str) -> None:
+    write_masks(store, KEY, masks(volume()))
+    group = zarr.open_group(store / KEY)
+    group.attrs["cohortseg"] = {name: value for name, value in group.attrs["cohortseg"].items() if name != fact}
+    with pytest.raises(StoreError, match=f"{KEY}: no masks as cohortseg writes them"):
+        read_masks(store, KEY)
+
+
 def test_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "masks.zarr"
     path.write_text("not a store")

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import ConfigError, SchemaError, StoreError
 from cohortseg.store.files import locked, sweep_temporaries, write_file
 from cohortseg.store.layout import MASKS, PICTURES, REPORT, RUN_JSON
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
@@ -36,6 +36,8 @@ _BATCH: Final = 128
 _KEY: Final = re.compile(r"[0-9a-f]{16}")
 """A series key: what else lies in the folders is the user's."""
 _MARKER_KEYS: Final = {"token", "final", "sizes", "burden"}
+_WRONG_ROW: Final = (SchemaError, LookupError, TypeError, ValueError)
+"""What a marker that was written by someone else raises when it becomes a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,13 +242,28 @@ def read_committed(out: Path, series_keys: Sequence[str]) -> pl.DataFrame:
     Raises
     ------
     StoreError
-        If a series has no marker.
+        If a series has no marker, or one that holds no burden row.
     """
     tables = [table_from_rows([], BURDEN)]
     # In batches, so that the rows of a large cohort are never all held as Python objects.
     for keys in _batches(series_keys):
-        tables.append(table_from_rows([_dated(_required_marker(out, key)["burden"]) for key in keys], BURDEN))
+        try:
+            tables.append(_rows(out, keys))
+        except _WRONG_ROW:
+            tables += [_checked_row(out, key) for key in keys]
     return pl.concat(tables)
+
+
+def _rows(out: Path, series_keys: Sequence[str]) -> pl.DataFrame:
+    return table_from_rows([_burden_row(_required_marker(out, key)["burden"]) for key in series_keys], BURDEN)
+
+
+def _checked_row(out: Path, series_key: str) -> pl.DataFrame:
+    """Return the burden table of one series; where it is damaged the series is no longer done."""
+    try:
+        return _rows(out, [series_key])
+    except _WRONG_ROW as error:
+        raise _undone(out, series_key, _marker(out, series_key), str(error)) from error
 
 
 def committed_slices(out: Path, series_keys: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -263,15 +280,22 @@ def committed_slices(out: Path, series_keys: Sequence[str]) -> Iterator[pl.DataF
 
 def _read_slices(out: Path, series_key: str) -> pl.DataFrame:
     """Return the slices table of one series; where it is damaged the series is no longer done."""
+    path = _slices(out, series_key)
     try:
-        return pl.read_ipc(io.BytesIO(_slices(out, series_key).read_bytes()))
+        table = pl.read_ipc(io.BytesIO(path.read_bytes()))
     except (OSError, pl.exceptions.PolarsError) as error:
-        with _store_errors(out):
-            _marker(out, series_key).unlink(missing_ok=True)
-        raise StoreError(
-            f"{_slices(out, series_key)}: cannot be read ({error}); run the same command again, which does series "
-            f"{series_key} anew"
-        ) from error
+        raise _undone(out, series_key, path, str(error)) from error
+    if table.schema != SLICES.polars_schema:
+        raise _undone(out, series_key, path, "it is not a slices table")
+    return table
+
+
+def _undone(out: Path, series_key: str, path: Path, what: str) -> StoreError:
+    """Take back the marker of a series with a damaged file, and return what is to be said of it."""
+    with _store_errors(out):
+        _marker(out, series_key).unlink(missing_ok=True)
+    advice = f"run the same command again, which does series {series_key} anew"
+    return StoreError(f"{path}: cannot be read ({' '.join(what.split())}); {advice}")
 
 
 def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -359,7 +383,8 @@ def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
             document = json.loads(_marker(out, series_key).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-    return document if isinstance(document, dict) and document.keys() >= _MARKER_KEYS else None
+    ours = isinstance(document, dict) and document.keys() >= _MARKER_KEYS
+    return document if ours and isinstance(document["burden"], dict) and "status" in document["burden"] else None
 
 
 def _required_marker(out: Path, series_key: str) -> dict[str, Any]:
@@ -369,8 +394,16 @@ def _required_marker(out: Path, series_key: str) -> dict[str, Any]:
     return document
 
 
-def _dated(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a burden row with its date as a date again: JSON has none."""
+def _burden_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a burden row with its date as a date again: JSON has none.
+
+    Raises
+    ------
+    ValueError
+        If it has not all columns.
+    """
+    if row.keys() != BURDEN.polars_schema.keys():
+        raise ValueError("it is not a burden row")
     text = row["study_date"]
     return {**row, "study_date": None if text is None else date.fromisoformat(text)}
 

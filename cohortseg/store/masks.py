@@ -30,6 +30,11 @@ _CHUNK: Final = (32, 128, 128)
 _TEMPORARY: Final = ".tmp-"
 _RENAME_ATTEMPTS: Final = 5
 _AXES: Final = ("z", "y", "x")
+_FACTS: Final = {
+    *("affine_zyx_to_lps_mm", "spacing_zyx_mm", "frame_of_reference_uid", "sop_instance_uids"),
+    *("study_instance_uid", "series_instance_uid", "model", "lung_method", "version"),
+}
+"""What a reader of masks may rely on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +204,7 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
         group = zarr.open_group(path / series_key, mode="r")
         labels, lungs = (_read_array(group, name) for name in ("labels", "lungs"))
         attributes: dict[str, Any] = group.attrs.asdict()
-        ours = labels.shape == lungs.shape and {"affine_zyx_to_lps_mm", "model"} <= attributes["cohortseg"].keys()
+        ours = labels.shape == lungs.shape and attributes["cohortseg"].keys() >= _FACTS
     # What zarr and its codecs raise on damaged chunks and metadata.
     except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise StoreError(f"{path / series_key}: no readable masks ({error}); {advice}") from error
