@@ -106,9 +106,9 @@ def test_processes_give_the_same_result(tmp_path: Path) -> None:
     write_series(tmp_path / "a", shape=(250, 4, 4))
     write_series(tmp_path / "b", patient_id="P2")
     (tmp_path / "notes.txt").write_text("hello")
-    seen: list[int] = []
-    assert scan_cohort(tmp_path, lambda done, _total, _text: seen.append(done), workers=2) == scan_cohort(tmp_path)
-    assert seen == [0, 200, 255, 255]
+    seen: list[tuple[int, int]] = []
+    assert scan_cohort(tmp_path, lambda done, total, _: seen.append((done, total)), workers=2) == scan_cohort(tmp_path)
+    assert seen == [(0, 255), (200, 255), (255, 255), (0, 2), (1, 2), (2, 2)], "files, then series"
 
 
 def test_series_are_in_order_of_patient_and_date(tmp_path: Path) -> None:

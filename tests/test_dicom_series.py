@@ -220,6 +220,16 @@ def test_stations_of_one_series_cover_it_in_part(tmp_path: Path) -> None:
     assert all(record.qc_flags == ("split_series", "partial_coverage") for record in records)
 
 
+def test_a_copy_counts_in_the_volume_whose_slice_it_repeats(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    coronal = write_series(tmp_path / "b", shape=(2, 32, 24), orientation=CORONAL, attributes=_own_uid)
+    shutil.copy(coronal[1], tmp_path / "b" / "z_copy")
+    found = scan_cohort(tmp_path)
+    assert [file.path for file in found.copies] == ["b/z_copy"]
+    assert [(record.n_files, record.n_duplicates) for record in found.series] == [(4, 0), (3, 1)]
+    assert [("duplicates_dropped" in record.qc_flags) for record in found.series] == [False, True]
+
+
 @pytest.mark.parametrize(
     "others",
     [

@@ -21,7 +21,15 @@ _PLACES: Final = 2
 """Decimals of a position in mm: exports round."""
 
 
-def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], list[SkippedFile]]:
+class Copy(NamedTuple):
+    """A file that repeats a slice."""
+
+    file: SkippedFile
+    of: str
+    """Path of what it repeats, relative to the cohort."""
+
+
+def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], list[Copy]]:
     """Return the files of one series without copies, and the copies; of several, the first path stays.
 
     Copies have the same place and the same pixels (for anything but CT slices: the same SOPInstanceUID and content), or
@@ -42,23 +50,25 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     for path in sorted(files):
         groups[_place(files[path][0])].append(path)
     kept: list[str] = []
-    dropped: list[SkippedFile] = []
+    dropped: list[Copy] = []
     for group in groups.values():
         if len(group) == 1:
             kept += group
             continue
         decode = len({files[path][0].transfer_syntax_uid for path in group}) > 1
         contents = {path: _content(root / path, decode=decode) for path in group}
-        any_whole = any(content.whole for content in contents.values())
-        seen: set[str] = set()
+        first_whole = next((path for path, content in contents.items() if content.whole), None)
+        seen: dict[str, str] = {}
         for path, content in contents.items():
-            if any_whole and not content.whole:
-                dropped.append(SkippedFile(path, "damaged copy of a slice of its series that is there whole"))
+            if first_whole is not None and not content.whole:
+                reason = "damaged copy of a slice of its series that is there whole"
+                dropped.append(Copy(SkippedFile(path, reason), first_whole))
             elif content.digest in seen:
-                dropped.append(SkippedFile(path, "copy of a slice of its series, with the same pixels"))
+                reason = "copy of a slice of its series, with the same pixels"
+                dropped.append(Copy(SkippedFile(path, reason), seen[content.digest]))
             else:
                 kept.append(path)
-            seen.add(content.digest)
+                seen[content.digest] = path
     return [header for path in sorted(kept) for header in files[path]], dropped
 
 

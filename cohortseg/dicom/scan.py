@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -78,7 +78,7 @@ def scan_cohort(
     root
         The cohort's folder; symbolic links are followed, each folder is read once.
     report
-        Told about progress, in files.
+        Told about progress, in files, then in series.
     workers
         Processes that read headers; None: one for every 4000 files, up to the processors available.
     config
@@ -112,15 +112,16 @@ def scan_cohort(
                 persons.add(header)
     if not by_series:
         raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at)")
-    report(len(paths), len(paths), f"{len(by_series)} series")
     unreadable = {posixpath.dirname(file.path) for file in skipped if file.unreadable}
     series: list[SeriesRecord] = []
     copies: list[SkippedFile] = []
     with quiet_pydicom():
-        for headers in by_series.values():
+        for number, headers in enumerate(by_series.values()):
+            report(number, len(by_series), "series: order of slices, and copies by their pixels")
             kept, dropped = drop_copies(root, headers)
-            copies += dropped
-            series += _describe(kept, len(dropped), config.repair, persons, unreadable)
+            copies += [copy.file for copy in dropped]
+            series += _describe(kept, [copy.of for copy in dropped], config.repair, persons, unreadable)
+        report(len(by_series), len(by_series), "series")
     series.sort(
         key=lambda record: (
             record.patient_id or "",
@@ -173,15 +174,17 @@ class Persons:
 
 
 def _describe(
-    kept: Sequence[Header], n_duplicates: int, repair: Sequence[str], persons: Persons, unreadable: Collection[str]
+    kept: Sequence[Header], copied: Sequence[str], repair: Sequence[str], persons: Persons, unreadable: Collection[str]
 ) -> list[SeriesRecord]:
-    """Return a record of each volume of one series; copies are counted in the first."""
+    """Return a record of each volume of one series; ``copied`` are the paths that copies repeat, one a copy."""
     volumes = split_volumes(kept)
+    copies = Counter(copied)
     records = []
     for number, volume in enumerate(volumes, 1):
         record = series_from_headers(
             volume,
-            n_duplicates=n_duplicates if number == 1 else 0,
+            # A multi-frame file can be in several volumes: its copies count once.
+            n_duplicates=sum(copies.pop(header.path, 0) for header in volume),
             volume=number,
             repair=repair,
             findings=_findings(volume, volumes, persons, unreadable),
