@@ -144,6 +144,9 @@ def test_single_slice_is_segmented_without_spacing(tmp_path: Path) -> None:
         ({"attributes": {"LossyImageCompression": "01"}}, "lossy_compression"),
         ({"attributes": {"PhotometricInterpretation": "MONOCHROME1"}}, "monochrome1"),
         ({"attributes": {"PatientID": ""}}, "missing_patient_id"),
+        ({"attributes": {"PatientID": "Anonymous"}}, "placeholder_patient_id"),
+        ({"attributes": {"PatientID": "no-id"}}, "placeholder_patient_id"),
+        ({"attributes": {"PatientID": "0000"}}, "placeholder_patient_id"),
         ({"attributes": {"StudyDate": None}}, "missing_study_date"),
         ({"orientation": (0.8, 0.6, 0, -0.6, 0.8, 0)}, "rotated_in_plane"),
     ],
@@ -152,6 +155,12 @@ def test_findings_that_do_not_stop_a_series(tmp_path: Path, options: dict[str, A
     write_series(tmp_path, **options)
     record = only_series(tmp_path)
     assert (record.decision, record.qc_flags) == ("selected", (flag,))
+
+
+@pytest.mark.parametrize("patient_id", ["ANON-0001", "TEST 7", "0001", "Patient 1", "X12", "NA-03", "患者"])
+def test_an_id_that_tells_patients_apart_is_no_placeholder(tmp_path: Path, patient_id: str) -> None:
+    write_series(tmp_path, patient_id=patient_id, attributes={"SpecificCharacterSet": "ISO_IR 192"})
+    assert only_series(tmp_path).qc_flags == ()
 
 
 def test_missing_slices_are_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -51,6 +52,7 @@ FLAGS: Final = {
     "monochrome1": "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",
     "duplicates_dropped": "files that repeat a slice with the same pixels were left out",
     "missing_patient_id": "PatientID is absent or empty: the series cannot be followed over time",
+    "placeholder_patient_id": "PatientID is a word like ANONYMOUS: perhaps of several persons, counted as one",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
     "missing_study_date": "StudyDate is absent, empty or no date: the series has no place in time",
     "mixed_orientation": "slices of different orientation under one SeriesInstanceUID; skipped",
@@ -79,6 +81,12 @@ SPARSE_RATIO: Final = 1.5
 COARSE_PIXEL_MM: Final = 4.0
 """Wider pixels are coarse: at 2.8 mm a fourth more lesion is found in mildly ill lungs, at 5.7 mm three times as much;
 attenuation scans of PET have 4 mm at most."""
+
+_NOT_ALPHANUMERIC: Final = re.compile(r"[\W_]+")
+_PLACEHOLDER: Final = re.compile(
+    r"ANON(YM(OUS|I[SZ]ED?)?)?|DEIDENTIFIED|REMOVED|UNKNOWN|NONE|NULL|NA|NO(ID|NAME)|ID|PATIENT(ID)?|TEST|X+|0+"
+)
+"""What tools write as PatientID of whoever it is, in capitals, letters and digits only."""
 
 _COS_AXIS_TOLERANCE: Final = math.cos(math.radians(AXIS_TOLERANCE_DEG))
 
@@ -227,6 +235,10 @@ def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
+def _is_placeholder(patient_id: str | None) -> bool:
+    return _PLACEHOLDER.fullmatch(_NOT_ALPHANUMERIC.sub("", patient_id or "").upper()) is not None
+
+
 def _orientation(headers: Sequence[Header]) -> str | None:
     """Return axial, coronal, sagittal, oblique or mixed; None if a file has no usable orientation."""
     cosines = list(dict.fromkeys(header.image_orientation_patient for header in headers))
@@ -269,6 +281,7 @@ def _flags(
         "untilted": UNTILT in record.repairs,
         "duplicates_dropped": record.n_duplicates > 0,
         "missing_patient_id": all(header.patient_id is None for header in headers),
+        "placeholder_patient_id": _is_placeholder(record.patient_id),
         "missing_study_date": record.study_date is None,
     }
     unknown = {name for name in {*found, *findings} if name is not None} - set(FLAGS)
