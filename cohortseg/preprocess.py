@@ -200,15 +200,19 @@ def restore(prob: torch.Tensor, box: CropBox, shape: tuple[int, int]) -> torch.T
     torch.Tensor
         (C, Y, X) float32; outside the crop the background has probability 1.
     """
-    height, width = box.y1 - box.y0, box.x1 - box.x0
-    shrinks = height < prob.shape[-2] or width < prob.shape[-1]
-    inside = functional.interpolate(
-        prob[None].float(), size=(height, width), mode="bilinear", antialias=shrinks, align_corners=False
-    )[0]
     result = torch.zeros(prob.shape[0], *shape)
     result[0] = 1.0
-    result[:, box.y0 : box.y1, box.x0 : box.x1] = inside
+    result[:, box.y0 : box.y1, box.x0 : box.x1] = restore_crop(prob, box)
     return result
+
+
+def restore_crop(maps: torch.Tensor, box: CropBox) -> torch.Tensor:
+    """Return maps (C, size, size) of a canonical slice on the pixels of its crop, (C, y1 - y0, x1 - x0) float32."""
+    height, width = box.y1 - box.y0, box.x1 - box.x0
+    shrinks = height < maps.shape[-2] or width < maps.shape[-1]
+    return functional.interpolate(
+        maps[None].float(), size=(height, width), mode="bilinear", antialias=shrinks, align_corners=False
+    )[0]
 
 
 def whole_hu(hu: NDArray[np.float32]) -> NDArray[np.int16]:

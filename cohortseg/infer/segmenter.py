@@ -18,7 +18,7 @@ from cohortseg.labels import GGO, LESIONS
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
 from cohortseg.models.device import batch_size_for
 from cohortseg.overlays import overview, png_bytes
-from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore
+from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore_crop
 from cohortseg.store.masks import SeriesMasks, mask_attributes
 from cohortseg.store.schemas import BURDEN
 from cohortseg.volume import Volume, bounding_box
@@ -30,8 +30,8 @@ _FROM_RECORD: Final = tuple(
 """Columns that a burden row takes over from the manifest."""
 
 
-_DIGITS: Final = 6
-
+_DIGITS: Final = 4
+"""Of means of the model's output, whose last digits are those of the order in which its threads add."""
 _FINDING_LUNGS: Final = threading.Lock()
 """Lungs are found in one thread at a time: many short steps under Python's global lock, of which two threads get no
 more done than one. So series side by side fall out of step: one's lungs are found while the network is at another."""
@@ -130,7 +130,7 @@ def segment_slices(
         channels = [prob, confidence, entropy] + ([] if flip_change is None else [flip_change])
         for z, maps in zip(batch, torch.cat(channels, dim=1), strict=True):
             box = np.s_[batch[z].y0 : batch[z].y1, batch[z].x0 : batch[z].x1]  # all lung of the slice lies in it
-            restored = restore(maps, batch[z], upright_hu.shape[1:])[:, *box]
+            restored = restore_crop(maps, batch[z])
             inside, classes_there = lungs[z][box] > 0, restored[:classes].max(dim=0).indices.numpy()
             labels[z][box] = np.where(inside, classes_there, 0)
             tally.add(inside, labels[z][box] > 0, restored[classes:].numpy())
@@ -161,10 +161,7 @@ class _Doubt:
             self.num_either += int((lesion | changed).sum())
 
     def columns(self) -> dict[str, float | None]:
-        """Return the columns; without pixels to measure over they are None.
-
-        Rounded to what does not depend on the number of threads, in whose order the network adds.
-        """
+        """Return the columns; without pixels to measure over they are None."""
         return {
             "confidence": round(self.confidence / self.num_lesion, _DIGITS) if self.num_lesion else None,
             "lung_entropy": round(self.entropy / self.num_lung, _DIGITS) if self.num_lung else None,
