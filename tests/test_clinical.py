@@ -50,6 +50,7 @@ def written(folder: Path, content: str | bytes) -> Path:
     [
         "patient_id,onset_date\n007,2020-03-01\nB,\n",
         "\ufeffPatient_ID;age; Onset_Date\n007;71;20200301\n B ;60; \n",
+        "patient_id,onset_date,age\n007,2020-03-01,71\n\n  \nB,,60\n,,\n , ,9\n",
         "onset_date\tpatient_id\r\n2020/03/01\t007\r\n\tB\r\n2020-03-01\t007\r\n\t007\r\n",
     ],
 )

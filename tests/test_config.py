@@ -66,9 +66,10 @@ def test_values_that_mean_the_same_are_taken():
         assert config_from_mapping(InferConfig, {"select": select}).select == ("all",)
 
 
-def test_a_file_changes_a_preset_and_the_command_line_both(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_changes_a_preset_and_the_command_line_both(tmp_path, encoding):
     path = tmp_path / "run.toml"
-    path.write_text("learning_rate = 0.5\nseed = 1\n[canonical]\nmargin = 0.1\n")
+    path.write_text("learning_rate = 0.5\nseed = 1\n[canonical]\nmargin = 0.1\n", encoding=encoding)
     config = resolve_config(TrainConfig, path, {"seed": 2, "augment": None}, base=preset_config("cpu"))
     assert (config.learning_rate, config.seed, config.augment) == (0.5, 2, True)
     assert (config.canonical.margin, config.canonical.size) == (0.1, PRESETS["cpu"]["canonical"].size)

@@ -317,7 +317,8 @@ def test_a_file_that_went_away(tmp_path: Path) -> None:
     record, paths = scanned(tmp_path)
     paths[1].unlink()
     with pytest.raises(
-        DicomError, match=r"0001\.dcm: cannot be read: No such file or directory; scan the cohort again"
+        DicomError,
+        match=r"0001\.dcm: cannot be read: No such file or directory; if it has changed .*, run infer again",
     ):
         read_volume(record, tmp_path)
 

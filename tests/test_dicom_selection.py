@@ -74,6 +74,14 @@ def test_rules(study: Path, select: tuple[str, ...], selected: str, excluded: st
     assert "".join(sorted(name for name, decision in found.items() if decision == "excluded")) == excluded
 
 
+def test_scan_decides_by_the_settings_of_infer(study: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "infer.toml"
+    settings.write_text('select = ["all", "kernel~B30"]\nflips = false\n')
+    for options, selected in (([], 2), (["--select", "all"], 3)):
+        result = CliRunner().invoke(app, ["scan", str(study), "--config", str(settings), *options])
+        assert f"3 series, {selected} to be segmented" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("rule", "match"),
     [

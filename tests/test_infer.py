@@ -361,12 +361,12 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
     nodes_left = [2, 1, 1, 0, 2]
 
     def resources() -> Resources:
-        return Resources(nodes=((2.0, 0.0),) * nodes_left.pop(0), where="the cluster")
+        return Resources(nodes=((1.0, 0.0),) * nodes_left.pop(0), where="the cluster")
 
     monkeypatch.setattr("cohortseg.infer.run.connected_resources", resources)
     monkeypatch.setattr("cohortseg.infer.run.head_answers", lambda: bool(nodes_left))
     monkeypatch.setattr("cohortseg.infer.run._WATCH_EVERY_S", 0.01)
-    with room_watched(2, 2.0, 0.0):
+    with room_watched(2, 0.0):
         while len(caplog.messages) < 4:
             time.sleep(0.01)
     assert caplog.messages == [
@@ -380,17 +380,17 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
 @pytest.mark.parametrize(
     ("nodes", "asked", "expected"),
     [
-        ([(4, 0)], None, (4, 1, 0)),
-        ([(4, 0)], 2, (2, 1, 0)),
-        ([(16, 1)], None, (4, 1, 1 / 4)),
-        ([(16, 1)], 8, (8, 1, 1 / 8)),
-        ([(2, 1)], None, (2, 1, 1 / 2)),
-        ([(16, 2)], 2, (2, 1, 1)),
-        ([(8, 1), (8, 1)], None, (8, 1, 1 / 4)),
+        ([(4, 0)], None, (4, 0)),
+        ([(4, 0)], 2, (2, 0)),
+        ([(16, 1)], None, (4, 1 / 4)),
+        ([(16, 1)], 8, (8, 1 / 8)),
+        ([(2, 1)], None, (2, 1 / 2)),
+        ([(16, 2)], 2, (2, 1)),
+        ([(8, 1), (8, 1)], None, (8, 1 / 4)),
     ],
 )
 def test_each_worker_has_a_core_and_an_equal_part_of_the_gpus(
-    nodes: list[tuple[float, float]], asked: int | None, expected: tuple[int, float, float]
+    nodes: list[tuple[float, float]], asked: int | None, expected: tuple[int, float]
 ) -> None:
     assert worker_shares(InferConfig(workers=asked), Resources(nodes=tuple(nodes), where="the cluster")) == expected
 

@@ -279,6 +279,18 @@ def test_phase_1_ends_early_once_its_loss_is_saturated(tmp_path):
     assert (tmp_path / "supervised" / MODEL).is_file()
 
 
+def test_saturation_does_not_hang_on_how_often_a_run_is_saved(tmp_path):
+    config = replace(
+        QUICK, semi_supervised=False, supervised_iterations=200, saturation_patience=20, learning_rate=1e-9
+    )
+    ends = []
+    for checkpoint_every in (3, 200):
+        folder = tmp_path / str(checkpoint_every)
+        train(replace(config, checkpoint_every=checkpoint_every), folder)
+        ends.append(read_history(folder)[-1]["iteration"])
+    assert ends[0] == ends[1] < 200
+
+
 def test_a_run_that_ended_saturated_is_finished_and_one_that_broke_off_ends_where_an_unbroken_one_does(tmp_path):
     config = replace(
         QUICK, semi_supervised=False, supervised_iterations=200, saturation_patience=15, learning_rate=1e-9

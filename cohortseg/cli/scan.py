@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortseg.cli.console import number, out, progress, say
-from cohortseg.config import PREFERENCES, REPAIRS, ScanConfig, resolve_config
+from cohortseg.config import PREFERENCES, REPAIRS, InferConfig, ScanConfig, resolve_config
 from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +55,15 @@ def scan(
     repair: Repair = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read headers; default: as needed.")] = None,
     show_ids: Annotated[bool, typer.Option("--show-ids", help="Show patient identifiers.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings of infer (TOML), of which select, prefer and repair count; options win.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Find every series, say which will be segmented and why the others will not.
 
@@ -62,7 +71,7 @@ def scan(
     """
     from cohortseg.dicom.scan import scan_cohort
 
-    settings = resolve_config(ScanConfig, None, selection_options(select, prefer, repair))
+    settings = resolve_config(InferConfig, config, selection_options(select, prefer, repair))
     if output is not None and files is not None and output.resolve() == files.resolve():
         raise ConfigError(f"{output}: is named for the manifest and for --files; give each a name of its own")
     for target, table in ((output, "manifest"), (files, "files")):

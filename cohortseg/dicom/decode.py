@@ -50,6 +50,7 @@ _KEYWORDS: Final = (
     *GROUP_SEQUENCES,
 )
 _TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
+_REMEDY: Final = "if it has changed since the scan, run infer again"
 
 
 def read_volume(record: SeriesRecord, root: Path) -> Volume:
@@ -144,7 +145,7 @@ def _frames(dataset: Dataset, path: str) -> list[Dataset]:
     try:
         return frame_datasets(dataset)
     except READ_ERRORS as error:
-        raise DicomError(f"{path}: damaged functional groups; scan the cohort again") from error
+        raise DicomError(f"{path}: damaged functional groups; {_REMEDY}") from error
 
 
 def _repaired(
@@ -173,15 +174,15 @@ def _read_dataset(root: Path, path: str, record: SeriesRecord, *, headers_only: 
                 raise DicomError(f"{path}: deflated data expand beyond 1 GiB")
             dataset = pydicom.dcmread(file, force=True, **wanted)  # files without preamble exist
     except OSError as error:
-        raise DicomError(f"{path}: cannot be read: {error.strerror or 'damaged'}; scan the cohort again") from error
+        raise DicomError(f"{path}: cannot be read: {error.strerror or 'damaged'}; {_REMEDY}") from error
     except READ_ERRORS as error:
         raise DicomError(f"{path}: damaged DICOM file") from error
     stated = Attributes.of(dataset)
     if stated.text("SeriesInstanceUID") != record.series_instance_uid or stated.text("SOPInstanceUID") is None:
-        raise DicomError(f"{path}: belongs to another series than the scan saw; scan the cohort again")
+        raise DicomError(f"{path}: belongs to another series than the scan saw; {_REMEDY}")
     # Before any memory is taken: the scan has seen to it that the size is sensible.
     if [stated.whole(keyword) for keyword in ("Rows", "Columns")] != [record.rows, record.columns]:
-        raise DicomError(f"{path}: image size differs from what the scan saw; scan the cohort again")
+        raise DicomError(f"{path}: image size differs from what the scan saw; {_REMEDY}")
     return dataset
 
 
@@ -205,5 +206,5 @@ def _checked_stack(datasets: Sequence[Dataset], record: SeriesRecord) -> Stack:
         raise GeometryError(f"series {record.series_key}: {len(known)} slices do not form a volume with one spacing")
     spacing = np.median(stack.distances_mm) if RESAMPLE in record.repairs else stack.spacing_z_mm or 0
     if stack.order != tuple(range(len(known))) or not np.isclose(spacing, record.spacing_z_mm or 0):
-        raise DicomError(f"series {record.series_key}: positions differ from what the scan saw; scan the cohort again")
+        raise DicomError(f"series {record.series_key}: positions differ from what the scan saw; {_REMEDY}")
     return stack

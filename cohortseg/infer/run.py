@@ -38,6 +38,8 @@ _MOST_A_BLOCK: Final = 16
 """Series that an actor takes at once."""
 _BLOCKS_A_WORKER: Final = 8
 """So many blocks at least for each worker, so that all end at about the same time."""
+_WORKER_CPUS: Final = 1.0
+"""What is not the network runs on one core, and takes longer than the network on a GPU."""
 _WORKERS_A_GPU: Final = 4
 """Workers that share a GPU unless more are asked for: each keeps a model and a batch on it."""
 _LONGEST_WAIT_S: Final = 1800.0
@@ -135,24 +137,21 @@ def choose_engine(config: InferConfig, num_pending: int, address: str | None) ->
     return "ray" if many and worker_shares(config, local_resources())[0] > 1 else "local"
 
 
-def worker_shares(config: InferConfig, resources: Resources) -> tuple[int, float, float]:
-    """Return workers, and the CPUs and GPUs of each: one core, and where there are GPUs an equal part of one.
-
-    What is not the network runs on one core, and takes longer than the network on a GPU.
-    """
+def worker_shares(config: InferConfig, resources: Resources) -> tuple[int, float]:
+    """Return workers, each of which has one core, and the GPUs of each: where there are any, an equal part of one."""
     gpus = 1 / _WORKERS_A_GPU if resources.num_gpus >= 1 else 0.0
-    workers = config.workers or max(1, resources.fitting(1.0, gpus))
+    workers = config.workers or max(1, resources.fitting(_WORKER_CPUS, gpus))
     if gpus:
         gpus = 1 / math.ceil(workers / int(resources.num_gpus))
-    require_workers(workers, 1.0, gpus, resources, cpus_flag=None)
-    return workers, 1.0, gpus
+    require_workers(workers, _WORKER_CPUS, gpus, resources, cpus_flag=None)
+    return workers, gpus
 
 
 class _Worker:
     """A Ray actor: holds a model, takes a block of series, commits each itself and hands back a line."""
 
-    def __init__(self, job: Job, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(int(_WORKER_CPUS))
         self._job = job
         self._model = load_job_model(job)
 
@@ -182,7 +181,7 @@ def _line(done: Done) -> dict[str, list[Any]]:
 def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address: str | None) -> None:
     """Segment on Ray Data: a row is a packed series record; a block of a few series is the unit of retry."""
     with connected(address) as resources:
-        workers, cpus, gpus = worker_shares(job.config, resources)
+        workers, gpus = worker_shares(job.config, resources)
         import ray  # after `connected`, which sets what ray reads while it is imported
         import ray.data
         import ray.data.exceptions
@@ -202,18 +201,18 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
         block = min(_MOST_A_BLOCK, max(1, len(rows) // (_BLOCKS_A_WORKER * workers)))
         results = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // block)).map_batches(
             _Worker,
-            fn_constructor_args=(job, max(1, int(cpus))),
+            fn_constructor_args=(job,),
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-            num_cpus=cpus,
+            num_cpus=_WORKER_CPUS,
             num_gpus=gpus,
         )
         try:
-            with room_watched(workers, cpus, gpus):
+            with room_watched(workers, gpus):
                 for row in results.iter_rows():
                     tally.add(Done(**row))
         except ray.data.exceptions.ExecutionTimeoutError:
-            room = _room(workers, cpus, gpus)
+            room = _room(workers, gpus)
             raise StoreError(
                 f"no series has ended for {_LONGEST_WAIT_S / 60:g} minutes, and Ray has room for {room} of {workers} "
                 "workers; see to the cluster and run the same command again"
@@ -226,7 +225,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
 
 
 @contextmanager
-def room_watched(workers: int, cpus: float, gpus: float) -> Iterator[None]:
+def room_watched(workers: int, gpus: float) -> Iterator[None]:
     """Say when nodes are lost or back, once Ray has seen it (10 to 15 seconds); Ray itself waits in silence.
 
     Without a head node Ray ends this process after 60 seconds, and does not say why.
@@ -238,7 +237,7 @@ def room_watched(workers: int, cpus: float, gpus: float) -> Iterator[None]:
             if not head_answers():
                 _log.error("Ray's head node is gone: this run ends in a minute; run the same command again")
                 return
-            room = _room(workers, cpus, gpus)
+            room = _room(workers, gpus)
             if room != before:
                 wait = "" if room else f"; waiting up to {_LONGEST_WAIT_S / 60:g} minutes for more"
                 _log.warning("Ray has room for %d of %d workers now%s", room, workers, wait)
@@ -248,9 +247,9 @@ def room_watched(workers: int, cpus: float, gpus: float) -> Iterator[None]:
         yield
 
 
-def _room(workers: int, cpus: float, gpus: float) -> int:
+def _room(workers: int, gpus: float) -> int:
     """Return how many of the workers fit into what is alive now."""
-    return min(workers, connected_resources().fitting(cpus, gpus))
+    return min(workers, connected_resources().fitting(_WORKER_CPUS, gpus))
 
 
 def _last_line(error: BaseException) -> str:

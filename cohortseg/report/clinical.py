@@ -27,7 +27,7 @@ def read_clinical(path: Path) -> pl.DataFrame:
     ----------
     path
         UTF-8 text with a header, and commas, semicolons or tabs between the columns. Dates have the year first. An
-        empty date: not known.
+        empty date: not known. Rows with neither are passed over.
 
     Returns
     -------
@@ -47,7 +47,9 @@ def read_clinical(path: Path) -> pl.DataFrame:
         rows = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator)
         # Polars renames the second of two columns of one name, and fills short rows with nulls at their end.
         names = [name.strip().casefold() for name in next(rows, [])]
-        short = [number for number, row in enumerate(rows, start=1) if row and len(row) < len(names)]
+        short = [
+            number for number, row in enumerate(rows, start=1) if any(map(str.strip, row)) and len(row) < len(names)
+        ]
         _refuse(path, pl.DataFrame({"row": short}), "with fewer columns than the header")
         table = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False)
     except (OSError, UnicodeDecodeError) as error:
@@ -63,7 +65,8 @@ def read_clinical(path: Path) -> pl.DataFrame:
         pl.nth(names.index(column.name)).str.strip_chars().replace("", None).alias(column.name)
         for column in CLINICAL.columns
     ).with_row_index("row", offset=1)
-    return _checked(path, texts)
+    blank = pl.all_horizontal(pl.col(CLINICAL.polars_schema.names()).is_null())  # spreadsheets add such rows
+    return _checked(path, texts.filter(~blank))
 
 
 def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:

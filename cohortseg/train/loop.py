@@ -141,7 +141,7 @@ def train(
             row |= {"learning_rate": group["lr"], "images_per_s": images / seconds}
             if state.segmenter.vq is not None:
                 row["codes_alive"], row["perplexity"] = codebook_use(state.segmenter.vq.quantizer.usage)
-            phase_ends = phase_ends or _is_saturated(state, row["total"])
+            phase_ends = phase_ends or _is_saturated(state, row["total"], len(recent))
             if history is not None:
                 position = {"iteration": state.iteration, "total_iterations": state.total_iterations}
                 history.add(position | {"phase": state.phase} | row)
@@ -192,13 +192,21 @@ def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
     return row
 
 
-def _is_saturated(state: TrainState, loss: float) -> bool:
-    """Tell whether phase 1 has saturated: its smoothed loss has not fallen by 1 % for the patience asked for."""
+def _is_saturated(state: TrainState, loss: float, num_iterations: int) -> bool:
+    """Tell whether phase 1 has saturated: its smoothed loss has not fallen by 1 % for the patience asked for.
+
+    ``loss`` is the mean over the latest ``num_iterations`` iterations. Whenever a checkpoint came between, the detector
+    looks at the same iterations together.
+    """
     patience = state.config.saturation_patience
     if not patience or state.phase != SUPERVISED:
         return False
-    previous = loss if state.smoothed_loss is None else state.smoothed_loss
-    state.smoothed_loss = _LOSS_SMOOTHING * previous + (1 - _LOSS_SMOOTHING) * loss
+    state.loss_sum += num_iterations * loss
+    if state.iteration % LOG_EVERY:
+        return False
+    latest, state.loss_sum = state.loss_sum / LOG_EVERY, 0.0
+    previous = latest if state.smoothed_loss is None else state.smoothed_loss
+    state.smoothed_loss = _LOSS_SMOOTHING * previous + (1 - _LOSS_SMOOTHING) * latest
     if state.best_loss is None or state.smoothed_loss < _LEAST_GAIN * state.best_loss:
         state.best_loss, state.best_iteration = state.smoothed_loss, state.iteration
     return state.iteration - state.best_iteration >= patience

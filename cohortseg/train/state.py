@@ -49,6 +49,8 @@ class TrainState:
     """Of the saturation detector, with the best value so far and when it was seen."""
     best_loss: float | None = None
     best_iteration: int = 0
+    loss_sum: float = 0.0
+    """Of the iterations that the detector has not looked at yet."""
 
     @property
     def total_iterations(self) -> int:
@@ -146,7 +148,10 @@ def _segmenter_optimizer(config: TrainConfig, segmenter: Segmenter) -> torch.opt
 
 
 _MODULES: Final = ("segmenter", "discriminator", "segmenter_optimizer", "discriminator_optimizer", "averaged")
-_NUMBERS: Final = ("iteration", "phase_start", "phase", "finished", "smoothed_loss", "best_loss", "best_iteration")
+_NUMBERS: Final = (
+    *("iteration", "phase_start", "phase", "finished"),
+    *("smoothed_loss", "best_loss", "best_iteration", "loss_sum"),
+)
 
 
 def save_state(state: TrainState, folder: Path) -> None:
