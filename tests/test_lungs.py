@@ -99,6 +99,39 @@ def test_trachea_outside_air_and_table_stay_out(chest: Chest, mask: NDArray[np.u
     assert not mask[:, :, :20].any()
 
 
+def over_diaphragm(rise_mm: float, *, diaphragm: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return the lungs found, and a spot of 13 mm radius in the right one, as dense as the diaphragm it stands on.
+
+    The diaphragm is a paraboloid, and reaches ``rise_mm`` higher within the spot; slices of 4 mm blur its edge. Without
+    it the lowest 10 mm of the spot are left, with lung below.
+    """
+    chest = make_chest((4.0, 1.6, 1.2), shape=(56, 224, 320))
+    z, y, x = (
+        (np.indices(chest.truth.shape)[i] - (n - 1) / 2) * s
+        for i, (n, s) in enumerate(zip(chest.truth.shape, chest.spacing_mm, strict=True))
+    )
+    radius = np.hypot(x + 72, y)
+    spot = radius < 13
+    height = -20 - radius**2 / 140 + rise_mm * spot
+    share = np.clip((height - z) / 4 + 0.5, 0, 1) * (chest.truth == RIGHT) * (diaphragm | (spot & (z > -30)))
+    volume = chest.volume_hu + share * (45.0 - chest.volume_hu)
+    mask = segment_lungs(volume.astype(np.int16), chest.spacing_mm).mask
+    return mask, (share > 0.5) & spot & (z > -24)
+
+
+def test_the_dome_of_the_diaphragm_is_no_lung() -> None:
+    mask, dome = over_diaphragm(0)
+    assert dome.any()
+    assert not mask[dome].any()
+
+
+@pytest.mark.parametrize(("rise_mm", "diaphragm"), [(28, True), (0, False)], ids=["goes on above", "lung below"])
+def test_a_lesion_over_the_diaphragm_is_lung(rise_mm: float, diaphragm: bool) -> None:
+    mask, lesion = over_diaphragm(rise_mm, diaphragm=diaphragm)
+    assert lesion.any()
+    assert (mask[lesion] > 0).mean() > 0.9
+
+
 def test_vessels_are_inside(chest: Chest, mask: NDArray[np.uint8]) -> None:
     vessels = (chest.truth > 0) & (chest.volume_hu > -100)
     assert (mask[vessels] > 0).mean() > 0.93
@@ -174,6 +207,8 @@ def test_input_is_checked_and_not_changed(chest: Chest) -> None:
         segment_lungs(np.zeros((8, 8), np.int16), (1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match="spacing_mm must be positive"):
         segment_lungs(np.zeros((1, 8, 8), np.int16), (None, 0.0, 1.0))
+    with pytest.raises(ValueError, match="2 slices need a spacing along z"):
+        segment_lungs(np.zeros((2, 8, 8), np.int16), (None, 1.0, 1.0))
     before = chest.volume_hu[:2].copy()
     segment_lungs(before, chest.spacing_mm)
     np.testing.assert_array_equal(before, chest.volume_hu[:2])

@@ -174,7 +174,7 @@ def _airway(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: floa
     """Return trachea and main bronchi: dark compact cores near the midline, walled by tissue, with their walls."""
     inner = erode(lung, 2.0)
     level = min(float(np.median(hu[inner])) - 70, -900.0) if inner.any() else -900.0
-    labels, _ = components(opening(smooth < level, 2.0))
+    labels, _ = components(opening(smooth < level, 1.5))
     airway = np.zeros(lung.shape, bool)
     for i, (_, box_x) in enumerate(ndimage.find_objects(labels), start=1):
         core = labels == i
@@ -187,19 +187,18 @@ def _airway(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: floa
     return airway
 
 
-def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64] | None) -> list[LungSlice]:
+def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
     """Return the slices with one smoothed midline, and without aerated pieces that are no lung in the whole volume.
 
     Those are pieces that are small in it, and a stool-filled colon: what lies far below the lungs, apart from them.
-    ``heights_mm`` are the slices' heights, None for a single one.
+    ``heights_mm`` are the slices' heights, rising.
     """
     aerated = np.stack([item.aerated for item in slices])
     if len(slices) >= 3:
         labels, count = ndimage.label(aerated)
         size = np.bincount(labels.ravel(), minlength=count + 1)
         aerated = select_components(labels, size > 0.02 * size[1:].max(initial=0)) if count else aerated
-    if heights_mm is not None:
-        aerated[: _first_of_lungs(aerated, heights_mm)] = False
+    aerated[: _first_of_lungs(aerated, heights_mm)] = False
     held = aerated.any(axis=(1, 2))
     midlines = np.array([item.midline for item in slices])
     if held.any():

@@ -27,18 +27,27 @@ _BONE_HU: Final = 180.0
 """Above: bone, or vessels full of contrast medium."""
 _ANGLES: Final = 180
 """Directions in which the wall is looked for."""
+_ALONG_MM: Final = 5.0
+"""Standard deviation of the heights over which slices lend each other their ribs; cut off at twice that."""
 
 
-def rib_cage_cavities(items: Sequence[LungSlice]) -> list[Mask]:
-    """Return step 2 for slices of one shape: the inside of the rib cage, all aerated lung included."""
+def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals) -> list[Mask]:
+    """Return step 2 for slices of one shape: the inside of the rib cage, all aerated lung included.
+
+    A slice crosses ribs here and there only. What the wall costs is averaged over near slices (``heights_mm``, rising),
+    so that it does not cut through dense lung, or bulge out of the cage, where a slice shows no rib.
+    """
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
-    centres = [_centre(item) for item in items]
-    costs = [
-        _wall_cost(item, centre, angles, int(210 / item.pixel_mm)) for item, centre in zip(items, centres, strict=True)
-    ]
-    walls = _closed_paths(np.stack(costs), reach=4, bend=0.04)
+    apart = np.abs(heights_mm[:, None] - heights_mm) / _ALONG_MM
+    near = np.where(apart <= 2, np.exp(-(apart**2) / 2), 0)
+    near /= near.sum(axis=1, keepdims=True)
+    centres = [(float(row), float(column)) for row, column in near @ np.array([_centre(item) for item in items])]
+    costs = np.stack(
+        [_wall_cost(item, at, angles, int(210 / item.pixel_mm)) for item, at in zip(items, centres, strict=True)]
+    )
+    walls = _closed_paths(np.tensordot(near.astype(np.float32), costs, 1), reach=4, bend=0.04)
     return [
-        _within(wall, centre, costs[0].shape[1], item.hu.shape) | item.aerated
+        _within(wall, centre, costs.shape[2], item.hu.shape) | item.aerated
         for item, centre, wall in zip(items, centres, walls, strict=True)
     ]
 

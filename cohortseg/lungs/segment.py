@@ -11,11 +11,12 @@ from cohortseg.labels import LEFT, RIGHT
 from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, supported_slices
 from cohortseg.lungs.cage import rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
+from cohortseg.lungs.dome import without_domes
 from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, working_shape
 from cohortseg.lungs.morphology import bounding_box, dilate, frame_pixels
 from cohortseg.lungs.zones import split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 7"
+LUNG_METHOD: Final = "cohortseg-threshold 8"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
@@ -58,29 +59,35 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     Raises
     ------
     ValueError
-        If the volume is not three-dimensional or a spacing is not positive.
+        If the volume is not three-dimensional, a spacing is not positive, or that of several slices is unknown.
     """
     if volume_hu.ndim != 3:
         raise ValueError(f"volume_hu must be (Z, Y, X), got shape {volume_hu.shape}")
     if not all(value is None or value > 0 for value in spacing_mm):
         raise ValueError(f"spacing_mm must be positive, got {spacing_mm}")
+    if spacing_mm[0] is None and len(volume_hu) > 1:
+        raise ValueError(f"{len(volume_hu)} slices need a spacing along z")
     planes = working_planes(volume_hu.shape[0], spacing_mm[0])
     shape = working_shape(volume_hu.shape[1:], spacing_mm[1:])
     pixel_mm = math.sqrt(math.prod(spacing_mm[1:]) * math.prod(volume_hu.shape[1:]) / math.prod(shape))
     slices = [aerated_slice(area_mean(volume_hu[z], shape), pixel_mm) for z in planes]
-    slices = supported_slices(slices, None if spacing_mm[0] is None else (planes * spacing_mm[0]).astype(np.float64))
+    heights_mm = (planes * (spacing_mm[0] or 0.0)).astype(np.float64)
+    slices = supported_slices(slices, heights_mm)
     held = [z for z, item in enumerate(slices) if item.aerated.any()]
     if not held:
         return Lungs(mask=np.zeros(volume_hu.shape, np.uint8), flags=())
-    coarse = np.zeros((len(slices), *slices[0].hu.shape), np.uint8)
-    excluded_mm2 = [0.0] * len(slices)
-    for z, cavity in zip(held, rib_cage_cavities([slices[z] for z in held]), strict=True):
-        box = bounding_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
-        item = slices[z].part(box)
-        lung, excluded_mm2[z] = dense_lung(item, cavity[box])
-        coarse[z][box] = split_sides(lung, item)
+    lung = np.zeros((len(slices), *slices[0].hu.shape), bool)
+    boxes, excluded_mm2 = {}, [0.0] * len(slices)
+    cavities = rib_cage_cavities([slices[z] for z in held], heights_mm[held])
+    for z, cavity in zip(held, cavities, strict=True):
+        boxes[z] = box = bounding_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
+        lung[z][box], excluded_mm2[z] = dense_lung(slices[z].part(box), cavity[box])
+    lung = without_domes(lung, slices, heights_mm)
+    coarse = np.zeros(lung.shape, np.uint8)
+    for z, box in boxes.items():
+        coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
     mask = to_full_grid(coarse, planes, volume_hu)
-    cut = any(map(_is_cut, coarse, slices))
+    cut = any(_is_cut(coarse[z], item) for z, item in enumerate(slices))
     volume_ml = None if spacing_mm[0] is None else np.count_nonzero(mask) * math.prod(spacing_mm) / 1000  # type: ignore[arg-type]
     return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2, cut=cut, volume_ml=volume_ml))
 
@@ -104,13 +111,15 @@ def _flags(
     area = (coarse > 0).sum(axis=(1, 2))
     held = np.flatnonzero(area)
     sides = [int((mask == side).sum()) for side in (RIGHT, LEFT)]
-    # the liver fills the dorsal recesses below: only the upper 60 % of the lungs' height tells
-    upper = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), held[-1] + 1)
+    # The liver fills the dorsal recesses below, and muscle closes in on the apex: the upper 60 % of the lungs' height
+    # tells, where they are wide.
+    wide = np.flatnonzero(area > 0.3 * area.max())
+    upper = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), wide[-1] + 1)
     found = {
         "lung_cut_by_field_of_view": cut,
         "lung_cut_at_end_slice": planes.size >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
         "one_lung": min(sides) < 0.05 * sum(sides),
         "lung_volume_implausible": volume_ml is not None and not _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1],
-        "dense_region_excluded": max(excluded_mm2[upper]) > 1500,
+        "dense_region_excluded": max(excluded_mm2[upper], default=0) > 1500,
     }
     return tuple(name for name in LUNG_FLAGS if found[name])
