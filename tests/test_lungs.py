@@ -99,6 +99,28 @@ def test_trachea_outside_air_and_table_stay_out(chest: Chest, mask: NDArray[np.u
     assert not mask[:, :, :20].any()
 
 
+def test_an_airway_that_borders_on_lung_stays_out() -> None:
+    """Above, 6 mm of tissue lie between; below, the trachea bulges by 6 mm into the lung, and its wall is one pixel."""
+    chest = make_chest((5.0, 0.8, 0.8), shape=(40, 360, 460))
+    z, y, x = coordinates(chest)
+    border = -72 + 60 * np.sqrt(np.clip(1 - (8 / 85) ** 2 - (z / 95) ** 2, 0, 1))
+    radius = np.hypot(x - np.where(z > 20, border + 14, border + 2), y - 8)
+    tall = (z > -25) & (z < 60)
+    chest.volume_hu[tall & (radius < 9) & (chest.truth > 0)] = -700
+    trachea = tall & (radius < 8)
+    chest.volume_hu[trachea] = -990
+    mask = segment_lungs(chest.volume_hu, chest.spacing_mm).mask
+    assert (mask[trachea & (z < 15)] > 0).mean() < 0.1
+
+
+def coordinates(chest: Chest) -> list[NDArray[np.float64]]:
+    """Return (z, y, x) of each voxel from the middle of the phantom, mm."""
+    return [
+        (index - (size - 1) / 2) * step
+        for index, size, step in zip(np.indices(chest.truth.shape), chest.truth.shape, chest.spacing_mm, strict=True)
+    ]
+
+
 def over_diaphragm(rise_mm: float, *, diaphragm: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return the lungs found, and a spot of 13 mm radius in the right one, as dense as the diaphragm it stands on.
 
@@ -106,10 +128,7 @@ def over_diaphragm(rise_mm: float, *, diaphragm: bool = True) -> tuple[NDArray[n
     it the lowest 10 mm of the spot are left, with lung below.
     """
     chest = make_chest((4.0, 1.6, 1.2), shape=(56, 224, 320))
-    z, y, x = (
-        (np.indices(chest.truth.shape)[i] - (n - 1) / 2) * s
-        for i, (n, s) in enumerate(zip(chest.truth.shape, chest.spacing_mm, strict=True))
-    )
+    z, y, x = coordinates(chest)
     radius = np.hypot(x + 72, y)
     spot = radius < 13
     height = -20 - radius**2 / 140 + rise_mm * spot

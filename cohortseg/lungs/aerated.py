@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from cohortseg.lungs.airways import find_airways, follow_airways
 from cohortseg.lungs.morphology import (
     Image,
     Mask,
@@ -27,6 +28,8 @@ AIR_HU: Final = -400.0
 """Below: aerated, ground glass included."""
 _GAP_MM: Final = 25.0
 """Slices without aerated lung over more than this part the colon from the lungs."""
+_FOLLOWED_MM: Final = 10.0
+"""Airways are followed between slices that lie at most so far apart."""
 _REST_SHARE: Final = 0.3
 """What lies below such a gap is lung all the same if it is more than this part of what lies above (white lungs)."""
 
@@ -66,7 +69,7 @@ def aerated_slice(hu: Image, pixel_mm: float) -> LungSlice:
     found = np.flatnonzero(aerated.any(axis=0))
     if found.size and (found[0] - midline) * (found[-1] - midline) < 0:
         midline = 0.5 * midline + 0.25 * float(found[0] + found[-1])
-    airway = _airway(hu, smooth, aerated, midline, pixel_mm) & body
+    airway = find_airways(hu, smooth, aerated, midline, pixel_mm) & body
     return LungSlice(
         hu=hu,
         smooth=smooth,
@@ -170,23 +173,6 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
     )
 
 
-def _airway(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: float) -> Mask:
-    """Return trachea and main bronchi: dark compact cores near the midline, walled by tissue, with their walls."""
-    inner = erode(lung, 2.0)
-    level = min(float(np.median(hu[inner])) - 70, -900.0) if inner.any() else -900.0
-    labels, _ = components(opening(smooth < level, 1.5))
-    airway = np.zeros(lung.shape, bool)
-    for i, (_, box_x) in enumerate(ndimage.find_objects(labels), start=1):
-        core = labels == i
-        lateral_mm = abs((box_x.start + box_x.stop - 1) / 2 - midline) * pixel_mm
-        if not 40 < core.sum() * pixel_mm**2 < 1200 or lateral_mm > 45:
-            continue
-        wall = dilate(core, 3 / pixel_mm + 1) & ~dilate(core, 1.5)
-        if np.count_nonzero(smooth[wall] > -500) > 0.5 * np.count_nonzero(wall):
-            airway |= dilate(core, 1.5)
-    return airway
-
-
 def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
     """Return the slices with one smoothed midline, and without aerated pieces that are no lung in the whole volume.
 
@@ -199,14 +185,27 @@ def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
         size = np.bincount(labels.ravel(), minlength=count + 1)
         aerated = select_components(labels, size > 0.02 * size[1:].max(initial=0)) if count else aerated
     aerated[: _first_of_lungs(aerated, heights_mm)] = False
+    airways = _airways_throughout(slices, heights_mm)
     held = aerated.any(axis=(1, 2))
     midlines = np.array([item.midline for item in slices])
     if held.any():
         midlines[held] = ndimage.median_filter(midlines[held], size=min(9, int(held.sum())), mode="nearest")
     return [
-        replace(item, aerated=lung, midline=float(midline))
-        for item, lung, midline in zip(slices, aerated, midlines, strict=True)
+        replace(item, aerated=lung & ~airway, airway=airway, midline=float(midline))
+        for item, lung, airway, midline in zip(slices, aerated, airways, midlines, strict=True)
     ]
+
+
+def _airways_throughout(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[Mask]:
+    """Return the airways of each slice with what goes on from those of slices near by, downwards, then upwards."""
+    airways = [item.airway for item in slices]
+    for step in (-1, 1):
+        for z in range(len(slices))[::step][1:]:
+            item, near = slices[z], airways[z - step]
+            if near.any() and abs(heights_mm[z] - heights_mm[z - step]) <= _FOLLOWED_MM:
+                lung = item.aerated | item.airway
+                airways[z] = airways[z] | (follow_airways(item.hu, item.smooth, lung, near, item.pixel_mm) & item.body)
+    return airways
 
 
 def _first_of_lungs(aerated: NDArray[np.bool_], heights_mm: NDArray[np.float64]) -> int:

@@ -1,0 +1,53 @@
+"""Trachea and main bronchi: dark compact cores near the midline, and what goes on from them in the slices around."""
+
+from typing import Final
+
+import numpy as np
+from scipy import ndimage
+
+from cohortseg.lungs.morphology import Image, Mask, components, dilate, erode, opening
+
+_CORE_MM2: Final = (40.0, 1200.0)
+"""Area of a core, at least and at most."""
+_LATERAL_MM: Final = 45.0
+"""Distance of a core's middle from the midline at most."""
+_WALL: Final = 1.5
+"""Pixels from a core to the outside of its wall."""
+
+
+def find_airways(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: float) -> Mask:
+    """Return trachea and main bronchi of a slice, walls included: cores with tissue around more than half of them."""
+    labels, _ = components(opening(smooth < _darkest(hu, lung), 1.5))
+    airway = np.zeros(lung.shape, bool)
+    for i, (_, box_x) in enumerate(ndimage.find_objects(labels), start=1):
+        core = labels == i
+        lateral_mm = abs((box_x.start + box_x.stop - 1) / 2 - midline) * pixel_mm
+        if not _CORE_MM2[0] < core.sum() * pixel_mm**2 < _CORE_MM2[1] or lateral_mm > _LATERAL_MM:
+            continue
+        wall = dilate(core, 3 / pixel_mm + 1) & ~dilate(core, _WALL)
+        if np.count_nonzero(smooth[wall] > -500) > 0.5 * np.count_nonzero(wall):
+            airway |= dilate(core, _WALL)
+    return airway
+
+
+def follow_airways(hu: Image, smooth: Image, lung: Mask, near: Mask, pixel_mm: float) -> Mask:
+    """Return how the airways of a neighbouring slice (``near``) go on in this one, where their wall is too thin to see.
+
+    A core that reaches farther than 4 mm beyond them, or is more than half as large again, is lung.
+    """
+    around = dilate(near, max(0.0, 4 / pixel_mm - _WALL))
+    labels, count = components(opening((smooth < _darkest(hu, lung)) & dilate(around, 1.0), 1.0))
+    airway = np.zeros(lung.shape, bool)
+    limit = 1.5 * np.count_nonzero(erode(near, _WALL))
+    for i in range(1, count + 1):
+        core = labels == i
+        area = np.count_nonzero(core)
+        if area * pixel_mm**2 > _CORE_MM2[0] and area <= limit and not (core & ~around).any():
+            airway |= dilate(core, _WALL)
+    return airway
+
+
+def _darkest(hu: Image, lung: Mask) -> float:
+    """Return the HU below which air is in an airway rather than in the lung."""
+    inner = erode(lung, 2.0)
+    return min(float(np.median(hu[inner])) - 70, -900.0) if inner.any() else -900.0
