@@ -67,7 +67,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _root(
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also details and tracebacks of failed series.")
     ] = False,
