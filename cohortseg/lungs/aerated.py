@@ -176,8 +176,8 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
 def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
     """Return the slices with one smoothed midline, and without aerated pieces that are no lung in the whole volume.
 
-    Those are pieces that are small in it, and a stool-filled colon: what lies far below the lungs, apart from them.
-    ``heights_mm`` are the slices' heights, rising.
+    Those are pieces that are small in it, a stool-filled colon (what lies far below the lungs, apart from them), and
+    how airways of the slices around go on. ``heights_mm`` are the slices' heights, rising.
     """
     aerated = np.stack([item.aerated for item in slices])
     if len(slices) >= 3:

@@ -17,7 +17,7 @@ _WALL: Final = 1.5
 
 def find_airways(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: float) -> Mask:
     """Return trachea and main bronchi of a slice, walls included: cores with tissue around more than half of them."""
-    labels, _ = components(opening(smooth < _darkest(hu, lung), 1.5))
+    labels, _ = components(opening(smooth < _airway_level(hu, lung), 1.5))
     airway = np.zeros(lung.shape, bool)
     for i, (_, box_x) in enumerate(ndimage.find_objects(labels), start=1):
         core = labels == i
@@ -36,7 +36,7 @@ def follow_airways(hu: Image, smooth: Image, lung: Mask, near: Mask, pixel_mm: f
     A core that reaches farther than 4 mm beyond them, or is more than half as large again, is lung.
     """
     around = dilate(near, max(0.0, 4 / pixel_mm - _WALL))
-    labels, count = components(opening((smooth < _darkest(hu, lung)) & dilate(around, 1.0), 1.0))
+    labels, count = components(opening((smooth < _airway_level(hu, lung)) & dilate(around, 1.0), 1.0))
     airway = np.zeros(lung.shape, bool)
     limit = 1.5 * np.count_nonzero(erode(near, _WALL))
     for i in range(1, count + 1):
@@ -47,7 +47,7 @@ def follow_airways(hu: Image, smooth: Image, lung: Mask, near: Mask, pixel_mm: f
     return airway
 
 
-def _darkest(hu: Image, lung: Mask) -> float:
+def _airway_level(hu: Image, lung: Mask) -> float:
     """Return the HU below which air is in an airway rather than in the lung."""
     inner = erode(lung, 2.0)
     return min(float(np.median(hu[inner])) - 70, -900.0) if inner.any() else -900.0
