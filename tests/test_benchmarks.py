@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lung_phantoms import make_chest
 from training_data import write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
@@ -61,3 +62,11 @@ def test_copies_that_lie_otherwise_are_the_same_slice_and_others_nearly(tmp_path
             2 * ((copy.labels > 0) & (same.labels > 0)).sum() / ((copy.labels > 0).sum() + (same.labels > 0).sum())
         )
         assert overlap > 0.9, name
+
+
+def test_crops_of_one_chest_are_laid_where_they_were_taken():
+    real_volumes = runpy.run_path(str(BENCHMARKS / "real_volumes.py"))
+    chest = make_chest((4.0, 1.6, 1.2), shape=(56, 224, 320))
+    lower, upper = (np.clip((chest.volume_hu[z] + 1024) / 8, 0, 255).astype(np.uint8) for z in (27, 28))
+    found = real_volumes["offset"](lower[10:190, 20:300], upper[17:200, 12:280])
+    assert found.tolist() == [7, -8]
