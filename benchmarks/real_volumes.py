@@ -28,6 +28,8 @@ from cohortseg.weights import load_model
 
 WIDTH_MM, HEIGHT_MM = 300.0, 240.0
 FAT_HU, AIR_HU = -90, -1000
+HEAD_FIRST = frozenset({"Data-1_radiopaedia_org_covid-19-pneumonia-7_85703_0-dcm"})
+"""Patients whose slices go down; all others' go up."""
 SEARCH = 80
 """Pixels by which the crops of neighbouring slices may lie apart."""
 
@@ -74,7 +76,7 @@ def main() -> None:
     every = covid_semiseg.unlabeled_slices(covid_semiseg.find_data(options.data))
     opacity = []
     for name, group in groupby(every, key=lambda item: item.name.rpartition("_")[0]):
-        volume, spacing_mm = rebuilt(list(group))
+        volume, spacing_mm = rebuilt(list(group)[:: -1 if name in HEAD_FIRST else 1])
         lungs = segment_lungs(volume, spacing_mm)
         labels, _ = segment_slices(volume, lungs.mask, model, InferConfig())
         voxels = np.count_nonzero(lungs.mask)
