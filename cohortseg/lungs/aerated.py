@@ -26,10 +26,10 @@ from cohortseg.lungs.morphology import (
 
 AIR_HU: Final = -400.0
 """Below: aerated, ground glass included."""
+NEAR_MM: Final = 10.5
+"""Slices so far apart tell of each other: 10 mm, with room for what scanners vary."""
 _GAP_MM: Final = 25.0
 """Slices without aerated lung over more than this part the colon from the lungs."""
-_FOLLOWED_MM: Final = 10.0
-"""Airways are followed between slices that lie at most so far apart."""
 _REST_SHARE: Final = 0.3
 """What lies below such a gap is lung all the same if it is more than this part of what lies above (white lungs)."""
 
@@ -202,7 +202,7 @@ def _airways_throughout(slices: list[LungSlice], heights_mm: NDArray[np.float64]
     for step in (-1, 1):
         for z in range(len(slices))[::step][1:]:
             item, near = slices[z], airways[z - step]
-            if near.any() and abs(heights_mm[z] - heights_mm[z - step]) <= _FOLLOWED_MM:
+            if near.any() and abs(heights_mm[z] - heights_mm[z - step]) <= NEAR_MM:
                 lung = item.aerated | item.airway
                 airways[z] = airways[z] | (follow_airways(item.hu, item.smooth, lung, near, item.pixel_mm) & item.body)
     return airways

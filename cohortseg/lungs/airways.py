@@ -33,16 +33,19 @@ def find_airways(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm:
 def follow_airways(hu: Image, smooth: Image, lung: Mask, near: Mask, pixel_mm: float) -> Mask:
     """Return how the airways of a neighbouring slice (``near``) go on in this one, where their wall is too thin to see.
 
-    A core that reaches farther than 4 mm beyond them, or is more than half as large again, is lung.
+    A core that reaches beyond their walls by more than a pixel, or is more than half as large again as those that it
+    overlaps, is lung.
     """
-    around = dilate(near, max(0.0, 4 / pixel_mm - _WALL))
+    around = dilate(near, 1.0)
     labels, count = components(opening((smooth < _airway_level(hu, lung)) & dilate(around, 1.0), 1.0))
+    pieces, _ = components(near)
+    inner = np.where(erode(near, _WALL), pieces, 0)
     airway = np.zeros(lung.shape, bool)
-    limit = 1.5 * np.count_nonzero(erode(near, _WALL))
     for i in range(1, count + 1):
         core = labels == i
         area = np.count_nonzero(core)
-        if area * pixel_mm**2 > _CORE_MM2[0] and area <= limit and not (core & ~around).any():
+        before = np.count_nonzero(np.isin(inner, np.setdiff1d(pieces[core], 0)))
+        if area * pixel_mm**2 > _CORE_MM2[0] and area <= 1.5 * before and not (core & ~around).any():
             airway |= dilate(core, _WALL)
     return airway
 

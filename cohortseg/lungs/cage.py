@@ -28,7 +28,7 @@ _BONE_HU: Final = 180.0
 _ANGLES: Final = 180
 """Directions in which the wall is looked for."""
 _ALONG_MM: Final = 5.0
-"""Standard deviation of the heights over which slices lend each other their ribs; cut off at twice that."""
+"""Standard deviation of the heights over which slices lend each other their ribs."""
 
 
 def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals) -> list[Mask]:
@@ -39,7 +39,7 @@ def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals) -> list[Mas
     """
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     apart = np.abs(heights_mm[:, None] - heights_mm) / _ALONG_MM
-    near = np.where(apart <= 2, np.exp(-(apart**2) / 2), 0)
+    near = np.exp(-(apart**2) / 2)
     near /= near.sum(axis=1, keepdims=True)
     centres = [(float(row), float(column)) for row, column in near @ np.array([_centre(item) for item in items])]
     costs = np.stack(

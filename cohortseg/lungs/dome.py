@@ -1,40 +1,79 @@
-"""Step 4: the top of diaphragm and heart out of the lungs, by what lies under it: one slice alone cannot tell."""
+"""Step 4: the top of the diaphragm out of the lungs, by what lies under it: one slice alone cannot tell."""
 
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cohortseg.lungs.aerated import LungSlice
-from cohortseg.lungs.morphology import Mask, components, dilate, erode, opening, select_components
+from cohortseg.lungs.aerated import NEAR_MM, LungSlice
+from cohortseg.lungs.morphology import (
+    Mask,
+    components,
+    dilate,
+    erode,
+    held_by,
+    opening,
+    select_components,
+)
 
-_CAP_MM: Final = 10.0
-"""Height of a cap at most, if slices are thin enough to tell; what goes on higher is taken for consolidation."""
 _CAP_HU: Final = -720.0
 """Above: a pixel that holds some of the organ below the lung."""
+_SOFT_HU: Final = -200.0
+"""Above: tissue rather than a mixture with lung, or ground glass."""
 _CAP_MM2: Final = 150.0
 """Smaller spots are vessels."""
+_TAPER_MM: Final = 80.0
+"""Area by which a dome narrows for each mm of height, at least, mm2: that of a sphere of 13 mm radius."""
+_THICK_MM: Final = 4.5
+"""From this distance of slices on, the slope of an organ is blurred over a rim about what is seen of it."""
 
 
 def without_domes(lung: NDArray[np.bool_], slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> Mask:
     """Return the lungs (Z, Y, X) without caps: dense pixels that lie on dense tissue and under aerated lung.
 
     Where the dome of the diaphragm (or the heart) ends within a slice, the slice shows a gray spot amid lung, like a
-    lesion. It is one if it goes on upwards, or if there is lung under it.
+    lesion. It is one if there is lung under it, if it goes on upwards for 10 mm, if it does not narrow upwards, or if
+    it is ground glass in two slices. What borders on the organ in its own slice is a lesion too, but for a rim where
+    slices are thick. Slices farther apart than `NEAR_MM` do not tell.
+
+    A lesion of less than 10 mm on the very top of the diaphragm looks the same, and is lost.
     """
-    lung = lung.copy()
+    kept = lung.copy()
     clear = lung & np.stack([item.smooth < _CAP_HU for item in slices])
     for z in range(1, len(slices)):
-        item, below = slices[z], slices[z - 1]
-        spots = lung[z] & ~clear[z]
-        top = int(np.searchsorted(heights_mm, heights_mm[z] + _CAP_MM + 0.01))
-        if not spots.any() or top == z + 1 or heights_mm[z - 1] < heights_mm[z] - _CAP_MM - 0.01:
+        item, below, rise_mm = slices[z], slices[z - 1], heights_mm[z] - heights_mm[z - 1]
+        top = int(np.searchsorted(heights_mm, heights_mm[z] + NEAR_MM))
+        covered = lung[z] & ~clear[z] & clear[z + 1 : top].any(axis=0)
+        if rise_mm > NEAR_MM or not covered.any():
             continue
-        solid = erode(below.body & ~lung[z - 1] & ~below.airway & (below.smooth > _CAP_HU), 1.0)
-        spots &= solid & clear[z + 1 : top].any(axis=0)
-        spots = opening(spots, 3 / item.pixel_mm)
-        labels, count = components(spots)
-        area_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * item.pixel_mm**2
-        caps = select_components(labels, area_mm2 >= _CAP_MM2)
-        lung[z] &= ~(dilate(caps, 2.0) & (caps | (item.smooth > _CAP_HU - 100)))
-    return lung
+        dense = below.body & ~below.airway & (below.smooth > _CAP_HU)
+        base = dense & ~kept[z - 1]
+        mixed = (item.smooth < _SOFT_HU) & ((below.smooth < _SOFT_HU) | ~clear[z + 1])
+        caps = _islands(covered & erode(base, 1.0), base, lung[z], mixed, rise_mm, item)
+        if rise_mm > _THICK_MM:
+            caps |= _large(opening(covered & erode(dense & ~lung[z - 1], 1.0), 3 / item.pixel_mm), item)
+        kept[z] &= ~(dilate(caps, 2.0) & (caps | (item.smooth > _CAP_HU - 100)))
+    return kept
+
+
+def _islands(spots: Mask, base: Mask, lung: Mask, mixed: Mask, rise_mm: float, item: LungSlice) -> Mask:
+    """Return spots with lung all around, and narrower than the piece of dense tissue below (``base``) by their rise.
+
+    ``mixed`` is what is no tissue here and in the slice below or above; a spot that is mostly that is ground glass.
+    """
+    spots = _large(opening(spots, 3 / item.pixel_mm), item)
+    labels, count = components(spots)
+    apart = ~held_by(labels, count, dilate(~lung & ~item.airway, 1.5))
+    pieces, base_count = components(base)
+    base_mm2 = np.bincount(pieces.ravel(), minlength=base_count + 1) * item.pixel_mm**2
+    for label in 1 + np.flatnonzero(apart[1:]):
+        spot = labels == label
+        below_mm2 = base_mm2[np.unique(pieces[spot])].max()
+        tapers = np.count_nonzero(spot) * item.pixel_mm**2 < below_mm2 - _TAPER_MM * rise_mm
+        apart[label] = tapers and mixed[spot].mean() < 0.5
+    return select_components(labels, apart)
+
+
+def _large(spots: Mask, item: LungSlice) -> Mask:
+    labels, count = components(spots)
+    return select_components(labels, np.bincount(labels.ravel(), minlength=count + 1) * item.pixel_mm**2 >= _CAP_MM2)

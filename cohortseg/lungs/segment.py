@@ -16,7 +16,7 @@ from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, workin
 from cohortseg.lungs.morphology import bounding_box, dilate, frame_pixels
 from cohortseg.lungs.zones import split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 8"
+LUNG_METHOD: Final = "cohortseg-threshold 9"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
