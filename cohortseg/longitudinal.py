@@ -1,12 +1,13 @@
 """From one row per series to one row per patient and date, and one row per patient. Pure functions of tables.
 
 Rules. The baseline of a patient is the earliest study date among the chosen series. Several series of one date: one of
-them stands for the date, the first in the order ok before not ok, all of the lungs (at least 80 % of the most lung
-found that day) before part of them, most slices with lung (where none was looked for: most slices), smallest slice
-spacing, series UID. Percents of single slices are of area: where a patient has volumes at any date, single slices have
-no part in changes, baseline, last and peak. A series without a study date is kept as a row of its own (one a study),
-with null in every column that counts days and in every change. Series without a patient identifier are never put
-together into one patient: each study counts as one, and where no study is named either, each series.
+them stands for the date, the first in the order ok before not ok, a plausible lung volume before an implausible one,
+all of the lungs (at least 80 % of the most lung found that day) before part of them, most slices with lung (where none
+was looked for: most slices), smallest slice spacing, series UID. Percents of single slices are of area: where a patient
+has volumes at any date, single slices have no part in changes, baseline, last and peak. A series without a study date
+is kept as a row of its own (one a study), with null in every column that counts days and in every change. Series
+without a patient identifier are never put together into one patient: each study counts as one, and where no study is
+named either, each series.
 """
 
 from typing import Final
@@ -26,8 +27,8 @@ _TIMELINE_COLUMNS: Final = (
 )
 _PATIENTS_COLUMNS: Final = (
     *("patient_id", "n_timepoints", "n_evaluable", "first_date", "last_date", "onset_date"),
-    *("baseline_po_pct", "last_po_pct", "peak_po_pct", "days_to_peak", "onset_to_peak_days"),
-    *("delta_po_pct", "delta_opacity_volume_ml"),
+    *("baseline_date", "baseline_po_pct", "last_evaluable_date", "last_po_pct", "peak_po_pct", "days_to_peak"),
+    *("onset_to_peak_days", "delta_po_pct", "delta_opacity_volume_ml", "qc_flags"),
 )
 
 
@@ -95,9 +96,12 @@ def patients_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -
         pl.col("study_date").min().alias("first_date"),
         pl.col("study_date").max().alias("last_date"),
         pl.col("onset_date").first(),
+        pl.col("qc_flags").list.explode().drop_nulls().unique().sort(),
     )
     burdens = measured.group_by(_PERSON, maintain_order=True).agg(
+        pl.col("study_date").first().alias("baseline_date"),
         pl.col("po_pct").first().alias("baseline_po_pct"),
+        pl.col("study_date").last().alias("last_evaluable_date"),
         pl.col("po_pct").last().alias("last_po_pct"),
         pl.when(pl.len() > 1).then(pl.col("delta_po_pct").last()).alias("delta_po_pct"),
         pl.when(pl.len() > 1).then(pl.col("delta_opacity_volume_ml").last()).alias("delta_opacity_volume_ml"),
@@ -113,18 +117,21 @@ def patients_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -
 
 def _timeline(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame:
     """Return the timeline with all columns of the burden and clinical tables and the keys of :func:`_with_keys`."""
-    keys, lung_ml = [_PERSON, "study_date", _UNDATED], pl.col("lung_volume_ml")
+    keys = [_PERSON, "study_date", _UNDATED]
+    implausible = pl.col("qc_flags").list.contains("lung_volume_implausible")
+    lung_ml = pl.when(~implausible).then("lung_volume_ml")
     chosen = (
         _with_keys(_with_onset(with_time(burden), clinical))
         .with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
         .sort(
             pl.col("status") != "ok",
+            implausible,
             (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(keys)).fill_null(value=False),
             pl.coalesce("n_lung_slices", "n_slices", 0),
             "spacing_z_mm",
             "series_instance_uid",
             "series_key",
-            descending=[False, True, True, False, False, False],
+            descending=[False, False, True, True, False, False, False],
             nulls_last=True,
         )
         .unique(subset=keys, keep="first", maintain_order=True)

@@ -47,7 +47,7 @@ def number_text(value: float | None, digits: int = 1) -> str:
     """Return a number for people: whole numbers as they are, a dash where there is none."""
     if value is None:
         return "\N{EN DASH}"
-    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+    return str(value) if isinstance(value, int) else f"{value:z.{digits}f}"
 
 
 def smaller_jpeg(png: bytes, width: int = 1320) -> bytes:

@@ -17,10 +17,11 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.identity import without_path
 from cohortseg.infer.commit import (
+    begin_anew,
     claimed,
     committed_keys,
     committed_slices,
-    forget,
+    end_anew,
     forget_failed,
     read_committed,
     sweep,
@@ -38,6 +39,8 @@ from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import read_table, tables_from_rows, write_table
 from cohortseg.weights import LoadedModel, load_model
 
+_OF_THE_WORK: Final = ("engine", "workers", "batch_size", "resume", "retry_failed", "max_attempts", "auto_ray_series")
+"""Settings that say how series are done, and nothing of what comes out."""
 _log: Final = logging.getLogger(__name__)
 
 
@@ -134,6 +137,7 @@ def infer_cohort(
             sweep_masks(out / MASKS)  # of actors that were killed while they wrote
         burden = _write_tables(scan, job)
         write_report(out)
+        end_anew(out)
         missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())
         reasons = {
             record.series_key: without_path(missed[record.series_key], record.files)
@@ -220,6 +224,7 @@ def _check_same_cohort(scan: CohortScan, out: Path, *, resume: bool) -> None:
             f"{out}: holds results of {len(done)} series, none of which is in this cohort; choose another -o, or "
             "--no-resume to remove them"
         )
+    end_anew(out)  # of the other cohort
     if saved_clinical(out) is not None:
         remove_clinical(out)
         _log.warning("the onset dates kept in %s were of another cohort: removed", out)
@@ -230,7 +235,7 @@ def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:
     create_mask_store(job.out / MASKS)
     sweep(job.out)
     if not job.config.resume:
-        forget(job.out)
+        begin_anew(job.out)
     elif job.config.retry_failed:
         forget_failed(job.out)
     return pending_series(job, chosen)
@@ -255,13 +260,14 @@ def _series_counts(summary: InferSummary) -> dict[str, Any]:
 
 
 def _tells_of(out: Path, summary: InferSummary, config: InferConfig) -> bool:
-    """Return whether a folder's ``run.json`` tells of the present settings and series."""
+    """Return whether a folder's ``run.json`` tells of the present series and settings, but for those of the work."""
     document = read_run_json(out)
+    now: list[Any] = json.loads(json.dumps([asdict(config), _series_counts(summary)]))
     try:
-        told = [document["config"], {name: document["counts"][name] for name in _series_counts(summary)}]
+        told = [document["config"] | {name: now[0][name] for name in _OF_THE_WORK}]
+        told.append({name: document["counts"][name] for name in now[1]})
     except (KeyError, TypeError):
         return False
-    now: list[Any] = json.loads(json.dumps([asdict(config), _series_counts(summary)]))
     return told == now
 
 

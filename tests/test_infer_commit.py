@@ -13,12 +13,12 @@ import pytest
 from cohortseg.errors import StoreError
 from cohortseg.infer.commit import (
     SeriesResult,
+    begin_anew,
     begin_attempt,
     claimed,
     commit,
     committed_slices,
     count_attempts,
-    forget,
     is_done,
     read_committed,
     result_token,
@@ -162,7 +162,7 @@ def test_forgetting_removes_what_a_killed_run_left_without_a_marker(out: Path) -
     commit(out, key, "t", result_of())
     (out / f".state/rows/{key}.json").unlink()
     (out / "pictures/mine.png").write_bytes(b"a user's own")
-    forget(out)
+    begin_anew(out)
     assert not (out / "masks.zarr" / key).exists()
     assert [path.name for path in (out / "pictures").iterdir()] == ["mine.png"]
 

@@ -135,7 +135,7 @@ def test_a_folder_with_another_program_s_files_is_refused(
     cohort: Path, model_path: Path, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ConfigError, match=f"holds a {name} that is not from cohortseg"):
+    with pytest.raises(ConfigError, match=f"holds a {name} that is not of an output folder of infer"):
         run(cohort, tmp_path, model_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 

@@ -182,6 +182,6 @@ def _print_reasons(found: "CohortScan") -> None:
         for reason, count in reasons.most_common(MAX_LINES):
             table.add_row(f"{count} {noun}", escape(reason))
     if copies:
-        table.add_row(f"{copies} files", "copies of a slice of the same series, with the same pixels")
+        table.add_row(f"{copies} files", "copies of a slice of the same series, with the same pixels or damaged")
     if table.row_count:
         out.print(table)

@@ -169,11 +169,23 @@ def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             return SkippedFile(path, "not a regular file")
         if status.st_size == 0:
-            return SkippedFile(path, "empty file", unreadable="/." not in f"/{path}")
+            return SkippedFile(path, "empty file", unreadable=_named_like_a_slice(path))
         with BoundedFile(root / path) as file:
             return _headers_from_file(file, path, status)
     except OSError as error:
         return SkippedFile(path, f"cannot be read: {error.strerror or 'input/output error'}", unreadable=True)
+
+
+def _named_like_a_slice(path: str) -> bool:
+    """Tell slices that lost their content from marks of a finished copy (``_SUCCESS``), notes, and hidden files."""
+    if "/." in f"/{path}":
+        return False
+    name = path.rpartition("/")[2]
+    stem, _, ending = name.rpartition(".")
+    if ending.lower() in ("dcm", "dicom", "ima"):
+        return True
+    numbered = any(character.isdigit() for character in name)
+    return numbered and (not stem or ending.isdigit())
 
 
 def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> list[Header] | SkippedFile:

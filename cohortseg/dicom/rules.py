@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.uid import UID, CTImageStorage, SecondaryCaptureImageStorage
 
 from cohortseg.config import RESAMPLE, UNTILT
@@ -31,6 +32,8 @@ MAX_VOXELS: Final = 2**31
 """Largest volume accepted: 2048 slices of 1024 x 1024, 4 GiB as int16."""
 MAX_BRIDGED_MM: Final = 10.0
 """Farthest distance between slices over which resampling interpolates when it is asked for."""
+MAX_FILLED: Final = 3.0
+"""Slices that resampling may make of each slice there is; more would be made up rather than measured."""
 _OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
 REFORMAT_WORDS: Final = {"DERIVED", "REFORMATTED", "MPR"}
 # ImageType and FrameType of the vendors, and the terms of PS3.3 C.8.16.2: volume calculation, derived pixel contrast.
@@ -195,7 +198,7 @@ def geometry_problem(
     checks: list[Callable[[Stack], Problem | None]] = [_conflict]
     checks += [] if UNTILT in repair else [_tilt]
     checks += [_shifted]
-    checks += [] if RESAMPLE in repair and stack.distances_mm.max(initial=0.0) <= MAX_BRIDGED_MM else [_uneven]
+    checks += [] if RESAMPLE in repair and _can_be_resampled(stack.distances_mm) else [_uneven]
     return next((problem for check in checks if (problem := check(stack)) is not None), _repeated_uid(headers))
 
 
@@ -204,6 +207,14 @@ def needed_repairs(stack: Stack, repair: Sequence[str]) -> dict[str, str]:
     checks = {UNTILT: _tilt, RESAMPLE: _uneven}
     problems = {name: check(stack) for name, check in checks.items() if name in repair}
     return {name: problem.flag or "" for name, problem in problems.items() if problem is not None}
+
+
+def _can_be_resampled(distances_mm: NDArray[np.float64]) -> bool:
+    """Tell whether slices lie near enough for interpolation, and their median distance is not that of near copies."""
+    if not distances_mm.size:
+        return True
+    filled = 1 + distances_mm.sum() / max(float(np.median(distances_mm)), SAME_POSITION_MM)
+    return bool(distances_mm.max() <= MAX_BRIDGED_MM and filled <= MAX_FILLED * (distances_mm.size + 1))
 
 
 def _width_mm(header: Header) -> float:

@@ -175,7 +175,7 @@ def series_from_headers(
     spacing = common_spacing(headers) or (None, None)
     spacing_z = stack.spacing_z_mm if stack is not None and not len(irregular(stack.distances_mm)) else None
     if stack is not None and RESAMPLE in repairs:
-        spacing_z = float(np.median(stack.distances_mm))
+        spacing_z = round(float(np.median(stack.distances_mm)), SPACING_DIGITS)
     record = SeriesRecord(
         patient_id=common(headers, "patient_id"),
         study_date=_earliest_date(headers),

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
 
     Identity (patient, study, frame of reference) is that of the source. A class that the series does not have gets no
     segment, since viewers stumble over empty ones; frames without lesion are kept, since viewers expect them. The same
-    masks always get the same UIDs: sending them twice does not double them.
+    masks of the same patient always get the same UIDs: sending them twice does not double them.
 
     Parameters
     ----------
@@ -66,8 +67,13 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     numbered = np.zeros_like(masks.labels)
     for number, label in enumerate(present, start=1):
         numbered[masks.labels == label.value] = number
+    identity = [
+        identity_hash(sources[0]),
+        series_key,
+        facts["model"]["sha256"],
+        hashlib.sha256(masks.labels.tobytes()).hexdigest(),
+    ]
     _complete(sources[0])
-    identity = [series_key, facts["model"]["sha256"], hashlib.sha256(masks.labels.tobytes()).hexdigest()]
     segments = [_segment(number, label) for number, label in enumerate(present, start=1)]
     file = io.BytesIO()
     try:
@@ -100,6 +106,20 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
             "frame of reference are missing or malformed; --format nifti or png does without"
         ) from error
     return file.getvalue()
+
+
+def identity_hash(source: Dataset) -> str:
+    """Return a hash of what a segmentation takes over from its source: patient, study and frame of reference."""
+    taken_over = (*_MAY_BE_EMPTY, "StudyInstanceUID", "FrameOfReferenceUID")
+    return hashlib.sha256(json.dumps([_text(source, keyword) for keyword in taken_over]).encode()).hexdigest()
+
+
+def _text(source: Dataset, keyword: str) -> str | None:
+    """Return a value as text; None if it is malformed."""
+    try:
+        return str(source.get(keyword, ""))
+    except _REFUSALS:
+        return None
 
 
 def _complete(source: Dataset) -> None:

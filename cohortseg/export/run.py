@@ -10,12 +10,13 @@ from typing import Any, Final, Literal
 import numpy as np
 import polars as pl
 
+from cohortseg import __version__
 from cohortseg.config import ExportFormat
 from cohortseg.dicom.decode import read_source_headers, read_volume
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.series import SeriesRecord, record_from_row
 from cohortseg.errors import CohortSegError, ConfigError, DicomError, StoreError
-from cohortseg.export.dicom_seg import segmentation_bytes
+from cohortseg.export.dicom_seg import identity_hash, segmentation_bytes
 from cohortseg.export.nifti import nifti_bytes
 from cohortseg.export.png import slice_pictures
 from cohortseg.identity import without_path
@@ -108,8 +109,8 @@ def export_masks(
             paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
             marker = target / _MARKERS / f"{record.series_key}-{form}.json"
             try:
-                masks_sha256 = masks_hash(out / MASKS, record.series_key)
-                if _is_up_to_date(marker, masks_sha256, paths):
+                made_of = _made_of(record, masks_hash(out / MASKS, record.series_key), form, cohort)
+                if _is_up_to_date(marker, made_of, paths):
                     fates["up to date"] += 1
                     continue
                 masks = read_masks(out / MASKS, record.series_key)
@@ -121,7 +122,7 @@ def export_masks(
                 continue
             fates["written" if contents else "without lesion"] += 1
             _write(paths, contents, form)
-            write_file(marker, json.dumps({"masks_sha256": masks_sha256, "sizes": _sizes(paths)}).encode())
+            write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
         report(len(manifest), len(manifest), "")
     return ExportSummary(fates=fates, failures=failures)
 
@@ -159,12 +160,20 @@ def _paths(target: Path, series_key: str, form: ExportFormat, *, with_ct: bool) 
     return {"all": target / (f"{series_key}.dcm" if form == "dicom-seg" else series_key)}
 
 
-def _is_up_to_date(marker: Path, masks_sha256: str, paths: Mapping[str, Path]) -> bool:
-    """Return whether an earlier export wrote all of these outputs of the same masks, and they have kept their sizes."""
+def _made_of(record: SeriesRecord, masks_sha256: str, form: ExportFormat, cohort: Path | None) -> list[str]:
+    """Return what the outputs of a series depend on: masks, CT, version and, of a DICOM SEG, whose it says it is."""
+    made_of = [masks_sha256, record.fingerprint, __version__]
+    if form == "dicom-seg" and cohort is not None:
+        made_of.append(identity_hash(read_source_headers(record, cohort)[0]))
+    return made_of
+
+
+def _is_up_to_date(marker: Path, made_of: Sequence[str], paths: Mapping[str, Path]) -> bool:
+    """Return whether an earlier export made all of these outputs of the same, and they have kept their sizes."""
     sizes = _sizes(paths)
     try:
         before = json.loads(marker.read_bytes())
-        same: bool = before["masks_sha256"] == masks_sha256 and sizes.items() <= before["sizes"].items()
+        same: bool = before["made_of"] == made_of and sizes.items() <= before["sizes"].items()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
     return same and set(sizes) == set(paths)

@@ -25,6 +25,7 @@ from cohortseg.errors import ConfigError, SchemaError, StoreError
 from cohortseg.store.files import locked, sweep_temporaries, write_file
 from cohortseg.store.layout import MASKS, PICTURES, REPORT, RUN_JSON
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
+from cohortseg.store.provenance import read_run_json
 from cohortseg.store.schemas import BURDEN, OUTPUT_TABLES, SLICES
 from cohortseg.store.tables import table_from_rows, table_name
 
@@ -32,6 +33,8 @@ _STATE: Final = ".state"
 _FOLDERS: Final = ("attempts", "rows", "slices")
 _OWNER: Final = "owner.json"
 _LOCK: Final = "lock"
+_ANEW: Final = "anew"
+"""There while a run that began anew has not ended."""
 _BATCH: Final = 128
 _KEY: Final = re.compile(r"[0-9a-f]{16}")
 """A series key: what else lies in the folders is the user's."""
@@ -101,13 +104,16 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse a folder without a table of ours that holds something of a name that a run replaces."""
-    tables = {schema.file_name: schema.name for schema in OUTPUT_TABLES}
-    if (out / _STATE).is_dir() or any(table_name(out / file) == name for file, name in tables.items()):
+    """Refuse a folder that is no output folder and holds something of a name that a run replaces.
+
+    A table of ours may lie there alone: `scan` writes a manifest anywhere.
+    """
+    if (out / _STATE / _FOLDERS[0]).is_dir() or read_run_json(out).get("command") == "infer":
         return
-    found = next((name for name in (*tables, MASKS, RUN_JSON, REPORT) if (out / name).exists()), None)
-    if found is not None:
-        raise ConfigError(f"{out}: holds a {found} that is not from cohortseg; choose another -o")
+    tables = {schema.file_name: schema.name for schema in OUTPUT_TABLES}
+    for name in (*tables, MASKS, RUN_JSON, REPORT):
+        if (out / name).exists() and (name not in tables or table_name(out / name) != tables[name]):
+            raise ConfigError(f"{out}: holds a {name} that is not of an output folder of infer; choose another -o")
 
 
 def _remove_if_unused(out: Path) -> None:
@@ -323,14 +329,18 @@ def forget_failed(out: Path) -> None:
                 _marker(out, series_key).unlink(missing_ok=True)
 
 
-def forget(out: Path) -> None:
+def begin_anew(out: Path) -> None:
     """Remove all results and attempts, so that every series is done again and no other is left.
+
+    A run that began so and was broken off is gone on with: until `end_anew`, nothing is removed again.
 
     Raises
     ------
     StoreError
         If something cannot be removed.
     """
+    if (out / _STATE / _ANEW).exists():
+        return
     with _store_errors(out):
         # By name, not by marker: a killed run leaves masks and a picture without one.
         for group in (out / MASKS).iterdir():
@@ -342,6 +352,19 @@ def forget(out: Path) -> None:
         for name in _FOLDERS:
             for path in (out / _STATE / name).iterdir():
                 path.unlink()
+        (out / _STATE / _ANEW).touch()
+
+
+def end_anew(out: Path) -> None:
+    """Note that a run has done all series, so that the next may begin anew.
+
+    Raises
+    ------
+    StoreError
+        If the note cannot be removed.
+    """
+    with _store_errors(out):
+        (out / _STATE / _ANEW).unlink(missing_ok=True)
 
 
 def sweep(out: Path) -> None:

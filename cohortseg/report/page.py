@@ -54,7 +54,7 @@ def report_html(
         "<p><strong>Research software, not a medical device.</strong> Patients are numbered by their row in "
         "patients.parquet (a dash: without identifier), series named by the first digits of series_key. Another dash "
         "means not measured.</p>",
-        f"<p>{len(patients)} patients, {len(timeline)} time points, {len(burden)} series: "
+        f"<p>{_count_text(patients, timeline)}, {len(burden)} series: "
         f"{html.escape(', '.join(f'{count} {status}' for status, count in counts))}.</p>",
         f"<h2>Trajectories</h2>{image_html(trajectories, 'Burden of each patient over time')}",
         "<h2>Patients</h2>",
@@ -70,6 +70,13 @@ def report_html(
     return page_html("Lesion burden", parts)
 
 
+def _count_text(patients: pl.DataFrame, timeline: pl.DataFrame) -> str:
+    unnamed = patients["patient_id"].null_count()
+    dated = timeline["study_date"].count()
+    others = f" and {unnamed} studies without identifier" if unnamed else ""
+    return f"{len(patients) - unnamed} patients{others}, {dated} time points"
+
+
 def _patient_rows(patients: pl.DataFrame) -> Iterable[list[str]]:
     for number, row in enumerate(patients.iter_rows(named=True), start=1):
         yield [str(number), *(number_text(row[name]) for name in _PATIENT_COLUMNS)]
@@ -80,6 +87,7 @@ def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], standing: set[st
         flags = ", ".join(row["qc_flags"])
         values = (number_text(row[name]) for name in _SERIES_COLUMNS)
         stands = "yes" if row["series_key"] in standing else "no"
+        stands = number_text(None) if row["study_date"] is None else stands
         yield [_person(row, numbers), _short(row), *values, stands, row["status"], flags]
 
 

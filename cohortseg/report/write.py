@@ -54,6 +54,8 @@ def write_report(out: Path) -> WrittenReport:
     burden, clinical = read_table(out / BURDEN.file_name, BURDEN), saved_clinical(out)
     timeline, patients = timeline_table(burden, clinical), patients_table(burden, clinical)
     _warn_of_far_onsets(timeline)
+    if clinical is not None:
+        _warn_of_missing_onsets(patients)
     table = None if clinical is None else (out / CLINICAL.file_name).read_bytes()
     provenance = {
         "model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()),
@@ -71,6 +73,16 @@ def write_report(out: Path) -> WrittenReport:
     write_file(pictures / "trajectories.png", trajectories)
     write_file(page, report_html(burden, timeline, patients, trajectories, pictures).encode())
     return WrittenReport(burden=burden, timeline=timeline, patients=patients, page=page)
+
+
+def _warn_of_missing_onsets(patients: pl.DataFrame) -> None:
+    """Say that the clinical table, of which the folder keeps what it says of its patients then, may know more now."""
+    if missing := patients["onset_date"].null_count():
+        _log.warning(
+            "%d of %d patients have no onset_date; if they are new, give the table to report --clinical again",
+            missing,
+            len(patients),
+        )
 
 
 def _warn_of_far_onsets(timeline: pl.DataFrame) -> None:

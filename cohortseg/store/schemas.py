@@ -261,7 +261,7 @@ TIMELINE: Final = TableSchema(
 
 PATIENTS: Final = TableSchema(
     name="patients",
-    version=6,
+    version=7,
     row="one patient",
     columns=(
         *_PATIENT,
@@ -270,13 +270,16 @@ PATIENTS: Final = TableSchema(
         Column("first_date", _DATE, "earliest study date"),
         Column("last_date", _DATE, "latest study date"),
         Column("onset_date", _DATE, "onset of symptoms, from the clinical table"),
-        Column("baseline_po_pct", _REAL, "po_pct at the first evaluable date"),
-        Column("last_po_pct", _REAL, "po_pct at the last evaluable date"),
+        Column("baseline_date", _DATE, "first evaluable date: one at which burden was measured"),
+        Column("baseline_po_pct", _REAL, "po_pct at baseline_date"),
+        Column("last_evaluable_date", _DATE, "last evaluable date"),
+        Column("last_po_pct", _REAL, "po_pct at last_evaluable_date"),
         Column("peak_po_pct", _REAL, "highest po_pct"),
         Column("days_to_peak", _INT, "days from the earliest study date to the peak"),
         Column("onset_to_peak_days", _INT, "days from onset_date to the peak"),
         Column("delta_po_pct", _REAL, "last minus baseline po_pct, percentage points; null with one evaluable date"),
         Column("delta_opacity_volume_ml", _REAL, "last minus baseline opacity volume, mL"),
+        Column("qc_flags", _TEXTS, "flags of the series that stand for the patient's dates, each once"),
     ),
 )
 

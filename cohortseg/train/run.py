@@ -117,7 +117,7 @@ def _with_data(options: DataOptions) -> DataOptions:
 
 def _check_options(options: DataOptions, *, semi: bool, resume: bool) -> None:
     """Refuse options that exclude each other, or lack what a phase needs; on resume, what is not said is as it was."""
-    if semi and options.labeled is not None and options.unlabeled is None:
+    if semi and options.labeled is not None and options.unlabeled is None and not resume:
         raise ConfigError(
             "phase 2 needs --unlabeled; for phase 1 alone, set semi_supervised = false in a --config file"
         )
