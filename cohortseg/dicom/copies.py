@@ -1,6 +1,7 @@
 """Files that repeat a slice: told by their pixels, dropped only if these are equal, or cut off."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -12,13 +13,15 @@ from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import CTImageStorage
 
 from cohortseg.dicom.elements import READ_ERRORS
+from cohortseg.dicom.geometry import COSINE_ATOL
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile
 from cohortseg.dicom.pixels import stored_values
 from cohortseg.errors import DicomError
 
-_PLACES: Final = 2
-"""Decimals of a position in mm: exports round."""
+_PLACE_MM: Final = 0.01
+"""Positions this near are one: exports round."""
+_SPACING_MM: Final = 1e-4
 
 
 class Copy(NamedTuple):
@@ -47,8 +50,9 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     for header in headers:
         files[header.path].append(header)  # several for a multi-frame file, which is compared as a whole
     groups: defaultdict[Hashable, list[str]] = defaultdict(list)
+    rounded = _Rounding([of_file[0] for of_file in files.values()])
     for path in sorted(files):
-        groups[_place(files[path][0])].append(path)
+        groups[_place(files[path][0], rounded)].append(path)
     kept: list[str] = []
     dropped: list[Copy] = []
     for group in groups.values():
@@ -72,15 +76,45 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     return [header for path in sorted(kept) for header in files[path]], dropped
 
 
-def _place(header: Header) -> Hashable:
+class _Rounding:
+    """One number for numbers that differ by what rewriting a header does to them; fixed decimals would part some."""
+
+    def __init__(self, headers: Sequence[Header]) -> None:
+        fields = {
+            "image_position_patient": _PLACE_MM,
+            "image_orientation_patient": COSINE_ATOL,
+            "pixel_spacing_mm": _SPACING_MM,
+        }
+        self._numbers = {
+            name: _merged([number for header in headers for number in getattr(header, name) or ()], tolerance)
+            for name, tolerance in fields.items()
+        }
+
+    def of(self, header: Header, name: str) -> tuple[float, ...] | None:
+        """Return an attribute's numbers, each by the least of those that are as good as equal to it."""
+        values = getattr(header, name)
+        return None if values is None else tuple(self._numbers[name][value] for value in values)
+
+
+def _merged(numbers: Sequence[float], tolerance: float) -> dict[float, float]:
+    """Return for each number the least of its run of numbers that follow each other by no more than the tolerance."""
+    merged: dict[float, float] = {}
+    before, least = -math.inf, -math.inf
+    for number in sorted(set(numbers)):
+        least = least if number - before <= tolerance else number
+        merged[number], before = least, number
+    return merged
+
+
+def _place(header: Header, rounded: _Rounding) -> Hashable:
     """Return what two copies of a slice share besides their pixels."""
     if header.sop_class_uid == CTImageStorage and header.image_position_patient is not None:
         return (
             header.patient_id,
             header.study_instance_uid,
-            tuple(round(coordinate, _PLACES) for coordinate in header.image_position_patient),
-            header.image_orientation_patient,
-            header.pixel_spacing_mm,
+            rounded.of(header, "image_position_patient"),
+            rounded.of(header, "image_orientation_patient"),
+            rounded.of(header, "pixel_spacing_mm"),
             header.rescale_slope,
             header.rescale_intercept,
             header.rows,
@@ -125,6 +159,8 @@ def _is_whole(dataset: Dataset) -> bool:
 
 def _pixel_bytes(dataset: Dataset, *, decode: bool) -> bytes:
     if not decode:
-        return bytes(dataset.PixelData)
+        pixels = bytes(dataset.PixelData)
+        # Behind the pixels some exports pad.
+        return pixels if dataset["PixelData"].is_undefined_length else pixels[: get_expected_length(dataset)]
     frames = (stored_values(dataset, "", frame) for frame in range(int(dataset.get("NumberOfFrames") or 1)))
     return b"".join(frame.astype("<i4").tobytes() for frame in frames)

@@ -43,7 +43,8 @@ READ_ERRORS: Final = (
 
 _REMEMBERED_BYTES: Final = 256
 """Longer values are parsed each time: what is remembered must not fill memory."""
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_UPPER_CONTROL: Final = re.compile(r"[\x80-\x9f]")
 _SHORT_BYTES: Final = 2
 _FIRST_YEAR: Final = 1800
 META_AT: Final = 132
@@ -210,7 +211,14 @@ def _remembered(
     tag, vr, value, is_implicit, is_little_endian = raw
     element = RawDataElement(BaseTag(tag), vr, len(value or b""), value, 0, is_implicit, is_little_endian)
     try:
-        return form(_listed(convert_raw_data_element(element, encoding=list(encoding)).value))
+        found = form(_listed(convert_raw_data_element(element, encoding=list(encoding)).value))
+        # Bytes that are none of the declared character set: as they are, or two patients would come out as one.
+        undecoded = form is _texts and any("\N{REPLACEMENT CHARACTER}" in text for text in found)
+        return (
+            form([part.decode("ascii", "backslashreplace") for part in (value or b"").split(b"\\")])
+            if undecoded
+            else found
+        )
     except READ_ERRORS:
         return ()
 
@@ -222,10 +230,14 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _texts(values: list[Any]) -> tuple[str, ...]:
-    # Control characters would reach terminals (--show-ids) and tables.
-    texts = (_CONTROL.sub("", str(value)).strip() for value in values)
+    # Control characters would reach terminals (--show-ids) and tables; the upper ones are letters of another set.
+    texts = (_UPPER_CONTROL.sub(_escaped, _CONTROL.sub("", str(value))).strip() for value in values)
     # Bytes of an undeclared character set must not break the table, which is UTF-8.
     return tuple(value.encode("utf-8", "replace").decode("utf-8") for value in texts)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\x{ord(match[0]):02x}"
 
 
 def _reals(values: list[Any]) -> tuple[float, ...]:

@@ -32,6 +32,8 @@ MAX_VOXELS: Final = 2**31
 """Largest volume accepted: 2048 slices of 1024 x 1024, 4 GiB as int16."""
 MAX_BRIDGED_MM: Final = 10.0
 """Farthest distance between slices over which resampling interpolates when it is asked for."""
+MIDNIGHT_DAYS: Final = 1
+"""Slices of one series, and series of one study, may differ so much in date: it ran past midnight."""
 MAX_FILLED: Final = 3.0
 """Slices that resampling may make of each slice there is; more would be made up rather than measured."""
 _OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
@@ -119,6 +121,9 @@ def _source_problem(headers: Sequence[Header]) -> str | None:
         count = len({getattr(header, name) for header in headers} - ({None} if name.startswith("frame") else set()))
         if count > 1:
             return f"mixed: files of {count} {title} share this SeriesInstanceUID"
+    dates = [header.study_date for header in headers if header.study_date is not None]
+    if dates and (max(dates) - min(dates)).days > MIDNIGHT_DAYS:
+        return f"mixed: files of {len(set(dates))} study dates share this SeriesInstanceUID"
     return None
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
+from cohortseg.dicom.rules import MIDNIGHT_DAYS
 from cohortseg.dicom.series import CHOSEN_BY_UID, SeriesRecord
 from cohortseg.errors import ConfigError
 
@@ -19,8 +20,6 @@ STUDY_COVERAGE_SHARE: Final = 0.8
 """A series that reaches over less than this part of the longest of its study does not cover the chest."""
 LUNG_HEIGHT_MM: Final = 300.0
 """Lungs are seldom taller: a series that reaches farther covers no more of them."""
-MIDNIGHT_DAYS: Final = 1
-"""Series of one study may differ so much in date: it ran past midnight."""
 THIN_MM: Final = (1.55, 3.05, 5.05)
 """Slices within one of these classes count as equally thin."""
 _CHOICES: Final = ("preferred", "all")

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from datetime import date
 from operator import attrgetter
 from typing import Final
 
@@ -17,7 +18,7 @@ from cohortseg.dicom.geometry import (
     stack_slices,
 )
 from cohortseg.dicom.headers import Header, common_spacing
-from cohortseg.dicom.rules import image_kind
+from cohortseg.dicom.rules import MIDNIGHT_DAYS, image_kind
 
 _PHASE: Final = "temporal_position"
 _SCANS: Final = ("acquisition_number", _PHASE, "acquisition_time")
@@ -37,10 +38,10 @@ SERIES_COVERAGE_SHARE: Final = 0.8
 def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     """Return the slices of one series, volume by volume.
 
-    A stray slice or two without a position are volumes of their own. A volume has one orientation, frame of reference,
-    kernel, image size and kind (SOP class, scout, projection). One scan may number its acquisitions slice by slice, and
-    has a time for each slice, so that acquisitions and times split a series only where each is a regular stack of
-    several slices, and all together are none, or alternate.
+    A stray slice or two without a position are volumes of their own. A volume has one visit (study dates that midnight
+    parts are one), orientation, frame of reference, kernel, image size and kind (SOP class, scout, projection). One
+    scan may number its acquisitions slice by slice, and has a time for each slice, so that acquisitions and times split
+    a series only where each is a regular stack of several slices, and all together are none, or alternate.
 
     Parameters
     ----------
@@ -57,9 +58,11 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     part_strays = len(strays) <= MAX_STRAYS
     spaces = _known_values(headers, "frame_of_reference_uid")
     kernels = _known_values(headers, "convolution_kernel")
+    visits = _visit_numbers(headers)
     parts = _grouped(
         headers,
         lambda header: (
+            visits[header.study_date],
             image_kind(header),
             planes[header.image_orientation_patient],
             part_strays and header.image_position_patient is None,
@@ -74,6 +77,17 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         parts = [list(headers)]
     volumes = [volume for part in parts for volume in _acquisitions(part)]
     return sorted(volumes, key=lambda volume: (-len(volume), min(header.sop_instance_uid for header in volume)))
+
+
+def _visit_numbers(headers: Sequence[Header]) -> dict[date | None, int]:
+    """Return a number for each study date: some anonymisers give visits one SeriesInstanceUID. No date is the first."""
+    numbers: dict[date | None, int] = {None: 0}
+    first = date.min
+    for day in sorted({header.study_date for header in headers if header.study_date is not None}):
+        begins = (day - first).days > MIDNIGHT_DAYS
+        first = day if begins else first
+        numbers[day] = max(numbers.values()) + int(begins and len(numbers) > 1)
+    return numbers
 
 
 def _known_values(headers: Sequence[Header], name: str) -> set[str]:

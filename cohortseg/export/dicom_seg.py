@@ -31,6 +31,7 @@ _MAY_BE_EMPTY: Final = (
 )
 """Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where they are not known, and de-identified files lack some."""
 _DATES: Final[dict[str, Callable[[Any], Any]]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
+_CHARACTER_SETS: Final = frozenset(str(term.value) for term in hd.SpecificCharacterSetValues)
 _REFUSALS: Final = (AttributeError, TypeError, ValueError, LookupError)
 """What highdicom raises on headers that lack something, or hold what must not stand there."""
 
@@ -73,7 +74,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         facts["model"]["sha256"],
         hashlib.sha256(masks.labels.tobytes()).hexdigest(),
     ]
-    _complete(sources[0])
+    _complete(sources)
     segments = [_segment(number, label) for number, label in enumerate(present, start=1)]
     file = io.BytesIO()
     try:
@@ -122,8 +123,13 @@ def _text(source: Dataset, keyword: str) -> str | None:
         return None
 
 
-def _complete(source: Dataset) -> None:
-    """Add what must stand in a file and may be empty; dates and times that are none become empty."""
+def _complete(sources: Sequence[Dataset]) -> None:
+    """Add what must stand in a file and may be empty, and mend what highdicom refuses and the masks do not depend on.
+
+    Dates, times and thicknesses that are none become empty; rounding leaves one orientation (scan has seen that it is
+    one); text is written as UTF-8 where its character set has a name that the standard does not know.
+    """
+    source = sources[0]
     for keyword in _MAY_BE_EMPTY:
         if keyword not in source:
             setattr(source, keyword, None)
@@ -132,6 +138,23 @@ def _complete(source: Dataset) -> None:
             kind(source.get(keyword))
         except ValueError:
             setattr(source, keyword, None)
+    for slice_ in sources:
+        if "ImageOrientationPatient" in source:
+            slice_.ImageOrientationPatient = source.ImageOrientationPatient
+        if not np.isfinite(_number(slice_, "SliceThickness")):
+            slice_.SliceThickness = None
+    names = source.get("SpecificCharacterSet") or ()
+    if not {*([names] if isinstance(names, str) else names)} <= _CHARACTER_SETS:
+        source.decode()
+        source.SpecificCharacterSet = "ISO_IR 192"
+
+
+def _number(source: Dataset, keyword: str) -> float:
+    """Return a number, NaN if there is none."""
+    try:
+        return float(source.get(keyword))
+    except _REFUSALS:
+        return np.nan
 
 
 def _on_own_grid(numbered: NDArray[np.uint8], facts: dict[str, Any]) -> hd.Volume:
