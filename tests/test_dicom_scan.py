@@ -244,3 +244,29 @@ def test_an_empty_file_in_a_hidden_folder_is_no_lost_slice(tmp_path: Path) -> No
     (tmp_path / "cohort/out/.state").mkdir(parents=True)
     (tmp_path / "cohort/out/.state/lock").touch()
     assert not any(item.unreadable for item in scan_cohort(tmp_path / "cohort").skipped)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"), [("IM0007", True), ("1.2.840.7", True), ("7.dcm", True), ("_SUCCESS", False), ("day1.txt", False)]
+)
+def test_an_empty_file_is_a_lost_slice_only_if_named_like_one(tmp_path: Path, name: str, lost: bool) -> None:
+    write_series(tmp_path)
+    (tmp_path / name).touch()
+    (found,) = scan_cohort(tmp_path).skipped
+    assert (found.reason, found.unreadable) == ("empty file", lost)
+
+
+@pytest.mark.parametrize("declared", ["ISO_IR 100", "ISO_IR 192", None])
+@pytest.mark.parametrize("written", ["utf-8", "latin-1"])
+def test_patients_whose_ids_do_not_fit_their_character_set_stay_apart(
+    tmp_path: Path, declared: str | None, written: str
+) -> None:
+    for name in ("M\N{LATIN CAPITAL LETTER U WITH DIAERESIS}L", "M\N{LATIN CAPITAL LETTER O WITH DIAERESIS}L"):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        attributes = {} if declared is None else {"SpecificCharacterSet": declared}
+        encoded = name.encode(written).ljust(4)
+        for path in write_series(folder, patient_id="Q" * len(encoded), series=folder.name, attributes=attributes):
+            path.write_bytes(path.read_bytes().replace(b"Q" * len(encoded), encoded))
+    ids = {record.patient_id for record in scan_cohort(tmp_path).series}
+    assert len(ids) == 2
+    assert all(text is not None and text.isprintable() for text in ids)

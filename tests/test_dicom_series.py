@@ -472,3 +472,61 @@ def test_a_header_changed_in_place_changes_the_fingerprint(tmp_path: Path, keywo
     os.truncate(path, status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert only_series(tmp_path).fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize(
+    "rewritten",
+    [
+        {"ImagePositionPatient": lambda z: ["-0.000004", "0.000004", f"{100.004999 + 2.5 * z:.7f}"]},
+        {"ImageOrientationPatient": lambda _z: ["1", "0.0000001", "0", "0", "1", "0"]},
+        {"PixelSpacing": lambda _z: ["0.70000001", "0.80000001"]},
+    ],
+    ids=["position", "orientation", "spacing"],
+)
+def test_a_copy_whose_header_was_rewritten_is_a_copy(tmp_path: Path, rewritten: dict[str, Any]) -> None:
+    here = {
+        "ImagePositionPatient": lambda z: ["0", "0", f"{100.005001 + 2.5 * z:.7f}"],
+        "PixelSpacing": lambda _z: [".7", ".8"],
+    }
+    for name, given in (("a", here), ("b", here | rewritten)):
+        write_series(tmp_path / name, attributes=lambda z, given=given: {key: value(z) for key, value in given.items()})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+
+
+def test_a_copy_with_bytes_behind_its_pixels_is_a_copy(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    for path in write_series(tmp_path / "b"):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData += b"\0\0"
+        dataset.save_as(path)
+    assert only_series(tmp_path).n_duplicates == 4
+
+
+def test_visits_that_share_a_series_uid_are_volumes_of_their_own_date(tmp_path: Path) -> None:
+    """The slices of the second lie evenly between those of the first, and their study has one UID."""
+    days = {"a": "20200301", "b": "20200320"}
+    for number, (name, day) in enumerate(days.items()):
+        write_series(
+            tmp_path / name,
+            origin=(0, 0, 100 + 1.25 * number),
+            attributes=lambda z, day=day: {**(_own_uid(z) if day == days["b"] else {}), "StudyDate": day},
+        )
+    records = scan_cohort(tmp_path).series
+    assert [(record.study_date, record.n_slices, record.decision) for record in records] == [
+        (date(2020, 3, 1), 4, "selected"),
+        (date(2020, 3, 20), 4, "selected"),
+    ]
+
+
+def test_slices_of_a_scan_past_midnight_are_one_volume(tmp_path: Path) -> None:
+    write_series(tmp_path, attributes=lambda z: {"StudyDate": "20200301" if z < 2 else "20200302"})
+    assert (only_series(tmp_path).n_slices, only_series(tmp_path).decision) == (4, "selected")
+
+
+def test_near_copies_of_slices_are_not_resampled_to_their_distance(tmp_path: Path) -> None:
+    """Ten slices 5 mm apart, each there twice, .03 mm beside: by their median distance they would make 1500."""
+    z = np.repeat(np.arange(10) * 5.0, 2) + np.tile([0.0, 0.03], 10)
+    write_series(tmp_path, shape=(20, 32, 24), positions=[(0, 0, value) for value in z])
+    (record,) = scan_cohort(tmp_path, config=ScanConfig(repair=("resample",))).series
+    assert (record.decision, record.repairs) == ("skipped", ())

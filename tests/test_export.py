@@ -365,6 +365,47 @@ def test_a_killed_export_leaves_whole_folders_and_is_finished_by_the_same_comman
     assert sorted(path.name for path in target.iterdir() if path.name not in (".lock", ".exported")) == keys_of(out)
 
 
+def test_a_segmentation_names_the_patient_that_its_source_names_now(
+    small: Run, model_path: Path, tmp_path: Path
+) -> None:
+    cohort, out = small
+    assert export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)[0] == 0
+    before = {path.stem: pydicom.dcmread(path) for path in (tmp_path / "seg").glob("*.dcm")}
+    for path in cohort.rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientName, dataset.PatientID = "Anonymous", f"P{dataset.PatientID}"
+        dataset.save_as(path)
+    run(cohort, out, model_path)
+    paint_lesions(out)
+    code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
+    assert (code, "up to date" in said) == (0, False)
+    for key, old in before.items():
+        new = pydicom.dcmread(tmp_path / f"seg/{key}.dcm")
+        assert (new.PatientName, new.PatientID) == ("Anonymous", f"P{old.PatientID}")
+        assert new.SOPInstanceUID != old.SOPInstanceUID  # an archive would keep the one it has
+    assert "up to date" in export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)[1]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"SpecificCharacterSet": "ISO_IR_100"},
+        {"SliceThickness": None},
+        lambda z: {"ImageOrientationPatient": ["1", "0", f"{z % 2}e-6", "0", "1", "0"]},
+    ],
+    ids=["character set", "thickness", "orientation"],
+)
+def test_headers_that_highdicom_refuses_and_infer_does_not(model_path: Path, tmp_path: Path, odd: object) -> None:
+    cohort, out = tmp_path / "cohort", tmp_path / "out"
+    write_series(cohort, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, attributes=odd)
+    run(cohort, out, model_path)
+    paint_lesions(out)
+    code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
+    assert code == 0, said
+    (path,) = (tmp_path / "seg").glob("*.dcm")
+    assert str(pydicom.dcmread(path).PatientName) == "Secret^Name"
+
+
 def test_two_exports_into_one_folder_at_once_are_refused(small: Run, tmp_path: Path) -> None:
     import filelock
 

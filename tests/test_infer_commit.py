@@ -19,6 +19,7 @@ from cohortseg.infer.commit import (
     commit,
     committed_slices,
     count_attempts,
+    end_anew,
     is_done,
     read_committed,
     result_token,
@@ -165,6 +166,16 @@ def test_forgetting_removes_what_a_killed_run_left_without_a_marker(out: Path) -
     begin_anew(out)
     assert not (out / "masks.zarr" / key).exists()
     assert [path.name for path in (out / "pictures").iterdir()] == ["mine.png"]
+
+
+def test_a_run_that_began_anew_is_gone_on_with_until_it_has_ended(out: Path) -> None:
+    begin_anew(out)
+    commit(out, "0123456789abcdef", "t", result_of())
+    begin_anew(out)  # the same command after an interruption
+    assert is_done(out, "0123456789abcdef", "t")
+    end_anew(out)
+    begin_anew(out)
+    assert not is_done(out, "0123456789abcdef", "t")
 
 
 def test_an_output_that_the_file_system_refuses_is_one_clear_error(out: Path) -> None:

@@ -140,6 +140,25 @@ def test_a_folder_with_another_program_s_files_is_refused(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_a_table_of_scan_does_not_make_a_folder_ours(cohort: Path, model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    assert CliRunner().invoke(app, ["scan", str(cohort), "-o", str(tmp_path / "w/manifest.parquet")]).exit_code == 0
+    (tmp_path / "w/patients.parquet").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds a patients\.parquet"):
+        run(cohort, tmp_path / "w", model_path)
+    (tmp_path / "w/patients.parquet").unlink()
+    assert run(cohort, tmp_path / "w", model_path).counts
+
+
+def test_a_repeated_run_with_other_workers_keeps_the_record_of_the_work(
+    cohort: Path, model_path: Path, tmp_path: Path
+) -> None:
+    run(cohort, tmp_path / "out", model_path)
+    before = (tmp_path / "out/run.json").read_bytes()
+    run(cohort, tmp_path / "out", model_path, workers=1)
+    assert (tmp_path / "out/run.json").read_bytes() == before
+
+
 def test_a_folder_without_dicom_leaves_no_output_behind(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong/letter.txt").write_text("no DICOM")

@@ -96,6 +96,26 @@ def test_a_series_of_part_of_the_lungs_does_not_stand_for_the_date() -> None:
     assert timeline_table(burden(abdomen, chest, thin))["series_instance_uid"].to_list() == ["thin"]
 
 
+def test_an_implausible_lung_does_not_stand_for_the_date() -> None:
+    air = series("A", 1, "air", 2.0, n_lung_slices=30, lung_volume_ml=9500.0, qc_flags=["lung_volume_implausible"])
+    chest = series("A", 1, "chest", 5.0, n_lung_slices=250, lung_volume_ml=5000.0)
+    assert timeline_table(burden(air, chest))["series_instance_uid"].to_list() == ["chest"]
+    assert timeline_table(burden(air))["series_instance_uid"].to_list() == ["air"]
+
+
+def test_a_patient_has_the_dates_and_flags_of_what_was_measured() -> None:
+    frame = burden(
+        series("A", 1, "a"),
+        series("A", 8, "b", 10.0, qc_flags=["thick_slices", "lung_cut_at_end_slice"]),
+        series("A", 15, "c", 5.0, qc_flags=["thick_slices"]),
+        series("A", 22, "d"),
+    )
+    (patient,) = patients_table(frame).to_dicts()
+    assert (patient["first_date"].day, patient["last_date"].day) == (1, 22)
+    assert (patient["baseline_date"].day, patient["last_evaluable_date"].day) == (8, 15)
+    assert patient["qc_flags"] == ["lung_cut_at_end_slice", "thick_slices"]
+
+
 def test_order_of_rows_does_not_matter() -> None:
     rows = [series("A", 3, "a", 1.0), series("A", 3, "b", 2.0), series("A", 1, "c", 3.0), series(None, None, "d", 4.0)]
     assert timeline_table(burden(*rows)).equals(timeline_table(burden(*rows[::-1])))
