@@ -37,6 +37,8 @@ class GeometryError(CohortSegError, ValueError):
 class NotEvaluableError(CohortSegError):
     """A readable series in which burden cannot be measured, for example without lung."""
 
+    exit_code = 2
+
     def __init__(self, message: str, *, qc_flags: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.qc_flags = qc_flags

@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_rescale
-from pydicom.pixels.utils import pixel_array
+from pydicom.pixels.utils import get_expected_length, pixel_array
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -102,11 +102,20 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     except READ_ERRORS as error:
         # Other texts can quote header values.
         detail = str(error) if isinstance(error, _MismatchError) else type(error).__name__
+        if not syntax.is_encapsulated and _is_cut_short(dataset):
+            detail = "there are fewer than the header says; the file is cut short"
         hint = " (pip install pylibjpeg-libjpeg reads more kinds of JPEG)" if syntax in JPEGTransferSyntaxes else ""
         raise DicomError(f"{path}: pixel data ({syntax.name}) cannot be decoded: {detail}{hint}") from error
     if stored.ndim != 2:
         raise DicomError(f"{path}: one grey-scale image is expected, got an array of shape {stored.shape}")
     return stored
+
+
+def _is_cut_short(dataset: Dataset) -> bool:
+    try:
+        return len(dataset.PixelData) < get_expected_length(dataset)
+    except READ_ERRORS:
+        return False
 
 
 def _transfer_syntax(dataset: Dataset, path: str) -> UID:

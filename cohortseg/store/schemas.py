@@ -45,7 +45,7 @@ class TableSchema:
 
 _TEXT, _INT, _REAL, _DATE, _TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Date(), pl.List(pl.String())
 
-_PATIENT = (Column("patient_id", _TEXT, "PatientID (0010,0020)"),)
+_PATIENT = (Column("patient_id", _TEXT, "PatientID (0010,0020); bytes that its character set does not know as \\xNN"),)
 _TIME = (
     Column("study_date", _DATE, "StudyDate (0008,0020)"),
     Column("days_since_baseline", _INT, "days since the earliest study date of the patient's chosen series"),
