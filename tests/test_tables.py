@@ -6,7 +6,7 @@ import pytest
 
 from cohortseg.errors import SchemaError
 from cohortseg.store import tables
-from cohortseg.store.schemas import FILES
+from cohortseg.store.schemas import FILES, MANIFEST
 from cohortseg.store.tables import read_table, table_from_rows, tables_from_rows, write_table
 
 
@@ -27,3 +27,11 @@ def test_a_row_of_another_table_is_refused_in_any_part(tmp_path, monkeypatch):
     with pytest.raises(SchemaError, match=r"unknown column.* paht"):
         write_table(tmp_path / FILES.file_name, tables_from_rows(rows, FILES), FILES, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_with_long_lists_make_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest row names all files of its series: by rows alone, 20,000 series would be one part of a gigabyte."""
+    monkeypatch.setattr(tables, "ROWS_A_PART", 6)
+    rows = [{"series_key": f"{index}", "files": [f"{index}/{z}" for z in range(3)]} for index in range(5)]
+    parts = list(tables_from_rows(rows, MANIFEST))
+    assert [part["series_key"].to_list() for part in parts] == [["0", "1"], ["2", "3"], ["4"]]

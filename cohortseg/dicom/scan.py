@@ -55,17 +55,27 @@ def file_rows(scan: CohortScan) -> Iterator[dict[str, str | None]]:
 
     A multi-frame file whose frames make several volumes has a row for each.
     """
-    # A cohort can have millions of files: what is sorted is small, and dictionaries are made one at a time.
-    places: list[tuple[str, str, str, str]] = [
-        (path, record.series_key, record.decision, record.reason or "")
-        for record in scan.series
-        for path in dict.fromkeys(record.files)
+    went: list[tuple[tuple[str, ...], str, str, str]] = [
+        (record.files, record.series_key, record.decision, record.reason or "") for record in scan.series
     ]
     for went_to, files in (("copy", scan.copies), ("no series", scan.skipped)):
-        places += [(file.path, "", went_to, file.reason) for file in files]
-    places.sort()
-    for path, series_key, went_to, reason in places:
-        yield {"path": path, "went_to": went_to, "series_key": series_key or None, "reason": reason or None}
+        went += [((file.path,), "", went_to, file.reason) for file in files]
+    went.sort(key=lambda group: min(group[0], default=""))
+    # A cohort can have millions of files, most series a folder of their own: only what lies among each other is sorted.
+    places: list[tuple[str, str, str, str]] = []
+    last = ""
+    for paths, series_key, went_to, reason in went:
+        if places and min(paths, default="") > last:
+            yield from map(_file_row, sorted(places))
+            places = []
+        places += [(path, series_key, went_to, reason) for path in dict.fromkeys(paths)]
+        last = max(last, *paths)
+    yield from map(_file_row, sorted(places))
+
+
+def _file_row(place: tuple[str, str, str, str]) -> dict[str, str | None]:
+    path, series_key, went_to, reason = place
+    return {"path": path, "went_to": went_to, "series_key": series_key or None, "reason": reason or None}
 
 
 def scan_cohort(

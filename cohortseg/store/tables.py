@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from cohortseg.store.files import replacing
 from cohortseg.store.schemas import TableSchema
 
 ROWS_A_PART: Final = 50_000
-"""As plain values these take some 25 MB."""
+"""As plain values these take some 25 MB; a list in a row counts as so many rows as it is long."""
 
 
 def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> pl.DataFrame:
@@ -45,10 +44,17 @@ def tables_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> 
     SchemaError
         As `table_from_rows`.
     """
-    rows = iter(rows)
-    yield table_from_rows(islice(rows, ROWS_A_PART), schema)
-    while len(part := table_from_rows(islice(rows, ROWS_A_PART), schema)):
-        yield part
+    part: list[Mapping[str, Any]] = []
+    size = written = 0
+    for row in rows:
+        part.append(row)
+        size += max([1, *(len(value) for value in row.values() if isinstance(value, (list, tuple)))])
+        if size >= ROWS_A_PART:
+            yield table_from_rows(part, schema)
+            written += len(part)
+            part, size = [], 0
+    if part or not written:
+        yield table_from_rows(part, schema)
 
 
 def write_table(
