@@ -16,7 +16,7 @@ from cohortseg.dicom.elements import READ_ERRORS
 from cohortseg.dicom.geometry import COSINE_ATOL
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile
-from cohortseg.dicom.pixels import stored_values
+from cohortseg.dicom.pixels import is_whole, stored_values
 from cohortseg.errors import DicomError
 
 _PLACE_MM: Final = 0.01
@@ -141,20 +141,13 @@ def _content(path: Path, *, decode: bool) -> _Content:
             dataset = pydicom.dcmread(file, force=True)
             if "PixelData" in dataset:
                 pixels = _pixel_bytes(dataset, decode=decode)
-                return _Content(hashlib.sha256(pixels).hexdigest(), _is_whole(dataset))
+                return _Content(hashlib.sha256(pixels).hexdigest(), is_whole(dataset))
     except (*READ_ERRORS, DicomError):
         pass  # damaged pixels: only an equal file is a copy
     try:
         return _Content(hashlib.sha256(path.read_bytes()).hexdigest(), whole=False)
     except OSError:
         return _Content(f"unreadable {path}", whole=False)  # never equal to another: nothing is dropped unseen
-
-
-def _is_whole(dataset: Dataset) -> bool:
-    """Return whether pixel data are as long as the header says; of compressed ones, pydicom has found the end."""
-    if dataset["PixelData"].is_undefined_length:
-        return True
-    return len(dataset.PixelData) >= get_expected_length(dataset)
 
 
 def _pixel_bytes(dataset: Dataset, *, decode: bool) -> bytes:

@@ -133,6 +133,17 @@ def read_source_headers(record: SeriesRecord, root: Path) -> list[Dataset]:
     return [_read_dataset(root, path, record, headers_only=True) for path in dict.fromkeys(record.files)]
 
 
+def read_first_header(record: SeriesRecord, root: Path) -> Dataset:
+    """Return the same of the first file alone.
+
+    Raises
+    ------
+    DicomError
+        As `read_source_headers`.
+    """
+    return _read_dataset(root, record.files[0], record, headers_only=True)
+
+
 def _by_file(record: SeriesRecord) -> dict[str, list[int]]:
     """Return the slices of each file: one, or several of a multi-frame file."""
     found: dict[str, list[int]] = {}

@@ -213,14 +213,11 @@ def _remembered(
     try:
         found = form(_listed(convert_raw_data_element(element, encoding=list(encoding)).value))
         # Bytes that are none of the declared character set: as they are, or two patients would come out as one.
-        undecoded = form is _texts and any("\N{REPLACEMENT CHARACTER}" in text for text in found)
-        return (
-            form([part.decode("ascii", "backslashreplace") for part in (value or b"").split(b"\\")])
-            if undecoded
-            else found
-        )
+        if form is _texts and any("\N{REPLACEMENT CHARACTER}" in text for text in found):
+            found = form([part.decode("ascii", "backslashreplace") for part in (value or b"").split(b"\\")])
     except READ_ERRORS:
         return ()
+    return found
 
 
 def _listed(value: Any) -> list[Any]:

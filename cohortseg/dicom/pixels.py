@@ -111,10 +111,17 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     return stored
 
 
+def is_whole(dataset: Dataset) -> bool:
+    """Return whether pixel data are as long as the header says; of compressed ones, pydicom has found the end."""
+    if dataset["PixelData"].is_undefined_length:
+        return True
+    return len(dataset.PixelData) >= get_expected_length(dataset)
+
+
 def _is_cut_short(dataset: Dataset) -> bool:
     try:
-        return len(dataset.PixelData) < get_expected_length(dataset)
-    except READ_ERRORS:
+        return not is_whole(dataset)
+    except READ_ERRORS:  # the header does not say how long they are
         return False
 
 

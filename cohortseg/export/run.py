@@ -12,7 +12,7 @@ import polars as pl
 
 from cohortseg import __version__
 from cohortseg.config import ExportFormat
-from cohortseg.dicom.decode import read_source_headers, read_volume
+from cohortseg.dicom.decode import read_first_header, read_source_headers, read_volume
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.series import SeriesRecord, record_from_row
 from cohortseg.errors import CohortSegError, ConfigError, DicomError, StoreError
@@ -164,7 +164,7 @@ def _made_of(record: SeriesRecord, masks_sha256: str, form: ExportFormat, cohort
     """Return what the outputs of a series depend on: masks, CT, version and, of a DICOM SEG, whose it says it is."""
     made_of = [masks_sha256, record.fingerprint, __version__]
     if form == "dicom-seg" and cohort is not None:
-        made_of.append(identity_hash(read_source_headers(record, cohort)[0]))
+        made_of.append(identity_hash(read_first_header(record, cohort)))
     return made_of
 
 

@@ -86,8 +86,9 @@ def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], standing: set[st
     for row in burden.iter_rows(named=True):
         flags = ", ".join(row["qc_flags"])
         values = (number_text(row[name]) for name in _SERIES_COLUMNS)
-        stands = "yes" if row["series_key"] in standing else "no"
-        stands = number_text(None) if row["study_date"] is None else stands
+        stands = number_text(None)
+        if row["study_date"] is not None:
+            stands = "yes" if row["series_key"] in standing else "no"
         yield [_person(row, numbers), _short(row), *values, stands, row["status"], flags]
 
 
