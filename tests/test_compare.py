@@ -244,6 +244,26 @@ def test_a_start_that_failed_or_was_killed_early_does_not_stand_in_the_way(tmp_p
     assert "plain-1: cannot be written or read" in " ".join(blocked.output.split())
 
 
+def test_rows_without_phase_2_need_no_unlabelled_images(tmp_path, tiny):
+    out, data = tmp_path / "out", shutil.copytree(tiny.data, tmp_path / "COVID-SemiSeg")
+    unlabeled = next(path for path in data.rglob("*") if path.name == "Imgs" and not (path.parent / "GT").exists())
+    moved = unlabeled.rename(tmp_path / "elsewhere")
+    arguments = ["--data", str(data)]
+    done = CliRunner().invoke(app, [*tiny.arguments(out, "plain", "1"), *arguments])
+    assert done.exit_code == 0, done.output
+    missing = CliRunner().invoke(app, [*tiny.arguments(out, "plain,ssa", "1"), *arguments])
+    assert missing.exit_code == 2
+    assert "folder is missing" in missing.output
+    moved.rename(unlabeled)
+    both = CliRunner().invoke(app, [*tiny.arguments(out, "plain,ssa", "1"), *arguments])
+    assert both.exit_code == 0, both.output
+    assert read_table(out / COMPARISON.file_name, COMPARISON)["row"].unique(maintain_order=True).to_list() == [
+        "plain",
+        "ssa-phase1",
+        "ssa",
+    ]
+
+
 @pytest.mark.ray
 def test_trainings_beside_each_other_on_ray_give_the_same_tables(tmp_path, tiny):
     tables = []

@@ -11,7 +11,7 @@ from typing import Final
 import polars as pl
 import torch
 
-from cohortseg.compare.rows import FOLDS, PHASE_1, row_config
+from cohortseg.compare.rows import FOLDS, PHASE_1, ROWS, row_config
 from cohortseg.compare.tables import HELD_OUT
 from cohortseg.config import TrainConfig
 from cohortseg.datasets.prepared import load_prepared
@@ -25,6 +25,8 @@ from cohortseg.train.loop import MODEL, PHASE_1_MODEL, train
 from cohortseg.weights import load_model
 
 DATA: Final = "data.safetensors"
+LABELED_DATA: Final = "labeled.safetensors"
+"""For rows without phase 2, which need no unlabelled slice."""
 _FOLDS: Final = "folds"
 
 
@@ -33,7 +35,7 @@ class FoldJob:
     """What one process trains and scores."""
 
     out: Path
-    """Folder of the comparison; it holds the prepared data of all labelled images."""
+    """Folder of the comparison; it holds the prepared data."""
     images: tuple[ImageSlice, ...]
     """All labelled images, in the order of the prepared data."""
     config: TrainConfig
@@ -52,6 +54,11 @@ class FoldJob:
         """Of both phases."""
         config = row_config(self.config, self.row)
         return config.supervised_iterations + (config.adversarial_iterations if config.semi_supervised else 0)
+
+    @property
+    def data(self) -> Path:
+        """Prepared slices: all labelled images, and where the row has phase 2 the unlabelled ones."""
+        return self.out / (DATA if ROWS[self.row].semi_supervised else LABELED_DATA)
 
     @property
     def folder(self) -> Path:
@@ -96,7 +103,7 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     config = row_config(job.config, job.row)
     held_out = [item for item in job.images if item.name in FOLDS[job.fold - 1]]
     kept = torch.tensor([item not in held_out for item in job.images])
-    data = load_prepared(job.out / DATA)
+    data = load_prepared(job.data)
     unseen = {hashlib.sha256(item.image_path.read_bytes()).hexdigest() for item in held_out}
     data = replace(
         data,

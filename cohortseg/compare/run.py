@@ -13,7 +13,7 @@ import torch
 
 from cohortseg import __version__
 from cohortseg.cluster import WorkerRequest, check_local, cluster_address, connected, worker_request
-from cohortseg.compare.fold import DATA, FoldJob, run_fold, scores_in
+from cohortseg.compare.fold import DATA, LABELED_DATA, FoldJob, run_fold, scores_in
 from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, check_rows
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
@@ -117,9 +117,10 @@ def compare_rows(
             _check_same(settings, begun, config)
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
-        # Data without settings are of a start that was killed: they may be of other images.
-        if jobs and not (settings.is_file() and (out / DATA).is_file()):
-            _prepare(images, root, out, config, progress)
+        for path in sorted({job.data for job in jobs}):
+            # Data without settings are of a start that was killed: they may be of other images.
+            if not (settings.is_file() and path.is_file()):
+                _prepare(path, images, root, config, progress)
         if not settings.is_file():
             write_file(settings, (json.dumps(begun, indent=2) + "\n").encode())
         if jobs:
@@ -144,7 +145,7 @@ def _refuse_foreign(out: Path) -> None:
     """Refuse a folder that holds something, but no comparison nor what one leaves that was killed before it began."""
     if not out.exists() or (out / _SETTINGS).is_file():
         return
-    left = (_LOCK, DATA) if (out / _LOCK).is_file() else ()
+    left = (_LOCK, DATA, LABELED_DATA) if (out / _LOCK).is_file() else ()
     if not out.is_dir() or any(path.name not in left and not is_temporary(path) for path in out.iterdir()):
         raise ConfigError(f"{out}: is not empty, and holds no comparison; choose another -o")
 
@@ -169,10 +170,10 @@ def _content_hash(item: ImageSlice) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path is not None)).hexdigest()
 
 
-def _prepare(images: Sequence[ImageSlice], root: Path, out: Path, config: TrainConfig, progress: Progress) -> None:
-    unlabeled = covid_semiseg.unlabeled_slices(root)
+def _prepare(path: Path, images: Sequence[ImageSlice], root: Path, config: TrainConfig, progress: Progress) -> None:
+    unlabeled = covid_semiseg.unlabeled_slices(root) if path.name == DATA else []
     with progress("Preparing slices") as report:
-        prepare(out / DATA, images, unlabeled, config.canonical, covid_semiseg.TERMS, report)
+        prepare(path, images, unlabeled, config.canonical, covid_semiseg.TERMS, report)
 
 
 def _run_here(jobs: Sequence[FoldJob], report: Report) -> None:
