@@ -226,6 +226,20 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     assert not (target / f"{first}.dcm").exists()  # no lesion any more, so no old ones either
 
 
+def test_files_of_series_that_are_no_longer_measured_are_named(quirks: Run, tmp_path: Path) -> None:
+    _, out = quirks
+    target, changed, gone = tmp_path / "nifti", shutil.copytree(out, tmp_path / "out"), keys_of(out)[0]
+    assert "does not measure" not in export(changed, target, "nifti")[1]
+    burden = read_table(changed / "burden.parquet", BURDEN)
+    write_table(changed / "burden.parquet", burden.filter(pl.col("series_key") != gone), BURDEN, {})
+    code, said = export(changed, target, "nifti")
+    assert code == 0
+    assert f"does not measure (any more): {gone}" in " ".join(said.split())
+    for file in target.glob(f"{gone}*"):
+        file.unlink()
+    assert "does not measure" not in export(changed, target, "nifti")[1]
+
+
 def test_a_series_whose_files_are_gone_costs_the_others_nothing_and_names_no_patient(
     small: Run, tmp_path: Path
 ) -> None:

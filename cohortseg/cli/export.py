@@ -48,6 +48,9 @@ def export(
     console.print(table)
     for key, reason in summary.failures.items():
         say(f"series {key}: {reason.removeprefix(f'series {key}: ')}")
+    if summary.left_over:
+        keys = ", ".join(summary.left_over)
+        say(f"warning: {target} also holds files of series that {out} does not measure (any more): {keys}")
     say(f"{form} files are in {target}" if summary.fates else "no series was measured: there is nothing to export")
     if not summary.complete:
         raise typer.Exit(3)

@@ -45,6 +45,8 @@ class ExportSummary:
     """Number of series by what became of them."""
     failures: Mapping[str, str]
     """Why series were not exported, by series key; without the paths of files."""
+    left_over: tuple[str, ...]
+    """Keys of series that ``out`` does not measure (any more), and of which the target holds files."""
 
     @property
     def complete(self) -> bool:
@@ -124,7 +126,10 @@ def export_masks(
             _write(paths, contents, form)
             write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
         report(len(manifest), len(manifest), "")
-    return ExportSummary(fates=fates, failures=failures)
+        exported = {path.name.removesuffix(f"-{form}.json") for path in (target / _MARKERS).glob(f"*-{form}.json")}
+        unmeasured = sorted(exported - set(_chosen(burden, ())))
+        left_over = [key for key in unmeasured if _sizes(_paths(target, key, form, with_ct=True))]
+    return ExportSummary(fates=fates, failures=failures, left_over=tuple(left_over))
 
 
 def _chosen(burden: pl.DataFrame, only: Sequence[str]) -> list[str]:
