@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import io
+import re
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
@@ -41,32 +43,44 @@ def read_clinical(path: Path) -> pl.DataFrame:
         are named by their row, counted from 1 below the header.
     """
     try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig").lstrip("\r\n")
-        separator = max(_SEPARATORS, key=text.partition("\n")[0].count)
-        rows = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator)
-        # Polars renames the second of two columns of one name, and fills short rows with nulls at their end.
-        names = [name.strip().casefold() for name in next(rows, [])]
-        short = [
-            number for number, row in enumerate(rows, start=1) if any(map(str.strip, row)) and len(row) < len(names)
-        ]
-        _refuse(path, pl.DataFrame({"row": short}), "with fewer columns than the header")
-        table = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False)
+        header, *rows = _rows(path.read_bytes().decode()) or [[]]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    except (csv.Error, pl.exceptions.PolarsError):  # the text of Polars quotes what stands in the file
-        raise DataError(f"{path}: cannot be read as a table: its rows differ in length, or it is empty") from None
+    except csv.Error as error:  # none of its texts quotes what stands in the file
+        raise DataError(f"{path}: cannot be read as a table: {error}") from error
+    names = [name.casefold() for name in header]
     missing = [column.name for column in CLINICAL.columns if column.name not in names]
     if missing:  # without the names of the others: a table without header has a patient there
         raise DataError(f"{path}: its first line must name the columns, and lacks {' and '.join(missing)}")
     if len(set(filter(None, names))) < sum(map(bool, names)):
         raise DataError(f"{path}: two columns have the same name")
-    texts = table.select(
-        pl.nth(names.index(column.name)).str.strip_chars().replace("", None).alias(column.name)
-        for column in CLINICAL.columns
-    ).with_row_index("row", offset=1)
-    blank = pl.all_horizontal(pl.col(CLINICAL.polars_schema.names()).is_null())  # spreadsheets add such rows
+    numbered = [(number, row) for number, row in enumerate(rows, start=1) if any(row)]
+    for what, odd in (
+        ("fewer", [number for number, row in numbered if len(row) < len(names)]),
+        ("more", [number for number, row in numbered if any(row[len(names) :])]),
+    ):
+        _refuse(path, odd, f"with {what} columns than the header")
+    at = [names.index(column.name) for column in CLINICAL.columns]
+    texts = pl.DataFrame(
+        [(number, *(row[index] or None for index in at)) for number, row in numbered],
+        schema={"row": pl.Int64} | dict.fromkeys(CLINICAL.polars_schema.names(), pl.String),
+        orient="row",
+    )
+    blank = pl.all_horizontal(pl.col(CLINICAL.polars_schema.names()).is_null())
     return _checked(path, texts.filter(~blank))
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Return the rows of a table, cells stripped; the separator is what the header has most of, or Excel's ``sep=``."""
+    text = text.lstrip("\ufeff\r\n")
+    said = re.match(r"sep=([,;\t|])\r?\n", text, re.IGNORECASE)
+    if said:
+        separator, text = said[1], text[said.end() :]
+    else:
+        header = re.split(r"[\r\n]", text, maxsplit=1)[0]
+        separator = max(_SEPARATORS, key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    return [[cell.strip() for cell in row] for row in reader]
 
 
 def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:
@@ -74,23 +88,23 @@ def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:
     dated = texts.with_columns(pl.col("onset_date").alias("text")).with_columns(
         digits.str.to_date("%Y%m%d", strict=False).alias("onset_date")
     )
-    _refuse(path, dated.filter(pl.col("patient_id").is_null()), "without patient_id")
+    _refuse(path, dated.filter(pl.col("patient_id").is_null())["row"], "without patient_id")
     no_date = dated.filter(pl.col("text").is_not_null() & pl.col("onset_date").is_null())
-    _refuse(path, no_date, "whose onset_date is no date of the form 2020-03-31")
+    _refuse(path, no_date["row"], "whose onset_date is no date of the form 2020-03-31")
     absurd = dated.filter((pl.col("onset_date") < _FIRST_DAY) | (pl.col("onset_date") > datetime.now(UTC).date()))
-    _refuse(path, absurd, f"whose onset_date is before {_FIRST_DAY} or in the future")
+    _refuse(path, absurd["row"], f"whose onset_date is before {_FIRST_DAY} or in the future")
     known = dated.drop_nulls("onset_date")
     twice = known.filter(pl.col("onset_date").n_unique().over("patient_id") > 1)
-    _refuse(path, twice, "with another onset_date for the same patient")
+    _refuse(path, twice["row"], "with another onset_date for the same patient")
     # A patient with one date and rows without keeps the date.
     patients = dated.sort("onset_date", nulls_last=True, maintain_order=True).unique("patient_id", keep="first")
     return patients.select(CLINICAL.polars_schema.names()).sort("patient_id")
 
 
-def _refuse(path: Path, rows: pl.DataFrame, what: str) -> None:
+def _refuse(path: Path, rows: Sequence[int] | pl.Series, what: str) -> None:
     if len(rows):
         more = ", ..." if len(rows) > _MOST_ROWS_NAMED else ""
-        named = ", ".join(map(str, rows["row"].head(_MOST_ROWS_NAMED)))
+        named = ", ".join(map(str, rows[:_MOST_ROWS_NAMED]))
         raise DataError(f"{path}: {len(rows)} rows {what}: {named}{more} (counted from 1 below the header)")
 
 
