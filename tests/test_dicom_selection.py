@@ -235,6 +235,8 @@ def test_command_says_what_it_decided_and_where_each_file_went(study: Path, tmp_
     assert table.filter(pl.col("path") == "notes.txt")["reason"].to_list() == ["not DICOM"]
     plain = CliRunner().invoke(app, ["scan", str(study)])
     assert "Alternatives" in plain.stdout
+    none = CliRunner().invoke(app, ["scan", str(study), "--select", "n_slices>500"])
+    assert (none.exit_code, "3 series, 0 to be segmented" in none.stdout) == (3, True)
     wrong = CliRunner().invoke(app, ["scan", str(study), "--select", "size>2"])
     assert (wrong.exit_code, wrong.stdout) == (2, "")
 

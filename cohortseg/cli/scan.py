@@ -67,6 +67,8 @@ def scan(
 ) -> None:
     """Find every series, say which will be segmented and why the others will not.
 
+    Exit code 3: none will be, or files could not be read.
+
     Example: cohortseg scan cohort/ -o manifest.parquet --select 'kernel~B30|STANDARD'
     """
     from cohortseg.dicom.scan import scan_cohort
@@ -94,6 +96,7 @@ def scan(
     num_unreadable = sum(file.unreadable for file in found.skipped)
     if num_unreadable:
         say(f"{num_unreadable} files or folders of the cohort could not be read: --files FILE names them")
+    if num_unreadable or not selected:
         raise typer.Exit(3)
 
 
