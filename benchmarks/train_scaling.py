@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig, TrainConfig, preset_config
+from cohortseg.datasets.prepared import PreparedData, write_prepared
+from cohortseg.store.layout import DATA
 from cohortseg.train.fit import fit
-from cohortseg.train.folder import DATA, begin_run
+from cohortseg.train.folder import begin_run
 from cohortseg.train.history import read_history
 
 _SLICES = 32
@@ -29,12 +30,15 @@ def speeds(config: TrainConfig, workers: int, run: Path) -> dict[int, float]:
     """Train with so many workers and return images a second in each phase."""
     begin_run(run, config)
     size = config.canonical.size
-    tensors = {
-        "labeled": torch.rand(_SLICES, 1, size, size).half(),
-        "labels": torch.randint(0, 3, (_SLICES, size, size), dtype=torch.uint8),
-        "unlabeled": torch.rand(_SLICES, 1, size, size).half(),
-    }
-    save_file(tensors, run / DATA, {"training_images": "[]", "terms": "random"})
+    data = PreparedData(
+        labeled=torch.rand(_SLICES, 1, size, size).half(),
+        labels=torch.randint(0, 3, (_SLICES, size, size), dtype=torch.uint8),
+        unlabeled=torch.rand(_SLICES, 1, size, size).half(),
+        labeled_images=(),
+        unlabeled_images=(),
+        terms="random",
+    )
+    write_prepared(run / DATA, data)
     fit(config, run, num_workers=workers, cpus_per_worker=1)
     rows = read_history(run)
     return {phase: median([row["images_per_s"] for row in rows if row["phase"] == phase][1:]) for phase in (1, 2)}

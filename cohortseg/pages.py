@@ -6,8 +6,11 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from matplotlib.figure import Figure
 from PIL import Image
 
+_FIGURE_DPI: Final = 110
+_JPEG_SIZE: Final = (1320, 13200)
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1c1c1c }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
@@ -50,10 +53,17 @@ def number_text(value: float | None, digits: int = 1) -> str:
     return str(value) if isinstance(value, int) else f"{value:z.{digits}f}"
 
 
-def smaller_jpeg(png: bytes, width: int = 1320) -> bytes:
-    """Return a picture as JPEG, at most so many pixels wide: small enough to put dozens into one page."""
+def figure_png(figure: Figure) -> bytes:
+    """Return a figure encoded as PNG. Figures are made without pyplot, whose global state has no place in a library."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_FIGURE_DPI)
+    return buffer.getvalue()
+
+
+def smaller_jpeg(png: bytes) -> bytes:
+    """Return a picture as JPEG, at most 1320 pixels wide: small enough to put dozens into one page."""
     with Image.open(io.BytesIO(png)) as image:
-        image.thumbnail((width, 10 * width), Image.Resampling.BILINEAR)
+        image.thumbnail(_JPEG_SIZE, Image.Resampling.BILINEAR)
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, format="JPEG", quality=82)
     return buffer.getvalue()

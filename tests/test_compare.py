@@ -22,6 +22,7 @@ from cohortseg.config import TrainConfig, resolve_config
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, labeled_slices, unlabeled_slices
 from cohortseg.datasets.prepared import load_prepared, prepare
 from cohortseg.errors import ConfigError
+from cohortseg.store.layout import DATA
 from cohortseg.store.tables import read_table, table_from_rows
 from cohortseg.weights import load_model
 
@@ -204,8 +205,8 @@ def test_held_out_images_are_not_trained_on(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(fold, "train", record)
     images = tuple(labeled_slices(tiny.data, "all"))
     config = resolve_config(TrainConfig, tiny.config, {})
-    prepare(tmp_path / fold.DATA, images, unlabeled_slices(tiny.data), config.canonical, "", lambda *_: None)
-    everything = load_prepared(tmp_path / fold.DATA)
+    prepare(tmp_path / DATA, images, unlabeled_slices(tiny.data), config.canonical, "", lambda *_: None)
+    everything = load_prepared(tmp_path / DATA)
     with pytest.raises(Ended):
         fold.run_fold(fold.FoldJob(out=tmp_path, images=images, config=config, row="ssa", fold=1), lambda _: None)
     (data,) = trained_on

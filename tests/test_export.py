@@ -404,10 +404,11 @@ def test_a_segmentation_names_the_patient_that_its_source_names_now(
     "odd",
     [
         {"SpecificCharacterSet": "ISO_IR_100"},
+        {"NumberOfFrames": 1},
         {"SliceThickness": None},
         lambda z: {"ImageOrientationPatient": ["1", "0", f"{z % 2}e-6", "0", "1", "0"]},
     ],
-    ids=["character set", "thickness", "orientation"],
+    ids=["character set", "frames", "thickness", "orientation"],
 )
 def test_headers_that_highdicom_refuses_and_infer_does_not(model_path: Path, tmp_path: Path, odd: object) -> None:
     cohort, out = tmp_path / "cohort", tmp_path / "out"

@@ -47,7 +47,8 @@ def compare(
 
     Example: [bold]cohortseg compare --preset cpu --rows plain,full --folds 1,2,3 -o runs/table2[/bold]
     """
-    from cohortseg.compare.run import PAGE, compare_rows
+    from cohortseg.compare.run import compare_rows
+    from cohortseg.store.layout import PAGE
 
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=preset_config(preset))
     comparison = compare_rows(

@@ -55,9 +55,9 @@ def train(
 
     Example: [bold]cohortseg train --data COVID-SemiSeg --preset cpu -o runs/a[/bold]
     """
+    from cohortseg.store.layout import PAGE
     from cohortseg.train.folder import DataOptions, saved_settings
     from cohortseg.train.loop import PHASE_1_MODEL
-    from cohortseg.train.page import PAGE
     from cohortseg.train.run import train_model
 
     base = saved_settings(output) if resume and preset is None else preset_config(preset or "paper")

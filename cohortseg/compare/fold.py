@@ -20,11 +20,11 @@ from cohortseg.errors import StoreError
 from cohortseg.evaluate.score import score_images
 from cohortseg.evaluate.split import predicted_cases
 from cohortseg.models.device import find_device
+from cohortseg.store.layout import DATA
 from cohortseg.store.tables import write_table
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, train
 from cohortseg.weights import load_model
 
-DATA: Final = "data.safetensors"
 LABELED_DATA: Final = "labeled.safetensors"
 """For rows without phase 2, which need no unlabelled slice."""
 _FOLDS: Final = "folds"

@@ -1,18 +1,16 @@
 """A comparison for people to look at: the table, and what each image gains or loses."""
 
-import io
 from typing import Final
 
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cohortseg.compare.rows import BASELINE
 from cohortseg.compare.tables import paired_gains
 from cohortseg.evaluate.tables import TOOLBOX_METRICS
 from cohortseg.labels import LESIONS
-from cohortseg.pages import image_html, number_text, page_html, table_html
+from cohortseg.pages import figure_png, image_html, number_text, page_html, table_html
 
 _GAINS: Final = ("dice_gain", "dice_gain_low", "dice_gain_high")
 
@@ -47,7 +45,6 @@ def comparison_html(table: pl.DataFrame, held_out: pl.DataFrame) -> str:
 def _gains_png(table: pl.DataFrame, held_out: pl.DataFrame, rows: list[str]) -> bytes:
     """Return one panel a class: a point an image, the mean and its interval above them."""
     figure = Figure(figsize=(13, 1.5 + 0.6 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, label in zip(figure.subplots(1, len(LESIONS), sharex=True, sharey=True), LESIONS, strict=True):
         for height, row in enumerate(rows):
             gains = paired_gains(held_out, row, label.name).to_list()
@@ -57,9 +54,7 @@ def _gains_png(table: pl.DataFrame, held_out: pl.DataFrame, rows: list[str]) -> 
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set(title=label.title, xlabel="Dice gain")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure_png(figure)
 
 
 def _draw_interval(axes: Axes, height: int, line: pl.DataFrame) -> None:

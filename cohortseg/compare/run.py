@@ -13,7 +13,7 @@ import torch
 
 from cohortseg import __version__
 from cohortseg.cluster import WorkerRequest, check_local, cluster_address, connected, worker_request
-from cohortseg.compare.fold import DATA, LABELED_DATA, FoldJob, run_fold, scores_in
+from cohortseg.compare.fold import LABELED_DATA, FoldJob, run_fold, scores_in
 from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, check_rows
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
@@ -25,14 +25,13 @@ from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report
 from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
+from cohortseg.store.layout import DATA, LOCK, PAGE
 from cohortseg.store.provenance import write_run_json
 from cohortseg.store.tables import read_table, write_table
 from cohortseg.train.state import check_imagenet, check_same_settings
 
-PAGE: Final = "page.html"
 _SETTINGS: Final = "comparison.json"
 """By which a comparison's folder is known: settings and labelled images it was begun with."""
-_LOCK: Final = ".lock"
 _FREE_TO_CHANGE: Final = frozenset({"imagenet_file"})
 """Settings that no result depends on: weights of ImageNet are checked by their hash."""
 
@@ -105,7 +104,7 @@ def compare_rows(
         check_local(num_workers, cpus_flag=None)
     _refuse_foreign(out)
     busy = f"{out}: another cohortseg compare is at work here; wait for it, or choose another -o"
-    with locked(out, out / _LOCK, use="the folder of a comparison", busy=lambda: busy, folders=[out]):
+    with locked(out, out / LOCK, use="the folder of a comparison", busy=lambda: busy, folders=[out]):
         sweep_temporaries(out)
         begun = {
             "version": __version__,
@@ -145,7 +144,7 @@ def _refuse_foreign(out: Path) -> None:
     """Refuse a folder that holds something, but no comparison nor what one leaves that was killed before it began."""
     if not out.exists() or (out / _SETTINGS).is_file():
         return
-    left = (_LOCK, DATA, LABELED_DATA) if (out / _LOCK).is_file() else ()
+    left = (LOCK, DATA, LABELED_DATA) if (out / LOCK).is_file() else ()
     if not out.is_dir() or any(path.name not in left and not is_temporary(path) for path in out.iterdir()):
         raise ConfigError(f"{out}: is not empty, and holds no comparison; choose another -o")
 

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from cohortseg.store.files import write_file
 log = logging.getLogger(__name__)
 
 _IMAGE_THREADS = 4
+_TENSORS = ("labeled", "labels", "unlabeled")
+_IMAGES = ("labeled_images", "unlabeled_images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +83,46 @@ def prepare(
         log.info("%d of %d training images show no lung by themselves and are used uncropped", frames, len(slices))
     labels = [_labels(item) for item in slices[:num_labeled]]
     _check_classes(labels)
-    tensors = {
-        "labeled": _stack(slices[:num_labeled], config),
-        "labels": torch.from_numpy(np.stack(labels)),
-        "unlabeled": _stack(slices[num_labeled:], config),
-    }
-    metadata = {
-        "canonical": json.dumps(asdict(config)),
-        "labeled_images": json.dumps(sorted({item.sha256 for item in slices[:num_labeled]})),
-        "unlabeled_images": json.dumps(sorted({item.sha256 for item in slices[num_labeled:]})),
-        "terms": terms,
-    }
-    write_file(path, save(tensors, metadata))
+    data = PreparedData(
+        labeled=_stack(slices[:num_labeled], config),
+        labels=torch.from_numpy(np.stack(labels)),
+        unlabeled=_stack(slices[num_labeled:], config),
+        labeled_images=tuple(sorted({item.sha256 for item in slices[:num_labeled]})),
+        unlabeled_images=tuple(sorted({item.sha256 for item in slices[num_labeled:]})),
+        terms=terms,
+    )
+    write_prepared(path, data)
+
+
+def write_prepared(path: Path, data: PreparedData) -> None:
+    """Write what `load_prepared` reads.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be written.
+    """
+    images = {name: json.dumps(getattr(data, name)) for name in _IMAGES}
+    tensors = {name: getattr(data, name) for name in _TENSORS}
+    write_file(path, save(tensors, images | {"terms": data.terms}))
+
+
+def load_prepared(path: Path) -> PreparedData:
+    """Load what `prepare` wrote.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            images = {name: tuple(json.loads(metadata[name])) for name in _IMAGES}
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            return PreparedData(**tensors, **images, terms=metadata["terms"])
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
 
 
 def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
@@ -107,25 +137,6 @@ def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
     for name, count in counts.items():
         if labels and not count:
             log.warning("no labelled slice holds %s: the model will not learn it", name)
-
-
-def load_prepared(path: Path) -> PreparedData:
-    """Load what `prepare` wrote.
-
-    Raises
-    ------
-    DataError
-        If the file is missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            labeled, unlabeled = (tuple(json.loads(metadata[f"{name}_images"])) for name in ("labeled", "unlabeled"))
-            terms = metadata["terms"]
-            tensors = {name: file.get_tensor(name) for name in ("labeled", "labels", "unlabeled")}
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
-    return PreparedData(**tensors, labeled_images=labeled, unlabeled_images=unlabeled, terms=terms)
 
 
 def _read(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:

@@ -1,4 +1,4 @@
-"""Files that repeat a slice: told by their pixels, dropped only if these are equal, or cut off."""
+"""Files that repeat a slice: told by their pixels, dropped only if these are equal, cut off or not legible."""
 
 import hashlib
 import math
@@ -22,6 +22,9 @@ from cohortseg.errors import DicomError
 _PLACE_MM: Final = 0.01
 """Positions this near are one: exports round."""
 _SPACING_MM: Final = 1e-4
+_UNDECODED: Final = (
+    "at the place of a slice that is there whole; its own pixels cannot be decoded and were not compared"
+)
 
 
 class Copy(NamedTuple):
@@ -36,7 +39,7 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     """Return the files of one series without copies, and the copies; of several, the first path stays.
 
     Copies have the same place and the same pixels (for anything but CT slices: the same SOPInstanceUID and content), or
-    pixels that are cut off where those of another are whole. What has the same place and other pixels is kept: the
+    pixels that are cut off, or that no decoder reads, where those of another are whole. What has the same place and other pixels is kept: the
     series is then skipped as conflicting.
 
     Parameters
@@ -65,7 +68,9 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         seen: dict[str, str] = {}
         for path, content in contents.items():
             if first_whole is not None and not content.whole:
-                reason = "damaged copy of a slice of its series that is there whole"
+                reason = (
+                    _UNDECODED if content.undecoded else "damaged copy of a slice of its series that is there whole"
+                )
                 dropped.append(Copy(SkippedFile(path, reason), first_whole))
             elif content.digest in seen:
                 reason = "copy of a slice of its series, with the same pixels"
@@ -133,19 +138,24 @@ class _Content(NamedTuple):
     """Hash of the pixel data (decoded if its encoding differs between copies), else of the whole file."""
     whole: bool
     """Whether it holds as many pixels as its header says."""
+    undecoded: bool = False
+    """Whether no decoder reads them."""
 
 
 def _content(path: Path, *, decode: bool) -> _Content:
+    undecoded = False
     try:
         with BoundedFile(path) as file:
             dataset = pydicom.dcmread(file, force=True)
             if "PixelData" in dataset:
                 pixels = _pixel_bytes(dataset, decode=decode)
                 return _Content(hashlib.sha256(pixels).hexdigest(), is_whole(dataset))
-    except (*READ_ERRORS, DicomError):
+    except DicomError:
+        undecoded = True
+    except READ_ERRORS:
         pass  # damaged pixels: only an equal file is a copy
     try:
-        return _Content(hashlib.sha256(path.read_bytes()).hexdigest(), whole=False)
+        return _Content(hashlib.sha256(path.read_bytes()).hexdigest(), whole=False, undecoded=undecoded)
     except OSError:
         return _Content(f"unreadable {path}", whole=False)  # never equal to another: nothing is dropped unseen
 

@@ -93,6 +93,8 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         dataset, frames = _read_dataset(root, path, record), []
         if record.frames:
             frames = _frames(dataset, path)
+            if max(record.frames[z] for z in indices) > len(frames):
+                raise DicomError(f"{path}: holds fewer frames than the scan saw; {_REMEDY}")
         for z in indices:
             frame = record.frames[z] - 1 if record.frames else 0
             slices[z] = frames[frame] if frames else dataset

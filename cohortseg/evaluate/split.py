@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,13 +23,12 @@ from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import BACKGROUND, NUM_CLASSES
 from cohortseg.overlays import Compared, compared
 from cohortseg.progress import Report, silent
-from cohortseg.store.files import write_file
-from cohortseg.store.layout import PICTURES
+from cohortseg.store.files import locked, write_file
+from cohortseg.store.layout import LOCK, PAGE, PICTURES
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
 from cohortseg.weights import LoadedModel, load_model
 
-PAGE: Final = "page.html"
 COMMAND: Final = "evaluate"
 """By which an evaluation's folder is known."""
 _TABLES: Final = (IMAGES, METRICS)
@@ -125,10 +125,23 @@ def evaluate_images(
     DicomError, GeometryError
         If a series cannot be used.
     """
-    started = time.perf_counter()
     model = load_model(model_path)
-    if output is not None:
-        _make_folder(output)
+    with _held(output):
+        return _evaluate(sources, model, data, split, output, save_maps=save_maps, flips=flips, report=report)
+
+
+def _evaluate(
+    sources: Sequence[ImageSlice | DicomSlices],
+    model: LoadedModel,
+    data: Path,
+    split: str | None,
+    output: Path | None,
+    *,
+    save_maps: bool,
+    flips: bool,
+    report: Report,
+) -> Evaluation:
+    started = time.perf_counter()
     pairs = _predicted(sources, model, flips=flips, report=report)
     cases = (case for _, case in pairs) if output is None else _written(pairs, output, save_maps=save_maps)
     images = score_images(cases)
@@ -209,14 +222,26 @@ def _written(pairs: Iterable[tuple[SourceSlice, Case]], output: Path, *, save_ma
         yield case
 
 
-def _make_folder(folder: Path) -> None:
-    """Make the output folder; of one that is not empty, only an earlier evaluation is replaced."""
+@contextmanager
+def _held(folder: Path | None) -> Iterator[None]:
+    """Make the output folder and hold it; of one that is not empty, only an earlier evaluation is replaced."""
+    if folder is None:
+        yield
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and read_run_json(folder).get("command") != COMMAND:
-            raise ConfigError(f"{folder}: holds other things than an evaluation; choose another folder with -o")
+        others = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
     except OSError as error:
-        raise StoreError(f"{folder}: the output folder cannot be made: {error}") from error
+        raise StoreError(f"{folder}: cannot be used as an output folder: {error}") from error
+    if others and read_run_json(folder).get("command") != COMMAND:
+        raise ConfigError(f"{folder}: holds other things than an evaluation; choose another folder with -o")
+    busy = f"{folder}: another evaluation is writing here; wait for it, or choose another -o"
+    with locked(folder, folder / LOCK, use="an output folder", busy=lambda: busy, folders=[folder]):
+        _clear(folder)
+        yield
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier evaluation left."""
     # At once, so that an evaluation that breaks off is known as one.
     write_run_json(folder, COMMAND, {})
     try:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import generate_uid
+from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import DA, TM
 
 from cohortseg import __version__
@@ -60,6 +60,9 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     present = [label for label in LESIONS if (masks.labels == label.value).any()]
     facts = masks.attributes["cohortseg"]
     single = facts["spacing_zyx_mm"][0] is None
+    for source in sources:
+        if source.get("SOPClassUID") == CTImageStorage:
+            source.pop("NumberOfFrames", None)  # 1, or scan had refused it; highdicom goes by its being there
     if any("NumberOfFrames" in source for source in sources) and (len(sources) > 1 or single):
         raise DicomError(
             f"series {series_key}: a DICOM SEG can refer to one multi-frame file, and to all of its frames; "
@@ -74,10 +77,10 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         facts["model"]["sha256"],
         hashlib.sha256(masks.labels.tobytes()).hexdigest(),
     ]
-    _complete(sources)
     segments = [_segment(number, label) for number, label in enumerate(present, start=1)]
     file = io.BytesIO()
     try:
+        _complete(sources)
         segmentation = Segmentation(
             source_images=sources,
             # Of a single slice the extent along the normal is not known: what its source says stands.

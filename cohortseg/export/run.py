@@ -22,7 +22,7 @@ from cohortseg.export.png import slice_pictures
 from cohortseg.identity import without_path
 from cohortseg.progress import Progress
 from cohortseg.store.files import locked, replacing_folder, sweep_temporaries, write_file
-from cohortseg.store.layout import MASKS, require_output
+from cohortseg.store.layout import LOCK, MASKS, require_output
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
@@ -31,7 +31,6 @@ from cohortseg.volume import Volume
 Fate = Literal["written", "up to date", "without lesion", "failed"]
 """What became of one series."""
 
-_LOCK: Final = ".lock"
 _MARKERS: Final = ".exported"
 """Folder in the target: by series and format, of which masks it was made, and the sizes of the files."""
 _SAME_PLACE_MM: Final = 1e-3
@@ -100,7 +99,7 @@ def export_masks(
     failures: dict[str, str] = {}
     busy = f"{target}: another export is writing here; wait for it, or choose another -o"
     with (
-        locked(target, target / _LOCK, use="an output folder", busy=lambda: busy, folders=[target, target / _MARKERS]),
+        locked(target, target / LOCK, use="an output folder", busy=lambda: busy, folders=[target, target / _MARKERS]),
         progress("Exporting") as report,
         quiet_pydicom(),
     ):

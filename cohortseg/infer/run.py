@@ -138,11 +138,13 @@ def choose_engine(config: InferConfig, num_pending: int, address: str | None) ->
 
 
 def worker_shares(config: InferConfig, resources: Resources) -> tuple[int, float]:
-    """Return workers, each of which has one core, and the GPUs of each: where there are any, an equal part of one."""
+    """Return workers, each of which has one core, and the part of a GPU that each has: an equal one where it fits."""
     gpus = 1 / _WORKERS_A_GPU if resources.num_gpus >= 1 else 0.0
     workers = config.workers or max(1, resources.fitting(_WORKER_CPUS, gpus))
     if gpus:
-        gpus = 1 / math.ceil(workers / int(resources.num_gpus))
+        equal = 1 / math.ceil(workers / int(resources.num_gpus))
+        if config.workers is not None or resources.fitting(_WORKER_CPUS, equal) >= workers:
+            gpus = equal  # else some node has too few cores to make use of a larger part
     require_workers(workers, _WORKER_CPUS, gpus, resources, cpus_flag=None)
     return workers, gpus
 

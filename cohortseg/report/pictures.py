@@ -1,12 +1,12 @@
 """The pictures of a report. No identifier is drawn."""
 
-import io
 from typing import Final
 
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from cohortseg.pages import figure_png
 
 _PANELS: Final = (
     ("po_pct", "Opacity, % of the lung"),
@@ -33,12 +33,10 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
         among volumes; a line joins what was measured. Up to 10 patients have a colour each, in the order of the
         patients table; more are drawn alike.
     """
-    # The figure is made without pyplot, whose global state has no place in a library.
     clocks = [clock for clock in _CLOCKS if timeline[clock].count() or clock == _BASELINE]
     height = _PANEL_IN * len(clocks)
     figure = Figure(figsize=(13, height))  # margins by hand: finding them takes longer than drawing
     figure.subplots_adjust(0.04, 0.55 / height, 0.99, 1 - 0.35 / height, 0.12, 0.25)
-    FigureCanvasAgg(figure)
     people = list(dict.fromkeys(timeline["patient_id"].drop_nulls()))
     panels = figure.subplots(len(clocks), len(_PANELS), sharex="row", sharey="col", squeeze=False)
     for row, clock in zip(panels, clocks, strict=True):
@@ -48,9 +46,7 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
             axes.grid(alpha=0.3)
     for axes in panels[0]:
         axes.set_ylim(0, max(_LEAST_TOP_PCT, axes.get_ylim()[1]))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure_png(figure)
 
 
 def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], clock: str, column: str) -> None:

@@ -6,7 +6,10 @@ from typing import Final
 from cohortseg.errors import ConfigError
 from cohortseg.store.schemas import BURDEN
 
+DATA: Final = "data.safetensors"
+LOCK: Final = ".lock"
 MASKS: Final = "masks.zarr"
+PAGE: Final = "page.html"
 PICTURES: Final = "pictures"
 REPORT: Final = "report.html"
 RUN_JSON: Final = "run.json"

@@ -1,13 +1,11 @@
 """The loss curves of a run as a picture."""
 
-from pathlib import Path
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from matplotlib.figure import Figure
 
-from cohortseg.train.history import read_history
-
-CURVES: Final = "curves.png"
+from cohortseg.pages import figure_png
 
 _PANELS: Final = (
     ("segmenter, labelled", ("ce", "dice", "proportion")),
@@ -19,11 +17,8 @@ _PANELS: Final = (
 )
 
 
-def draw_curves(run: Path) -> Path | None:
-    """Draw the losses of both phases into ``curves.png``; return its path, or None while there is no history."""
-    rows = read_history(run)
-    if not rows:
-        return None
+def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Return the losses of both phases as a picture encoded as PNG; ``rows``: a history with at least one line."""
     figure = Figure(figsize=(15, 7), layout="constrained")
     boundary = max((row["iteration"] for row in rows if row["phase"] == 1), default=None)
     for axes, (title, names) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
@@ -36,6 +31,4 @@ def draw_curves(run: Path) -> Path | None:
         axes.set(title=title, xlabel="iteration", xlim=(0, rows[-1]["total_iterations"]))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
-    path = run / CURVES
-    figure.savefig(path, dpi=110)
-    return path
+    return figure_png(figure)

@@ -18,8 +18,9 @@ from cohortseg.cluster import WorkerRequest, connected, followed, worker_request
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError
+from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import write_run_json
-from cohortseg.train.folder import DATA, saved_options
+from cohortseg.train.folder import saved_options
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
 from cohortseg.train.state import is_whole, newest_whole

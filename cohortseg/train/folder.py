@@ -10,12 +10,11 @@ from typing import Any, Final
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
+from cohortseg.store.layout import LOCK
 from cohortseg.train.state import check_same_settings
 
-DATA: Final = "data.safetensors"
 SETTINGS: Final = "settings.json"
 _DATA_OPTIONS: Final = "data-options.json"
-_LOCK: Final = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
     else:
         saved_settings(run)  # before a lock is left in a folder of something else
     busy = f"{run}: another cohortseg train is at work here; wait for it, or choose another -o"
-    with locked(run, run / _LOCK, use="a run folder", busy=lambda: busy, folders=[run]):
+    with locked(run, run / LOCK, use="a run folder", busy=lambda: busy, folders=[run]):
         sweep_temporaries(run)
         yield
 
@@ -113,7 +112,7 @@ def _refuse_used(run: Path) -> None:
     """Refuse a folder that holds more than a start leaves that was killed before it noted its settings."""
     if not run.exists():
         return
-    if run.is_dir() and all(path.name in (_DATA_OPTIONS, _LOCK) or is_temporary(path) for path in run.iterdir()):
+    if run.is_dir() and all(path.name in (_DATA_OPTIONS, LOCK) or is_temporary(path) for path in run.iterdir()):
         return
     raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
 
@@ -121,7 +120,7 @@ def _refuse_used(run: Path) -> None:
 def discard_run(run: Path) -> None:
     """Take back `begin_run` of a run whose data proved unusable: once they are mended, the same command works."""
     with suppress(OSError):
-        for name in (SETTINGS, _DATA_OPTIONS, _LOCK):
+        for name in (SETTINGS, _DATA_OPTIONS, LOCK):
             (run / name).unlink(missing_ok=True)
         run.rmdir()
 

@@ -7,6 +7,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -112,61 +113,62 @@ def train(
         rank=rank,
         world=world,
     )
-    history = History(run, state.iteration) if rank == 0 else None
     page = RunPage(run, data, device) if rank == 0 else None
     recent: list[Losses] = []
     clock = time.perf_counter()
 
-    while not state.finished and state.iteration < state.total_iterations:
-        # every rank: one step of the present phase
-        for group in state.segmenter_optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
-        num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL else 0
-        batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled)
-        step = supervised_step if state.phase == SUPERVISED else adversarial_step
-        recent.append(step(state, workers, batch))
-        if state.averaged is not None:
-            state.averaged.update_parameters(state.segmenter)
-        state.iteration += 1
-        phase_ends = state.phase == SUPERVISED and state.iteration >= config.supervised_iterations
-        checkpoint_due = state.iteration % config.checkpoint_every == 0
+    with closing(History(run, state.iteration)) if rank == 0 else nullcontext() as history:
+        while not state.finished and state.iteration < state.total_iterations:
+            # every rank: one step of the present phase
+            for group in state.segmenter_optimizer.param_groups:
+                group["lr"] = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
+            num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL else 0
+            batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled)
+            step = supervised_step if state.phase == SUPERVISED else adversarial_step
+            recent.append(step(state, workers, batch))
+            if state.averaged is not None:
+                state.averaged.update_parameters(state.segmenter)
+            state.iteration += 1
+            phase_ends = state.phase == SUPERVISED and state.iteration >= config.supervised_iterations
+            checkpoint_due = state.iteration % config.checkpoint_every == 0
 
-        # every rank, now and then: losses leave the device, summed over the workers. Before a checkpoint too, so that a
-        # resumed run averages over the same iterations as an unbroken one.
-        last = phase_ends or state.iteration == state.total_iterations
-        if state.iteration % LOG_EVERY == 0 or checkpoint_due or last:
-            row = _mean_losses(recent, workers)
-            seconds = time.perf_counter() - clock
-            images = len(recent) * world * (config.batch_labeled + num_unlabeled)
-            row |= {"learning_rate": group["lr"], "images_per_s": images / seconds}
-            if state.segmenter.vq is not None:
-                row["codes_alive"], row["perplexity"] = codebook_use(state.segmenter.vq.quantizer.usage)
-            phase_ends = phase_ends or _is_saturated(state, row["total"], len(recent))
-            if history is not None:
-                position = {"iteration": state.iteration, "total_iterations": state.total_iterations}
-                history.add(position | {"phase": state.phase} | row)
-            recent, clock = [], time.perf_counter()
+            # every rank, now and then: losses leave the device, summed over the workers. Before a checkpoint too, so that a
+            # resumed run averages over the same iterations as an unbroken one.
+            last = phase_ends or state.iteration == state.total_iterations
+            if state.iteration % LOG_EVERY == 0 or checkpoint_due or last:
+                row = _mean_losses(recent, workers)
+                seconds = time.perf_counter() - clock
+                images = len(recent) * world * (config.batch_labeled + num_unlabeled)
+                row |= {"learning_rate": group["lr"], "images_per_s": images / seconds}
+                if state.segmenter.vq is not None:
+                    row["codes_alive"], row["perplexity"] = codebook_use(state.segmenter.vq.quantizer.usage)
+                phase_ends = phase_ends or _is_saturated(state, row["total"], len(recent))
+                if history is not None:
+                    position = {"iteration": state.iteration, "total_iterations": state.total_iterations}
+                    history.add(position | {"phase": state.phase} | row)
+                recent, clock = [], time.perf_counter()
 
-        # rank 0: the model of phase 1, for comparison; every rank: on to phase 2
-        if phase_ends and not config.semi_supervised:
-            state.finished = True
-            break
-        if phase_ends:
-            check_finite(state.final_segmenter(), state.discriminator)  # every rank: none may wait for one that gave up
-            if rank == 0:
-                _write_model(run / PHASE_1_MODEL, state, data, phase=SUPERVISED)
-            state.phase, state.phase_start = ADVERSARIAL, state.iteration
+            # rank 0: the model of phase 1, for comparison; every rank: on to phase 2
+            if phase_ends and not config.semi_supervised:
+                state.finished = True
+                break
+            if phase_ends:
+                check_finite(
+                    state.final_segmenter(), state.discriminator
+                )  # every rank: none may wait for one that gave up
+                if rank == 0:
+                    _write_model(run / PHASE_1_MODEL, state, data, phase=SUPERVISED)
+                state.phase, state.phase_start = ADVERSARIAL, state.iteration
 
-        # every rank reports, rank 0 writes
-        if checkpoint_due and state.iteration < state.total_iterations:  # the end has one of its own
-            if page is not None:
-                page.renew(state, bf16=workers.bf16)
-            _checkpoint(state, report, rank)
-            clock = time.perf_counter()
+            # every rank reports, rank 0 writes
+            if checkpoint_due and state.iteration < state.total_iterations:  # the end has one of its own
+                if page is not None:
+                    page.renew(state, bf16=workers.bf16)
+                _checkpoint(state, report, rank)
+                clock = time.perf_counter()
 
     check_finite(state.final_segmenter(), state.discriminator)  # every rank, as above
-    if history is not None and page is not None:
-        history.close()
+    if page is not None:
         page.draw(state, bf16=workers.bf16)
         _write_model(run / MODEL, state, data, phase=state.phase)
     _checkpoint(state, report, rank)

@@ -7,17 +7,18 @@ from typing import Any, Final
 import torch
 
 from cohortseg.datasets.prepared import PreparedData
+from cohortseg.errors import StoreError
 from cohortseg.labels import LESIONS
 from cohortseg.overlays import png_bytes
 from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
 from cohortseg.store.files import write_file
-from cohortseg.store.layout import PICTURES
-from cohortseg.train.curves import draw_curves
+from cohortseg.store.layout import PAGE, PICTURES
+from cohortseg.train.curves import curves_png
 from cohortseg.train.history import read_history
 from cohortseg.train.pictures import draw_codebook, draw_labeled, draw_unlabeled, evenly_spread
 from cohortseg.train.state import TrainState
 
-PAGE: Final = "page.html"
+CURVES: Final = "curves.png"
 
 _NUM_SLICES: Final = 4
 _MOST_TIME: Final = 0.02
@@ -57,19 +58,22 @@ class RunPage:
 
     def draw(self, state: TrainState, *, bf16: bool) -> None:
         """Draw the page: ``page.html``, and its pictures as ``pictures/*.png`` and ``curves.png``."""
-        folder = self._run / PICTURES
-        folder.mkdir(exist_ok=True)
+        try:
+            (self._run / PICTURES).mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self._run / PICTURES}: cannot be made: {error}") from error
         pictures = {"labeled": png_bytes(draw_labeled(state, self._labeled, self._labels, bf16=bf16))}
         if len(self._unlabeled):
             pictures["unlabeled"] = png_bytes(draw_unlabeled(state, self._unlabeled, bf16=bf16))
         if state.segmenter.vq is not None:
             pictures["codebook"] = draw_codebook(state, torch.cat([self._labeled, self._unlabeled]), bf16=bf16)
         for name, content in pictures.items():
-            write_file(folder / f"{name}.png", content)
-        curves = draw_curves(self._run)
-        if curves is not None:
-            pictures["curves"] = curves.read_bytes()
-        write_file(self._run / PAGE, _html(state, pictures, read_history(self._run)).encode())
+            write_file(self._run / PICTURES / f"{name}.png", content)
+        rows = read_history(self._run)
+        if rows:
+            pictures["curves"] = curves_png(rows)
+            write_file(self._run / CURVES, pictures["curves"])
+        write_file(self._run / PAGE, _html(state, pictures, rows).encode())
 
 
 _FIGURES: Final = {

@@ -1,6 +1,5 @@
 """What the networks make of a few fixed slices: the paper's figures 2 to 4, and how the codebook is used."""
 
-import io
 from typing import Final
 
 import matplotlib as mpl
@@ -15,6 +14,7 @@ from cohortseg.labels import LABELS
 from cohortseg.losses import IGNORE, refined_pseudo_labels
 from cohortseg.models.vqvae import codebook_use
 from cohortseg.overlays import Compared, compared, contact_sheet, gray_slice, overlay_slice
+from cohortseg.pages import figure_png
 from cohortseg.train.state import ADVERSARIAL, TrainState
 
 Tiles = dict[str, NDArray[np.uint8]]
@@ -117,9 +117,7 @@ def draw_codebook(state: TrainState, images: torch.Tensor, *, bf16: bool) -> byt
         axes.axhline(100 / size, color="0.4", linestyle=":", linewidth=1)
         axes.set(xlabel="code, the most used first", ylabel="share, %", xlim=(-0.5, size - 0.5))
         axes.set_title(title, fontsize="medium")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure_png(figure)
 
 
 def evenly_spread(count: int, total: int) -> list[int]:

@@ -15,8 +15,9 @@ from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.preprocess import ORIENTATIONS
 from cohortseg.progress import Progress
+from cohortseg.store.layout import DATA
 from cohortseg.train.fit import fit
-from cohortseg.train.folder import DATA, DataOptions, begin_run, claimed_run, discard_run, reopen_run
+from cohortseg.train.folder import DataOptions, begin_run, claimed_run, discard_run, reopen_run
 from cohortseg.train.state import check_imagenet
 
 _log: Final = logging.getLogger(__name__)
