@@ -368,6 +368,18 @@ def test_a_copy_that_was_cut_off_is_dropped_by_its_name(tmp_path: Path, syntax: 
     ]
 
 
+def test_a_copy_that_no_decoder_reads_is_dropped_as_what_it_is(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", transfer_syntax=RLELossless)
+    other = pydicom.dcmread(paths[2])
+    other.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.92"  # JPEG 2000 Part 2
+    other.SOPInstanceUID = f"{other.SOPInstanceUID}.1"
+    other.save_as(tmp_path / "a/other.dcm")
+    found = scan_cohort(tmp_path)
+    assert [record.decision for record in found.series] == ["selected"]
+    (dropped,) = found.copies
+    assert (dropped.path, "cannot be decoded: not compared" in dropped.reason) == ("a/other.dcm", True)
+
+
 def test_slices_that_are_all_cut_off_are_not_dropped(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "a")
     whole = paths[2].read_bytes()

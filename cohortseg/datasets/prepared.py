@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,9 +119,9 @@ def load_prepared(path: Path) -> PreparedData:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            images = {name: tuple(json.loads(metadata[name])) for name in _IMAGES}
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            return PreparedData(**tensors, **images, terms=metadata["terms"])
+            values: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
+            values |= {name: tuple(json.loads(metadata[name])) for name in _IMAGES}
+            return PreparedData(**values, terms=metadata["terms"])
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
 

@@ -22,9 +22,8 @@ from cohortseg.errors import DicomError
 _PLACE_MM: Final = 0.01
 """Positions this near are one: exports round."""
 _SPACING_MM: Final = 1e-4
-_UNDECODED: Final = (
-    "at the place of a slice that is there whole; its own pixels cannot be decoded and were not compared"
-)
+_DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
+_UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
 
 
 class Copy(NamedTuple):
@@ -39,8 +38,8 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     """Return the files of one series without copies, and the copies; of several, the first path stays.
 
     Copies have the same place and the same pixels (for anything but CT slices: the same SOPInstanceUID and content), or
-    pixels that are cut off, or that no decoder reads, where those of another are whole. What has the same place and other pixels is kept: the
-    series is then skipped as conflicting.
+    pixels that are cut off, or that no decoder reads, where those of another are whole. What has the same place and
+    other pixels is kept: the series is then skipped as conflicting.
 
     Parameters
     ----------
@@ -68,9 +67,7 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         seen: dict[str, str] = {}
         for path, content in contents.items():
             if first_whole is not None and not content.whole:
-                reason = (
-                    _UNDECODED if content.undecoded else "damaged copy of a slice of its series that is there whole"
-                )
+                reason = _UNDECODED if content.undecoded else _DAMAGED
                 dropped.append(Copy(SkippedFile(path, reason), first_whole))
             elif content.digest in seen:
                 reason = "copy of a slice of its series, with the same pixels"

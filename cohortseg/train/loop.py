@@ -132,8 +132,8 @@ def train(
             phase_ends = state.phase == SUPERVISED and state.iteration >= config.supervised_iterations
             checkpoint_due = state.iteration % config.checkpoint_every == 0
 
-            # every rank, now and then: losses leave the device, summed over the workers. Before a checkpoint too, so that a
-            # resumed run averages over the same iterations as an unbroken one.
+            # every rank, now and then: losses leave the device, summed over the workers. Before a checkpoint too, so
+            # that a resumed run averages over the same iterations as an unbroken one.
             last = phase_ends or state.iteration == state.total_iterations
             if state.iteration % LOG_EVERY == 0 or checkpoint_due or last:
                 row = _mean_losses(recent, workers)
