@@ -372,7 +372,7 @@ def test_a_copy_that_no_decoder_reads_is_dropped_as_what_it_is(tmp_path: Path) -
     paths = write_series(tmp_path / "a", transfer_syntax=RLELossless)
     other = pydicom.dcmread(paths[2])
     other.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.92"  # JPEG 2000 Part 2
-    other.SOPInstanceUID = f"{other.SOPInstanceUID}.1"
+    other.SOPInstanceUID = generate_uid()
     other.save_as(tmp_path / "a/other.dcm")
     found = scan_cohort(tmp_path)
     assert [record.decision for record in found.series] == ["selected"]
