@@ -19,6 +19,7 @@ from pydicom.uid import (
     RLELossless,
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
+    generate_uid,
 )
 from runs import only_series
 
