@@ -15,6 +15,7 @@ from cohortseg.lungs.morphology import (
     blur,
     centroids,
     components,
+    corner_pixels,
     dilate,
     erode,
     fill_holes,
@@ -30,6 +31,14 @@ NEAR_MM: Final = 10.5
 """Slices so far apart tell of each other: 10 mm, with room for what scanners vary."""
 _GAP_MM: Final = 25.0
 """Slices without aerated lung over more than this part the colon from the lungs."""
+_ROOM_HU: Final = -865.0
+"""Air around the body, cloth and the foam of tables in it, is darker; all but the most airy lung is not."""
+_VESSEL_HU: Final = -800.0
+"""Lung holds more than 5 % above, its vessels; air does not."""
+_CLOTH_HU: Final = -840.0
+"""Of what runs along the frame before or behind the body at least three quarters are darker, whatever lies in it."""
+_BLURRED: Final = 1.5
+"""Pixels by which a border between two regions is blurred."""
 _REST_SHARE: Final = 0.3
 """What lies below such a gap is lung all the same if it is more than this part of what lies above (white lungs)."""
 
@@ -44,7 +53,7 @@ class LungSlice:
     aerated: Mask
     airway: Mask
     cropped: bool
-    """Whether the frame lies within the body, with hardly any air around it."""
+    """Whether the field of view lies within the body throughout the volume."""
     midline: float
     pixel_mm: float
 
@@ -54,17 +63,42 @@ class LungSlice:
         return replace(self, **maps, midline=self.midline - box[1].start)
 
 
-def aerated_slice(hu: Image, pixel_mm: float) -> LungSlice:
-    """Return step 1: the aerated lung of a slice, and the midline of the body."""
+@dataclass(frozen=True, kw_only=True)
+class SliceView:
+    """A slice on the working grid (Y, X), and what of it the scanner saw."""
+
+    hu: Image
+    smooth: Image
+    tissue: Mask
+    """The body without the air in it."""
+    outside: Mask
+    """Padding, and air and table around the body."""
+    unmeasured: Mask
+    """Padding beyond the circle that was measured."""
+    cropped: bool
+    """Whether the frame, or that circle, lies within the body."""
+
+
+def slice_view(hu: Image, pixel_mm: float) -> SliceView:
+    """Return what the field of view of a slice holds."""
     smooth = blur(hu, 0.7)
-    outside = _outside(hu, smooth)
-    cropped = bool(outside.mean() < 0.12)
-    body = _body(hu, smooth, outside, cropped, pixel_mm)
+    tissue = _tissue(smooth, pixel_mm)
+    padding = _padding_around(hu)
+    unmeasured = _beyond_circle(padding)
+    outside = _outside(hu, smooth, tissue, padding)
+    cropped = _is_cropped(outside, unmeasured)
+    return SliceView(hu=hu, smooth=smooth, tissue=tissue, outside=outside, unmeasured=unmeasured, cropped=cropped)
+
+
+def aerated_slice(view: SliceView, pixel_mm: float, *, cropped: bool) -> LungSlice:
+    """Return step 1: the aerated lung of a slice, and the midline of the body; ``cropped`` is that of its volume."""
+    hu, smooth = view.hu, view.smooth
+    body = _body(view, cropped, pixel_mm)
     columns = np.flatnonzero(body.any(axis=0))
     midline = float(columns[[0, -1]].mean()) if columns.size else hu.shape[1] / 2
     air = (smooth < AIR_HU) & body
     if not cropped and air.any():
-        air &= ~dilate(outside, 6 / pixel_mm)
+        air &= ~dilate(view.outside & ~view.unmeasured, 6 / pixel_mm) & ~dilate(view.unmeasured, _BLURRED)
     aerated = _lung_pieces(hu, air, midline, cropped, pixel_mm)
     found = np.flatnonzero(aerated.any(axis=0))
     if found.size and (found[0] - midline) * (found[-1] - midline) < 0:
@@ -82,50 +116,88 @@ def aerated_slice(hu: Image, pixel_mm: float) -> LungSlice:
     )
 
 
-def _outside(hu: Image, smooth: Image) -> Mask:
+def _tissue(smooth: Image, pixel_mm: float) -> Mask:
+    """Return the largest piece of tissue: the body without the air in it."""
+    labels, count = components(opening(smooth > AIR_HU, 2.5 / pixel_mm))
+    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else np.zeros(smooth.shape, bool)
+
+
+def _padding_around(hu: Image) -> Mask:
+    """Return regions at the lowest HU that hold a corner of the image, or run along much of its frame."""
+    labels, count = components(hu < -1023.5)
+    frame = labels[frame_pixels(hu.shape)]
+    share = np.bincount(frame, minlength=count + 1) / frame.size
+    return select_components(labels, (share > 0.3) | held_by(labels, count, corner_pixels(hu.shape)))
+
+
+def _beyond_circle(padding: Mask) -> Mask:
+    """Return padding beyond the circle that was measured; what is air at the lowest HU goes on to the skin."""
+    height, width = padding.shape
+    y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    beyond: Mask = padding & (np.hypot(y, x) > 0.9)
+    return beyond
+
+
+def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask) -> Mask:
     """Return padding and air around the body.
 
     Lung that touches the frame is not outside. Outside air holds a corner of the image and is small or runs along most
-    of the frame, or it runs along much of it (or of the padding's border) and is darker than lung.
+    of the frame (or of the padding's border), or it runs along much of it and is darker than lung. So are room and
+    table before and behind the body, where lung would have lost the wall of the chest with the rest of the picture.
     """
-    outside = np.zeros(hu.shape, bool)
-    frame = frame_pixels(hu.shape)
-    for air in (hu < -1023.5, smooth < -500):
-        edge = (frame | dilate(outside, 1.5)) & ~outside
-        labels, count = components(air & ~outside)
-        hits = np.bincount(labels[edge], minlength=count + 1)
-        area = np.bincount(labels.ravel(), minlength=count + 1)
-        corner = np.isin(np.arange(count + 1), labels[[0, 0, -1, -1], [0, -1, 0, -1]])
-        share = hits / max(1, edge.sum())
-        found = corner & ((share > 0.5) | (area < 0.03 * hu.size))
-        for label in np.flatnonzero((share > 0.3) & ~found):
-            found[label] = np.median(hu[labels == label]) < -940
-        outside |= select_components(labels, found)
-    return outside
+    edge = (frame_pixels(hu.shape) | dilate(padding, _BLURRED)) & ~padding
+    labels, count = components((smooth < -500) & ~padding)
+    share = np.bincount(labels[edge], minlength=count + 1) / max(1, edge.sum())
+    area = np.bincount(labels.ravel(), minlength=count + 1)
+    walled = np.bincount(labels[_between(tissue.T).T], minlength=count + 1) > 0.7 * area
+    found = held_by(labels, count, corner_pixels(hu.shape)) & ((share > 0.5) | (area < 0.03 * hu.size))
+    for label in 1 + np.flatnonzero((((share > 0) & ~walled) | (share > 0.3))[1:]):
+        inner = hu[erode(labels == label, _BLURRED)]
+        if inner.size:
+            median, upper, bright = np.percentile(inner, (50, 75, 95))
+            room = median < _ROOM_HU and (bright < _VESSEL_HU or (upper < _CLOTH_HU and share[label] > 0.06))
+            found[label] |= (median < -940 and share[label] > 0.3) or (room and not walled[label])
+    return padding | select_components(labels, found)
 
 
-def _body(hu: Image, smooth: Image, outside: Mask, cropped: bool, pixel_mm: float) -> Mask:
-    """Return the largest body of tissue with the air in it, and lung that the field of view cuts off, or almost.
+def _is_cropped(outside: Mask, unmeasured: Mask) -> bool:
+    """Tell whether the frame, or the circle that was measured, lies within the body: little air along it and at all.
 
-    Such lung still has chest wall in front and behind, or on both sides and is not as dark as air; air in the table, or
-    between arm and chest, has and is neither.
+    Air in the middle, before or behind the body, shows that its wall is in view.
     """
-    labels, count = components(opening((smooth > AIR_HU) & ~outside, 2.5 / pixel_mm))
-    if count == 0:
-        return np.zeros(smooth.shape, bool)
-    tissue = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    edge = (frame_pixels(outside.shape) | dilate(unmeasured, _BLURRED)) & ~unmeasured
+    air = outside & ~unmeasured
+    if air.mean() >= 0.12 or air[edge].mean() >= 0.3 or unmeasured.mean() > 0.1:
+        return False
+    columns = np.arange(outside.shape[1])[int(0.3 * outside.shape[1]) : int(0.7 * outside.shape[1]) + 1]
+    measured = ~unmeasured[:, columns]
+    ends = measured.argmax(axis=0), len(measured) - 1 - measured[::-1].argmax(axis=0)
+    return all(air[rows, columns].mean() < 0.2 for rows in ends)
+
+
+def _body(view: SliceView, cropped: bool, pixel_mm: float) -> Mask:
+    """Return the body with the air in it, and lung that the field of view cuts off, or almost.
+
+    Such lung still has chest wall in front and behind, or on both sides and is not as dark as air, or it is large and
+    has the HU of lung; air in the table, or between arm and chest, has and is neither.
+    """
+    hu, tissue, outside = view.hu, view.tissue, view.outside
+    if not tissue.any():
+        return tissue
     body = fill_holes(tissue)
-    labels, count = components((smooth < AIR_HU) & ~body & ~outside)
+    labels, count = components((view.smooth < AIR_HU) & ~body & ~outside)
     padding = padded_pixels(hu) & outside
     # a wall that the opening took away was up to 5 mm wide: from its one side to the other it is a pixel more
-    cut = held_by(labels, count, dilate(frame_pixels(smooth.shape) | padding, 5 / pixel_mm + 1))
+    cut = held_by(labels, count, dilate(frame_pixels(hu.shape) | padding, 5 / pixel_mm + 1))
     area = np.bincount(labels.ravel(), minlength=count + 1)
     walled, flanked = (
         np.bincount(labels[where], minlength=count + 1) > 0.7 * area
         for where in (_between(tissue.T).T, _between(tissue))
     )
-    for label in np.flatnonzero(cut & flanked & ~walled):
-        walled[label] = np.median(hu[labels == label]) > -940
+    for label in np.flatnonzero(cut & ~walled & (not cropped)):
+        median = np.median(hu[labels == label])
+        large = area[label] * pixel_mm**2 > 800
+        walled[label] = (flanked[label] and median > -940) or (large and median > -860)
     return dilate(body | select_components(labels, cut & (cropped | walled)), 1.0) & ~outside
 
 

@@ -103,6 +103,15 @@ def frame_pixels(shape: tuple[int, ...]) -> Mask:
     return frame
 
 
+@lru_cache(maxsize=64)
+def corner_pixels(shape: tuple[int, ...]) -> Mask:
+    """Return the four corners; read only, since it is remembered."""
+    corners: Mask = np.zeros(shape, bool)
+    corners[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    corners.flags.writeable = False
+    return corners
+
+
 def fill_holes(mask: Mask) -> Mask:
     """Return the mask with all that it encloses."""
     labels, count = components(~mask)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortseg.labels import LEFT, RIGHT
-from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, supported_slices
+from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, slice_view, supported_slices
 from cohortseg.lungs.cage import rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
 from cohortseg.lungs.dome import without_domes
@@ -16,7 +16,7 @@ from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, workin
 from cohortseg.lungs.morphology import bounding_box, dilate, frame_pixels
 from cohortseg.lungs.zones import split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 9"
+LUNG_METHOD: Final = "cohortseg-threshold 10"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
@@ -70,7 +70,9 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     planes = working_planes(volume_hu.shape[0], spacing_mm[0])
     shape = working_shape(volume_hu.shape[1:], spacing_mm[1:])
     pixel_mm = math.sqrt(math.prod(spacing_mm[1:]) * math.prod(volume_hu.shape[1:]) / math.prod(shape))
-    slices = [aerated_slice(area_mean(volume_hu[z], shape), pixel_mm) for z in planes]
+    views = [slice_view(area_mean(volume_hu[z], shape), pixel_mm) for z in planes]
+    cropped = bool(np.mean([view.cropped for view in views]) > 0.5)  # one field of view for all
+    slices = [aerated_slice(view, pixel_mm, cropped=cropped) for view in views]
     heights_mm = (planes * (spacing_mm[0] or 0.0)).astype(np.float64)
     slices = supported_slices(slices, heights_mm)
     held = [z for z, item in enumerate(slices) if item.aerated.any()]
