@@ -7,6 +7,7 @@ on one intensity scale (a lung window mapped to [0, 1]) and of one size. DICOM c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import cv2
@@ -28,6 +29,9 @@ AIR_LANDMARK_HU = -900.0
 TISSUE_LANDMARK_HU = 50.0
 """HU of the upper landmark of an 8-bit image: the commonest value of its bright (soft tissue) pixels."""
 
+_CORNERS: Final = ((0, 0, -1, -1), (0, -1, 0, -1))
+_CIRCLE: Final = 0.97
+"""Radius beyond which a corner is not measured, as a part of half the image's width: scanners round."""
 _SATURATED = 4
 """So many of the topmost gray values count as cut off by the window."""
 
@@ -150,6 +154,9 @@ def canonical_batch(
 ) -> torch.Tensor:
     """Return upright slices as network input.
 
+    Padding beyond the circle that a scanner measured is shown as soft tissue: what lies there, mostly. Shown as air, as
+    in no image that the model has learned from, it makes the model see up to twice the lesion.
+
     Parameters
     ----------
     slices_hu
@@ -167,12 +174,23 @@ def canonical_batch(
     low, high = config.window_hu
     batch = torch.empty(len(boxes), 1, config.size, config.size)
     for index, (slice_hu, box) in enumerate(zip(slices_hu, boxes, strict=True)):
-        crop = torch.from_numpy(slice_hu[box.y0 : box.y1, box.x0 : box.x1].astype(np.float32))
-        image = ((crop - low) / (high - low)).clamp_(0, 1)
+        crop = slice_hu[box.y0 : box.y1, box.x0 : box.x1].astype(np.float32)
+        if (slice_hu[_CORNERS] == HU_MIN).all():
+            beyond = _beyond_circle(slice_hu.shape)[box.y0 : box.y1, box.x0 : box.x1]
+            crop[beyond & (crop == HU_MIN)] = TISSUE_LANDMARK_HU
+        image = ((torch.from_numpy(crop) - low) / (high - low)).clamp_(0, 1)
         batch[index] = functional.interpolate(
             image[None, None], size=(config.size, config.size), mode="bilinear", antialias=True, align_corners=False
         )[0]
     return batch
+
+
+@lru_cache(maxsize=8)
+def _beyond_circle(shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels (Y, X) outside the circle (in other than square images the ellipse) that touches the sides."""
+    y, x = (np.linspace(-1, 1, size) for size in shape)
+    beyond: NDArray[np.bool_] = np.hypot(y[:, None], x) > _CIRCLE
+    return beyond
 
 
 def canonical_labels(labels: NDArray[np.uint8], box: CropBox, size: int) -> NDArray[np.uint8]:

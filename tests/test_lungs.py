@@ -60,6 +60,50 @@ def test_lung_cut_by_the_field_of_view_is_kept_and_flagged(chest: Chest, side: s
     assert dice(found.mask > 0, truth > 0) > 0.97
 
 
+def reduced(
+    volume_hu: NDArray[np.int16], lungs: NDArray[np.bool_], width: float, *, padded: bool
+) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """Return a square field of view of ``width`` times that of the lungs around their middle, and the lungs in it.
+
+    Padded: only the circle in it is measured.
+    """
+    rows, columns = (np.flatnonzero(lungs.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    half = int(width * (columns[-1] - columns[0] + 1) / 2)
+    middle = [int(held[[0, -1]].mean()) for held in (rows, columns)]
+    low = [max(0, min(at - half, size - 2 * half)) for at, size in zip(middle, lungs.shape[1:], strict=True)]
+    seen = np.s_[:, low[0] : low[0] + 2 * half, low[1] : low[1] + 2 * half]
+    volume_hu, lungs = volume_hu[seen].copy(), lungs[seen].copy()
+    if padded:
+        y, x = np.indices(lungs.shape[1:]) - (2 * half - 1) / 2
+        beyond = np.hypot(y, x) > half
+        volume_hu[:, beyond], lungs[:, beyond] = -1024, False
+    return volume_hu, lungs
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("width", [0.85, 1.0, 1.1, 1.25])
+def test_room_and_table_in_a_field_of_view_set_to_the_lungs_are_no_lung(
+    chest: Chest, width: float, padded: bool
+) -> None:
+    volume_hu, truth = reduced(chest.volume_hu, chest.truth > 0, width, padded=padded)
+    assert dice(segment_lungs(volume_hu, chest.spacing_mm).mask > 0, truth) > (0.97 if width >= 1 else 0.94)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("padded", [False, True])
+def test_hospital_slices_have_the_same_lungs_in_a_smaller_field_of_view(ny_sbu: Path, padded: bool) -> None:
+    compared = 0
+    for path in sorted(ny_sbu.glob("*/axial/*.dcm")):
+        volume, spacing = _axial(path)
+        whole = segment_lungs(volume, spacing).mask > 0
+        if whole.any():
+            part, expected = reduced(volume, whole, 1.2, padded=padded)
+            found = segment_lungs(part, spacing).mask > 0
+            assert found.sum() == pytest.approx(expected.sum(), rel=0.2), path.name
+            compared += dice(found, expected) > 0.95
+    assert compared >= 7, "of 8"
+
+
 def test_a_filled_colon_far_below_the_lungs_is_no_lung(chest: Chest, mask: NDArray[np.uint8]) -> None:
     """Texture of stool, -700 to -300 HU with lumps like vessels, under 50 mm of solid abdomen."""
     spacing_z = chest.spacing_mm[0]

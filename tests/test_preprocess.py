@@ -11,6 +11,7 @@ from cohortseg.config import CanonicalConfig
 from cohortseg.errors import DataError, GeometryError
 from cohortseg.preprocess import (
     QUARTER_TURNED,
+    TISSUE_LANDMARK_HU,
     TRANSPOSED,
     CropBox,
     Orientation,
@@ -21,6 +22,7 @@ from cohortseg.preprocess import (
     orientation_from_affine,
     restore,
 )
+from cohortseg.volume import HU_MIN
 
 ORIENTATIONS = [Orientation(t, y, x) for t in (False, True) for y in (False, True) for x in (False, True)]
 
@@ -127,6 +129,23 @@ def test_a_disc_comes_back_where_it_was(y0, x0, height, width):
     assert np.array_equal(found[sure], labels[sure])
     outside = (rows < y0) | (rows >= y0 + height) | (columns < x0) | (columns >= x0 + width)
     assert (found[outside] == 0).all()
+
+
+def test_padding_beyond_the_measured_circle_is_shown_as_tissue():
+    y, x = np.indices((64, 64)) - 31.5
+    whole = np.full((1, 64, 64), -850, np.int16)
+    padded = np.where(np.hypot(y, x) > 32, HU_MIN, whole).astype(np.int16)
+    config, box = CanonicalConfig(size=64), CropBox(0, 64, 0, 64)
+    plain, shown = (canonical_batch(slices, [box], config)[0, 0] for slices in (whole, padded))
+    inner = np.hypot(y, x) < 30
+    assert torch.equal(plain[inner], shown[inner])
+    tissue = (TISSUE_LANDMARK_HU - config.window_hu[0]) / (config.window_hu[1] - config.window_hu[0])
+    assert shown[0, 0] == shown[-1, -1] == pytest.approx(tissue)
+    padded[0, 32, 32] = HU_MIN  # air, not padding
+    padded[0, 0, 0] = -1000  # a corner that was measured: the others are air as well
+    air = canonical_batch(padded, [box], config)[0, 0]
+    assert air[32, 32] < plain[32, 32]
+    assert air[-1, -1] < plain[32, 32]
 
 
 def test_labels_never_get_values_that_were_not_there():
