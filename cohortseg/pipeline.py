@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import polars as pl
 
 from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
+from cohortseg.dicom.selection import select_next
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.identity import without_path
@@ -23,6 +24,7 @@ from cohortseg.infer.commit import (
     committed_slices,
     end_anew,
     forget_failed,
+    is_done,
     read_committed,
     sweep,
 )
@@ -129,13 +131,22 @@ def infer_cohort(
             model_sha256=model.sha256,
             config=config,
         )
-        pending = _prepare(job, chosen)
-        engine = "none"
-        if pending:
-            with progress("Segmenting") as report:
-                engine = run_series(job, model, pending, report, address)
-            sweep_masks(out / MASKS)  # of actors that were killed while they wrote
-        burden = _write_tables(scan, job)
+        _make_ready(job)
+        engine, num_done = "none", 0
+        while True:
+            pending = pending_series(job, chosen)
+            if pending:
+                with progress("Segmenting") as report:
+                    engine = run_series(job, model, pending, report, address)
+                sweep_masks(out / MASKS)  # of actors that were killed while they wrote
+                num_done += len(pending)
+            burden = read_committed(out, [record.series_key for record in chosen])
+            scan = _with_alternatives(scan, burden, job)
+            if sum(record.decision == "selected" for record in scan.series) == len(chosen):
+                break
+            chosen = [record for record in scan.series if record.decision == "selected"]
+        burden = with_time(burden)
+        _write_tables(scan, burden, job)
         write_report(out)
         end_anew(out)
         missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())
@@ -152,11 +163,11 @@ def infer_cohort(
             counts=counts,
             num_found=len(scan.series),
             num_unreadable=sum(file.unreadable for file in scan.skipped),
-            num_done=len(pending),
+            num_done=num_done,
             num_others=len(committed_keys(out) - {record.series_key for record in chosen}),
             engine=engine,
         )
-        if not pending and _tells_of(out, summary, config):
+        if not num_done and _tells_of(out, summary, config):
             return summary  # the file keeps telling of the run that made the results
         timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
         _write_provenance(summary, scan, config, model, timings)
@@ -230,28 +241,39 @@ def _check_same_cohort(scan: CohortScan, out: Path, *, resume: bool) -> None:
         _log.warning("the onset dates kept in %s were of another cohort: removed", out)
 
 
-def _prepare(job: Job, chosen: Sequence[SeriesRecord]) -> list[SeriesRecord]:
-    """Make the output folder ready and return the series that are still to be done."""
+def _make_ready(job: Job) -> None:
+    """Make the output folder ready."""
     create_mask_store(job.out / MASKS)
     sweep(job.out)
     if not job.config.resume:
         begin_anew(job.out)
     elif job.config.retry_failed:
         forget_failed(job.out)
-    return pending_series(job, chosen)
 
 
-def _write_tables(scan: CohortScan, job: Job) -> pl.DataFrame:
-    """Write manifest, files, burden and slices, in the scan's order whoever finished first; return the burden table."""
+def _with_alternatives(scan: CohortScan, burden: pl.DataFrame, job: Job) -> CohortScan:
+    """Return the scan with an alternative selected as well in studies of which nothing that was chosen was measured.
+
+    What a later run may measure, like a file that is missing now, keeps its place.
+    """
+    failed = set(burden.filter(pl.col("status") != "ok")["series_key"])
+    unmeasured = {
+        record.series_key
+        for record in scan.series
+        if record.series_key in failed and is_done(job.out, record.series_key, job.token(record))
+    }
+    return replace(scan, series=tuple(select_next(scan.series, unmeasured, job.config))) if unmeasured else scan
+
+
+def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:
+    """Write manifest, files, burden and slices, in the scan's order whoever finished first."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
     keys = [record.series_key for record in scan.series if record.decision == "selected"]
-    burden = with_time(read_committed(job.out, keys))
     manifest = tables_from_rows(map(asdict, scan.series), MANIFEST)
     write_table(job.out / MANIFEST.file_name, manifest, MANIFEST, provenance)
     write_table(job.out / FILES.file_name, tables_from_rows(file_rows(scan), FILES), FILES, provenance)
     write_table(job.out / SLICES.file_name, committed_slices(job.out, keys), SLICES, provenance)
     write_table(job.out / BURDEN.file_name, burden, BURDEN, provenance)
-    return burden
 
 
 def _series_counts(summary: InferSummary) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
+from phantoms import ill_body, write_series
 from runs import hiding, run
 
 from cohortseg.cluster import Resources
@@ -394,6 +396,31 @@ def test_each_worker_has_a_core_and_an_equal_part_of_the_gpus(
     nodes: list[tuple[float, float]], asked: int | None, expected: tuple[int, float]
 ) -> None:
     assert worker_shares(InferConfig(workers=asked), Resources(nodes=tuple(nodes), where="the cluster")) == expected
+
+
+def test_an_alternative_is_measured_where_the_preferred_series_of_a_study_shows_no_lung(
+    model_path: Path, tmp_path: Path
+) -> None:
+    def abdomen(shape: tuple[int, int, int]) -> NDArray[np.int16]:
+        return np.where(ill_body(shape) > -980, 40, -1000).astype(np.int16)
+
+    cohort, out, spacing_mm = tmp_path / "cohort", tmp_path / "out", (5.0, 3.0, 3.5)
+    write_series(cohort / "a", shape=(9, 96, 80), spacing_mm=spacing_mm, hu=abdomen, series="1")
+    for series, planes in (("2", 4), ("3", 8)):
+        write_series(cohort / series, shape=(planes, 96, 80), spacing_mm=spacing_mm, hu=ill_body, series=series)
+    assert [record.n_slices for record in scan_cohort(cohort).series if record.decision == "selected"] == [9]
+    summary = run(cohort, out, model_path)
+    assert (dict(summary.counts), summary.num_done) == ({"not_evaluable": 1, "ok": 1}, 2)
+    measured = read_table(out / "burden.parquet", BURDEN).filter(pl.col("status") == "ok").row(0, named=True)
+    assert (measured["n_slices"], "another_failed" in measured["qc_flags"]) == (8, True)
+    assert read_table(out / "timeline.parquet", TIMELINE)["series_key"].to_list() == [measured["series_key"]]
+    manifest = read_table(out / "manifest.parquet", MANIFEST)
+    assert manifest.sort("n_slices")["decision"].to_list() == ["alternative", "selected", "selected"]
+    assert measured["series_key"] in manifest.sort("n_slices")["reason"][0]
+    assert run(cohort, out, model_path).num_done == 0
+    shutil.rmtree(cohort / "a")
+    assert dict(run(cohort, out, model_path).counts) == {"ok": 1}
+    assert read_table(out / "burden.parquet", BURDEN)["qc_flags"].to_list()[0].count("another_failed") == 0
 
 
 def test_local_engine_refuses_workers(cohort: Path, model_path: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import operator
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import Any, Final
@@ -13,7 +13,7 @@ from typing import Any, Final
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
 from cohortseg.dicom.rules import MIDNIGHT_DAYS
-from cohortseg.dicom.series import CHOSEN_BY_UID, SeriesRecord
+from cohortseg.dicom.series import ANOTHER_FAILED, CHOSEN_BY_UID, Decision, SeriesRecord
 from cohortseg.errors import ConfigError
 
 STUDY_COVERAGE_SHARE: Final = 0.8
@@ -143,18 +143,50 @@ def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[S
     """
     one_a_study, rules = parse_rules(config.select)
     decided = [_ruled(record, rules) for record in records]
-    if not one_a_study:
-        return decided
+    if one_a_study:
+        for visit in _studies(decided, {"selected"}):
+            _choose(decided, visit, config.prefer)
+    return decided
+
+
+def select_next(records: Sequence[SeriesRecord], unmeasured: Collection[str], config: ScanConfig) -> list[SeriesRecord]:
+    """Return the same records, with the best alternative selected as well in studies of which nothing was measured.
+
+    Parameters
+    ----------
+    records
+        Of `select_series`, or of this.
+    unmeasured
+        Keys of selected series that could not be measured.
+    config
+        ``prefer`` is used.
+    """
+    decided = list(records)
+    for visit in _studies(decided, {"selected", "alternative"}):
+        left = [index for index in visit if decided[index].decision == "alternative"]
+        tried = [index for index in visit if decided[index].decision == "selected"]
+        if not left or any(decided[index].series_key not in unmeasured for index in tried):
+            continue
+        for index in left:
+            flags = (*decided[index].qc_flags, ANOTHER_FAILED)
+            decided[index] = replace(decided[index], decision="selected", reason=None, qc_flags=flags)
+        _choose(decided, left, config.prefer)
+        for index in left:
+            if decided[index].decision == "alternative":
+                decided[index] = replace(decided[index], qc_flags=records[index].qc_flags)
+    return decided
+
+
+def _studies(records: Sequence[SeriesRecord], decisions: Collection[Decision]) -> Iterator[list[int]]:
+    """Yield the visits of every study, as indices of the records decided so."""
     studies: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for index, record in enumerate(decided):
-        if record.decision == "selected":
+    for index, record in enumerate(records):
+        if record.decision in decisions:
             # Without a StudyInstanceUID it is not known which series belong together.
             study = record.study_instance_uid
             studies[(record.patient_id, study) if study is not None else index].append(index)
     for members in studies.values():
-        for visit in _visits(decided, members):
-            _choose(decided, visit, config.prefer)
-    return decided
+        yield from _visits(records, members)
 
 
 def _visits(records: Sequence[SeriesRecord], members: Sequence[int]) -> list[list[int]]:

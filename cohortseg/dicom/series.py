@@ -33,6 +33,7 @@ from cohortseg.dicom.rules import (
 from cohortseg.identity import series_key
 
 CHOSEN_BY_UID: Final = "chosen_by_uid"
+ANOTHER_FAILED: Final = "another_failed"
 FILES_UNREADABLE: Final = "files_unreadable"
 PARTIAL_COVERAGE: Final = "partial_coverage"
 PATIENT_CONFLICT: Final = "patient_conflict"
@@ -61,6 +62,7 @@ FLAGS: Final = {
     "gantry_tilt": "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
     "conflicting_slices": "different pixels at the same position; skipped",
     CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs",
+    ANOTHER_FAILED: "the series preferred to it in its study could not be measured: this one was in its place",
     "resampled": "slices were interpolated to one spacing (--repair resample): volumes are estimates",
     "untilted": "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",
     UNDECLARED_PADDING: "the corners of all slices hold one value that is no air and no declared padding: taken as air",
