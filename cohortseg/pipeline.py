@@ -61,6 +61,8 @@ class InferSummary:
     """Series found in the cohort."""
     num_unreadable: int
     """Files and folders that could not be read, and may have held slices."""
+    num_archives: int
+    """Archives that were not looked into."""
     num_done: int
     """Series segmented by this run; 0: there was nothing to do."""
     num_others: int
@@ -163,6 +165,7 @@ def infer_cohort(
             counts=counts,
             num_found=len(scan.series),
             num_unreadable=sum(file.unreadable for file in scan.skipped),
+            num_archives=sum(file.archive for file in scan.skipped),
             num_done=num_done,
             num_others=len(committed_keys(out) - {record.series_key for record in chosen}),
             engine=engine,

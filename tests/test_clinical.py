@@ -71,7 +71,6 @@ def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str) -> No
         ("SECRET,2020-03-01\nB,2020-03-02\n", "its first line must name the columns"),
         ("patient_id,Patient_ID,onset_date\nSECRET,B,2020-03-01\n", "two columns have the same name"),
         ("patient_id,onset_date\nSECRET,3/1/20\nB,31-03-20\nC,2020111\nD,01/02/2020\n", "no date .*: 1, 2, 3, 4 "),
-        ("patient_id,onset_date\nSECRET,5020-01-01\nB,1920-03-01\n", "in the future: 1, 2 "),
         ("patient_id,onset_date\nA,2020-03-01\nSECRET,1.3.2020\n", "1 rows whose onset_date is no date .*: 2 "),
         ("patient_id,onset_date\nSECRET,2020-02-30\n", "whose onset_date is no date"),
         ("patient_id,onset_date\nSECRET,2020-03-01\nSECRET,2020-03-02\n", "another onset_date .*: 1, 2 "),

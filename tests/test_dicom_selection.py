@@ -1,5 +1,6 @@
 """Which usable series are segmented: rules, preferences, and the reasons of the rest."""
 
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -267,6 +268,25 @@ def test_scan_never_writes_into_the_cohort_or_over_other_files(tmp_path: Path, o
     for _ in range(2):
         out = tmp_path / "m.parquet"
         assert CliRunner().invoke(app, ["scan", str(tmp_path / "cohort"), option, str(out)]).exit_code == 0
+
+
+def test_slices_that_each_have_a_series_uid_are_flagged(tmp_path: Path) -> None:
+    for z in range(3):
+        write_series(tmp_path / str(z), shape=(1, 32, 24), origin=(0, 0, 5.0 * z), series=str(z))
+    records = scan_cohort(tmp_path).series
+    (selected,) = [record for record in records if record.decision == "selected"]
+    assert "slices_apart" in selected.qc_flags
+    shutil.rmtree(tmp_path / "2")
+    assert not any("slices_apart" in record.qc_flags for record in scan_cohort(tmp_path).series)
+
+
+def test_archives_are_told_of(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    for name in ("b.zip", "labels.nii.gz"):
+        (tmp_path / name).write_bytes({"b.zip": b"PK\x03\x04"}.get(name, b"\x1f\x8b\x08").ljust(600, b"\0"))
+    result = CliRunner().invoke(app, ["scan", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "1 archives were not looked into" in result.stderr
 
 
 def test_scan_tells_by_its_exit_code_what_could_not_be_read(tmp_path: Path) -> None:

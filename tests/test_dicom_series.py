@@ -29,6 +29,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.identity import series_key
 from cohortseg.store.schemas import MANIFEST
 from cohortseg.store.tables import table_from_rows
+from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
 
 def test_fields_are_the_manifest_columns() -> None:
@@ -381,6 +382,31 @@ def test_a_copy_that_no_decoder_reads_is_dropped_as_what_it_is(tmp_path: Path) -
     assert (dropped.path, "cannot be decoded: not compared" in dropped.reason) == ("a/other.dcm", True)
 
 
+def test_a_multi_frame_file_sent_again_under_another_uid_is_a_copy(tmp_path: Path) -> None:
+    (path,) = write_files(tmp_path, [enhanced_file(chest_slices("enhanced"))])
+    again = pydicom.dcmread(path)
+    again.SOPInstanceUID = again.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    again.save_as(tmp_path / "zz-again.dcm")
+    found = scan_cohort(tmp_path)
+    assert [record.decision for record in found.series] == ["selected"]
+    assert [(file.path, file.reason) for file in found.copies] == [
+        ("zz-again.dcm", "copy of a slice of its series, with the same pixels")
+    ]
+
+
+def test_images_that_track_a_bolus_do_not_cost_the_scan(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", shape=(20, 32, 24), attributes={"AcquisitionNumber": 1})
+    write_series(
+        tmp_path / "tracking",
+        positions=[(-10.0, -20.0, 110.0)] * 6,
+        shape=(6, 32, 24),
+        attributes=lambda z: {"AcquisitionNumber": 10 + z, "SOPInstanceUID": generate_uid()},
+    )
+    scan, tracking = scan_cohort(tmp_path).series
+    assert (scan.decision, scan.n_slices, "split_series" in scan.qc_flags) == ("selected", 20, True)
+    assert (tracking.decision, tracking.n_slices) == ("skipped", 6)
+
+
 def test_slices_that_are_all_cut_off_are_not_dropped(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "a")
     whole = paths[2].read_bytes()
@@ -444,6 +470,7 @@ def test_old_date_format_and_nonsense_dates(tmp_path: Path) -> None:
         (b"20200401101010", date(2020, 4, 1)),
         (b"2020-0401 ", None),
         (b"0001.01.01", None),
+        (b"19000101", None),
     ],
 )
 def test_dates_as_exports_write_them(tmp_path: Path, written: bytes, expected: date | None) -> None:
@@ -452,6 +479,12 @@ def test_dates_as_exports_write_them(tmp_path: Path, written: bytes, expected: d
         stated = b"DA" + len(written).to_bytes(2, "little") + written
         path.write_bytes(path.read_bytes().replace(b"DA\x08\x0020200401", stated))
     assert only_series(tmp_path).study_date == expected
+
+
+def test_a_date_in_the_future_is_kept_and_flagged(tmp_path: Path) -> None:
+    write_series(tmp_path, study_date="21500401")
+    record = only_series(tmp_path)
+    assert (record.study_date, record.qc_flags) == (date(2150, 4, 1), ("future_study_date",))
 
 
 def test_flags_stand_in_the_order_of_their_list(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cohortseg.cli.console import number, progress, say
 from cohortseg.cli.console import out as console
-from cohortseg.cli.scan import Prefer, Repair, Select, selection_options
+from cohortseg.cli.scan import Prefer, Repair, Select, archives_message, selection_options
 from cohortseg.config import Engine, InferConfig, resolve_config
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def _show(summary: "InferSummary", target: Path) -> None:
             f"{summary.num_unreadable} files or folders of the cohort could not be read: slices or patients may be "
             "missing; files.parquet names them"
         )
+    if summary.num_archives:
+        say(archives_message(summary.num_archives))
     if "failed" in summary.counts:
         say(
             "burden.parquet names the file of each failed series, in its column reason; once what it says is mended "

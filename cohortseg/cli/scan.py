@@ -45,6 +45,11 @@ def selection_options(select: list[str] | None, prefer: str | None, repair: list
     return {"select": select or None, "prefer": preferences, "repair": repair or None}
 
 
+def archives_message(count: int) -> str:
+    """Return what is said of archives in a cohort."""
+    return f"{count} archives were not looked into; unpack those that hold scans"
+
+
 def scan(
     cohort: Annotated[Path, typer.Argument(help="Folder of DICOM files, in any order and with any names.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the manifest (.parquet) here.")] = None,
@@ -96,6 +101,9 @@ def scan(
     num_unreadable = sum(file.unreadable for file in found.skipped)
     if num_unreadable:
         say(f"{num_unreadable} files or folders of the cohort could not be read: --files FILE names them")
+    num_archives = sum(file.archive for file in found.skipped)
+    if num_archives:
+        say(archives_message(num_archives))
     if num_unreadable or not selected:
         raise typer.Exit(3)
 

@@ -13,6 +13,7 @@ from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import CTImageStorage
 
 from cohortseg.dicom.elements import READ_ERRORS
+from cohortseg.dicom.frames import ENHANCED_CT
 from cohortseg.dicom.geometry import COSINE_ATOL
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile
@@ -37,7 +38,7 @@ class Copy(NamedTuple):
 def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], list[Copy]]:
     """Return the files of one series without copies, and the copies; of several, the first path stays.
 
-    Copies have the same place and the same pixels (for anything but CT slices: the same SOPInstanceUID and content), or
+    Copies have the same place and the same pixels (for anything but CT: the same SOPInstanceUID and content), or
     pixels that are cut off, or that no decoder reads, where those of another are whole. What has the same place and
     other pixels is kept: the series is then skipped as conflicting.
 
@@ -52,9 +53,9 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     for header in headers:
         files[header.path].append(header)  # several for a multi-frame file, which is compared as a whole
     groups: defaultdict[Hashable, list[str]] = defaultdict(list)
-    rounded = _Rounding([of_file[0] for of_file in files.values()])
+    rounded = _Rounding(headers)
     for path in sorted(files):
-        groups[_place(files[path][0], rounded)].append(path)
+        groups[tuple(_place(header, rounded) for header in files[path])].append(path)
     kept: list[str] = []
     dropped: list[Copy] = []
     for group in groups.values():
@@ -110,7 +111,7 @@ def _merged(numbers: Sequence[float], tolerance: float) -> dict[float, float]:
 
 def _place(header: Header, rounded: _Rounding) -> Hashable:
     """Return what two copies of a slice share besides their pixels."""
-    if header.sop_class_uid == CTImageStorage and header.image_position_patient is not None:
+    if header.sop_class_uid in (CTImageStorage, *ENHANCED_CT) and header.image_position_patient is not None:
         return (
             header.patient_id,
             header.study_instance_uid,

@@ -47,6 +47,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UPPER_CONTROL: Final = re.compile(r"[\x80-\x9f]")
 _SHORT_BYTES: Final = 2
 _FIRST_YEAR: Final = 1800
+_FILLER: Final = date(1900, 1, 1)
 META_AT: Final = 132
 """Where the file meta information of a file with preamble begins."""
 _META_GROUP: Final = 2
@@ -107,15 +108,16 @@ class Attributes:
     def date(self, keyword: str) -> date | None:
         """Return a DA: YYYYMMDD, YYYY.MM.DD of the standard before DICOM 3, or what exports make of it.
 
-        Those write other signs between, or a time behind (DT). A year before 1800 is a filler.
+        Those write other signs between, or a time behind (DT). A year before 1800 is a filler, and so is 1900-01-01.
         """
         match = re.fullmatch(r"(\d{4})([./-]?)(\d{2})\2(\d{2})(?:\d{2,6}(?:\.\d+)?)?", self.text(keyword) or "")
         if match is None or int(match[1]) < _FIRST_YEAR:
             return None
         try:
-            return date(*(int(match[group]) for group in (1, 3, 4)))
+            day = date(*(int(match[group]) for group in (1, 3, 4)))
         except ValueError:
             return None
+        return None if day == _FILLER else day
 
     def _parsed(self, keyword: str, form: Callable[[list[Any]], tuple[Any, ...]]) -> tuple[Any, ...]:
         """Return an attribute's values in a form; empty if it is absent, empty or cannot be parsed."""

@@ -76,6 +76,8 @@ class SkippedFile:
     """Why, for people."""
     unreadable: bool = False
     """Whether it may have been a slice: damaged, empty, closed or without a usable name."""
+    archive: bool = False
+    """Whether it may hold slices, packed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +197,8 @@ def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> lis
     # Files without the 128-byte preamble exist; they start with group 0002 or 0008, little endian.
     if not is_part10 and start[:2] not in (b"\x02\x00", b"\x08\x00"):
         kind = archive_kind(start)
-        return SkippedFile(path, f"not DICOM ({kind} archive: unpack it first)" if kind else "not DICOM")
+        reason = f"not DICOM ({kind} archive: unpack it first)" if kind else "not DICOM"
+        return SkippedFile(path, reason, archive=kind is not None and not path.lower().endswith(".nii.gz"))
     file.seek(0)
     if inflates_too_far(file):
         return SkippedFile(path, "deflated DICOM that expands beyond 1 GiB", unreadable=True)

@@ -13,13 +13,15 @@ from typing import Any, Final
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
 from cohortseg.dicom.rules import MIDNIGHT_DAYS
-from cohortseg.dicom.series import ANOTHER_FAILED, CHOSEN_BY_UID, Decision, SeriesRecord
+from cohortseg.dicom.series import ANOTHER_FAILED, APART, CHOSEN_BY_UID, Decision, SeriesRecord
 from cohortseg.errors import ConfigError
 
 STUDY_COVERAGE_SHARE: Final = 0.8
 """A series that reaches over less than this part of the longest of its study does not cover the chest."""
 LUNG_HEIGHT_MM: Final = 300.0
 """Lungs are seldom taller: a series that reaches farther covers no more of them."""
+_FEW_APART: Final = 2
+"""More single slices than these of one study, all alike, are hardly scans of their own."""
 THIN_MM: Final = (1.55, 3.05, 5.05)
 """Slices within one of these classes count as equally thin."""
 _CHOICES: Final = ("preferred", "all")
@@ -226,6 +228,8 @@ def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequenc
     undated = {index for index in members if decided[index].study_date is None} if decided[best].study_date else set()
     if any(rank(index)[: len(prefer)] == rank(best)[: len(prefer)] for index in {*members} - {best} - undated):
         decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, CHOSEN_BY_UID))
+    if sum(_like(decided[index], decided[best]) for index in members) > _FEW_APART:
+        decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, APART))
     for index in members:
         if index == best:
             continue
@@ -240,6 +244,14 @@ def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequenc
         )
         reason = f"alternative to series {decided[best].series_key} of the same study: {why}"
         decided[index] = replace(decided[index], decision="alternative", reason=reason)
+
+
+def _like(one: SeriesRecord, other: SeriesRecord) -> bool:
+    """Tell whether two series are single slices that one scan could hold."""
+    return one.n_slices == other.n_slices == 1 and all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("rows", "columns", "spacing_x_mm", "convolution_kernel", "series_description")
+    )
 
 
 def extent_mm(record: SeriesRecord) -> float:

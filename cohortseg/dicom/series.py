@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -34,6 +34,7 @@ from cohortseg.identity import series_key
 
 CHOSEN_BY_UID: Final = "chosen_by_uid"
 ANOTHER_FAILED: Final = "another_failed"
+APART: Final = "slices_apart"
 FILES_UNREADABLE: Final = "files_unreadable"
 PARTIAL_COVERAGE: Final = "partial_coverage"
 PATIENT_CONFLICT: Final = "patient_conflict"
@@ -41,6 +42,7 @@ SPLIT_SERIES: Final = "split_series"
 UNDECLARED_PADDING: Final = "undeclared_padding"
 FLAGS: Final = {
     "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
+    APART: "its study has more series of one slice like it at other heights: one scan, whose slices have UIDs apart?",
     "derived_reformat": "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
     "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
     "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
@@ -56,6 +58,7 @@ FLAGS: Final = {
     "placeholder_patient_id": "PatientID is a word like ANONYMOUS: perhaps of several persons, counted as one",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
     "missing_study_date": "StudyDate is absent, empty or no date: the series has no place in time",
+    "future_study_date": "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",
     "mixed_orientation": "slices of different orientation under one SeriesInstanceUID; skipped",
     "slice_gap": "slices are missing between others; skipped unless repaired",
     "uneven_spacing": "distances between slices differ by more than 5 % + 0.1 mm; skipped unless repaired",
@@ -285,6 +288,7 @@ def _flags(
         "missing_patient_id": all(header.patient_id is None for header in headers),
         "placeholder_patient_id": _is_placeholder(record.patient_id),
         "missing_study_date": record.study_date is None,
+        "future_study_date": (record.study_date or date.min) > datetime.now(UTC).date() + timedelta(days=1),
     }
     unknown = {name for name in {*found, *findings} if name is not None} - set(FLAGS)
     if unknown:

@@ -31,6 +31,8 @@ MAX_STRAYS: Final = 2
 """So many slices without a position are parted from the others of their series; if more, the series is skipped."""
 _FEW: Final = 2
 """So few slices that alternate with others are no scan of their own."""
+_LEAST_SCAN: Final = 10
+"""More slices than these are a scan beside which images of one place are no slices that it lacks."""
 SERIES_COVERAGE_SHARE: Final = 0.8
 """A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
@@ -41,7 +43,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     A stray slice or two without a position are volumes of their own. A volume has one visit (study dates that midnight
     parts are one), orientation, frame of reference, kernel, image size and kind (SOP class, scout, projection). One
     scan may number its acquisitions slice by slice, and has a time for each slice, so that acquisitions and times split
-    a series only where each is a regular stack of several slices, and all together are none, or alternate.
+    a series only where each is a regular stack of several slices, and all together are none, or alternate, or where all
+    but one acquisition are images of one place.
 
     Parameters
     ----------
@@ -129,11 +132,21 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     never_one = {_PHASE} if _is_regular(headers) else {*_SCANS}
     for name in (*_SCANS, *_DESCRIBED):
         parts = _grouped(headers, attrgetter(name))
+        scan = max(parts, key=len)
+        rest = [header for part in parts if part is not scan for header in part]
+        if name == "acquisition_number" and _tracks_a_bolus(scan, rest):
+            return [scan, rest]
         if not 1 < len(parts) <= MAX_VOLUMES or not all(len(part) > 1 and _is_regular(part) for part in parts):
             continue
         if name in never_one or all(len(part) > _FEW and _covers(part, headers) for part in parts):
             return parts
     return [headers]
+
+
+def _tracks_a_bolus(scan: Sequence[Header], rest: Sequence[Header]) -> bool:
+    """Return whether the rest of a series are images of one place, taken before its scan to see the bolus come."""
+    places = {header.image_position_patient for header in rest}
+    return len(scan) > _LEAST_SCAN and len(scan) > len(rest) and len(places) == 1 and _is_regular(scan)
 
 
 def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +16,6 @@ from cohortseg.store.tables import read_table, table_name, write_table
 
 _SEPARATORS: Final = (",", ";", "\t")
 _DATE: Final = r"^(\d{4})([-/]?)(\d{2})([-/]?)(\d{2})$"
-_FIRST_DAY: Final = date(2019, 1, 1)
-"""No COVID-19 began before."""
 _MOST_ROWS_NAMED: Final = 5
 
 
@@ -39,7 +36,7 @@ def read_clinical(path: Path) -> pl.DataFrame:
     Raises
     ------
     DataError
-        If it cannot be read, lacks a column, or has a date that is none or cannot be, or two for one patient. Patients
+        If it cannot be read, lacks a column, has a date that is none, or two for one patient. Patients
         are named by their row, counted from 1 below the header.
     """
     try:
@@ -91,8 +88,6 @@ def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:
     _refuse(path, dated.filter(pl.col("patient_id").is_null())["row"], "without patient_id")
     no_date = dated.filter(pl.col("text").is_not_null() & pl.col("onset_date").is_null())
     _refuse(path, no_date["row"], "whose onset_date is no date of the form 2020-03-31")
-    absurd = dated.filter((pl.col("onset_date") < _FIRST_DAY) | (pl.col("onset_date") > datetime.now(UTC).date()))
-    _refuse(path, absurd["row"], f"whose onset_date is before {_FIRST_DAY} or in the future")
     known = dated.drop_nulls("onset_date")
     twice = known.filter(pl.col("onset_date").n_unique().over("patient_id") > 1)
     _refuse(path, twice["row"], "with another onset_date for the same patient")
