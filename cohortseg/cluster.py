@@ -10,8 +10,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -196,7 +197,9 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         If Ray cannot be started on this machine.
     """
     address = cluster_address(address)
-    for name, value in {**_EVERYWHERE, **({} if address else _LOCAL)}.items():
+    # ``ray start`` asks for the token wherever there is one; a process that is given an address would not show it.
+    there = {"RAY_AUTH_MODE": "token"} if _has_token() else {}
+    for name, value in {**_EVERYWHERE, **(there if address else _LOCAL)}.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -204,7 +207,10 @@ def connected(address: str | None = None) -> Iterator[Resources]:
     if ray.is_initialized():
         yield connected_resources()
         return
-    _init(ray, address)
+    # Ray's workers import from the folder that a process connects in, before their own packages: let it be one in which
+    # no user has files that are called like a module.
+    with chdir("/"):
+        _init(ray, address)
     try:
         yield connected_resources("the cluster" if address else "this machine")
     finally:
@@ -244,6 +250,12 @@ def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
         thread.join()
 
 
+def _has_token() -> bool:
+    """Return whether Ray would find a token: any local start leaves one in the home folder."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray/auth_token").is_file()
+
+
 def _init(ray: "ModuleType", address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is not None:
@@ -252,7 +264,7 @@ def _init(ray: "ModuleType", address: str | None) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({error}); check the address, "
-                "and RAY_AUTH_TOKEN_PATH if the cluster asks for a token"
+                "and, if the cluster asks for a token, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
             ) from error
         return
     ((num_cpus, num_gpus),) = local_resources().nodes

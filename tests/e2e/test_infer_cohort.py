@@ -157,8 +157,13 @@ def test_ray_equals_local_and_gives_up_what_kills_its_actors(
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(f"import os, sys\nsys.addaudithook({hook})\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    # Nor does it matter what lies in the folder that the user is in.
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/PIL.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise ImportError('not mine')\n")
+    monkeypatch.chdir(tmp_path / "here")
 
     result = infer(cohort, "-o", tmp_path / "ray", "--model", model_path, "--engine", "ray")
+    assert not (tmp_path / "ran").exists()
     assert result.exit_code == 3, result.output
     assert json.loads((tmp_path / "ray/run.json").read_text())["engine"] == "ray"
     burden = read_table(tmp_path / "ray/burden.parquet", BURDEN)
