@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 NORM_GROUPS: Final = 8
 """Groups of the networks' group normalisation."""
+_SIZES: Final = "a multiple of 32 in 64..2048"
+_MOST: Final = 10**8
+"""Of iterations and slices: more is a slip of the pen."""
 _SEEDS: Final = 2**43
 """Upper bound of a run's seed: the seed of each iteration is computed from it, and must fit into 64 bits."""
 _WEIGHTS: Final = (
@@ -35,6 +38,10 @@ _WEIGHTS: Final = (
     "commitment",
 )
 """Settings of training that are finite numbers of at least 0."""
+
+
+def _is_size(pixels: int) -> bool:
+    return 64 <= pixels <= 2048 and pixels % 32 == 0
 
 
 def _check(holds: bool, rule: str, value: object) -> None:
@@ -58,7 +65,7 @@ class CanonicalConfig:
     def __post_init__(self) -> None:
         """Check ranges; lists from JSON become tuples."""
         object.__setattr__(self, "window_hu", tuple(self.window_hu))
-        _check(64 <= self.size <= 2048 and self.size % 32 == 0, "size must be a multiple of 32 in 64..2048", self.size)
+        _check(_is_size(self.size), f"size must be {_SIZES}", self.size)
         in_order = all(map(math.isfinite, self.window_hu)) and self.window_hu[0] < self.window_hu[1]
         _check(in_order, "window_hu must be (low, high) with low < high", self.window_hu)
         _check(0 <= self.margin <= 0.5, "margin must be in [0, 0.5]", self.margin)
@@ -192,8 +199,8 @@ class TrainConfig:
             object.__setattr__(self, "model", config_from_mapping(ModelConfig, self.model))
         object.__setattr__(self, "class_offsets", tuple(self.class_offsets))
         _check(
-            self.predict_size == 0 or (self.predict_size >= 64 and self.predict_size % 32 == 0),
-            "predict_size must be 0, or a multiple of 32, at least 64",
+            self.predict_size == 0 or _is_size(self.predict_size),
+            f"predict_size must be 0, or {_SIZES}",
             self.predict_size,
         )
         _check(
@@ -207,9 +214,9 @@ class TrainConfig:
             self.class_offsets,
         )
         for name in ("supervised_iterations", "batch_labeled", "batch_unlabeled", "checkpoint_every"):
-            _check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+            _check(1 <= getattr(self, name) <= _MOST, f"{name} must be in 1..{_MOST}", getattr(self, name))
         for name in ("adversarial_iterations", "warmup_iterations", "saturation_patience"):
-            _check(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
+            _check(0 <= getattr(self, name) <= _MOST, f"{name} must be in 0..{_MOST}", getattr(self, name))
         _check(
             self.adversarial_iterations >= 1 or not self.semi_supervised,
             "adversarial_iterations must be at least 1 with semi_supervised = true",

@@ -111,7 +111,13 @@ def test_rows_and_folds_that_do_not_exist_are_refused(rows, folds, message):
 
 
 @pytest.mark.parametrize(
-    ("setting", "rows"), [({"proportion_weight": 0.0}, ["full"]), ({"saturation_patience": 50}, ["plain"])]
+    ("setting", "rows"),
+    [
+        ({"proportion_weight": 0.0}, ["full"]),
+        ({"saturation_patience": 50}, ["plain"]),
+        ({"semi_supervised": False}, ["plain"]),
+        ({"semi_supervised": False, "adversarial_iterations": 0}, ["full"]),
+    ],
 )
 def test_settings_that_would_make_a_row_another_one_are_refused(setting, rows):
     with pytest.raises(ConfigError, match=next(iter(setting))):

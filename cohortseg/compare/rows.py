@@ -70,7 +70,11 @@ def check_rows(rows: Sequence[str], folds: Sequence[int], base: TrainConfig) -> 
             raise ConfigError(f"no such {what}: {', '.join(unknown) or 'none given'}; use {', '.join(map(str, known))}")
         if len(set(given)) < len(given):
             raise ConfigError(f"a {what} is given twice: {', '.join(map(str, given))}")
+    if not (base.semi_supervised and base.model.vq_branch):
+        raise ConfigError("semi_supervised and vq_branch are what rows decide: leave them out of --config")
     if base.proportion_weight == 0 and any(ROWS[row].proportion for row in rows):
         raise ConfigError("proportion_weight must be above 0 for rows with the proportion loss")
     if base.saturation_patience:
         raise ConfigError("saturation_patience must be 0: a phase that ends early gives rows of different length")
+    for row in rows:
+        row_config(base, row)  # settings that do not fit together once the row has changed some

@@ -19,7 +19,7 @@ from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError
 from cohortseg.store.layout import DATA
-from cohortseg.store.provenance import write_run_json
+from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.train.folder import saved_options
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
@@ -27,6 +27,7 @@ from cohortseg.train.state import is_whole, newest_whole
 
 _log: Final = logging.getLogger(__name__)
 
+_COMMAND: Final = "train"
 _RAY_FOLDER: Final = "checkpoints"
 _MAX_FAILURES: Final = 3
 _MAX_CONTROLLER_FAILURES: Final = 2
@@ -88,8 +89,13 @@ def fit(
         "model": {"sha256": hashlib.sha256((run / MODEL).read_bytes()).hexdigest()},
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
-    write_run_json(run, "train", facts)
+    write_run_json(run, _COMMAND, facts)
     return run / MODEL
+
+
+def is_finished(run: Path) -> bool:
+    """Return whether a run's folder holds the model of its last iteration."""
+    return (run / MODEL).is_file() and read_run_json(run).get("command") == _COMMAND
 
 
 def _warn_of_damage(checkpoints: Path) -> None:

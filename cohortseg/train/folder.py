@@ -93,9 +93,22 @@ def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = Non
         If it cannot be written.
     """
     sources, options = run / _DATA_OPTIONS, options or DataOptions()
-    check_same_settings(asdict(saved_settings(run)), config)
     if not sources.is_file():  # a run that an earlier version began
         _write_json(sources, options)
+    before = check_resumable(run, config, options)
+    _write_json(run / SETTINGS, config)  # what may differ holds from now on
+    return before
+
+
+def check_resumable(run: Path, config: TrainConfig, options: DataOptions) -> DataOptions:
+    """Return the data that a run was begun with, if settings and data are those of it.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run, or one with other settings or data.
+    """
+    check_same_settings(asdict(saved_settings(run)), config)
     before = saved_options(run)
     differing = [
         f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
@@ -104,7 +117,6 @@ def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = Non
     ]
     if differing:
         raise ConfigError(f"cannot resume on other data: {'; '.join(differing)}; use a new run folder")
-    _write_json(run / SETTINGS, config)  # what may differ holds from now on
     return before
 
 

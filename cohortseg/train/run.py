@@ -16,8 +16,17 @@ from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.preprocess import ORIENTATIONS
 from cohortseg.progress import Progress
 from cohortseg.store.layout import DATA
-from cohortseg.train.fit import fit
-from cohortseg.train.folder import DataOptions, begin_run, claimed_run, discard_run, reopen_run
+from cohortseg.train.fit import fit, is_finished
+from cohortseg.train.folder import (
+    DataOptions,
+    begin_run,
+    check_resumable,
+    claimed_run,
+    discard_run,
+    reopen_run,
+)
+from cohortseg.train.history import read_history
+from cohortseg.train.loop import MODEL
 from cohortseg.train.state import check_imagenet
 
 _log: Final = logging.getLogger(__name__)
@@ -47,7 +56,7 @@ def train_model(
     options
         The data. On ``resume``, what is not said is as it was.
     resume
-        Go on with the run in the folder.
+        Go on with the run in the folder; with one that is finished nothing is done.
     num_workers, cpus_per_worker, address
         As in `fit`.
     progress
@@ -69,6 +78,10 @@ def train_model(
     _check_options(options, semi=config.semi_supervised, resume=resume)
     if not resume:
         check_imagenet(config)
+    elif is_finished(run):
+        check_resumable(run, config, _with_data(options) if options.data is not None else options)
+        _log.warning("%s: the run is finished, nothing is done; for other settings or data use a new run folder", run)
+        return run / MODEL
     ready = _reopened(run, config, options, progress) if resume else _begun(run, config, options, progress)
     with ready, progress("Training") as report:
         return fit(
@@ -104,6 +117,8 @@ def _reopened(run: Path, config: TrainConfig, options: DataOptions, progress: Pr
     with claimed_run(run, new=False):
         options = reopen_run(run, config, options)
         if not (run / DATA).is_file():
+            if read_history(run):  # what is prepared now may be other slices than those it has learned from
+                raise ConfigError(f"{run / DATA}: is missing, and training had begun; put it back, or begin a new run")
             _prepare(run, *_sources(options, semi=config.semi_supervised), config, progress)
         yield
 

@@ -23,7 +23,9 @@ SUPERVISED: Final = 1
 ADVERSARIAL: Final = 2
 
 _FILE = "state.pt"
-FREE_TO_CHANGE: Final = frozenset({"checkpoint_every", "bf16", "batch_labeled", "batch_unlabeled", "imagenet_file"})
+FREE_TO_CHANGE: Final = frozenset(
+    {"checkpoint_every", "bf16", "batch_labeled", "batch_unlabeled", "imagenet_file", "predict_size", "class_offsets"}
+)
 """Settings that may differ on resume: they do not change what is being minimised."""
 
 

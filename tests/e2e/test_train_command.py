@@ -103,6 +103,19 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     for name, value in first.segmenter.state_dict().items():
         assert torch.equal(value, second.segmenter.state_dict()[name]), name
 
+    # of a finished run nothing is written again, whatever may change on resume
+    before = {path: path.stat().st_mtime_ns for path in broken.rglob("*")}
+    again = run("--config", config_file(tmp_path, supervised=20, adversarial=20, batch=3), "-o", broken, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "nothing is done" in " ".join(again.stderr.split())
+    assert {path: path.stat().st_mtime_ns for path in broken.rglob("*")} == before
+    # nor does a run go on with other slices than those it began with
+    lost = shutil.copytree(torn, tmp_path / "lost")
+    (lost / "data.safetensors").unlink()
+    refused = run("--data", data, "--config", config, "-o", lost, "--resume")
+    assert refused.returncode == 2
+    assert "data.safetensors: is missing" in " ".join(refused.stderr.split())
+
     # the same with a newest checkpoint that is cut off: the one before it takes its place
     newest = torn / "checkpoints" / max(listed_checkpoints(torn)) / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
