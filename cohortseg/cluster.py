@@ -89,8 +89,8 @@ def cluster_address(address: str | None) -> str | None:
 def require_workers(
     num_workers: int,
     cpus_per_worker: float,
-    gpus_per_worker: float = 0.0,
-    resources: Resources | None = None,
+    gpus_per_worker: float,
+    resources: Resources,
     *,
     cpus_flag: str | None = "--cpus-per-worker",
 ) -> None:
@@ -103,7 +103,7 @@ def require_workers(
     cpus_per_worker, gpus_per_worker
         What each reserves; each worker lies whole on one node.
     resources
-        What there is; None: this machine.
+        What there is.
     cpus_flag
         The command's flag for the share of a worker, to be advised; None if it has none.
 
@@ -112,7 +112,6 @@ def require_workers(
     ConfigError
         If they do not fit; the message has the numbers and which flags would.
     """
-    resources = local_resources() if resources is None else resources
     fits = resources.fitting(cpus_per_worker, gpus_per_worker)
     if num_workers <= fits:
         return

@@ -25,6 +25,7 @@ _TILE_HEIGHT: Final = 240
 _FEW_TILE_HEIGHT: Final = 440
 _GAP: Final = 6
 _PAIRS_A_ROW: Final = 3
+_MOST_SLICES: Final = 12
 _TEXT_HEIGHT: Final = 20
 _INK: Final = (235, 235, 235)
 _PAPER: Final = (16, 16, 16)
@@ -109,7 +110,6 @@ def overview(
     *,
     pixel_spacing_mm: tuple[float, float],
     caption: Sequence[str],
-    most: int = 12,
 ) -> Image.Image:
     """Return a picture of a series: slices from head to feet, each as plain CT beside the same with its labels.
 
@@ -123,11 +123,9 @@ def overview(
         Between rows, between columns: pictures have square pixels.
     caption
         Lines above the slices; they must name no patient.
-    most
-        At most so many slices.
     """
     window = _lung_window(lungs)
-    chosen = overview_slices(labels, lungs, most)
+    chosen = overview_slices(labels, lungs, _MOST_SLICES)
     height = _FEW_TILE_HEIGHT if len(chosen) == 1 else _TILE_HEIGHT
     pairs = []
     for z in chosen:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import polars as pl
 
 from cohortseg.config import InferConfig
-from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
+from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.selection import select_next
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
@@ -31,14 +31,15 @@ from cohortseg.infer.commit import (
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import with_time
-from cohortseg.progress import Progress
+from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import read_clinical, remove_clinical, save_clinical, saved_clinical
+from cohortseg.report.scan_tables import write_scan
 from cohortseg.report.write import WrittenReport, write_report
 from cohortseg.store.layout import MASKS, require_output
 from cohortseg.store.masks import create_mask_store, sweep_masks
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
-from cohortseg.store.tables import read_table, tables_from_rows, write_table
+from cohortseg.store.tables import read_table, write_table
 from cohortseg.weights import LoadedModel, load_model
 
 _OF_THE_WORK: Final = ("engine", "workers", "batch_size", "resume", "retry_failed", "max_attempts", "auto_ray_series")
@@ -82,7 +83,7 @@ def infer_cohort(
     *,
     config: InferConfig,
     model_path: Path | None,
-    progress: Progress,
+    progress: Progress = no_progress,
     address: str | None = None,
 ) -> InferSummary:
     """Find, segment, measure and report every series of a cohort; what an earlier run finished is kept.
@@ -272,9 +273,7 @@ def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:
     """Write manifest, files, burden and slices, in the scan's order whoever finished first."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
     keys = [record.series_key for record in scan.series if record.decision == "selected"]
-    manifest = tables_from_rows(map(asdict, scan.series), MANIFEST)
-    write_table(job.out / MANIFEST.file_name, manifest, MANIFEST, provenance)
-    write_table(job.out / FILES.file_name, tables_from_rows(file_rows(scan), FILES), FILES, provenance)
+    write_scan(scan, provenance, manifest=job.out / MANIFEST.file_name, files=job.out / FILES.file_name)
     write_table(job.out / SLICES.file_name, committed_slices(job.out, keys), SLICES, provenance)
     write_table(job.out / BURDEN.file_name, burden, BURDEN, provenance)
 

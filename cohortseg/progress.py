@@ -1,7 +1,7 @@
 """How long work tells how far it is."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 Report = Callable[[int, int | None, str], None]
 """Takes what is done, of how much (None: not known yet), and a short text."""
@@ -11,3 +11,9 @@ Progress = Callable[[str], AbstractContextManager[Report]]
 
 def silent(_done: int, _total: int | None, _text: str) -> None:
     """Report nothing."""
+
+
+@contextmanager
+def no_progress(_title: str) -> Iterator[Report]:
+    """Show nothing of a stage."""
+    yield silent

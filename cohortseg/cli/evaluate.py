@@ -122,7 +122,8 @@ def _overlap_table(metrics: "pl.DataFrame") -> Table:
 def _area_table(metrics: "pl.DataFrame") -> Table:
     table = _table("Area, % of the image", "Truth", "Predicted", "Pearson r", "Bias", "95 % limits")
     for row in _rows(metrics, "area"):
-        limits = f"{number(row['area_limit_low_pct'], 2)} to {number(row['area_limit_high_pct'], 2)}"
+        ends = [number(row[name], 2) for name in ("area_limit_low_pct", "area_limit_high_pct")]
+        limits = number(None, 2) if row["area_limit_low_pct"] is None else " to ".join(ends)
         areas = (number(row[name], 2) for name in ("truth_area_pct", "predicted_area_pct"))
         bias = number(row["area_bias_pct"], 2)
         table.add_row(_TITLES[row["class_name"]], *areas, number(row["area_pearson_r"], 3), bias, limits)

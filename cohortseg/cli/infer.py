@@ -12,6 +12,7 @@ from cohortseg.cli.console import number, progress, say
 from cohortseg.cli.console import out as console
 from cohortseg.cli.scan import Prefer, Repair, Select, archives_message, selection_options
 from cohortseg.config import Engine, InferConfig, resolve_config
+from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from cohortseg.pipeline import InferSummary
@@ -61,7 +62,7 @@ def infer(
         Engine | None, typer.Option(help="This process, Ray Data, or whichever suits.", show_default=InferConfig.engine)
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to use.", envvar="RAY_ADDRESS", show_default="this machine")
+        str | None, typer.Option(help="Ray cluster to use.", show_default="$RAY_ADDRESS, else this machine")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings (TOML); options win.", exists=True, dir_okay=False, show_default=False)
@@ -84,6 +85,8 @@ def infer(
         **selection_options(select, prefer, repair),
     }
     settings = resolve_config(InferConfig, config, options)
+    if address is not None and settings.engine == "local":
+        raise ConfigError("--address names a Ray cluster, and engine local uses none: leave one of them out")
     from cohortseg.dicom.scan import require_folder
 
     require_folder(cohort)

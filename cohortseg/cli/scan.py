@@ -1,5 +1,6 @@
 """``cohortseg scan``: what is in a folder, what will be segmented, and why the rest will not."""
 
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from cohortseg.dicom.scan import CohortScan
     from cohortseg.dicom.series import Decision, SeriesRecord
 
+_RULES = tuple(item.name for item in fields(ScanConfig))
+"""Settings that a scan goes by."""
 MAX_LINES = 60
 """Series shown; the manifest holds all."""
 _TEXT_SHOWN = 40
@@ -86,10 +89,11 @@ def scan(
             _check_target(target, cohort, table)
     with progress("Scanning") as report:
         found = scan_cohort(cohort, report, workers, settings)
-    if output is not None:
-        _write_manifest(output, found)
-    if files is not None:
-        _write_files(files, found)
+    if output is not None or files is not None:
+        from cohortseg.report.scan_tables import write_scan
+
+        rules = {name: value for name, value in asdict(settings).items() if name in _RULES}
+        write_scan(found, {"command": "scan", "config": rules}, manifest=output, files=files)
     _print_series(found, "selected", "To be segmented", show_ids=show_ids)
     _print_series(found, "alternative", "Alternatives: another of their study is preferred", show_ids=show_ids)
     _print_reasons(found)
@@ -120,23 +124,6 @@ def _check_target(target: Path, cohort: Path, table: str) -> None:
         raise ConfigError(f"{target}: no such folder as {target.parent}")
     if target.exists() and table_name(target) != table:
         raise ConfigError(f"{target}: exists and is no {table} table of cohortseg's; choose another name")
-
-
-def _write_manifest(path: Path, found: "CohortScan") -> None:
-    from dataclasses import asdict
-
-    from cohortseg.store.schemas import MANIFEST
-    from cohortseg.store.tables import tables_from_rows, write_table
-
-    write_table(path, tables_from_rows(map(asdict, found.series), MANIFEST), MANIFEST, {"command": "scan"})
-
-
-def _write_files(path: Path, found: "CohortScan") -> None:
-    from cohortseg.dicom.scan import file_rows
-    from cohortseg.store.schemas import FILES
-    from cohortseg.store.tables import tables_from_rows, write_table
-
-    write_table(path, tables_from_rows(file_rows(found), FILES), FILES, {"command": "scan"})
 
 
 def _print_series(found: "CohortScan", decision: "Decision", title: str, *, show_ids: bool) -> None:

@@ -23,7 +23,7 @@ from cohortseg.datasets.prepared import prepare
 from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.models.device import limit_threads
-from cohortseg.progress import Progress, Report
+from cohortseg.progress import Progress, Report, no_progress
 from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
 from cohortseg.store.layout import DATA, LOCK, PAGE
 from cohortseg.store.provenance import write_run_json
@@ -55,7 +55,7 @@ def compare_rows(
     folds: Sequence[int],
     num_workers: int | None = None,
     address: str | None = None,
-    progress: Progress,
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Train every row on every fold that is not done yet, and write what they gain over the row plain.
 

@@ -20,7 +20,7 @@ from cohortseg.export.dicom_seg import identity_hash, segmentation_bytes
 from cohortseg.export.nifti import nifti_bytes
 from cohortseg.export.png import slice_pictures
 from cohortseg.identity import without_path
-from cohortseg.progress import Progress
+from cohortseg.progress import Progress, no_progress
 from cohortseg.store.files import locked, replacing_folder, sweep_temporaries, write_file
 from cohortseg.store.layout import LOCK, MASKS, require_output
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
@@ -54,7 +54,13 @@ class ExportSummary:
 
 
 def export_masks(
-    out: Path, target: Path, *, form: ExportFormat, cohort: Path | None, only: Sequence[str] = (), progress: Progress
+    out: Path,
+    target: Path,
+    *,
+    form: ExportFormat,
+    cohort: Path | None,
+    only: Sequence[str] = (),
+    progress: Progress = no_progress,
 ) -> ExportSummary:
     """Write the masks of measured series in another format, under names made of their keys.
 

@@ -16,7 +16,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError
 from cohortseg.identity import without_path
 from cohortseg.infer.commit import SeriesResult, begin_attempt, commit, count_attempts, is_done, result_token, suspects
-from cohortseg.infer.segmenter import record_columns, segment_series, series_row
+from cohortseg.infer.segmenter import MEASURES, record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.weights import LoadedModel
@@ -43,6 +43,7 @@ class Job:
             "version": __version__,
             "schema": [BURDEN.version, SLICES.version],
             "lungs": LUNG_METHOD,
+            "measures": MEASURES,
             # Copies and other volumes of the series are files that the fingerprint does not cover, and headers can be
             # changed in place, with the file's size and time kept.
             "n_duplicates": record.n_duplicates,
@@ -130,7 +131,9 @@ def _result(
         stack = traceback.extract_tb(error.__traceback__)
         frames = "".join(traceback.format_list(stack))
         where = f"{Path(stack[-1].filename).name}:{stack[-1].lineno}"
-        status, reason, final = "failed", f"unexpected {type(error).__name__} in {where}", False
+        # PyTorch says with a RuntimeError that memory is short.
+        status, reason = "failed", f"unexpected {type(error).__name__} in {where}"
+        final = not isinstance(error, (OSError, MemoryError, RuntimeError))
     row = series_row(record, model.sha256) | {"status": status, "reason": reason, "qc_flags": list(flags)}
     return SeriesResult(burden=row, final=final), frames
 

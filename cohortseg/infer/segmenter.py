@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cohortseg.burden import percent, series_burden, slice_areas
 from cohortseg.config import InferConfig
+from cohortseg.dicom.geometry import slice_normal
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
 from cohortseg.labels import GGO, LESIONS
@@ -30,6 +31,8 @@ _FROM_RECORD: Final = tuple(
 """Columns that a burden row takes over from the manifest."""
 
 
+MEASURES: Final = 1
+"""Version of all from the files to the tables but the lungs: it rises whenever the same files give other numbers."""
 _DIGITS: Final = 4
 """Of means of the model's output, whose last digits are those of the order in which its threads add."""
 _FINDING_LUNGS: Final = threading.Lock()
@@ -59,7 +62,7 @@ def segment_series(
     with _FINDING_LUNGS:
         between_steps()
         lungs = segment_lungs(upright_hu, upright_mm)
-    row = series_row(record, model.sha256) | _flags(record, volume, lungs)
+    row = series_row(record, model.sha256) | {"qc_flags": list(dict.fromkeys((*volume.qc_flags, *lungs.flags)))}
     row["n_slices"] = len(volume.volume_hu)  # of a resampled series, not those of its files
     if not lungs.mask.any():
         reason = "no lung was found in any slice"
@@ -187,19 +190,11 @@ def _batches(boxes: dict[int, CropBox], size: int) -> Iterator[dict[int, CropBox
     return (dict(entries[start : start + size]) for start in range(0, len(entries), size))
 
 
-def _flags(record: SeriesRecord, volume: Volume, lungs: Lungs) -> dict[str, list[str]]:
-    """Return the column of findings: all in order, each once."""
-    return {"qc_flags": list(dict.fromkeys((*record.qc_flags, *volume.qc_flags, *lungs.flags)))}
-
-
 def _slice_rows(
     record: SeriesRecord, volume: Volume, labels: NDArray[np.uint8], lungs: Lungs
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the slices table."""
-    normal = np.cross(volume.affine[:3, 2], volume.affine[:3, 1])
-    normal = normal / np.linalg.norm(normal)
-    if normal @ volume.affine[:3, 0] < 0:  # positions rise with the slice index
-        normal = -normal
+    normal = slice_normal([*volume.affine[:3, 2], *volume.affine[:3, 1]])
     for area, uid in zip(slice_areas(labels, lungs.mask, volume.pixel_area_mm2), volume.sop_instance_uids, strict=True):
         origin = volume.affine[:3, 3] + area["slice_index"] * volume.affine[:3, 0]
         yield {

@@ -16,6 +16,8 @@ from cohortseg.models.backbone import ConvNormReLU, norm
 
 ALIVE_SHARE: Final = 0.1
 """A code is alive while its share of use is at least this part of an equal share."""
+_USAGE_DECAY: Final = 0.99
+"""Of the running use of each code, a batch."""
 
 
 class VectorQuantizer(nn.Module):
@@ -169,9 +171,9 @@ def revive_codes(quantizer: VectorQuantizer, latents: torch.Tensor, generator: t
 
 
 @torch.no_grad()
-def update_usage(quantizer: VectorQuantizer, counts: torch.Tensor, decay: float = 0.99) -> None:
+def update_usage(quantizer: VectorQuantizer, counts: torch.Tensor) -> None:
     """Add the counts of one batch, (K,) over all ranks, to the running use of each code."""
-    quantizer.usage.mul_(decay).add_(counts, alpha=1 - decay)
+    quantizer.usage.mul_(_USAGE_DECAY).add_(counts, alpha=1 - _USAGE_DECAY)
 
 
 def codebook_use(usage: torch.Tensor) -> tuple[int, float]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from cohortseg.pages import figure_png
 
 _PANELS: Final = (
-    ("segmenter, labelled", ("ce", "dice", "proportion")),
+    ("segmenter, labelled", ("ce", "dice", "opacity_dice", "proportion")),
     ("segmenter, unlabelled", ("semi", "proportion_unlabeled", "adversarial")),
     ("discriminator", ("discriminator", "confidence_truth", "confidence_predicted", "trusted")),
     ("VQ-VAE", ("vq",)),

@@ -14,7 +14,7 @@ from cohortseg.datasets.prepared import prepare
 from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.preprocess import ORIENTATIONS
-from cohortseg.progress import Progress
+from cohortseg.progress import Progress, no_progress
 from cohortseg.store.layout import DATA
 from cohortseg.train.fit import fit, is_finished
 from cohortseg.train.folder import (
@@ -43,7 +43,7 @@ def train_model(
     num_workers: int | None = None,
     cpus_per_worker: float | None = None,
     address: str | None = None,
-    progress: Progress,
+    progress: Progress = no_progress,
 ) -> Path:
     """Train both phases into a run folder and return the model file.
 

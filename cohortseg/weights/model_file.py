@@ -94,7 +94,17 @@ class LoadedModel:
             (B, 1, size, size) float32 in [0, 1].
         flips
             Average the probabilities over each slice and its mirror image.
+
+        Raises
+        ------
+        ValueError
+            If the images have another shape or type, or values out of range (HU, not a number).
         """
+        if images.ndim != 4 or images.shape[1] != 1 or not len(images) or images.dtype != torch.float32:
+            raise ValueError(f"images must be (B, 1, size, size) float32, got {tuple(images.shape)} {images.dtype}")
+        low, high = images.aminmax()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # resizing rounds; NaN is neither
+            raise ValueError(f"images must lie in [0, 1], as canonical_batch gives them; got {low:g} to {high:g}")
         batch = images.to(self.device, memory_format=torch.channels_last)
         prob, flip_change = self._probabilities(batch), None
         if flips:
@@ -181,7 +191,7 @@ def load_model(
     ModelError
         If the file is missing, damaged, or not one of cohortseg's.
     """
-    path = path or default_model_path()
+    path = Path(path or default_model_path())
     card, tensors = _read(path)
     device = device or find_device()
     reuse_memory()

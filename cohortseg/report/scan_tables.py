@@ -1,0 +1,26 @@
+"""What a scan found, as tables: those of ``scan`` and of ``infer`` are the same."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cohortseg.dicom.scan import CohortScan, file_rows
+from cohortseg.store.schemas import FILES, MANIFEST
+from cohortseg.store.tables import tables_from_rows, write_table
+
+
+def write_scan(
+    scan: CohortScan, provenance: Mapping[str, Any], *, manifest: Path | None = None, files: Path | None = None
+) -> None:
+    """Write what a scan found: the manifest, and where every file went; what has no path is not written.
+
+    Raises
+    ------
+    StoreError
+        If one cannot be written.
+    """
+    if manifest is not None:
+        write_table(manifest, tables_from_rows(map(asdict, scan.series), MANIFEST), MANIFEST, provenance)
+    if files is not None:
+        write_table(files, tables_from_rows(file_rows(scan), FILES), FILES, provenance)
