@@ -34,12 +34,6 @@ from cohortseg.store.masks import read_masks
 from cohortseg.weights import LoadedModel, load_model
 
 
-@contextmanager
-def silent(_title: str) -> Iterator[object]:
-    """Show no progress."""
-    yield lambda *_: None
-
-
 def watch_first_attempt(out: Path) -> list[float]:
     """Return a list that a thread gives the moment at which the first series of a run into ``out`` begins."""
     begun: list[float] = []

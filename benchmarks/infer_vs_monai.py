@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,12 +29,6 @@ from cohortseg.models.device import find_device
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.pipeline import infer_cohort
 from cohortseg.weights import default_model_path, load_model
-
-
-@contextmanager
-def silent(_title: str) -> Iterator[object]:
-    """Show no progress."""
-    yield lambda *_: None
 
 
 def trained_network() -> tuple[torch.nn.Module, CanonicalConfig]:
@@ -102,7 +95,7 @@ def main() -> None:
             model = load_model()
             begin = time.perf_counter()
             config = InferConfig(engine="local")
-            summary = infer_cohort(cohort, Path(name) / "out", config=config, model_path=None, progress=silent)  # type: ignore[arg-type]
+            summary = infer_cohort(cohort, Path(name) / "out", config=config, model_path=None)
             ours.append(time.perf_counter() - begin)
             command = [sys.executable, __file__, str(cohort), "--script", str(Path(name) / "monai"), *folders]
             script = subprocess.run(command, check=True, capture_output=True, text=True)
