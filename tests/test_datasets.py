@@ -160,6 +160,16 @@ def test_label_maps_that_could_mean_anything_are_refused(tmp_path, make):
         read_mask(tmp_path / "mask.png")
 
 
+def test_an_image_with_marks_drawn_over_it_is_refused(tmp_path):
+    gray = np.full((64, 64, 3), 120, np.uint8)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    assert read_image(tmp_path / "gray.png").shape == (64, 64)
+    gray[10:20, 10:20] = (250, 30, 30)
+    Image.fromarray(gray).save(tmp_path / "marked.png")
+    with pytest.raises(DataError, match=r"marked\.png: is coloured"):
+        read_image(tmp_path / "marked.png")
+
+
 @pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (4, 2), (6, 4)])
 def test_png_of_16_bits_a_channel_is_refused(tmp_path, color_type, channels):
     """Pillow opens it with 8, the upper ones: labels of 0, 1, 2 would all be 0."""

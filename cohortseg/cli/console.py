@@ -81,15 +81,19 @@ def progress(title: str) -> Iterator[Report]:
 
 
 def _plain_reporter(title: str) -> Report:
-    start = last = time.monotonic()
+    last = time.monotonic()
+    first: tuple[float, int] | None = None
 
     def report(done: int, total: int | None, text: str) -> None:
-        nonlocal last
+        nonlocal first, last
         now = time.monotonic()
+        # From the first report on: what starts before it takes time, and a resumed training has iterations already.
+        first = first or (now, done)
         if now - last < _PLAIN_EVERY_S:
             return
         last = now
-        left = f", {(now - start) / done * (total - done):.0f} s left" if done and total else ""
+        rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
+        left = f", {(total - done) / rate:.0f} s left" if rate and total else ""
         err.print(escape(f"{title}: {done}/{total or '?'}{left} {text}".rstrip()), soft_wrap=True)
 
     return report

@@ -52,7 +52,8 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
         if path is None:
             raise DataError(f"{beside}: the label map of {name} is missing")
         if owners.setdefault(path, name) != name:
-            raise DataError(f"{path}: is the label map of two slices; put that of {name} at {beside}")
+            advice = f"put that of {name} at {beside}" if path != beside else f"rename {name} or {owners[path]}"
+            raise DataError(f"{path}: is the label map of two slices; {advice}")
         return path
 
     sources: list[ImageSlice | DicomSlices] = [
@@ -127,7 +128,11 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
-    scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # all are meant, not the preferred one of a study
+    nothing = f"{folder}: holds neither .jpg or .png images nor an axial DICOM CT series"
+    try:
+        scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # all are meant, not a study's preferred one
+    except ConfigError as error:
+        raise ConfigError(nothing) from error
     records = [record for record in scan.series if record.decision == "selected"]
     for record in scan.series:
         if record.decision == "selected":
@@ -140,5 +145,5 @@ def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
     if lost and all_needed:
         raise DataError(f"{folder / lost[0].path}: cannot be used: {lost[0].reason}; take it out, or mend it")
     if not records:
-        raise ConfigError(f"{folder}: holds neither .jpg or .png images nor an axial DICOM CT series")
+        raise ConfigError(nothing)
     return [DicomSlices(record=record, root=folder) for record in records]

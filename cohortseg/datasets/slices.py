@@ -40,6 +40,10 @@ _IMAGE_SPACING_MM = (None, 0.75, 0.75)
 """Assumed for 8-bit images, which have no spacing; only the lung segmentation's filter sizes depend on it."""
 _MAX_PIXELS = 4096 * 4096
 _MIN_SIDE = 8
+_CHROMA = 40
+"""Channels that lie farther apart are a colour: JPEG makes gray a little coloured."""
+_COLOURED = 0.005
+"""Part of an image's pixels."""
 _OLD_CODES = {38: 1, 75: 2}
 """Label codes of older archives of COVID-SemiSeg."""
 _CODE_CHANNEL = 128
@@ -120,13 +124,18 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the file is no image, damaged, not of 8 bits, smaller than 8 x 8 or larger than 4096 x 4096.
+        If the file is no image, damaged, not of 8 bits, coloured, smaller than 8 x 8 or larger than 4096 x 4096.
     """
     with _opened(path, "image") as image:
         if _has_deep_pixels(image) or _loses_bits(image):
             raise DataError(f"{path}: has more than 8 bits a pixel; save it with 8, lung window, or use the DICOM file")
         if min(image.size) < _MIN_SIDE:
             raise DataError(f"{path}: {image.width} x {image.height} pixels are too few for a slice")
+        colours = (
+            np.ptp(np.asarray(image.convert("RGB")), axis=2) if image.mode not in ("L", "LA", "1") else np.zeros(1)
+        )
+        if (colours > _CHROMA).mean() > _COLOURED:
+            raise DataError(f"{path}: is coloured (marks drawn over the CT?); give the slice without them")
         return np.asarray(image.convert("L"))
 
 

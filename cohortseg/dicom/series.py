@@ -89,7 +89,8 @@ attenuation scans of PET have 4 mm at most."""
 
 _NOT_ALPHANUMERIC: Final = re.compile(r"[\W_]+")
 _PLACEHOLDER: Final = re.compile(
-    r"ANON(YM(OUS|I[SZ]ED?)?)?|DEIDENTIFIED|REMOVED|UNKNOWN|NONE|NULL|NA|NO(ID|NAME)|ID|PATIENT(ID)?|TEST|X+|0+"
+    r"ANON(YM(OUS|E|I[SZ]ED?)?)?(PATIENT)?|DEID(ENTIFIED)?|REDACTED|REMOVED|DUMMY|UNKNOWN|NONE|NULL|NA|NOTAVAILABLE|"
+    r"NO(PATIENT)?(ID|NAME)|ID|PATIENT(ID)?|TEST|X+|0+"
 )
 """What tools write as PatientID of whoever it is, in capitals, letters and digits only."""
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -148,7 +148,9 @@ def _evaluate(
     seen = tuple(images.filter(pl.col("in_training"))["image"].unique(maintain_order=True).to_list())
     result = Evaluation(metrics=summarise(images), images=images, data=data, model=model.name, seen=seen)
     if output is not None:
+        lying = dict.fromkeys(source.orientation for source in sources if isinstance(source, ImageSlice))
         arguments = {"data": str(data), "split": split, "model": model.name, "save_maps": save_maps, "flips": flips}
+        arguments["orientation"] = [asdict(orientation) for orientation in lying]
         facts = {
             "arguments": arguments,
             "model": {"name": model.name, "sha256": model.sha256},
