@@ -131,10 +131,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             raise DataError(f"{path}: has more than 8 bits a pixel; save it with 8, lung window, or use the DICOM file")
         if min(image.size) < _MIN_SIDE:
             raise DataError(f"{path}: {image.width} x {image.height} pixels are too few for a slice")
-        colours = (
-            np.ptp(np.asarray(image.convert("RGB")), axis=2) if image.mode not in ("L", "LA", "1") else np.zeros(1)
-        )
-        if (colours > _CHROMA).mean() > _COLOURED:
+        if (np.ptp(np.asarray(image.convert("RGB")), axis=2) > _CHROMA).mean() > _COLOURED:
             raise DataError(f"{path}: is coloured (marks drawn over the CT?); give the slice without them")
         return np.asarray(image.convert("L"))
 

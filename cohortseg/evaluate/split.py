@@ -149,8 +149,8 @@ def _evaluate(
     result = Evaluation(metrics=summarise(images), images=images, data=data, model=model.name, seen=seen)
     if output is not None:
         lying = dict.fromkeys(source.orientation for source in sources if isinstance(source, ImageSlice))
-        arguments = {"data": str(data), "split": split, "model": model.name, "save_maps": save_maps, "flips": flips}
-        arguments["orientation"] = [asdict(orientation) for orientation in lying]
+        arguments: dict[str, Any] = {"data": str(data), "split": split, "model": model.name}
+        arguments |= {"save_maps": save_maps, "flips": flips, "orientation": [asdict(item) for item in lying]}
         facts = {
             "arguments": arguments,
             "model": {"name": model.name, "sha256": model.sha256},
