@@ -76,7 +76,7 @@ class SliceView:
     unmeasured: Mask
     """Padding beyond the circle that was measured."""
     cropped: bool
-    """Whether the frame, or that circle, lies within the body."""
+    """Whether the frame lies within the body."""
 
 
 def slice_view(hu: Image, pixel_mm: float) -> SliceView:
@@ -161,13 +161,14 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask) -> Mask:
 
 
 def _is_cropped(outside: Mask, unmeasured: Mask) -> bool:
-    """Tell whether the frame, or the circle that was measured, lies within the body: little air along it and at all.
+    """Tell whether the frame lies within the body: little air along it, and little at all.
 
-    Air in the middle, before or behind the body, shows that its wall is in view.
+    Air in the middle, before or behind the body, shows that its wall is in view. So it is in a circle set to the lungs,
+    of which the padding in the corners tells.
     """
     edge = (frame_pixels(outside.shape) | dilate(unmeasured, _BLURRED)) & ~unmeasured
     air = outside & ~unmeasured
-    if air.mean() >= 0.12 or air[edge].mean() >= 0.3 or unmeasured.mean() > 0.1:
+    if unmeasured.mean() > 0.1 or air.mean() >= 0.12 or air[edge].mean() >= 0.3:
         return False
     columns = np.arange(outside.shape[1])[int(0.3 * outside.shape[1]) : int(0.7 * outside.shape[1]) + 1]
     measured = ~unmeasured[:, columns]
