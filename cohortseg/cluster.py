@@ -208,6 +208,8 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         return
     # Ray's workers import from the folder that a process connects in, before their own packages: let it be one in which
     # no user has files that are called like a module.
+    if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(named).resolve())
     with chdir("/"):
         _init(ray, address)
     try:
@@ -260,7 +262,7 @@ def _init(ray: "ModuleType", address: str | None) -> None:
     if address is not None:
         try:
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({error}); check the address, "
                 "and, if the cluster asks for a token, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"

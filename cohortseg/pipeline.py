@@ -22,6 +22,7 @@ from cohortseg.infer.commit import (
     claimed,
     committed_keys,
     committed_slices,
+    committed_status,
     end_anew,
     forget_failed,
     is_done,
@@ -135,19 +136,20 @@ def infer_cohort(
             config=config,
         )
         _make_ready(job)
-        engine, num_done = "none", 0
-        while True:
-            pending = pending_series(job, chosen)
+        engine, num_done, added = "none", 0, chosen
+        while added:  # once, and again where alternatives are to be measured
+            pending = pending_series(job, added)
             if pending:
                 with progress("Segmenting") as report:
-                    engine = run_series(job, model, pending, report, address)
+                    used = run_series(job, model, pending, report, address)
+                engine = "ray" if "ray" in (engine, used) else used
                 sweep_masks(out / MASKS)  # of actors that were killed while they wrote
                 num_done += len(pending)
-            burden = read_committed(out, [record.series_key for record in chosen])
-            scan = _with_alternatives(scan, burden, job)
-            if sum(record.decision == "selected" for record in scan.series) == len(chosen):
-                break
+            scan = _with_alternatives(scan, job)
+            tried = {record.series_key for record in chosen}
             chosen = [record for record in scan.series if record.decision == "selected"]
+            added = [record for record in chosen if record.series_key not in tried]
+        burden = read_committed(out, [record.series_key for record in chosen])
         burden = with_time(burden)
         _write_tables(scan, burden, job)
         write_report(out)
@@ -255,16 +257,19 @@ def _make_ready(job: Job) -> None:
         forget_failed(job.out)
 
 
-def _with_alternatives(scan: CohortScan, burden: pl.DataFrame, job: Job) -> CohortScan:
+def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
     """Return the scan with an alternative selected as well in studies of which nothing that was chosen was measured.
 
     What a later run may measure, like a file that is missing now, keeps its place.
     """
-    failed = set(burden.filter(pl.col("status") != "ok")["series_key"])
+    if not any(record.decision == "alternative" for record in scan.series):
+        return scan
     unmeasured = {
         record.series_key
         for record in scan.series
-        if record.series_key in failed and is_done(job.out, record.series_key, job.token(record))
+        if record.decision == "selected"
+        and committed_status(job.out, record.series_key) != "ok"
+        and is_done(job.out, record.series_key, job.token(record))
     }
     return replace(scan, series=tuple(select_next(scan.series, unmeasured, job.config))) if unmeasured else scan
 

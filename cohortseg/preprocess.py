@@ -30,8 +30,14 @@ TISSUE_LANDMARK_HU = 50.0
 """HU of the upper landmark of an 8-bit image: the commonest value of its bright (soft tissue) pixels."""
 
 _CORNERS: Final = ((0, 0, -1, -1), (0, -1, 0, -1))
-_CIRCLE: Final = 0.97
-"""Radius beyond which a corner is not measured, as a part of half the image's width: scanners round."""
+_CIRCLE: Final = 0.9
+"""Radius of the smallest circle that scanners measure, as a part of half the image's width."""
+_LARGEST: Final = 1.03
+"""That of the largest, which touches the sides: rounding allowed for."""
+_PADDED: Final = 0.95
+"""Part of what lies beyond the largest one that is padding, if there is any; air that is cut off at its HU is less."""
+_THICK: Final = np.ones((3, 3), np.uint8)
+"""Padding is; noise of air is not."""
 _SATURATED = 4
 """So many of the topmost gray values count as cut off by the window."""
 
@@ -175,9 +181,10 @@ def canonical_batch(
     batch = torch.empty(len(boxes), 1, config.size, config.size)
     for index, (slice_hu, box) in enumerate(zip(slices_hu, boxes, strict=True)):
         crop = slice_hu[box.y0 : box.y1, box.x0 : box.x1].astype(np.float32)
-        if (slice_hu[_CORNERS] == HU_MIN).all():
-            beyond = _beyond_circle(slice_hu.shape)[box.y0 : box.y1, box.x0 : box.x1]
-            crop[beyond & (crop == HU_MIN)] = TISSUE_LANDMARK_HU
+        if _has_padded_corners(slice_hu):
+            near = _beyond(slice_hu.shape, _CIRCLE)[box.y0 : box.y1, box.x0 : box.x1]
+            padding = cv2.morphologyEx((near & (crop == HU_MIN)).view(np.uint8), cv2.MORPH_OPEN, _THICK)
+            crop[padding > 0] = TISSUE_LANDMARK_HU
         image = ((torch.from_numpy(crop) - low) / (high - low)).clamp_(0, 1)
         batch[index] = functional.interpolate(
             image[None, None], size=(config.size, config.size), mode="bilinear", antialias=True, align_corners=False
@@ -185,11 +192,18 @@ def canonical_batch(
     return batch
 
 
+def _has_padded_corners(slice_hu: NDArray[np.int16] | NDArray[np.float32]) -> bool:
+    """Tell whether what lies beyond the circle that touches the sides was not measured."""
+    if not (slice_hu[_CORNERS] == HU_MIN).all():  # at once, for most
+        return False
+    return bool((slice_hu[_beyond(slice_hu.shape, _LARGEST)] == HU_MIN).mean() > _PADDED)
+
+
 @lru_cache(maxsize=8)
-def _beyond_circle(shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the pixels (Y, X) outside the circle (in other than square images the ellipse) that touches the sides."""
+def _beyond(shape: tuple[int, int], radius: float) -> NDArray[np.bool_]:
+    """Return the pixels (Y, X) outside a circle; 1: it touches the sides (in other than square images: an ellipse)."""
     y, x = (np.linspace(-1, 1, size) for size in shape)
-    beyond: NDArray[np.bool_] = np.hypot(y[:, None], x) > _CIRCLE
+    beyond: NDArray[np.bool_] = np.hypot(y[:, None], x) > radius
     return beyond
 
 

@@ -407,6 +407,12 @@ def test_images_that_track_a_bolus_do_not_cost_the_scan(tmp_path: Path) -> None:
     assert (tracking.decision, tracking.n_slices) == ("skipped", 6)
 
 
+def test_an_end_slice_of_another_acquisition_stays_in_its_scan(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(20, 16, 16), attributes=lambda z: {"AcquisitionNumber": 2 if z == 19 else 1})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.qc_flags) == ("selected", 20, ())
+
+
 def test_slices_that_are_all_cut_off_are_not_dropped(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "a")
     whole = paths[2].read_bytes()

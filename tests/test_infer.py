@@ -372,6 +372,7 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
         ([(16, 2)], 2, (2, 1)),
         ([(8, 1), (8, 1)], None, (8, 1 / 4)),
         ([(2, 1), (8, 1)], None, (6, 1 / 4)),
+        ([(2, 1), (8, 1)], 6, (6, 1 / 4)),
     ],
 )
 def test_each_worker_has_a_core_and_an_equal_part_of_the_gpus(

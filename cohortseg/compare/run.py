@@ -116,9 +116,11 @@ def compare_rows(
             _check_same(settings, begun, config)
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
+        if not settings.is_file():  # what a start left that was killed may be of other images
+            for name in (DATA, LABELED_DATA):
+                (out / name).unlink(missing_ok=True)
         for path in sorted({job.data for job in jobs}):
-            # Data without settings are of a start that was killed: they may be of other images.
-            if not (settings.is_file() and path.is_file()):
+            if not path.is_file():
                 _prepare(path, images, root, config, progress)
         if not settings.is_file():
             write_file(settings, (json.dumps(begun, indent=2) + "\n").encode())

@@ -129,12 +129,13 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     Phases are never one volume. Acquisitions, times and descriptions can be, one after another along the patient; they
     are not where each reaches over nearly all of the whole: scans whose slices happen to alternate.
     """
-    never_one = {_PHASE} if _is_regular(headers) else {*_SCANS}
+    regular = _is_regular(headers)
+    never_one = {_PHASE} if regular else {*_SCANS}
     for name in (*_SCANS, *_DESCRIBED):
         parts = _grouped(headers, attrgetter(name))
         scan = max(parts, key=len)
         rest = [header for part in parts if part is not scan for header in part]
-        if name == "acquisition_number" and _tracks_a_bolus(scan, rest):
+        if name == "acquisition_number" and not regular and _tracks_a_bolus(scan, rest):
             return [scan, rest]
         if not 1 < len(parts) <= MAX_VOLUMES or not all(len(part) > 1 and _is_regular(part) for part in parts):
             continue
@@ -146,7 +147,8 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
 def _tracks_a_bolus(scan: Sequence[Header], rest: Sequence[Header]) -> bool:
     """Return whether the rest of a series are images of one place, taken before its scan to see the bolus come."""
     places = {header.image_position_patient for header in rest}
-    return len(scan) > _LEAST_SCAN and len(scan) > len(rest) and len(places) == 1 and _is_regular(scan)
+    one_place = len(places) == 1 and None not in places
+    return one_place and len(scan) > _LEAST_SCAN and len(scan) > len(rest) and _is_regular(scan)
 
 
 def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:

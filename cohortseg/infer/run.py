@@ -143,8 +143,9 @@ def worker_shares(config: InferConfig, resources: Resources) -> tuple[int, float
     workers = config.workers or max(1, resources.fitting(_WORKER_CPUS, gpus))
     if gpus:
         equal = 1 / math.ceil(workers / int(resources.num_gpus))
-        if config.workers is not None or resources.fitting(_WORKER_CPUS, equal) >= workers:
-            gpus = equal  # else some node has too few cores to make use of a larger part
+        # Some node may have too few cores to make use of a larger part.
+        if resources.fitting(_WORKER_CPUS, equal) >= workers or resources.fitting(_WORKER_CPUS, gpus) < workers:
+            gpus = equal
     require_workers(workers, _WORKER_CPUS, gpus, resources, cpus_flag=None)
     return workers, gpus
 

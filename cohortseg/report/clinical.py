@@ -70,14 +70,17 @@ def read_clinical(path: Path) -> pl.DataFrame:
 def _rows(text: str) -> list[list[str]]:
     """Return the rows of a table, cells stripped; the separator is what the header has most of, or Excel's ``sep=``."""
     text = text.lstrip("\ufeff\r\n")
-    said = re.match(r"sep=([,;\t|])\r?\n", text, re.IGNORECASE)
+    said = re.match(r'"?sep=([,;\t|])"?\r?\n', text, re.IGNORECASE)
     if said:
         separator, text = said[1], text[said.end() :]
     else:
         header = re.split(r"[\r\n]", text, maxsplit=1)[0]
-        separator = max(_SEPARATORS, key=header.count)
+        separator = max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    return [[cell.strip() for cell in row] for row in reader]
+    try:
+        return [[cell.strip() for cell in row] for row in reader]
+    except csv.Error as error:
+        raise csv.Error(f"line {reader.line_num}: {error}") from error
 
 
 def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:

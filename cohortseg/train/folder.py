@@ -93,9 +93,9 @@ def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = Non
         If it cannot be written.
     """
     sources, options = run / _DATA_OPTIONS, options or DataOptions()
-    if not sources.is_file():  # a run that an earlier version began
-        _write_json(sources, options)
     before = check_resumable(run, config, options)
+    if not sources.is_file():  # a run that an earlier version began
+        _write_json(sources, before)
     _write_json(run / SETTINGS, config)  # what may differ holds from now on
     return before
 
@@ -109,7 +109,7 @@ def check_resumable(run: Path, config: TrainConfig, options: DataOptions) -> Dat
         If the folder holds no run, or one with other settings or data.
     """
     check_same_settings(asdict(saved_settings(run)), config)
-    before = saved_options(run)
+    before = saved_options(run) if (run / _DATA_OPTIONS).is_file() else options
     differing = [
         f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
         for item in fields(DataOptions)

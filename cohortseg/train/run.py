@@ -24,10 +24,11 @@ from cohortseg.train.folder import (
     claimed_run,
     discard_run,
     reopen_run,
+    saved_settings,
 )
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL
-from cohortseg.train.state import check_imagenet
+from cohortseg.train.state import FREE_TO_CHANGE, check_imagenet
 
 _log: Final = logging.getLogger(__name__)
 
@@ -80,7 +81,9 @@ def train_model(
         check_imagenet(config)
     elif is_finished(run):
         check_resumable(run, config, _with_data(options) if options.data is not None else options)
-        _log.warning("%s: the run is finished, nothing is done; for other settings or data use a new run folder", run)
+        changed = [name for name in FREE_TO_CHANGE if getattr(config, name) != getattr(saved_settings(run), name)]
+        kept = f"; {', '.join(sorted(changed))} stay as they were" if changed else ""
+        _log.warning("%s: the run is finished, nothing is done%s", run, kept)
         return run / MODEL
     ready = _reopened(run, config, options, progress) if resume else _begun(run, config, options, progress)
     with ready, progress("Training") as report:
@@ -115,10 +118,11 @@ def _reopened(run: Path, config: TrainConfig, options: DataOptions, progress: Pr
     if options.data is not None:
         options = _with_data(options)
     with claimed_run(run, new=False):
+        if not (run / DATA).is_file() and read_history(run):
+            # What is prepared now may be other slices than those that it has learned from.
+            raise ConfigError(f"{run / DATA}: is missing, and training had begun; put it back, or begin a new run")
         options = reopen_run(run, config, options)
         if not (run / DATA).is_file():
-            if read_history(run):  # what is prepared now may be other slices than those it has learned from
-                raise ConfigError(f"{run / DATA}: is missing, and training had begun; put it back, or begin a new run")
             _prepare(run, *_sources(options, semi=config.semi_supervised), config, progress)
         yield
 
