@@ -56,10 +56,12 @@ def main() -> None:
     config = replace(
         preset_config(options.preset),
         canonical=CanonicalConfig(size=options.size),
+        predict_size=0,
         batch_labeled=options.batch,
         batch_unlabeled=options.batch,
         supervised_iterations=options.iterations,
         adversarial_iterations=options.iterations,
+        warmup_iterations=options.iterations // 2,
         checkpoint_every=10 * options.iterations,
     )
     found: dict[int, dict[int, float]] = {}

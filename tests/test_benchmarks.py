@@ -16,6 +16,7 @@ from training_data import write_covid_semiseg
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.covid_semiseg import labeled_slices
 from cohortseg.datasets.slices import read_canonical
+from cohortseg.processors import num_processors
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -43,6 +44,18 @@ def test_the_gpu_script_lists_its_stages_and_says_when_time_is_up(tmp_path):
     assert "table2" in listed.stderr
     assert not (tmp_path / "none").exists()
     assert gpu_script("throughput", out=tmp_path, LIMIT="0").returncode == 124
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
+def test_scaling_of_training_is_measured():
+    options = ["--size", "64", "--batch", "2", "--iterations", "20"]
+    command = [sys.executable, str(BENCHMARKS / "train_scaling.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["workers"] == 2
+    assert min(result["phase1_speedup"], result["phase2_speedup"]) > 0.2
 
 
 def test_copies_that_lie_otherwise_are_the_same_slice_and_others_nearly(tmp_path):
