@@ -37,6 +37,8 @@ _VESSEL_HU: Final = -800.0
 """Lung holds more than 5 % above, its vessels; air does not."""
 _CLOTH_HU: Final = -840.0
 """Of what runs along the frame before or behind the body at least three quarters are darker, whatever lies in it."""
+_WALL_SHARE: Final = 0.08
+"""Of the height of a picture: lungs that are farther from its top and bottom have their walls in it."""
 _BLURRED: Final = 1.5
 """Pixels by which a border between two regions is blurred."""
 _REST_SHARE: Final = 0.3
@@ -86,7 +88,7 @@ def slice_view(hu: Image, pixel_mm: float) -> SliceView:
     padding = _padding_around(hu)
     unmeasured = _beyond_circle(padding)
     outside = _outside(hu, smooth, tissue, padding)
-    cropped = _is_cropped(outside, unmeasured)
+    cropped = _is_cropped(smooth, outside, unmeasured)
     return SliceView(hu=hu, smooth=smooth, tissue=tissue, outside=outside, unmeasured=unmeasured, cropped=cropped)
 
 
@@ -160,20 +162,24 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask) -> Mask:
     return padding | select_components(labels, found)
 
 
-def _is_cropped(outside: Mask, unmeasured: Mask) -> bool:
-    """Tell whether the frame lies within the body: little air along it, and little at all.
+def _is_cropped(smooth: Image, outside: Mask, unmeasured: Mask) -> bool:
+    """Tell whether the frame lies within the body, so that walls of the chest are not in view.
 
-    Air in the middle, before or behind the body, shows that its wall is in view. So it is in a circle set to the lungs,
-    of which the padding in the corners tells.
+    Then little of it is air outside, there is none in the middle before or behind the body, and the lungs come near the
+    frame there. A circle set to the lungs, of which the padding in the corners tells, has the walls in view, mostly.
     """
     edge = (frame_pixels(outside.shape) | dilate(unmeasured, _BLURRED)) & ~unmeasured
     air = outside & ~unmeasured
     if unmeasured.mean() > 0.1 or air.mean() >= 0.12 or air[edge].mean() >= 0.3:
         return False
-    columns = np.arange(outside.shape[1])[int(0.3 * outside.shape[1]) : int(0.7 * outside.shape[1]) + 1]
+    height, width = outside.shape
+    columns = np.arange(width)[int(0.3 * width) : int(0.7 * width) + 1]
     measured = ~unmeasured[:, columns]
-    ends = measured.argmax(axis=0), len(measured) - 1 - measured[::-1].argmax(axis=0)
-    return all(air[rows, columns].mean() < 0.2 for rows in ends)
+    ends = measured.argmax(axis=0), height - 1 - measured[::-1].argmax(axis=0)
+    if any(air[rows, columns].mean() >= 0.2 for rows in ends):
+        return False
+    inner = np.flatnonzero(opening((smooth < AIR_HU) & ~outside, _BLURRED).any(axis=1))
+    return inner.size == 0 or bool(min(inner[0], height - 1 - inner[-1]) < _WALL_SHARE * height)
 
 
 def _body(view: SliceView, cropped: bool, pixel_mm: float) -> Mask:
