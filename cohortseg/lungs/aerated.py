@@ -35,8 +35,8 @@ _ROOM_HU: Final = -865.0
 """Air around the body, cloth and the foam of tables in it, is darker; all but the most airy lung is not."""
 _VESSEL_HU: Final = -800.0
 """Lung holds more than 5 % above, its vessels; air does not."""
-_CLOTH_HU: Final = -840.0
-"""Of what runs along the frame before or behind the body at least three quarters are darker, whatever lies in it."""
+_STRIP_MM: Final = 40.0
+"""What reaches no deeper into the picture, on average, is a strip of room, whatever cloth lies in it."""
 _WALL_SHARE: Final = 0.08
 """Of the height of a picture: lungs that are farther from its top and bottom have their walls in it."""
 _BLURRED: Final = 1.5
@@ -87,7 +87,7 @@ def slice_view(hu: Image, pixel_mm: float) -> SliceView:
     tissue = _tissue(smooth, pixel_mm)
     padding = _padding_around(hu)
     unmeasured = _beyond_circle(padding)
-    outside = _outside(hu, smooth, tissue, padding)
+    outside = _outside(hu, smooth, tissue, padding, pixel_mm)
     cropped = _is_cropped(smooth, outside, unmeasured)
     return SliceView(hu=hu, smooth=smooth, tissue=tissue, outside=outside, unmeasured=unmeasured, cropped=cropped)
 
@@ -140,7 +140,7 @@ def _beyond_circle(padding: Mask) -> Mask:
     return beyond
 
 
-def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask) -> Mask:
+def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: float) -> Mask:
     """Return padding and air around the body.
 
     Lung that touches the frame is not outside. Outside air holds a corner of the image and is small or runs along most
@@ -156,8 +156,9 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask) -> Mask:
     for label in 1 + np.flatnonzero((((share > 0) & ~walled) | (share > 0.3))[1:]):
         inner = hu[erode(labels == label, _BLURRED)]
         if inner.size:
-            median, upper, bright = np.percentile(inner, (50, 75, 95))
-            room = median < _ROOM_HU and (bright < _VESSEL_HU or (upper < _CLOTH_HU and share[label] > 0.06))
+            median, bright = np.percentile(inner, (50, 95))
+            depth_mm = area[label] / (share[label] * edge.sum()) * pixel_mm
+            room = median < _ROOM_HU and (bright < _VESSEL_HU or depth_mm < _STRIP_MM)
             found[label] |= (median < -940 and share[label] > 0.3) or (room and not walled[label])
     return padding | select_components(labels, found)
 
