@@ -196,9 +196,7 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         If Ray cannot be started on this machine.
     """
     address = cluster_address(address)
-    # ``ray start`` asks for the token wherever there is one; a process that is given an address would not show it.
-    there = {"RAY_AUTH_MODE": "token"} if _has_token() else {}
-    for name, value in {**_EVERYWHERE, **(there if address else _LOCAL)}.items():
+    for name, value in {**_EVERYWHERE, **({} if address else _LOCAL)}.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -251,12 +249,6 @@ def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
         thread.join()
 
 
-def _has_token() -> bool:
-    """Return whether Ray would find a token: any local start leaves one in the home folder."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or (Path.home() / ".ray/auth_token").is_file()
-
-
 def _init(ray: "ModuleType", address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is not None:
@@ -265,7 +257,8 @@ def _init(ray: "ModuleType", address: str | None) -> None:
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({error}); check the address, "
-                "and, if the cluster asks for a token, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+                "and set RAY_AUTH_MODE=token if the cluster asks for Ray's token (it does where it was started beside "
+                "a ~/.ray/auth_token, which any local run leaves)"
             ) from error
         return
     ((num_cpus, num_gpus),) = local_resources().nodes
