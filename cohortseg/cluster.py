@@ -204,10 +204,10 @@ def connected(address: str | None = None) -> Iterator[Resources]:
     if ray.is_initialized():
         yield connected_resources()
         return
-    # Ray's workers import from the folder that a process connects in, before their own packages: let it be one in which
-    # no user has files that are called like a module.
     if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(named).resolve())
+    # Ray's workers import from the folder that a process connects in, before their own packages: let it be one in which
+    # no user has files that are called like a module.
     with chdir("/"):
         _init(ray, address)
     try:

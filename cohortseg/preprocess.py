@@ -7,7 +7,6 @@ on one intensity scale (a lung window mapped to [0, 1]) and of one size. DICOM c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import cv2
@@ -19,7 +18,7 @@ from torch.nn import functional
 
 from cohortseg.config import CanonicalConfig, ImageOrientation
 from cohortseg.errors import DataError, GeometryError
-from cohortseg.volume import HU_MAX, HU_MIN, bounding_box
+from cohortseg.volume import HU_MAX, HU_MIN, SMALLEST_CIRCLE, beyond_circle, bounding_box
 
 AXIAL_TOLERANCE_DEG = 20.0
 """An image counts as axial when its normal leans less than this from the body's long axis."""
@@ -30,10 +29,8 @@ TISSUE_LANDMARK_HU = 50.0
 """HU of the upper landmark of an 8-bit image: the commonest value of its bright (soft tissue) pixels."""
 
 _CORNERS: Final = ((0, 0, -1, -1), (0, -1, 0, -1))
-_CIRCLE: Final = 0.9
-"""Radius of the smallest circle that scanners measure, as a part of half the image's width."""
 _LARGEST: Final = 1.03
-"""That of the largest, which touches the sides: rounding allowed for."""
+"""Radius of the largest circle that scanners measure, which touches the sides: rounding allowed for."""
 _PADDED: Final = 0.95
 """Part of what lies beyond the largest one that is padding, if there is any; air that is cut off at its HU is less."""
 _THICK: Final = np.ones((3, 3), np.uint8)
@@ -182,7 +179,7 @@ def canonical_batch(
     for index, (slice_hu, box) in enumerate(zip(slices_hu, boxes, strict=True)):
         crop = slice_hu[box.y0 : box.y1, box.x0 : box.x1].astype(np.float32)
         if _has_padded_corners(slice_hu):
-            near = _beyond(slice_hu.shape, _CIRCLE)[box.y0 : box.y1, box.x0 : box.x1]
+            near = beyond_circle(slice_hu.shape, SMALLEST_CIRCLE)[box.y0 : box.y1, box.x0 : box.x1]
             padding = cv2.morphologyEx((near & (crop == HU_MIN)).view(np.uint8), cv2.MORPH_OPEN, _THICK)
             crop[padding > 0] = TISSUE_LANDMARK_HU
         image = ((torch.from_numpy(crop) - low) / (high - low)).clamp_(0, 1)
@@ -196,15 +193,7 @@ def _has_padded_corners(slice_hu: NDArray[np.int16] | NDArray[np.float32]) -> bo
     """Tell whether what lies beyond the circle that touches the sides was not measured."""
     if not (slice_hu[_CORNERS] == HU_MIN).all():  # at once, for most
         return False
-    return bool((slice_hu[_beyond(slice_hu.shape, _LARGEST)] == HU_MIN).mean() > _PADDED)
-
-
-@lru_cache(maxsize=8)
-def _beyond(shape: tuple[int, int], radius: float) -> NDArray[np.bool_]:
-    """Return the pixels (Y, X) outside a circle; 1: it touches the sides (in other than square images: an ellipse)."""
-    y, x = (np.linspace(-1, 1, size) for size in shape)
-    beyond: NDArray[np.bool_] = np.hypot(y[:, None], x) > radius
-    return beyond
+    return bool((slice_hu[beyond_circle(slice_hu.shape, _LARGEST)] == HU_MIN).mean() > _PADDED)
 
 
 def canonical_labels(labels: NDArray[np.uint8], box: CropBox, size: int) -> NDArray[np.uint8]:

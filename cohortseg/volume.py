@@ -1,6 +1,7 @@
 """A CT volume in HU with its geometry. Axes are Z Y X (slice, row, column) throughout; patient space is LPS, mm."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,8 @@ HU_MIN = -1024
 """Lowest HU kept; padding outside the field of view is set to it (air)."""
 HU_MAX = 3071
 """Highest HU kept: the top of the 12-bit scale with intercept -1024."""
+SMALLEST_CIRCLE = 0.9
+"""Radius of the smallest circle that scanners measure, as a part of half the image's width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,18 @@ class Volume:
         if self.spacing_mm[0] is None:
             return None
         return self.spacing_mm[0] * self.pixel_area_mm2 / 1000.0
+
+
+@lru_cache(maxsize=16)
+def beyond_circle(shape: tuple[int, ...], radius: float) -> NDArray[np.bool_]:
+    """Return the pixels (Y, X) outside a circle; 1: it touches the sides (in other than square images: an ellipse).
+
+    Read only, since it is remembered.
+    """
+    y, x = (np.linspace(-1, 1, size) for size in shape)
+    beyond: NDArray[np.bool_] = np.hypot(y[:, None], x) > radius
+    beyond.flags.writeable = False
+    return beyond
 
 
 def bounding_box(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[slice, ...]:

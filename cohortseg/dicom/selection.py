@@ -170,12 +170,10 @@ def select_next(records: Sequence[SeriesRecord], unmeasured: Collection[str], co
         if not left or any(decided[index].series_key not in unmeasured for index in tried):
             continue
         for index in left:
-            flags = (*decided[index].qc_flags, ANOTHER_FAILED)
-            decided[index] = replace(decided[index], decision="selected", reason=None, qc_flags=flags)
+            decided[index] = replace(decided[index], decision="selected", reason=None)
         _choose(decided, left, config.prefer)
-        for index in left:
-            if decided[index].decision == "alternative":
-                decided[index] = replace(decided[index], qc_flags=records[index].qc_flags)
+        (best,) = (index for index in left if decided[index].decision == "selected")
+        decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, ANOTHER_FAILED))
     return decided
 
 

@@ -24,6 +24,7 @@ from cohortseg.lungs.morphology import (
     opening,
     select_components,
 )
+from cohortseg.volume import SMALLEST_CIRCLE, beyond_circle
 
 AIR_HU: Final = -400.0
 """Below: aerated, ground glass included."""
@@ -86,7 +87,8 @@ def slice_view(hu: Image, pixel_mm: float) -> SliceView:
     smooth = blur(hu, 0.7)
     tissue = _tissue(smooth, pixel_mm)
     padding = _padding_around(hu)
-    unmeasured = _beyond_circle(padding)
+    # What is air at the lowest HU goes on to the skin.
+    unmeasured = padding & beyond_circle(padding.shape, SMALLEST_CIRCLE)
     outside = _outside(hu, smooth, tissue, padding, pixel_mm)
     cropped = _is_cropped(smooth, outside, unmeasured)
     return SliceView(hu=hu, smooth=smooth, tissue=tissue, outside=outside, unmeasured=unmeasured, cropped=cropped)
@@ -130,14 +132,6 @@ def _padding_around(hu: Image) -> Mask:
     frame = labels[frame_pixels(hu.shape)]
     share = np.bincount(frame, minlength=count + 1) / frame.size
     return select_components(labels, (share > 0.3) | held_by(labels, count, corner_pixels(hu.shape)))
-
-
-def _beyond_circle(padding: Mask) -> Mask:
-    """Return padding beyond the circle that was measured; what is air at the lowest HU goes on to the skin."""
-    height, width = padding.shape
-    y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    beyond: Mask = padding & (np.hypot(y, x) > 0.9)
-    return beyond
 
 
 def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: float) -> Mask:

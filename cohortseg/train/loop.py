@@ -153,9 +153,8 @@ def train(
                 state.finished = True
                 break
             if phase_ends:
-                check_finite(
-                    state.final_segmenter(), state.discriminator
-                )  # every rank: none may wait for one that gave up
+                # every rank: none may wait for one that gave up
+                check_finite(state.final_segmenter(), state.discriminator)
                 if rank == 0:
                     _write_model(run / PHASE_1_MODEL, state, data, phase=SUPERVISED)
                 state.phase, state.phase_start = ADVERSARIAL, state.iteration
