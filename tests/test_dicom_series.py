@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from phantoms import AXIAL, CORONAL, SAGITTAL, body_hu, write_series
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
@@ -272,6 +273,40 @@ def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path) -> None
     assert [record.n_slices for record in scan_cohort(tmp_path).series] == [6, 6]
 
 
+def test_reconstructions_of_two_pixel_spacings_are_volumes_of_their_own(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", shape=(6, 8, 8))
+    zoomed = write_series(tmp_path / "b", shape=(4, 8, 8), spacing_mm=(2.5, 0.5, 0.5), attributes=_own_uid)
+    wide, narrow = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(one.n_slices, one.decision, one.spacing_y_mm) for one in (wide, narrow)] == [
+        (6, "selected", 0.8),
+        (len(zoomed), "selected", 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("macro", "of_the_frame", "of_the_file"),
+    [
+        ("FrameContentSequence", "FrameAcquisitionDateTime", "AcquisitionDateTime"),
+        ("CTReconstructionSequence", "ConvolutionKernel", "ConvolutionKernel"),
+    ],
+)
+def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
+    tmp_path: Path, macro: str, of_the_frame: str, of_the_file: str
+) -> None:
+    slices = [*chest_slices("passes"), *chest_slices("passes")]
+    for dataset in slices[len(slices) // 2 :]:
+        dataset.PixelData = bytes(reversed(dataset.PixelData))
+    file = enhanced_file(slices)
+    setattr(file, of_the_file, "20200401090000")
+    file.AcquisitionTime = "090000"
+    for index, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
+        item = Dataset()
+        setattr(item, of_the_frame, f"2020040109{30 if 2 * index >= len(slices) else 0:02}00")
+        setattr(frame, macro, [item])
+    write_files(tmp_path, [file])
+    assert [record.n_slices for record in scan_cohort(tmp_path).series] == [len(slices) // 2] * 2
+
+
 def test_a_series_that_falls_into_single_slices_is_left_whole(tmp_path: Path) -> None:
     write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"FrameOfReferenceUID": f"1.2.{index}"})
     record = only_series(tmp_path)
@@ -326,7 +361,6 @@ def _own_uid(index: int) -> dict[str, str]:
     [
         ({"PatientID": "P2"}, "files of 2 patients share"),
         ({"StudyInstanceUID": "1.2.9"}, "files of 2 studies share"),
-        ({"PixelSpacing": ["0.9", "0.9"]}, "PixelSpacing is missing, not positive, or differs"),
         ({"SOPInstanceUID": "1.2.3.1"}, "1 slice(s) carry the SOPInstanceUID of another slice"),
     ],
 )

@@ -20,6 +20,7 @@ _MACROS: Final = {
     "RescaleType": ("PixelValueTransformationSequence",),
     "AcquisitionNumber": ("FrameContentSequence",),
     "TemporalPositionIdentifier": ("FrameContentSequence",),
+    "AcquisitionDateTime": ("FrameContentSequence",),
     "ConvolutionKernel": (
         "CTReconstructionSequence",
         "UnassignedPerFrameConvertedAttributesSequence",  # of a legacy converted file
@@ -31,10 +32,11 @@ _MACROS: Final = {
 _NAMES: Final = {
     "AcquisitionNumber": "FrameAcquisitionNumber",
     "TemporalPositionIdentifier": "TemporalPositionIndex",
+    "AcquisitionDateTime": "FrameAcquisitionDateTime",
     "ImageType": "FrameType",
 }
 """Attributes that a macro calls by another name."""
-_KEPT: Final = {"ImageType", "VolumeBasedCalculationTechnique", "ConvolutionKernel"}
+_KEPT: Final = {"AcquisitionDateTime", "ImageType", "VolumeBasedCalculationTechnique", "ConvolutionKernel"}
 """What the top of the file may state for all frames."""
 
 
@@ -66,8 +68,9 @@ def frame_datasets(dataset: Dataset) -> list[Dataset]:
         raise ValueError("the number of per-frame functional groups is not NumberOfFrames")
     shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or ()), Dataset())
     top = Dataset()
+    left_out = {*GROUP_SEQUENCES, "PixelData", "AcquisitionTime"} | set(_MACROS) - _KEPT
     for element in dataset:
-        if element.keyword not in (*GROUP_SEQUENCES, "PixelData") and element.keyword not in set(_MACROS) - _KEPT:
+        if element.keyword not in left_out:
             top.add(element)
     return [_flat(top, group, shared) for group in groups]
 
@@ -81,5 +84,6 @@ def _flat(top: Dataset, group: Dataset, shared: Dataset) -> Dataset:
         items = (next(iter(place), None) for place in places if place)
         value = next((item.get(name) for item in items if item is not None and item.get(name) is not None), None)
         if value is not None:
+            frame.pop(keyword, None)  # the element of the top is one for all frames
             setattr(frame, keyword, value)
     return frame

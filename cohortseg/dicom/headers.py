@@ -40,6 +40,7 @@ _KEYWORDS: Final = (
     "SeriesInstanceUID",
     "AcquisitionNumber",
     "AcquisitionTime",
+    "AcquisitionDateTime",
     "TemporalPositionIdentifier",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -140,14 +141,15 @@ def common(headers: Sequence[Header], name: str) -> Any:
 
 def common_spacing(headers: Sequence[Header]) -> tuple[float, ...] | None:
     """Return the PixelSpacing (2,) that all files share to within rounding, mm, else None."""
-    spacings = {header.pixel_spacing_mm for header in headers}
     first = headers[0].pixel_spacing_mm
-    if first is None or None in spacings:
-        return None
-    alike = (
-        math.isclose(a, b, rel_tol=_SPACING_RTOL) for other in spacings for a, b in zip(first, other or (), strict=True)
-    )
-    return first if all(alike) else None
+    spacings = {header.pixel_spacing_mm for header in headers}
+    shared = first is not None and all(other is not None and same_spacing(other, first) for other in spacings)
+    return first if shared else None
+
+
+def same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether two PixelSpacing (2,), mm, are the same to within rounding."""
+    return all(math.isclose(a, b, rel_tol=_SPACING_RTOL) for a, b in zip(one, other, strict=True))
 
 
 def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
@@ -264,7 +266,7 @@ def _header(
         study_instance_uid=item.text("StudyInstanceUID"),
         series_instance_uid=series_uid,
         acquisition_number=item.whole("AcquisitionNumber"),
-        acquisition_time=item.text("AcquisitionTime"),
+        acquisition_time=item.text("AcquisitionTime") or item.text("AcquisitionDateTime"),
         temporal_position=item.whole("TemporalPositionIdentifier"),
         patient_id=item.text("PatientID"),
         patient_facts=(item.text("IssuerOfPatientID"), item.text("PatientBirthDate"), item.text("PatientSex")),

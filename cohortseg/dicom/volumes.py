@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from datetime import date
 from operator import attrgetter
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from cohortseg.dicom.geometry import (
     slice_normal,
     stack_slices,
 )
-from cohortseg.dicom.headers import Header, common_spacing
+from cohortseg.dicom.headers import Header, common_spacing, same_spacing
 from cohortseg.dicom.rules import MIDNIGHT_DAYS, image_kind
+
+Reals: TypeAlias = tuple[float, ...]
 
 _PHASE: Final = "temporal_position"
 _SCANS: Final = ("acquisition_number", _PHASE, "acquisition_time")
@@ -41,10 +43,10 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     """Return the slices of one series, volume by volume.
 
     A stray slice or two without a position are volumes of their own. A volume has one visit (study dates that midnight
-    parts are one), orientation, frame of reference, kernel, image size and kind (SOP class, scout, projection). One
-    scan may number its acquisitions slice by slice, and has a time for each slice, so that acquisitions and times split
-    a series only where each is a regular stack of several slices, and all together are none, or alternate, or where all
-    but one acquisition are images of one place.
+    parts are one), orientation, frame of reference, kernel, image size, pixel spacing and kind (SOP class, scout,
+    projection). One scan may number its acquisitions slice by slice, and has a time for each slice, so that
+    acquisitions and times split a series only where each is a regular stack of several slices, and all together are
+    none, or alternate, or where all but one acquisition are images of one place.
 
     Parameters
     ----------
@@ -56,7 +58,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     list of list of Header
         The volume of most slices first.
     """
-    planes = _plane_numbers(headers)
+    planes = _numbers(headers, "image_orientation_patient", _is_plane)
+    spacings = _numbers(headers, "pixel_spacing_mm", same_spacing)
     strays = [header for header in headers if header.image_position_patient is None]
     part_strays = len(strays) <= MAX_STRAYS
     spaces = _known_values(headers, "frame_of_reference_uid")
@@ -73,6 +76,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
             header.convolution_kernel if len(kernels) > 1 else None,
             header.rows,
             header.columns,
+            spacings[header.pixel_spacing_mm],
         ),
     )
     lone = [part for part in parts if len(part) == 1]
@@ -105,21 +109,21 @@ def _grouped(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> li
     return list(groups.values())
 
 
-def _plane_numbers(headers: Sequence[Header]) -> dict[tuple[float, ...] | None, int]:
-    """Return a number for each orientation; those equal to within rounding share one."""
-    numbers: dict[tuple[float, ...] | None, int] = {None: 0}
-    planes: list[tuple[float, ...]] = []
-    for cosines in dict.fromkeys(header.image_orientation_patient for header in headers):
-        if cosines is None:
+def _numbers(headers: Sequence[Header], name: str, same: Callable[[Reals, Reals], bool]) -> dict[Reals | None, int]:
+    """Return a number for each value of an attribute; those that are the same to within rounding share one."""
+    numbers: dict[Reals | None, int] = {None: 0}
+    firsts: list[Reals] = []
+    for value in dict.fromkeys(getattr(header, name) for header in headers):
+        if value is None:
             continue
-        for number, plane in enumerate(planes, 1):
-            if _is_plane(cosines, plane):
-                numbers[cosines] = number
+        for number, first in enumerate(firsts, 1):
+            if same(value, first):
+                numbers[value] = number
                 break
         else:
-            if len(planes) <= MAX_VOLUMES:  # beyond, the series is left whole anyway
-                planes.append(cosines)
-            numbers[cosines] = len(planes)
+            if len(firsts) <= MAX_VOLUMES:  # beyond, the series is left whole anyway
+                firsts.append(value)
+            numbers[value] = len(firsts)
     return numbers
 
 
@@ -183,7 +187,7 @@ def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) ->
     return any(image_kind(other[0]) == kind and other[0].image_position_patient is None for other in others)
 
 
-def _is_plane(cosines: tuple[float, ...] | None, plane: tuple[float, ...]) -> bool:
+def _is_plane(cosines: Reals | None, plane: Reals) -> bool:
     """Return whether direction cosines are those of a plane to within rounding."""
     return cosines is not None and all(abs(a - b) <= COSINE_ATOL for a, b in zip(cosines, plane, strict=True))
 
