@@ -7,6 +7,7 @@ from cohortseg.dicom.series import FLAGS
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import LABELS
 from cohortseg.lungs import LUNG_FLAGS
+from cohortseg.noise import NOISE_FLAGS
 from cohortseg.store.schemas import TABLES, TableSchema
 
 _INTRO = """# The tables and masks
@@ -45,7 +46,7 @@ def tables_markdown() -> str:
     labels = ", ".join(f"{label.value} {label.title.lower()}" for label in LABELS)
     parts = [_INTRO.format(labels=labels)]
     parts += [_table(schema) for schema in (*TABLES, IMAGES, METRICS, COMPARISON)]
-    lines = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in {**FLAGS, **LUNG_FLAGS}.items())
+    lines = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in {**FLAGS, **LUNG_FLAGS, **NOISE_FLAGS}.items())
     parts.append(f"## Flags in `qc_flags`\n\n| flag | meaning |\n|---|---|\n{lines}\n")
     return "\n".join(parts)
 

@@ -90,6 +90,19 @@ def test_weak_slices_differ_in_intensity_only():
         assert (image[inner] - image[inner].mean()).abs().mean() < 0.1
 
 
+def test_noise_comes_in_levels_and_grains():
+    """Neighbouring pixels deviate together where a smooth kernel is imitated, and not where a sharp one is."""
+    images = torch.full((40, 1, 96, 96), 0.5)
+    changed = augment(images, torch.zeros(40, 96, 96, dtype=torch.uint8), [(seed,) for seed in range(40)])
+    noise = changed.images[:, 0] - changed.images.mean(dim=(1, 2, 3))[:, None, None]
+    levels = noise.std(dim=(1, 2))
+    alike = (noise[:, :, 1:] * noise[:, :, :-1]).mean(dim=(1, 2)) / levels**2
+    assert 0 < levels.min() < 0.005
+    assert 0.03 < levels.max() < 0.065
+    assert alike.min() < 0.05
+    assert alike.max() > 0.8
+
+
 def test_labels_move_with_their_image():
     """A bright disc and its label stay together under every change of geometry."""
     rows, columns = np.mgrid[:64, :64]

@@ -173,6 +173,18 @@ def test_bfloat16_agrees_with_float32() -> None:
         assert fast.burden[name] == pytest.approx(exact.burden[name], abs=0.1)
 
 
+def test_noise_is_a_column_and_much_of_it_a_flag(tmp_path: Path) -> None:
+    def noisy(shape: tuple[int, int, int]) -> np.ndarray:
+        return ill_body(shape) + np.random.default_rng(0).normal(0, 100, shape)
+
+    for name, hu in (("quiet", ill_body), ("noisy", noisy)):
+        write_series(tmp_path / name, shape=SHAPE, spacing_mm=(2.5, 1.5, 1.5), hu=hu)
+    quiet, loud = (segment(tmp_path / name)[0].burden for name in ("quiet", "noisy"))
+    assert quiet["noise_hu"] < 10
+    assert loud["noise_hu"] == pytest.approx(100, abs=5)
+    assert ["noisy" in row["qc_flags"] for row in (quiet, loud)] == [False, True]
+
+
 def test_no_lung_is_not_evaluable_and_never_zero(tmp_path: Path) -> None:
     hu = np.where(body_hu(SHAPE) < -900, -1000, 40).astype(np.int16)
     write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=hu)

@@ -18,6 +18,7 @@ from cohortseg.infer.commit import SeriesResult
 from cohortseg.labels import GGO, LESIONS
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
 from cohortseg.models.device import batch_size_for
+from cohortseg.noise import NOISE_FLAGS, NOISY_HU, soft_tissue_noise
 from cohortseg.overlays import overview, png_bytes
 from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore_crop
 from cohortseg.store.masks import SeriesMasks, mask_attributes
@@ -31,7 +32,7 @@ _FROM_RECORD: Final = tuple(
 """Columns that a burden row takes over from the manifest."""
 
 
-MEASURES: Final = 1
+MEASURES: Final = 2
 """Version of all from the files to the tables but the lungs: it rises whenever the same files give other numbers."""
 _DIGITS: Final = 4
 """Of means of the model's output, whose last digits are those of the order in which its threads add."""
@@ -70,6 +71,9 @@ def segment_series(
     labels, doubt = segment_slices(upright_hu, lungs.mask, model, config, between_steps)
     box = bounding_box(lungs.mask)  # what is measured lies in the lungs: a quarter of the volume, and of the memory
     inside = lungs.mask[box]
+    row["noise_hu"] = noise_hu = soft_tissue_noise(upright_hu[box[0]], upright_mm[1:])
+    if noise_hu is not None and noise_hu >= NOISY_HU:
+        row["qc_flags"] += list(NOISE_FLAGS)
     row |= series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
     row |= doubt | ({} if model.judges else {"confidence": None}) | {"status": "ok"}
     row |= {"device": model.device.type, "precision": "bfloat16" if model.bf16 else "float32"}

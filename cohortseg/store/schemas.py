@@ -188,7 +188,7 @@ MANIFEST: Final = TableSchema(
 
 BURDEN: Final = TableSchema(
     name="burden",
-    version=5,
+    version=6,
     row="one series that was chosen for segmentation",
     never_null=("series_instance_uid", "series_key", "status", "qc_flags"),
     columns=(
@@ -215,6 +215,12 @@ BURDEN: Final = TableSchema(
         *_ZONES,
         _ZONE_SCORE,
         *_DOUBT,
+        Column(
+            "noise_hu",
+            _REAL,
+            "image noise: the most frequent standard deviation of HU in 7.5 mm squares of soft tissue, on pixels of "
+            "1.5 mm, in slices with lung (global noise level, Christianson 2015); null where too little is in view",
+        ),
         Column("lung_method", _TEXT, "name and version of the lung segmentation"),
         Column("model_sha256", _TEXT, "SHA-256 of the model file"),
         Column("device", _TEXT, "what ran the network: cpu or cuda"),
