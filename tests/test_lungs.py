@@ -8,6 +8,7 @@ import pytest
 from lung_phantoms import Chest, dice, make_chest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from cohortseg.labels import LEFT, LOWER, MIDDLE, RIGHT, UPPER
 from cohortseg.lungs import LUNG_FLAGS, segment_lungs, zone_thirds
@@ -125,6 +126,47 @@ def test_a_filled_colon_far_below_the_lungs_is_no_lung(chest: Chest, mask: NDArr
     assert dice(found[below:] > 0, mask > 0) > 0.98
     alone = segment_lungs(np.concatenate([colon, liver]), chest.spacing_mm)
     assert not alone.mask.any() or "lung_volume_implausible" in alone.flags
+
+
+def _grid_mm(chest: Chest) -> tuple[NDArray[np.float64], ...]:
+    """Return the heights, rows and columns of a phantom from its middle, mm."""
+    sizes = zip(chest.volume_hu.shape, chest.spacing_mm, strict=True)
+    return tuple(np.meshgrid(*((np.arange(n) - (n - 1) / 2) * mm for n, mm in sizes), indexing="ij"))
+
+
+@pytest.mark.parametrize("width_mm", [4, 9])
+def test_a_drain_through_the_wall_does_not_cost_the_lung(chest: Chest, width_mm: float) -> None:
+    z, y, x = _grid_mm(chest)
+    wall = (x < -100) & (np.abs(z) < 30) & (x > -174)
+    hu = np.where(wall & (np.abs(y) < width_mm / 2 + 1.5), 300, chest.volume_hu)
+    hu[wall & (np.abs(y) < width_mm / 2)] = -990
+    found = segment_lungs(hu.astype(np.int16), chest.spacing_mm)
+    assert dice(found.mask > 0, chest.truth > 0) > 0.95
+    assert found.flags == ()
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3])
+def test_air_under_the_skin_does_not_cost_the_lung(chest: Chest, share: float) -> None:
+    _, y, x = _grid_mm(chest)
+    shell = (np.hypot(x / 172, y / 122) < 1) & (np.hypot(x / 150, y / 103) > 1)
+    streaks = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal(shell.shape), (1, 1.5, 3))
+    hu = np.where(shell & (streaks > np.quantile(streaks, 1 - share)), -800, chest.volume_hu)
+    found = segment_lungs(hu.astype(np.int16), chest.spacing_mm)
+    assert dice(found.mask > 0, chest.truth > 0) > 0.95
+
+
+def test_a_pneumothorax_is_flagged(chest: Chest) -> None:
+    _, y, _ = _grid_mm(chest)
+    free = (chest.truth == RIGHT) & (y < -30)
+    noise = np.random.default_rng(0).normal(0, 20, free.shape)
+    hu = np.where(free, -995 + noise, chest.volume_hu).clip(-1024).astype(np.int16)
+    assert "air_without_vessels" in segment_lungs(hu, chest.spacing_mm).flags
+
+
+def test_lung_that_is_lost_between_slices_is_flagged(chest: Chest) -> None:
+    hu = chest.volume_hu.copy()
+    hu[13][chest.truth[13] > 0] = 40
+    assert "lung_lost_between" in segment_lungs(hu, chest.spacing_mm).flags
 
 
 def test_whole_chest_raises_no_flag(chest: Chest) -> None:

@@ -18,12 +18,17 @@ _GAMMA = (0.8, 1.25)
 _GAIN = (0.92, 1.08)
 _OFFSET = 0.04
 _NOISE = 0.06
-"""Largest standard deviation: 90 HU."""
+"""Largest standard deviation of noise: 90 HU."""
 _GRAIN = 1.3
-"""Largest standard deviation of the Gaussian that noise is smoothed with, pixels: smooth kernels leave coarse noise."""
-_GRAIN_REACH = 4
-_BLUR_PROBABILITY = 0.2
-_SMOOTHING = (1 / 16, 2 / 16, 1 / 16, 2 / 16, 4 / 16, 2 / 16, 1 / 16, 2 / 16, 1 / 16)
+"""Largest width of the Gaussian that noise is smoothed with, pixels: smooth kernels leave coarse noise."""
+_BLUR = (0.2, 1.0)
+"""How often a slice is blurred, and how much of it."""
+_SHARPEN = (0.2, 1.5)
+"""How often edges are enhanced, as sharp kernels do, and by how much of what a blur takes away at most."""
+_WIDTH = (0.5, 1.5)
+"""Width of the Gaussian of either, pixels."""
+_REACH = 4
+"""Pixels on each side over which a Gaussian extends."""
 
 
 class Augmented(NamedTuple):
@@ -41,8 +46,8 @@ def augment(images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[in
     """Return changed slices and the labels that go with them.
 
     Geometry: mirroring, rotation (no quarter turns: slices come upright), scale, aspect, shift, and a smooth warp.
-    Intensity: gamma, gain and offset (as other windows and scanners give), blur, and noise (as other doses and kernels
-    give).
+    Intensity: gamma, gain and offset (as other windows and scanners give), blur or enhanced edges, and noise, fine or
+    coarse (as other doses and kernels give).
 
     Parameters
     ----------
@@ -91,24 +96,36 @@ def _intensity(images: torch.Tensor, draws: Sequence[np.random.Generator]) -> to
     gamma = column([math.exp(draw.uniform(math.log(_GAMMA[0]), math.log(_GAMMA[1]))) for draw in draws])
     gain = column([draw.uniform(*_GAIN) for draw in draws])
     offset = column([draw.uniform(-_OFFSET, _OFFSET) for draw in draws])
-    blurred = column([float(draw.random() < _BLUR_PROBABILITY) for draw in draws])
+    shares = column([_blurred_share(draw) for draw in draws])
+    smooth = _convolved(images, _gaussians([draw.uniform(*_WIDTH) for draw in draws], order=1), "replicate")
     noise_level = column([_NOISE * draw.random() ** 2 for draw in draws])
-    noise = _grainy_noise(draws, images.shape[-1]).to(images.device)
-    kernel = torch.tensor(_SMOOTHING, device=images.device).view(1, 1, 3, 3)
-    smooth = functional.conv2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), kernel)
-    images = torch.lerp(images, smooth, blurred)
+    grains = _gaussians([draw.uniform(0, _GRAIN) for draw in draws], order=2)  # variance stays as it is
+    white = [torch.from_numpy(draw.standard_normal(images.shape[1:], dtype=np.float32)) for draw in draws]
+    noise = _convolved(torch.stack(white).to(images.device), grains, "circular")
+    images = torch.lerp(images, smooth, shares)
     images = images.clamp(0, 1).pow(gamma) * gain + offset
     return (images + noise_level * noise).clamp(0, 1)
 
 
-def _grainy_noise(draws: Sequence[np.random.Generator], size: int) -> torch.Tensor:
-    """Return (B, 1, size, size) float32: Gaussian noise of unit variance, smoothed by a width of its own each."""
-    widths = torch.tensor([draw.uniform(0, _GRAIN) for draw in draws], dtype=torch.float32).clamp(min=1e-3)
-    white = np.stack([draw.standard_normal((size, size), dtype=np.float32) for draw in draws])
-    offsets = torch.arange(-_GRAIN_REACH, _GRAIN_REACH + 1)
-    kernels = torch.exp(-0.5 * (offsets / widths[:, None]) ** 2)
-    kernels = (kernels / kernels.norm(dim=1, keepdim=True))[:, None]  # of unit norm: variance stays as it is
-    noise = functional.pad(torch.from_numpy(white)[None], (_GRAIN_REACH,) * 4, mode="circular")
-    for way in (kernels[:, :, :, None], kernels[:, :, None, :]):
-        noise = functional.conv2d(noise, way, groups=len(draws))
-    return noise[0, :, None]
+def _blurred_share(draw: np.random.Generator) -> float:
+    """Return how much of a blurred slice to take: below 0 enhances edges."""
+    chance = draw.random()
+    if chance < _BLUR[0]:
+        return _BLUR[1]
+    return -_SHARPEN[1] * draw.random() if chance < _BLUR[0] + _SHARPEN[0] else 0.0
+
+
+def _gaussians(widths: Sequence[float], order: int) -> torch.Tensor:
+    """Return (B, K) float32: one-dimensional Gaussians, in pixels, whose norm of that order is 1."""
+    offsets = torch.arange(-_REACH, _REACH + 1)
+    kernels = torch.exp(-0.5 * (offsets / torch.tensor(widths, dtype=torch.float32).clamp(min=1e-3)[:, None]) ** 2)
+    return functional.normalize(kernels, p=order, dim=1)
+
+
+def _convolved(images: torch.Tensor, kernels: torch.Tensor, border: str) -> torch.Tensor:
+    """Return (B, 1, H, W): each image convolved with its own kernel of (B, K) along rows and columns."""
+    kernels = kernels[:, None].to(images.device)
+    padded = functional.pad(images.transpose(0, 1), (_REACH,) * 4, mode=border)
+    for way in (kernels[..., None], kernels[:, :, None]):
+        padded = functional.conv2d(padded, way, groups=len(images))
+    return padded.transpose(0, 1)

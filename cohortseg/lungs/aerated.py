@@ -14,6 +14,7 @@ from cohortseg.lungs.morphology import (
     Mask,
     blur,
     centroids,
+    closing,
     components,
     corner_pixels,
     dilate,
@@ -38,12 +39,25 @@ _VESSEL_HU: Final = -800.0
 """Lung holds more than 5 % above, its vessels; air does not."""
 _STRIP_MM: Final = 40.0
 """What reaches no deeper into the picture, on average, is a strip of room, whatever cloth lies in it."""
+_OPENED_MM2: Final = 2000.0
+_OPENED_MM: Final = 18.0
+"""Area of the smallest lung to which the wall of the body is thought to be open, and radius of a disc that fits in: it
+is thicker than a mattress, which has the HU of lung."""
+_EMPTY_HU: Final = -950.0
+_DENSE_HU: Final = -600.0
+"""Half of it and more lies between: air outside is darker, what borders on air is brighter."""
+_GAP_WIDTH_MM: Final = 16.0
+"""Gaps up to this width are closed in the wall of the body."""
+_WALL_MM: Final = 24.0
+"""Tissue so near to the body, however thin, is part of a wall that is mended: skin over air."""
 _WALL_SHARE: Final = 0.08
 """Of the height of a picture: lungs that are farther from its top and bottom have their walls in it."""
 _BLURRED: Final = 1.5
 """Pixels by which a border between two regions is blurred."""
 _REST_SHARE: Final = 0.3
-"""What lies below such a gap is lung all the same if it is more than this part of what lies above (white lungs)."""
+"""What lies below such a gap is lung all the same if it is more than this part of what lies above (white lungs) ..."""
+_GAP_SHARE: Final = 0.5
+"""... or if it borders on the gap with more than this part of the largest slice: lung that was lost between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +135,24 @@ def aerated_slice(view: SliceView, pixel_mm: float, *, cropped: bool) -> LungSli
 
 
 def _tissue(smooth: Image, pixel_mm: float) -> Mask:
-    """Return the largest piece of tissue: the body without the air in it."""
+    """Return the largest piece of tissue: the body without the air in it.
+
+    Lungs to which air under the skin, or a drain, opens its wall are part of it.
+    """
     labels, count = components(opening(smooth > AIR_HU, 2.5 / pixel_mm))
-    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else np.zeros(smooth.shape, bool)
+    if not count:
+        return np.zeros(smooth.shape, bool)
+    tissue: Mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    aerated, body = (smooth > _EMPTY_HU) & (smooth < _DENSE_HU), fill_holes(tissue)
+    least = _OPENED_MM2 / pixel_mm**2
+    if np.count_nonzero(aerated & ~body) < least / 2:
+        return tissue
+    wall = tissue | ((smooth > AIR_HU) & dilate(tissue, _WALL_MM / pixel_mm))
+    inside = fill_holes(closing(wall, _GAP_WIDTH_MM / 2 / pixel_mm)) & ~body
+    labels, count = components(opening(inside, _OPENED_MM / pixel_mm))
+    area, lung = (np.bincount(labels[where], minlength=count + 1) for where in (labels > 0, aerated))
+    opened = select_components(labels, (area >= least) & (lung > 0.5 * area))
+    return tissue | (dilate(opened, _OPENED_MM / pixel_mm) & inside)
 
 
 def _padding_around(hu: Image) -> Mask:
@@ -142,7 +171,7 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: fl
     table before and behind the body, where lung would have lost the wall of the chest with the rest of the picture.
     """
     edge = (frame_pixels(hu.shape) | dilate(padding, _BLURRED)) & ~padding
-    labels, count = components((smooth < -500) & ~padding)
+    labels, count = components((smooth < -500) & ~padding & ~tissue)
     share = np.bincount(labels[edge], minlength=count + 1) / max(1, edge.sum())
     area = np.bincount(labels.ravel(), minlength=count + 1)
     walled = np.bincount(labels[_between(tissue.T).T], minlength=count + 1) > 0.7 * area
@@ -289,6 +318,7 @@ def _first_of_lungs(aerated: NDArray[np.bool_], heights_mm: NDArray[np.float64])
     first = 0
     for low, high in pairwise(held):
         apart = high - low > 2 and heights_mm[high] - heights_mm[low] > _GAP_MM
-        if apart and area[: low + 1].sum() < _REST_SHARE * area[high:].sum():
+        small = area[: low + 1].sum() < _REST_SHARE * area[high:].sum()
+        if apart and small and area[low] < _GAP_SHARE * area.max():
             first = int(high)
     return first

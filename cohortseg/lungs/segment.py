@@ -13,17 +13,25 @@ from cohortseg.lungs.cage import rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
 from cohortseg.lungs.dome import without_domes
 from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, working_shape
-from cohortseg.lungs.morphology import bounding_box, dilate, frame_pixels
+from cohortseg.lungs.morphology import blur, bounding_box, dilate, frame_pixels, opening
 from cohortseg.lungs.zones import split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 10"
+LUNG_METHOD: Final = "cohortseg-threshold 11"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
+_NEAR_MM: Final = 25.0
+"""Slices so near to each other hold alike much lung."""
+_EMPTY_HU: Final = -950.0
+_EMPTY_DISC_MM: Final = 10.0
+_EMPTY_SHARE: Final = 0.02
+"""More than this part of the lung in discs of such a radius that are darker throughout is worth a look."""
 _PLAUSIBLE_ML: Final = (800.0, 9000.0)
 LUNG_FLAGS: Final[dict[str, str]] = {
     "lung_cut_by_field_of_view": "lung touches the edge of the image or of what was scanned: part may lie outside",
     "lung_cut_at_end_slice": "the first or last slice still holds much lung: part of it was not scanned",
+    "lung_lost_between": "slices hold far less lung than those below and above: most of it was lost there",
+    "air_without_vessels": "regions as dark as air count as lung: bullae, emphysema, or a pneumothorax, which is none",
     "one_lung": "one side holds less than 5 % of the lung found",
     "lung_volume_implausible": "below 0.8 or above 9 L of lung: not the whole chest, a child, or air that is no lung",
     "dense_region_excluded": "a large homogeneous dorsal region was left out: effusion, atelectasis or consolidation",
@@ -89,9 +97,8 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     for z, box in boxes.items():
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
     mask = to_full_grid(coarse, planes, volume_hu)
-    cut = any(_is_cut(coarse[z], item) for z, item in enumerate(slices))
-    volume_ml = None if spacing_mm[0] is None else np.count_nonzero(mask) * math.prod(spacing_mm) / 1000  # type: ignore[arg-type]
-    return Lungs(mask=mask, flags=_flags(mask, coarse, planes, excluded_mm2, cut=cut, volume_ml=volume_ml))
+    found = _findings(coarse, slices, heights_mm, excluded_mm2) | _findings_of_whole(mask, spacing_mm)
+    return Lungs(mask=mask, flags=tuple(name for name in LUNG_FLAGS if found[name]))
 
 
 def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
@@ -100,28 +107,54 @@ def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
     return bool((edge & (sides > 0)).any())
 
 
-def _flags(
-    mask: NDArray[np.uint8],
+def _findings(
     coarse: NDArray[np.uint8],
-    planes: NDArray[np.intp],
+    slices: list[LungSlice],
+    heights_mm: NDArray[np.float64],
     excluded_mm2: list[float],
-    *,
-    cut: bool,
-    volume_ml: float | None,
-) -> tuple[str, ...]:
-    """Return the findings about a mask that holds lung."""
+) -> dict[str, bool]:
+    """Return what the working grid tells of a mask that holds lung."""
     area = (coarse > 0).sum(axis=(1, 2))
     held = np.flatnonzero(area)
-    sides = [int((mask == side).sum()) for side in (RIGHT, LEFT)]
     # The liver fills the dorsal recesses below, and muscle closes in on the apex: the upper 60 % of the lungs' height
     # tells, where they are wide.
     wide = np.flatnonzero(area > 0.3 * area.max())
     upper = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), wide[-1] + 1)
-    found = {
-        "lung_cut_by_field_of_view": cut,
-        "lung_cut_at_end_slice": planes.size >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
-        "one_lung": min(sides) < 0.05 * sum(sides),
-        "lung_volume_implausible": volume_ml is not None and not _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1],
+    empty_mm2 = [_empty_mm2(coarse[z], item) for z, item in enumerate(slices)]
+    return {
+        "lung_cut_by_field_of_view": any(_is_cut(coarse[z], item) for z, item in enumerate(slices)),
+        "lung_cut_at_end_slice": len(area) >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
+        "lung_lost_between": _is_lost_between(area, heights_mm),
+        "air_without_vessels": sum(empty_mm2) > _EMPTY_SHARE * area.sum() * slices[0].pixel_mm ** 2,
         "dense_region_excluded": max(excluded_mm2[upper], default=0) > 1500,
     }
-    return tuple(name for name in LUNG_FLAGS if found[name])
+
+
+def _findings_of_whole(mask: NDArray[np.uint8], spacing_mm: tuple[float | None, float, float]) -> dict[str, bool]:
+    """Return what volumes tell of a mask that holds lung."""
+    sides = [int((mask == side).sum()) for side in (RIGHT, LEFT)]
+    z_mm, y_mm, x_mm = spacing_mm
+    volume_ml = None if z_mm is None else sum(sides) * z_mm * y_mm * x_mm / 1000
+    return {
+        "one_lung": min(sides) < 0.05 * sum(sides),
+        "lung_volume_implausible": volume_ml is not None and not _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1],
+    }
+
+
+def _is_lost_between(area: NDArray[np.intp], heights_mm: NDArray[np.float64]) -> bool:
+    """Tell whether a slice holds far less lung than near ones both below and above, as no lung does."""
+    for z, height in enumerate(heights_mm):
+        near = np.abs(heights_mm - height) <= _NEAR_MM
+        beside = min(area[:z][near[:z]].max(initial=0), area[z + 1 :][near[z + 1 :]].max(initial=0))
+        if beside > 0.1 * area.max() and area[z] < 0.3 * beside:
+            return True
+    return False
+
+
+def _empty_mm2(sides: NDArray[np.uint8], item: LungSlice) -> float:
+    """Return the area in the lung (Y, X) of discs as dark as air, without any vessel."""
+    dark = (sides > 0) & (item.smooth < _EMPTY_HU)
+    if np.count_nonzero(dark) * item.pixel_mm**2 < _EMPTY_DISC_MM**2:
+        return 0.0
+    dark = (sides > 0) & (blur(item.hu, 2.0) < _EMPTY_HU)
+    return float(np.count_nonzero(opening(dark, _EMPTY_DISC_MM / item.pixel_mm)) * item.pixel_mm**2)
