@@ -58,6 +58,17 @@ def test_blank_slices_between_others_and_slices_of_another_rescale_are_refused()
         check_hu(shifted, "0123", ["same"] * 3 + ["other"] + ["same"] * 4)
 
 
+@pytest.mark.parametrize("other", ["another place", "denser lungs"])
+def test_two_scans_by_turns_are_refused(other: str) -> None:
+    one = chest_hu((12, 48, 48)).astype(np.int16)
+    two = np.roll(one, 3, axis=0) if other == "another place" else np.where(one < -400, one + 150, one)
+    turns = np.stack([one, two], axis=1).reshape(24, 48, 48).astype(np.int16)
+    with pytest.raises(NotEvaluableError, match="two scans of one place") as refused:
+        check_hu(turns, "0123")
+    assert refused.value.qc_flags == ("interleaved_scans",)
+    assert check_hu(one, "0123") == ()
+
+
 def test_slices_of_one_value_each_are_refused() -> None:
     values = np.array([-900, 0, -900, 0], dtype=np.int16)
     with pytest.raises(NotEvaluableError, match="every slice holds one value"):

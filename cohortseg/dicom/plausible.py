@@ -23,6 +23,10 @@ _GRID: Final = 32
 _ODD: Final = (80.0, 0.7)
 """Mean difference (HU) and correlation of a slice with those beside it: beyond, it is odd. Chests stay below 30 HU and
 above .94 at 25 mm between slices, below 75 HU and above .8 at 75 mm."""
+_TURNS: Final = 0.8
+"""Slices after next differ this many times as much as the next where two scans lie between each other: .1 to .6 then,
+and 1.4 to 1.8 in one scan."""
+_LEAST_SLICES: Final = 6
 _HISTOGRAM_SLICES: Final = 16
 
 
@@ -49,7 +53,7 @@ def check_hu(
     ------
     NotEvaluableError
         If the values are not HU of a trunk, or slices between others are blank, or some that do not fit those beside
-        them have another rescale.
+        them have another rescale, or slices are two scans by turns.
     """
     _require_hu(volume_hu, series_key)
     held = np.flatnonzero([image.min() < image.max() for image in volume_hu])
@@ -110,6 +114,7 @@ def _odd(
         return []
     coarse = np.stack([cv2.resize(volume_hu[z], (_GRID, _GRID), interpolation=cv2.INTER_AREA) for z in held])
     coarse = coarse.reshape(len(held), -1).astype(np.float64)
+    _require_one_scan(coarse, series_key)
     beside = np.concatenate([coarse[1:2], (coarse[:-2] + coarse[2:]) / 2, coarse[-2:-1]])
     offset = np.abs((coarse - beside).mean(axis=1))
     offset[[0, -1]] /= 2  # of the first and the last there is one neighbour, so their difference is not halved
@@ -128,6 +133,19 @@ def _odd(
             qc_flags=("odd_slices",),
         )
     return ["odd_slices"]
+
+
+def _require_one_scan(coarse: NDArray[np.float64], series_key: str) -> None:
+    """Refuse slices (Z, pixel) that are more like those after next than like the next, as two scans in turn are."""
+    if len(coarse) < _LEAST_SLICES:
+        return
+    next_hu, after_next_hu = (float(np.median(np.abs(coarse[n:] - coarse[:-n]).mean(axis=1))) for n in (1, 2))
+    if after_next_hu < _TURNS * next_hu:
+        raise NotEvaluableError(
+            f"series {series_key}: slices differ by {next_hu:.0f} HU from the next, and by {after_next_hu:.0f} HU from"
+            " those after it: two scans of one place that lie between each other (breathing in and out?)",
+            qc_flags=("interleaved_scans",),
+        )
 
 
 def _is_shifted(volume_hu: NDArray[np.int16]) -> bool:

@@ -74,6 +74,7 @@ FLAGS: Final = {
     "blank_slices": "slices hold one value throughout; between others: not evaluable, at an end: lung may be missing",
     "repeated_slices": "neighbouring slices have equal pixels: the same image at several positions",
     "odd_slices": "slices do not fit those beside them (damaged, another image); not evaluable if rescaled otherwise",
+    "interleaved_scans": "slices look like two scans by turns (breathing in and out, two patients); not evaluable",
     "hu_shifted": "neither fat nor muscle has its HU: the rescale may be wrong, and percents with it",
     "hu_implausible": "too few voxels like air or like soft tissue: the values are not Hounsfield units; not evaluable",
 }
