@@ -256,6 +256,23 @@ def test_an_empty_file_is_a_lost_slice_only_if_named_like_one(tmp_path: Path, na
     assert (found.reason, found.unreadable) == ("empty file", lost)
 
 
+def test_a_file_that_vanishes_before_its_pixels_are_compared_is_told_of(tmp_path: Path) -> None:
+    paths = write_series(tmp_path)
+    other = pydicom.dcmread(paths[2])
+    other.PixelData = bytes(reversed(other.PixelData))
+    other.save_as(tmp_path / "zz.dcm")
+    assert only_series(tmp_path).reason == "different pixels at the same position (1 of 5 slices)"
+
+    def report(_number: int, _total: int, title: str) -> None:
+        if title.startswith("series:"):
+            (tmp_path / "zz.dcm").unlink(missing_ok=True)
+
+    found = scan_cohort(tmp_path, report)
+    assert found.num_unreadable == 1
+    assert [(file.path, "cannot be read any more" in file.reason) for file in found.copies] == [("zz.dcm", True)]
+    assert "files_unreadable" in found.series[0].qc_flags
+
+
 @pytest.mark.parametrize("declared", ["ISO_IR 100", "ISO_IR 192", None])
 @pytest.mark.parametrize("written", ["utf-8", "latin-1"])
 def test_patients_whose_ids_do_not_fit_their_character_set_stay_apart(

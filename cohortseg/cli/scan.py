@@ -102,13 +102,11 @@ def scan(
     for title, path in (("manifest", output), ("files", files)):
         if path is not None:
             say(f"{title}: {path}")
-    num_unreadable = sum(file.unreadable for file in found.skipped)
-    if num_unreadable:
-        say(f"{num_unreadable} files or folders of the cohort could not be read: --files FILE names them")
-    num_archives = sum(file.archive for file in found.skipped)
-    if num_archives:
-        say(archives_message(num_archives))
-    if num_unreadable or not selected:
+    if found.num_unreadable:
+        say(f"{found.num_unreadable} files or folders of the cohort could not be read: --files FILE names them")
+    if found.num_archives:
+        say(archives_message(found.num_archives))
+    if found.num_unreadable or not selected:
         raise typer.Exit(3)
 
 

@@ -25,6 +25,7 @@ _PLACE_MM: Final = 0.01
 _SPACING_MM: Final = 1e-4
 _DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
 _UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
+_UNREAD: Final = "at the place of a slice that is there whole; it cannot be read any more: not compared"
 
 
 class Copy(NamedTuple):
@@ -68,8 +69,8 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         seen: dict[str, str] = {}
         for path, content in contents.items():
             if first_whole is not None and not content.whole:
-                reason = _UNDECODED if content.undecoded else _DAMAGED
-                dropped.append(Copy(SkippedFile(path, reason), first_whole))
+                reason = _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
+                dropped.append(Copy(SkippedFile(path, reason, unreadable=content.unread), first_whole))
             elif content.digest in seen:
                 reason = "copy of a slice of its series, with the same pixels"
                 dropped.append(Copy(SkippedFile(path, reason), seen[content.digest]))
@@ -138,6 +139,8 @@ class _Content(NamedTuple):
     """Whether it holds as many pixels as its header says."""
     undecoded: bool = False
     """Whether no decoder reads them."""
+    unread: bool = False
+    """Whether the file has gone, or cannot be opened, since its header was read."""
 
 
 def _content(path: Path, *, decode: bool) -> _Content:
@@ -155,7 +158,7 @@ def _content(path: Path, *, decode: bool) -> _Content:
     try:
         return _Content(hashlib.sha256(path.read_bytes()).hexdigest(), whole=False, undecoded=undecoded)
     except OSError:
-        return _Content(f"unreadable {path}", whole=False)  # never equal to another: nothing is dropped unseen
+        return _Content(f"unreadable {path}", whole=False, unread=True)
 
 
 def _pixel_bytes(dataset: Dataset, *, decode: bool) -> bytes:

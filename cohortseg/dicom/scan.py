@@ -49,6 +49,16 @@ class CohortScan:
     copies: tuple[SkippedFile, ...]
     """Every file dropped because it repeats a slice of its series, and why, by path."""
 
+    @property
+    def num_unreadable(self) -> int:
+        """Files and folders that could not be read, and may have held slices."""
+        return sum(file.unreadable for file in (*self.skipped, *self.copies))
+
+    @property
+    def num_archives(self) -> int:
+        """Archives that were not looked into."""
+        return sum(file.archive for file in self.skipped)
+
 
 def file_rows(scan: CohortScan) -> Iterator[dict[str, str | None]]:
     """Yield the rows of the files table: where each file went, by path.
@@ -130,6 +140,7 @@ def scan_cohort(
             report(number, len(by_series), "series: order of slices, and copies by their pixels")
             kept, dropped = drop_copies(root, headers)
             copies += [copy.file for copy in dropped]
+            unreadable |= {posixpath.dirname(copy.file.path) for copy in dropped if copy.file.unreadable}
             series += _describe(kept, [copy.of for copy in dropped], config.repair, persons, unreadable)
         report(len(by_series), len(by_series), "series")
     series.sort(
