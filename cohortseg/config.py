@@ -324,6 +324,12 @@ class InferConfig(ScanConfig):
         _check(self.auto_ray_series >= 1, "auto_ray_series must be at least 1", self.auto_ray_series)
 
 
+OF_THE_WORK: Final = frozenset(
+    {"engine", "workers", "batch_size", "resume", "retry_failed", "max_attempts", "auto_ray_series"}
+)
+"""Settings of `InferConfig` that say how series are done, and nothing of what comes out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """The synthetic cohort."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from cohortseg.config import InferConfig
+from cohortseg.config import OF_THE_WORK, InferConfig
 from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.selection import select_next
 from cohortseg.dicom.series import SeriesRecord
@@ -43,8 +43,6 @@ from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import read_table, write_table
 from cohortseg.weights import LoadedModel, load_model
 
-_OF_THE_WORK: Final = ("engine", "workers", "batch_size", "resume", "retry_failed", "max_attempts", "auto_ray_series")
-"""Settings that say how series are done, and nothing of what comes out."""
 _log: Final = logging.getLogger(__name__)
 
 
@@ -293,7 +291,7 @@ def _tells_of(out: Path, summary: InferSummary, config: InferConfig) -> bool:
     document = read_run_json(out)
     now: list[Any] = json.loads(json.dumps([asdict(config), _series_counts(summary)]))
     try:
-        told = [document["config"] | {name: now[0][name] for name in _OF_THE_WORK}]
+        told = [document["config"] | {name: now[0][name] for name in OF_THE_WORK}]
         told.append({name: document["counts"][name] for name in now[1]})
     except (KeyError, TypeError):
         return False

@@ -1,25 +1,42 @@
 """What a run is, and one series of it, from its files to its marker. A bad series is a row with a reason."""
 
+import hashlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import uuid4
 
 from cohortseg import __version__
-from cohortseg.config import InferConfig
+from cohortseg.config import OF_THE_WORK, InferConfig, ScanConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, NotEvaluableError, StoreError
 from cohortseg.identity import without_path
 from cohortseg.infer.commit import SeriesResult, begin_attempt, commit, count_attempts, is_done, result_token, suspects
 from cohortseg.infer.segmenter import MEASURES, record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.weights import LoadedModel
+
+_OF_THE_RESULT: Final = sorted(
+    {item.name for item in fields(InferConfig)} - {item.name for item in fields(ScanConfig)} - OF_THE_WORK
+)
+"""Settings that say what comes out of a series; what `ScanConfig` says of it is in its record."""
+
+
+@lru_cache(maxsize=1)
+def package_sha256() -> str:
+    """Return the SHA-256 over the sources of cohortseg that run here."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +51,27 @@ class Job:
     config: InferConfig
     run_id: str = field(default_factory=lambda: uuid4().hex)
     """Tells the attempts of this run from those of earlier ones."""
+    package_sha256: str = field(default_factory=package_sha256)
+    """Of the cohortseg that the run was started with."""
+
+    def require_same_package(self) -> None:
+        """Refuse to work for a run of another cohortseg: its results would be of two methods, or not be found.
+
+        Raises
+        ------
+        ConfigError
+            If the sources here are others than those that the run was started with.
+        """
+        if getattr(self, "package_sha256", None) != package_sha256():  # an older cohortseg's job says nothing
+            raise ConfigError(
+                f"this node has another cohortseg ({__version__}) than the run was started with; install the same on "
+                "every node, restart the cluster and run the same command again"
+            )
 
     def token(self, record: SeriesRecord) -> str:
         """Return the hash of all that the result of a series depends on."""
         settings = {
-            "flips": self.config.flips,
-            "overlays": self.config.overlays,
+            **{name: getattr(self.config, name) for name in _OF_THE_RESULT},
             "version": __version__,
             "schema": [BURDEN.version, SLICES.version],
             "lungs": LUNG_METHOD,

@@ -155,6 +155,7 @@ class _Worker:
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(int(_WORKER_CPUS))
+        job.require_same_package()
         self._job = job
         self._model = load_job_model(job)
 

@@ -1,0 +1,55 @@
+"""What a result depends on: what tells a run that a series must be done anew, and a node that it is not of this run."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from phantoms import write_series
+from runs import only_series
+
+from cohortseg.config import OF_THE_WORK, InferConfig, ScanConfig
+from cohortseg.dicom.series import SeriesRecord
+from cohortseg.errors import ConfigError
+from cohortseg.infer import job as jobs
+from cohortseg.infer.job import Job, package_sha256
+from cohortseg.infer.run import _Worker
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> SeriesRecord:
+    write_series(tmp_path)
+    return only_series(tmp_path)
+
+
+def job(tmp_path: Path, **settings: object) -> Job:
+    config = InferConfig(**settings)  # type: ignore[arg-type]
+    return Job(root=tmp_path, out=tmp_path / "out", model_path=None, model_sha256="0" * 64, config=config)
+
+
+def test_settings_of_the_result_are_in_its_token_and_those_of_the_work_are_not(
+    tmp_path: Path, record: SeriesRecord
+) -> None:
+    token = job(tmp_path).token(record)
+    for changed in ({"flips": False}, {"overlays": False}):
+        assert job(tmp_path, **changed).token(record) != token
+    work = {"engine": "local", "workers": 2, "batch_size": 1, "resume": False, "retry_failed": True}
+    assert job(tmp_path, **work, max_attempts=1, auto_ray_series=2).token(record) == token
+    assert job(tmp_path).token(replace(record, patient_id="other")) != token
+    assert {item.name for item in fields(InferConfig)} > OF_THE_WORK | {item.name for item in fields(ScanConfig)}
+
+
+@pytest.mark.parametrize("version", ["LUNG_METHOD", "MEASURES", "__version__"])
+def test_another_method_is_another_token(
+    tmp_path: Path, record: SeriesRecord, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    token = job(tmp_path).token(record)
+    monkeypatch.setattr(jobs, version, "another")
+    assert job(tmp_path).token(record) != token
+
+
+def test_a_node_with_another_cohortseg_does_no_work(tmp_path: Path) -> None:
+    mine = job(tmp_path)
+    assert mine.package_sha256 == package_sha256()
+    mine.require_same_package()
+    with pytest.raises(ConfigError, match="this node has another cohortseg"):
+        _Worker(replace(mine, package_sha256="0" * 64))
