@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from cohortseg import __version__
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
@@ -31,6 +32,8 @@ class DataOptions:
     """How 8-bit images of the user's own lie; not said: upright."""
     holdout: bool | None = None
     """Whether the validation images of COVID-SemiSeg are kept out; not said: they are."""
+    version: str | None = None
+    """Of the cohortseg that began the run; a user does not say it."""
 
 
 @contextmanager
@@ -69,7 +72,7 @@ def begin_run(run: Path, config: TrainConfig, options: DataOptions | None = None
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{run}: cannot be made: {error}") from error
-    _write_json(run / _DATA_OPTIONS, options or DataOptions())
+    _write_json(run / _DATA_OPTIONS, replace(options or DataOptions(), version=__version__))
     _write_json(run / SETTINGS, config)
 
 
@@ -88,12 +91,17 @@ def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = Non
     Raises
     ------
     ConfigError
-        If the folder holds no run, or one with other settings or data.
+        If the folder holds no run, or one with other settings or data, or one of another version of cohortseg.
     StoreError
         If it cannot be written.
     """
     sources, options = run / _DATA_OPTIONS, options or DataOptions()
     before = check_resumable(run, config, options)
+    if before.version not in (None, __version__):
+        raise ConfigError(
+            f"{run}: was begun by cohortseg {before.version}, this is {__version__}, which may train otherwise; go on "
+            "with that version, or use a new run folder"
+        )
     if not sources.is_file():  # a run that an earlier version began
         _write_json(sources, before)
     _write_json(run / SETTINGS, config)  # what may differ holds from now on

@@ -17,6 +17,7 @@ import torch
 from training_data import lesion_slice, write_covid_semiseg
 from typer.testing import CliRunner
 
+from cohortseg import __version__
 from cohortseg.cli import app
 from cohortseg.config import PRESETS, Preset, TrainConfig, config_from_mapping, preset_config
 from cohortseg.errors import ConfigError, StoreError
@@ -320,7 +321,7 @@ def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
     result = CliRunner().invoke(app, ["train", "--data", str(other), "-o", str(tmp_path / "run"), "--resume"])
     assert result.exit_code == 2
     assert "cannot resume on other data: data was" in " ".join(result.stderr.split())
-    assert reopen_run(tmp_path / "run", TrainConfig(), DataOptions()) == began
+    assert replace(reopen_run(tmp_path / "run", TrainConfig(), DataOptions()), version=None) == began
     for said in ("--holdout", "--orientation=transposed"):
         result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume", said])
         assert result.exit_code == 2, said
@@ -329,6 +330,15 @@ def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
     (tmp_path / "run" / "data-options.json").unlink()  # as an earlier version left it
     for _ in range(2):
         assert reopen_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(other))).data == str(other)
+
+
+def test_a_run_of_another_version_is_not_gone_on_with(tmp_path):
+    begin_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(write_covid_semiseg(tmp_path / "COVID-SemiSeg"))))
+    options = tmp_path / "run" / "data-options.json"
+    options.write_text(options.read_text().replace(__version__, "0.0.9"))
+    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume"])
+    assert result.exit_code == 2
+    assert "was begun by cohortseg 0.0.9" in " ".join(result.stderr.split())
 
 
 def test_the_command_offers_every_recipe():
