@@ -15,14 +15,15 @@ from PIL import Image
 from training_data import prepared
 
 from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig
-from cohortseg.datasets.batches import Batches
+from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError, ModelError
+from cohortseg.losses import softened_truth
 from cohortseg.train import loop
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
-from cohortseg.train.phases import Workers, adversarial_step
+from cohortseg.train.phases import Workers, adversarial_step, supervised_step
 from cohortseg.train.pictures import draw_labeled, draw_unlabeled
 from cohortseg.train.state import TrainState, check_same_settings, newest_whole
 from cohortseg.weights import load_model
@@ -237,6 +238,63 @@ def test_each_switch_changes_what_is_learned(tmp_path, switch):
 def _model(run: Path, config: TrainConfig) -> Path:
     train(config, run)
     return run / MODEL
+
+
+WEIGHTED = replace(QUICK, dice_weight=0.7, opacity_dice_weight=0.3, vq_weight=0.9, proportion_weight=0.4)
+
+
+def drawn() -> Batch:
+    return Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, mixed=False, rank=0, world=1).draw(
+        0, 2, 2
+    )
+
+
+def test_phase_1_minimises_the_weighted_sum_of_its_losses():
+    state = loop.build_state(WEIGHTED, torch.device("cpu"))
+    losses = supervised_step(state, alone(state), drawn())
+    expected = (
+        losses["ce"]
+        + 0.4 * losses["proportion"]
+        + 0.7 * losses["dice"]
+        + 0.3 * losses["opacity_dice"]
+        + 0.9 * losses["vq"]
+    )
+    assert losses["total"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_phase_2_minimises_the_weighted_sum_of_its_losses(taught):
+    """What S teaches itself counts once the discriminator has had its first iterations."""
+    state = loop.build_state(WEIGHTED, torch.device("cpu"))
+    state.phase, state.phase_start = 2, 6
+    state.iteration = 6 + taught * WEIGHTED.warmup_iterations
+    losses = adversarial_step(state, alone(state), drawn())
+    expected = (
+        losses["ce"]
+        + 0.4 * (losses["proportion"] + taught * losses["proportion_unlabeled"])
+        + 0.7 * losses["dice"]
+        + 0.3 * losses["opacity_dice"]
+        + 0.9 * losses["vq"]
+        + 0.01 * losses["adversarial"]
+        + taught * 0.1 * losses["semi"]
+    )
+    assert losses["total"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_discriminator_learns_predictions_from_truth():
+    state = loop.build_state(replace(WEIGHTED, bf16=False), torch.device("cpu"))
+    batch = drawn()
+    with torch.no_grad():
+        prob = state.segmenter(torch.cat([batch.labeled, batch.unlabeled])).logits[:2].softmax(dim=1)
+        truth = softened_truth(batch.labels, prob, WEIGHTED.truth_confidence)
+        logits = state.discriminator(torch.cat([prob, truth]))
+    expected = (-torch.log(1 - logits[:2].sigmoid())).mean() + (-torch.log(logits[2:].sigmoid())).mean()
+    assert adversarial_step(state, alone(state), batch)["discriminator"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_loss_that_does_not_count_is_not_shown_as_0():
+    state = loop.build_state(replace(QUICK, model=replace(SMALL, vq_branch=False)), torch.device("cpu"))
+    assert not {"dice", "opacity_dice", "vq"} & set(supervised_step(state, alone(state), drawn()))
 
 
 def test_a_teacher_gives_the_pseudo_labels():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cohortseg.config import TrainConfig
 from cohortseg.datasets.batches import Batch
 from cohortseg.losses import (
     IGNORE,
@@ -54,18 +55,11 @@ def supervised_step(state: TrainState, workers: Workers, batch: Batch) -> Losses
     The paper calls L_comp the only objective of this phase and gives the VQ-VAE loss no weight anywhere; a branch that
     is to reconstruct must be trained, so its loss is added from the start.
     """
-    config = state.config
     with torch.autocast(workers.device.type, torch.bfloat16, enabled=workers.bf16):
         output: SegmenterOutput = workers.segmenter(batch.labeled)
     losses = _labeled_losses(state, output.logits, batch.labels)
     losses |= _vq_losses(state, output, batch.labeled)
-    total = (
-        losses["ce"]
-        + config.proportion_weight * losses["proportion"]
-        + config.dice_weight * losses["dice"]
-        + config.opacity_dice_weight * losses["opacity_dice"]
-        + config.vq_weight * losses["vq"]
-    )
+    total = _total(state.config, losses)
     _step(state.segmenter_optimizer, total)
     _count_codes(state, workers, output)
     _revive_codes(state, workers, output)
@@ -94,16 +88,7 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
     losses |= _vq_losses(state, output, images)
     losses["adversarial"] = adversarial_loss(confidence)
     losses |= _unlabeled_losses(workers, unlabeled_logits, pseudo)
-    self_taught = float(state.iteration - state.phase_start >= config.warmup_iterations)
-    total = (
-        losses["ce"]
-        + config.proportion_weight * (losses["proportion"] + self_taught * losses["proportion_unlabeled"])
-        + config.dice_weight * losses["dice"]
-        + config.opacity_dice_weight * losses["opacity_dice"]
-        + config.vq_weight * losses["vq"]
-        + config.adversarial_weight * losses["adversarial"]
-        + self_taught * config.semi_weight * losses["semi"]
-    )
+    total = _total(config, losses, self_taught=state.iteration - state.phase_start >= config.warmup_iterations)
     _step(state.segmenter_optimizer, total)
     _count_codes(state, workers, output)
 
@@ -118,11 +103,28 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
     return _detached({"total": total, **losses})
 
 
+def _total(config: TrainConfig, losses: Losses, *, self_taught: bool = False) -> torch.Tensor:
+    """Return what S minimises: each loss there is by its weight; what it teaches itself may not count yet."""
+    weights = {
+        "ce": 1.0,
+        "proportion": config.proportion_weight,
+        "dice": config.dice_weight,
+        "opacity_dice": config.opacity_dice_weight,
+        "vq": config.vq_weight,
+        "adversarial": config.adversarial_weight,
+        "semi": self_taught * config.semi_weight,
+        "proportion_unlabeled": self_taught * config.proportion_weight,
+    }
+    return torch.stack([weight * losses[name] for name, weight in weights.items() if name in losses]).sum()
+
+
 def _labeled_losses(state: TrainState, logits: torch.Tensor, labels: torch.Tensor) -> Losses:
+    """Return the losses on labelled slices; those of Dice only where they count, since they are none of the paper's."""
     losses = {"ce": cross_entropy(logits, labels), "proportion": proportion_loss(logits, labels)}
-    none = losses["ce"].new_zeros(())
-    losses["dice"] = soft_dice_loss(logits, labels) if state.config.dice_weight else none
-    losses["opacity_dice"] = opacity_dice_loss(logits, labels) if state.config.opacity_dice_weight else none
+    if state.config.dice_weight:
+        losses["dice"] = soft_dice_loss(logits, labels)
+    if state.config.opacity_dice_weight:
+        losses["opacity_dice"] = opacity_dice_loss(logits, labels)
     return losses
 
 
@@ -152,7 +154,7 @@ def _unlabeled_losses(workers: Workers, logits: torch.Tensor, pseudo: torch.Tens
 
 def _vq_losses(state: TrainState, output: SegmenterOutput, images: torch.Tensor) -> Losses:
     if output.reconstruction is None:
-        return {"vq": images.new_zeros(())}
+        return {}
     codebook = torch.stack([level.codebook_loss for level in output.levels]).sum()
     commitment = torch.stack([level.commitment_loss for level in output.levels]).sum()
     return {"vq": vq_loss(images, output.reconstruction, codebook, commitment, state.config.commitment)}

@@ -179,7 +179,7 @@ def _line(row: dict[str, Any]) -> str:
     """Return phase, losses and speed of a line of the history in a few words."""
     names: dict[str, Callable[[float], str]] = {
         "ce": "ce {:.3f}".format,
-        "dice": "dice {:.3f}".format,
+        "dice": "dice loss {:.3f}".format,
         "semi": "semi {:.3f}".format,
         "discriminator": "D {:.2f}".format,
         "trusted": "trusted {:.0%}".format,
