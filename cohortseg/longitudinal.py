@@ -4,7 +4,8 @@ Rules. The baseline of a patient is the earliest study date among the chosen ser
 them stands for the date, the first in the order ok before not ok, a plausible lung volume before an implausible one,
 all of the lungs (at least 80 % of the most lung found that day) before part of them, most slices with lung (where none
 was looked for: most slices), smallest slice spacing, series UID. Percents of single slices are of area: where a patient
-has volumes at any date, single slices have no part in changes, baseline, last and peak. A series without a study date
+has volumes at any date, single slices have no part in changes, baseline, last and peak; nor have parts of the lungs, as
+an abdomen shows them, where a patient has whole ones. A series without a study date
 is kept as a row of its own (one a study), with null in every column that counts days and in every change. Series
 without a patient identifier are never put together into one patient: each study counts as one, and where no study is
 named either, each series.
@@ -19,6 +20,16 @@ _UNDATED: Final = "__undated"
 _EVALUABLE: Final = "__evaluable"
 _WHOLE_SHARE: Final = 0.8
 """A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
+_LESS_SHARE: Final = 0.65
+"""Severe disease and breathing out leave more than this part of a patient's lung volume, mostly."""
+PART_OF_LUNGS: Final = frozenset({"lung_volume_implausible", "lung_cut_at_end_slice"})
+"""Flags of a series that shows a part of the lungs only, when it has both: the lung bases above an abdomen."""
+LESS_LUNG: Final = "less_lung_than_other_dates"
+TIMELINE_FLAGS: Final = {
+    LESS_LUNG: f"less than {100 * _LESS_SHARE:.0f} % of the lung volume of another date of the patient: part of it was "
+    "not scanned, or it was breathed out; look before you compare",
+}
+"""Flags that timeline and patients tables add."""
 _TIMELINE_COLUMNS: Final = (
     *("patient_id", "study_date", "days_since_baseline", "timepoint", "days_since_onset"),
     *("series_instance_uid", "series_key", "n_series", "status", "qc_flags"),
@@ -137,6 +148,7 @@ def _timeline(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFra
         .unique(subset=keys, keep="first", maintain_order=True)
         .sort(_PERSON, "study_date", _UNDATED, nulls_last=True)
         .with_columns(_evaluable().alias(_EVALUABLE))
+        .with_columns(_flags_over_time().alias("qc_flags"))
     )
     changes = [
         (pl.col(value) - pl.col(value).filter(_EVALUABLE).first().over(_PERSON)).alias(delta)
@@ -162,10 +174,23 @@ def _text(name: str) -> pl.Expr:
 
 
 def _evaluable() -> pl.Expr:
-    """Rows of a known date at which burden was measured: by volume, or by area where a patient has no volume at all."""
+    """Rows of a known date at which burden was measured: the best of what a patient has at any date.
+
+    That is whole lungs, else parts of them, else an area.
+    """
     measured = (pl.col("status") == "ok") & pl.col("po_pct").is_not_null() & pl.col("study_date").is_not_null()
     by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
-    return (measured & (by_volume | ~by_volume.any().over(_PERSON))).fill_null(value=False)
+    part = pl.all_horizontal(pl.col("qc_flags").list.contains(flag) for flag in sorted(PART_OF_LUNGS))
+    rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
+    return (rank == rank.max().over(_PERSON)).fill_null(value=False)
+
+
+def _flags_over_time() -> pl.Expr:
+    """Return the flags of a row, with those that other dates of the patient give it."""
+    most_ml = pl.col("lung_volume_ml").filter(_EVALUABLE).max().over(_PERSON)
+    less = pl.col(_EVALUABLE) & (pl.col("lung_volume_ml") < _LESS_SHARE * most_ml)
+    flags = pl.col("qc_flags")
+    return pl.when(less.fill_null(value=False)).then(flags.list.concat(pl.lit([LESS_LUNG]))).otherwise(flags)
 
 
 def _with_keys(burden: pl.DataFrame) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from cohortseg.identity import without_path
 from cohortseg.infer.commit import (
     begin_anew,
     claimed,
+    committed_flags,
     committed_keys,
     committed_slices,
     committed_status,
@@ -31,7 +32,7 @@ from cohortseg.infer.commit import (
 )
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
-from cohortseg.longitudinal import with_time
+from cohortseg.longitudinal import PART_OF_LUNGS, with_time
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import read_clinical, remove_clinical, save_clinical, saved_clinical
 from cohortseg.report.scan_tables import write_scan
@@ -258,7 +259,8 @@ def _make_ready(job: Job) -> None:
 def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
     """Return the scan with an alternative selected as well in studies of which nothing that was chosen was measured.
 
-    What a later run may measure, like a file that is missing now, keeps its place.
+    A part of the lungs at the end of an abdomen is not enough. What a later run may measure, like a file that is
+    missing now, keeps its place.
     """
     if not any(record.decision == "alternative" for record in scan.series):
         return scan
@@ -266,7 +268,10 @@ def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
         record.series_key
         for record in scan.series
         if record.decision == "selected"
-        and committed_status(job.out, record.series_key) != "ok"
+        and (
+            committed_status(job.out, record.series_key) != "ok"
+            or committed_flags(job.out, record.series_key) >= PART_OF_LUNGS
+        )
         and is_done(job.out, record.series_key, job.token(record))
     }
     return replace(scan, series=tuple(select_next(scan.series, unmeasured, job.config))) if unmeasured else scan

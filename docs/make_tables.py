@@ -6,6 +6,7 @@ from cohortseg.compare.tables import COMPARISON
 from cohortseg.dicom.series import FLAGS
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import LABELS
+from cohortseg.longitudinal import TIMELINE_FLAGS
 from cohortseg.lungs import LUNG_FLAGS
 from cohortseg.noise import NOISE_FLAGS
 from cohortseg.store.schemas import TABLES, TableSchema
@@ -20,14 +21,18 @@ Each Parquet file carries its schema version and provenance as JSON under the me
 ## Which series stands for a date
 
 A patient's baseline is the earliest study date among the chosen series. Where several series have one date, one of
-them stands for it in `timeline.parquet`: the first in the order status ok before any other, all of the lungs (at least
-80 % of the most lung found that day) before part of them, most slices with lung, smallest slice spacing, series UID. A
-series without a study date is a row of its own, with null in all columns that count days and in all changes; it counts
-as no time point. Series without a patient identifier are never put together: each study counts as one patient, and
-where no study is named either, each series. `delta_*` is the value minus that of the first evaluable date.
+them stands for it in `timeline.parquet`: the first in the order status ok before any other, a plausible lung volume
+before an implausible one, all of the lungs (at least 80 % of the most lung found that day) before part of them, most
+slices with lung (where none was looked for: most slices), smallest slice spacing, series UID. A series without a study
+date is a row of its own, with null in all columns that count days and in all changes; it counts as no time point.
+Series without a patient identifier are never put together: each study counts as one patient, and where no study is
+named either, each series. `delta_*` is the value minus that of the first evaluable date.
 
 A single slice has percents (of area), but no volumes and no zones; where a patient has volumes at another date, it has
-no part in `delta_*`, baseline, last and peak. A series without lung in view is `not_evaluable`.
+no part in `delta_*`, baseline, last and peak. Nor has a part of the lungs, as an abdomen shows it (flagged
+`lung_volume_implausible` and `lung_cut_at_end_slice`), where the patient has whole lungs at another date. A date with
+much less lung than another one is flagged `less_lung_than_other_dates`. A series without lung in view is
+`not_evaluable`.
 
 ## Masks
 
@@ -46,7 +51,8 @@ def tables_markdown() -> str:
     labels = ", ".join(f"{label.value} {label.title.lower()}" for label in LABELS)
     parts = [_INTRO.format(labels=labels)]
     parts += [_table(schema) for schema in (*TABLES, IMAGES, METRICS, COMPARISON)]
-    lines = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in {**FLAGS, **LUNG_FLAGS, **NOISE_FLAGS}.items())
+    flags = {**FLAGS, **LUNG_FLAGS, **NOISE_FLAGS, **TIMELINE_FLAGS}
+    lines = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in flags.items())
     parts.append(f"## Flags in `qc_flags`\n\n| flag | meaning |\n|---|---|\n{lines}\n")
     return "\n".join(parts)
 

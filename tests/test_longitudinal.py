@@ -103,6 +103,53 @@ def test_an_implausible_lung_does_not_stand_for_the_date() -> None:
     assert timeline_table(burden(air))["series_instance_uid"].to_list() == ["air"]
 
 
+PART = ["lung_cut_at_end_slice", "lung_volume_implausible"]
+
+
+def test_the_lung_bases_above_an_abdomen_are_no_part_of_changes_and_peak() -> None:
+    chest = series("A", 1, "chest", 8.0, lung_volume_ml=5000.0)
+    abdomen = series("A", 9, "abdomen", 40.0, lung_volume_ml=400.0, qc_flags=PART)
+    frame = burden(chest, abdomen)
+    assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, None]
+    (patient,) = patients_table(frame).to_dicts()
+    assert (patient["n_timepoints"], patient["n_evaluable"], patient["peak_po_pct"]) == (2, 1, 8.0)
+    (alone,) = patients_table(burden(abdomen)).to_dicts()
+    assert (alone["n_evaluable"], alone["peak_po_pct"]) == (1, 40.0)
+    child = abdomen | {"qc_flags": ["lung_volume_implausible"]}
+    assert patients_table(burden(chest, child))["n_evaluable"].to_list() == [2]
+
+
+def test_a_date_with_much_less_lung_is_flagged() -> None:
+    volumes = {1: 4000.0, 5: 2500.0, 9: 2700.0}
+    rows = [series("A", day, str(day), 5.0, lung_volume_ml=ml, qc_flags=["monochrome1"]) for day, ml in volumes.items()]
+    flags = timeline_table(burden(*rows))["qc_flags"].to_list()
+    assert flags == [["monochrome1"], ["monochrome1", "less_lung_than_other_dates"], ["monochrome1"]]
+    (patient,) = patients_table(burden(*rows)).to_dicts()
+    assert patient["qc_flags"] == ["less_lung_than_other_dates", "monochrome1"]
+
+
+def test_four_fifths_of_the_lung_are_all_of_it() -> None:
+    most = series("A", 1, "most", 5.0, n_lung_slices=50, lung_volume_ml=4000.0)
+    for share, winner in ((0.79, "most"), (0.81, "fine")):
+        fine = series("A", 1, "fine", 6.0, n_lung_slices=200, lung_volume_ml=share * 4000.0)
+        assert timeline_table(burden(most, fine))["series_instance_uid"].to_list() == [winner]
+    unknown = series("A", 1, "unknown", 6.0, n_lung_slices=200)
+    assert timeline_table(burden(most, unknown))["series_instance_uid"].to_list() == ["most"]
+
+
+def test_the_peak_is_the_earliest_of_equals_and_one_date_has_no_change() -> None:
+    rows = [series("A", day, str(day), po) for day, po in ((1, 2.0), (4, 9.0), (8, 9.0))]
+    assert patients_table(burden(*rows))["days_to_peak"].to_list() == [3]
+    (patient,) = patients_table(burden(rows[0])).to_dicts()
+    assert (patient["delta_po_pct"], patient["delta_opacity_volume_ml"]) == (None, None)
+
+
+def test_what_failed_is_not_evaluable_whatever_else_its_row_says() -> None:
+    failed = series("A", 4, "b", 9.0, status="failed")
+    (patient,) = patients_table(burden(series("A", 1, "a", 2.0), failed)).to_dicts()
+    assert (patient["n_evaluable"], patient["peak_po_pct"]) == (1, 2.0)
+
+
 def test_a_patient_has_the_dates_and_flags_of_what_was_measured() -> None:
     frame = burden(
         series("A", 1, "a"),

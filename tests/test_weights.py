@@ -13,6 +13,7 @@ from cohortseg.errors import ModelError
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.weights import ModelCard, default_model_path, load_model, save_model
+from cohortseg.weights.model_file import model_file_bytes
 
 SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8)
 CARD = ModelCard(
@@ -78,6 +79,14 @@ def test_a_truncated_file_is_refused(model_file, keep):
         load_model(model_file)
 
 
+def test_one_changed_weight_is_noticed(model_file):
+    damaged = bytearray(model_file.read_bytes())
+    damaged[-1000] ^= 1
+    model_file.write_bytes(damaged)
+    with pytest.raises(ModelError, match=r"model\.safetensors: damaged"):
+        load_model(model_file)
+
+
 def test_a_pickle_is_refused_and_never_run(tmp_path):
     path = tmp_path / "evil.safetensors"
     torch.save({"state": torch.zeros(3)}, path)
@@ -94,24 +103,21 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
 
 def test_weights_that_do_not_fit_or_are_not_finite_are_refused(model_file):
     tensors = load_file(model_file)
-    header = {"format": 1} | json.loads(json.dumps(_header(model_file)))
+    header = _header(model_file)
     name = next(key for key in tensors if key.startswith("segmenter.head"))
-    save_file(
-        {**tensors, name: torch.full_like(tensors[name], float("nan"))}, model_file, {"cohortseg": json.dumps(header)}
-    )
+    spoilt = {**tensors, name: torch.full_like(tensors[name], float("nan"))}
+    model_file.write_bytes(model_file_bytes(header, spoilt))
     with pytest.raises(ModelError, match="finite"):
         load_model(model_file)
-    save_file(
-        {key: value for key, value in tensors.items() if key != name}, model_file, {"cohortseg": json.dumps(header)}
-    )
+    model_file.write_bytes(model_file_bytes(header, {key: value for key, value in tensors.items() if key != name}))
     with pytest.raises(ModelError, match="do not fit"):
         load_model(model_file)
 
 
 def test_settings_out_of_range_are_refused(model_file):
-    header = {"format": 1} | _header(model_file)
+    header = _header(model_file)
     header["canonical"]["size"] = 63
-    save_file(load_file(model_file), model_file, {"cohortseg": json.dumps(header)})
+    model_file.write_bytes(model_file_bytes(header, load_file(model_file)))
     with pytest.raises(ModelError, match="multiple of 32"):
         load_model(model_file)
 
@@ -144,7 +150,8 @@ def test_a_header_that_describes_no_model_is_refused(model_file, change):
     for name, value in change.items():
         nested = isinstance(value, dict) and isinstance(header.get(name), dict)
         header[name] = {**header[name], **value} if nested else value
-    save_file(load_file(model_file), model_file, metadata={"cohortseg": json.dumps(header)})
+    del header["format"]
+    model_file.write_bytes(model_file_bytes(header, load_file(model_file)))
     with pytest.raises(ModelError, match=r"model\.safetensors: the header does not describe a model"):
         load_model(model_file)
 

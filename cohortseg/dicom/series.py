@@ -22,6 +22,7 @@ from cohortseg.dicom.geometry import (
     stack_slices,
 )
 from cohortseg.dicom.headers import Header, common, common_spacing
+from cohortseg.dicom.names import names_other_parts
 from cohortseg.dicom.rules import (
     REFORMAT_WORDS,
     content_problem,
@@ -65,7 +66,8 @@ FLAGS: Final = {
     "gantry_tilt": "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
     "conflicting_slices": "different pixels at the same position; skipped",
     CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs",
-    ANOTHER_FAILED: "the series preferred to it in its study could not be measured: this one was in its place",
+    ANOTHER_FAILED: "the series preferred to it in its study could not be measured, or holds part of the lungs only",
+    "other_body_part": "BodyPartExamined or SeriesDescription name other parts of the body, and not the chest",
     "resampled": "slices were interpolated to one spacing (--repair resample): volumes are estimates",
     "untilted": "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",
     UNDECLARED_PADDING: "the corners of all slices hold one value that is no air and no declared padding: taken as air",
@@ -280,6 +282,7 @@ def _flags(
         "thick_slices": selected and max(thickness, spacing) > THICK_MM,
         "sparse_slices": selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
         "coarse_pixels": selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,
+        "other_body_part": selected and names_other_parts(record.body_part, record.series_description),
         "maybe_projection": selected and any(names_projection(header) for header in headers),
         "rotated_in_plane": selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
         "transfer_syntax_missing": any(header.transfer_syntax_uid is None for header in headers),

@@ -231,6 +231,17 @@ def _sizes(out: Path, series_key: str) -> dict[str, int]:
     return {path.relative_to(out).as_posix(): path.stat().st_size for path in files if path.is_file()}
 
 
+def committed_flags(out: Path, series_key: str) -> frozenset[str]:
+    """Return the flags of a committed series.
+
+    Raises
+    ------
+    StoreError
+        If there is no marker.
+    """
+    return frozenset(_required_marker(out, series_key)["burden"]["qc_flags"])
+
+
 def committed_status(out: Path, series_key: str) -> str:
     """Return the status of a committed series.
 

@@ -20,8 +20,9 @@ from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.segmenter import Segmenter, SegmenterOutput
 from cohortseg.store.files import write_file
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _HEADER_KEY: Final = "cohortseg"
+_DIGEST_KEY: Final = "cohortseg_sha256"
 _DEFAULT_NAME: Final = "default.safetensors"
 
 
@@ -140,8 +141,23 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
     """
     check_finite(segmenter, discriminator)
     tensors = {name: _half(value) for name, value in _tensors(segmenter, discriminator)}
-    header = json.dumps({"format": _FORMAT, **asdict(card)}, sort_keys=True)
-    write_file(path, save(tensors, {_HEADER_KEY: header}))
+    write_file(path, model_file_bytes(asdict(card), tensors))
+
+
+def model_file_bytes(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return a model file: what its header says (`ModelCard`), weights by name, and the hash of both."""
+    header = json.dumps({"format": _FORMAT, **card}, sort_keys=True)
+    return save(dict(tensors), {_HEADER_KEY: header, _DIGEST_KEY: _digest(header, tensors)})
+
+
+def _digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over all that a model file says."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def check_finite(segmenter: Segmenter, discriminator: Discriminator) -> None:
@@ -189,7 +205,7 @@ def load_model(
     Raises
     ------
     ModelError
-        If the file is missing, damaged, or not one of cohortseg's.
+        If the file is missing, damaged (by the hash in its header), or not one of cohortseg's.
     """
     path = Path(path or default_model_path())
     card, tensors = _read(path)
@@ -225,12 +241,15 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
         raise ModelError(f"{path}: no such model file; train one with 'cohortseg train', or leave --model out")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "null"))
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get(_HEADER_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
     if not isinstance(header, dict) or header.pop("format", None) != _FORMAT:
         raise ModelError(f"{path}: not a model file of this version of cohortseg (its header lacks format {_FORMAT})")
+    if metadata.get(_DIGEST_KEY) != _digest(metadata[_HEADER_KEY], tensors):
+        raise ModelError(f"{path}: damaged: it does not hold what was written (by its SHA-256); get or train it again")
     try:
         header["model"] = config_from_mapping(ModelConfig, header["model"])
         header["canonical"] = config_from_mapping(CanonicalConfig, header["canonical"])
