@@ -276,6 +276,11 @@ def test_slices_that_each_have_a_series_uid_are_flagged(tmp_path: Path) -> None:
     records = scan_cohort(tmp_path).series
     (selected,) = [record for record in records if record.decision == "selected"]
     assert "slices_apart" in selected.qc_flags
+    for z in range(3):
+        apart = {"StudyInstanceUID": f"1.2.{z}"}
+        write_series(tmp_path / str(z), shape=(1, 32, 24), origin=(0, 0, 5.0 * z), series=str(z), attributes=apart)
+    records = scan_cohort(tmp_path).series
+    assert ["slices_apart" in record.qc_flags for record in records if record.decision == "selected"] == [True] * 3
     shutil.rmtree(tmp_path / "2")
     assert not any("slices_apart" in record.qc_flags for record in scan_cohort(tmp_path).series)
 

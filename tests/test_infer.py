@@ -387,7 +387,7 @@ def test_an_alternative_is_measured_where_the_preferred_series_of_a_study_shows_
     def abdomen(shape: tuple[int, int, int]) -> NDArray[np.int16]:
         return np.where(ill_body(shape) > -980, 40, -1000).astype(np.int16)
 
-    cohort, out, spacing_mm = tmp_path / "cohort", tmp_path / "out", (5.0, 3.0, 3.5)
+    cohort, out, spacing_mm = tmp_path / "cohort", tmp_path / "out", (6.0, 3.0, 3.5)
     write_series(cohort / "a", shape=(9, 96, 80), spacing_mm=spacing_mm, hu=abdomen, series="1")
     for series, planes in (("2", 4), ("3", 8)):
         write_series(cohort / series, shape=(planes, 96, 80), spacing_mm=spacing_mm, hu=ill_body, series=series)
@@ -404,6 +404,28 @@ def test_an_alternative_is_measured_where_the_preferred_series_of_a_study_shows_
     shutil.rmtree(cohort / "a")
     assert dict(run(cohort, out, model_path).counts) == {"ok": 1}
     assert read_table(out / "burden.parquet", BURDEN)["qc_flags"].to_list()[0].count("another_failed") == 0
+
+
+def test_an_alternative_is_measured_too_where_the_preferred_series_shows_the_lung_bases_only(
+    model_path: Path, tmp_path: Path
+) -> None:
+    cohort, out, spacing_mm = tmp_path / "cohort", tmp_path / "out", (6.0, 3.0, 3.5)
+
+    def abdomen(shape: tuple[int, int, int]) -> NDArray[np.int16]:
+        hu = ill_body(shape)
+        hu[:-4][hu[:-4] > -900] = 40
+        return hu
+
+    write_series(cohort / "abdomen", shape=(24, 96, 80), spacing_mm=spacing_mm, hu=abdomen, series="1")
+    write_series(cohort / "chest", shape=(20, 96, 80), spacing_mm=spacing_mm, hu=ill_body, series="2")
+    assert [record.n_slices for record in scan_cohort(cohort).series if record.decision == "selected"] == [24]
+    assert dict(run(cohort, out, model_path).counts) == {"ok": 2}
+    burden = read_table(out / "burden.parquet", BURDEN).sort("n_slices")
+    chest, bases = burden.rows(named=True)
+    assert bases["lung_volume_ml"] < 800 < chest["lung_volume_ml"]
+    assert "another_failed" in chest["qc_flags"]
+    assert read_table(out / "timeline.parquet", TIMELINE)["series_key"].to_list() == [chest["series_key"]]
+    assert run(cohort, out, model_path).num_done == 0
 
 
 def test_local_engine_refuses_workers(cohort: Path, model_path: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 import operator
 import re
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -148,7 +148,7 @@ def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[S
     if one_a_study:
         for visit in _studies(decided, {"selected"}):
             _choose(decided, visit, config.prefer)
-    return decided
+    return _with_apart(decided)
 
 
 def select_next(records: Sequence[SeriesRecord], unmeasured: Collection[str], config: ScanConfig) -> list[SeriesRecord]:
@@ -226,8 +226,6 @@ def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequenc
     undated = {index for index in members if decided[index].study_date is None} if decided[best].study_date else set()
     if any(rank(index)[: len(prefer)] == rank(best)[: len(prefer)] for index in {*members} - {best} - undated):
         decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, CHOSEN_BY_UID))
-    if sum(_like(decided[index], decided[best]) for index in members) > _FEW_APART:
-        decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, APART))
     for index in members:
         if index == best:
             continue
@@ -244,12 +242,31 @@ def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequenc
         decided[index] = replace(decided[index], decision="alternative", reason=reason)
 
 
-def _like(one: SeriesRecord, other: SeriesRecord) -> bool:
-    """Tell whether two series are single slices that one scan could hold."""
-    return one.n_slices == other.n_slices == 1 and all(
-        getattr(one, name) == getattr(other, name)
-        for name in ("rows", "columns", "spacing_x_mm", "convolution_kernel", "series_description")
-    )
+def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
+    """Return the records, with single slices flagged that one scan of a patient and date, or of a study, could hold."""
+    single = [record for record in records if record.n_slices == 1 and record.decision in ("selected", "alternative")]
+    counts: Counter[Hashable] = Counter()
+    for record in single:
+        counts.update(_scans(record))
+    apart = {record.series_key for record in single if any(counts[scan] > _FEW_APART for scan in _scans(record))}
+    return [
+        replace(record, qc_flags=(*record.qc_flags, APART))
+        if record.decision == "selected" and record.series_key in apart
+        else record
+        for record in records
+    ]
+
+
+def _scans(record: SeriesRecord) -> set[Hashable]:
+    """Return what series of one slice share if they are slices of one scan."""
+    names = ("rows", "columns", "spacing_x_mm", "convolution_kernel", "series_description")
+    alike = tuple(getattr(record, name) for name in names)
+    scans: set[Hashable] = set()
+    if record.study_instance_uid is not None:
+        scans.add((record.patient_id, record.study_date, record.study_instance_uid, alike))
+    if record.patient_id is not None and record.study_date is not None:
+        scans.add((record.patient_id, record.study_date, alike))
+    return scans
 
 
 def extent_mm(record: SeriesRecord) -> float:

@@ -43,7 +43,7 @@ SPLIT_SERIES: Final = "split_series"
 UNDECLARED_PADDING: Final = "undeclared_padding"
 FLAGS: Final = {
     "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
-    APART: "its study has more series of one slice, like it: one scan, whose slices have UIDs of their own?",
+    APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
     "derived_reformat": "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
     "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
     "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
