@@ -136,6 +136,21 @@ def test_quiet_is_taken_before_and_behind_the_command(tmp_path, place):
     assert run(*command) == (0, "", "")
 
 
+@pytest.mark.parametrize("command", ["scan", "infer"])
+def test_a_narrow_terminal_shows_what_was_found(tmp_path, command):
+    write_series(tmp_path / "cohort", spacing_mm=(12, 0.8, 0.6))
+    arguments = [command, str(tmp_path / "cohort"), *(["-o", str(tmp_path / "out")] if command == "infer" else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "cohortseg", "-q", *arguments],
+        env=os.environ | {"COLUMNS": "60"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    shown = done.stdout if command == "scan" else " ".join(done.stdout.split())
+    assert "thick_slices" in shown or "no lung" in shown
+
+
 def test_the_model_s_folder_holds_its_notice_and_card():
     folder = default_model_path().parent
     assert "non-commercial" in (folder / "NOTICE.md").read_text(encoding="utf-8")

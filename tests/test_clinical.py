@@ -53,10 +53,12 @@ def written(folder: Path, content: str | bytes) -> Path:
         "patient_id,onset_date,age\n007,2020-03-01,71\n\n  \nB,,60\n,,\n , ,9\n",
         "sep=;\r\npatient_id;onset_date;a,b,c\r\n007;2020-03-01;1,2,3\r\nB;;\r\n",
         "\r\n\ufeffpatient_id,onset_date\r007,2020-03-01\rB,,,\r",
+        "patient_id\tonset_date\r\n007\t2020-03-01\r\nB\t\r\n".encode("utf-16"),
+        "patient_id,onset_date\n007,2020-03-01 00:00:00\nB,\n",
         "onset_date\tpatient_id\r\n2020/03/01\t007\r\n\tB\r\n2020-03-01\t007\r\n\t007\r\n",
     ],
 )
-def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str) -> None:
+def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str | bytes) -> None:
     table = read_clinical(written(tmp_path, content))
     assert dict(table.iter_rows()) == {"007": date(2020, 3, 1), "B": None}
 

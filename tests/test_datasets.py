@@ -193,10 +193,11 @@ def test_images_that_would_be_left_out_are_refused(tmp_path):
     Image.fromarray(gray).save(tmp_path / "images/a.png")
     Image.fromarray(labels).save(tmp_path / "masks/a.png")
     assert names(labeled_folder(tmp_path, UPRIGHT)) == ["a"]
-    Image.fromarray(gray).save(tmp_path / "images/b.tif")
-    with pytest.raises(ConfigError, match=r"1 image\(s\) like b\.tif are not read"):
-        labeled_folder(tmp_path, UPRIGHT)
-    (tmp_path / "images/b.tif").unlink()
+    for name in ("b.tif", "b.npy", "b.nii.gz"):
+        (tmp_path / "images" / name).touch()
+        with pytest.raises(ConfigError, match=rf"1 image\(s\) like {name} are not read"):
+            labeled_folder(tmp_path, UPRIGHT)
+        (tmp_path / "images" / name).unlink()
     Image.fromarray(labels).save(tmp_path / "masks/b.png")
     with pytest.raises(DataError, match=r"b\.png: is the label map of no slice"):
         labeled_folder(tmp_path, UPRIGHT)

@@ -348,6 +348,15 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(small: Ru
     assert not (tmp_path / "x").exists()
 
 
+def test_another_cohort_is_refused_at_once(small: Run, tmp_path: Path) -> None:
+    write_series(tmp_path / "other")
+    options = ["--format", "png", "--cohort", str(tmp_path / "other"), "-o", str(tmp_path / "x")]
+    result = CliRunner().invoke(app, ["export", str(small[1]), *options])
+    assert result.exit_code == 2
+    assert "holds none of the files of" in " ".join(result.stderr.split())
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_series_that_was_not_measured_is_refused_by_name_and_left_out_otherwise(
     unbroken: Path, tmp_path: Path
 ) -> None:

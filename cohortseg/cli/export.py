@@ -51,6 +51,9 @@ def export(
     if summary.left_over:
         keys = ", ".join(summary.left_over)
         say(f"warning: {target} also holds files of series that {out} does not measure (any more): {keys}")
-    say(f"{form} files are in {target}" if summary.fates else "no series was measured: there is nothing to export")
+    if not summary.fates:
+        say("no series was measured: there is nothing to export")
+    elif set(summary.fates) - {"failed"}:
+        say(f"{form} files are in {target}")
     if not summary.complete:
         raise typer.Exit(3)

@@ -31,6 +31,10 @@ _COLUMNS: Final[dict[str, Literal["left", "right"]]] = {
     "All %": "right",
     _REMARKS: "left",
 }
+_WIDE: Final = 72
+_LEFT_OUT: Final = ("Date", "GGO %", "Cons %")
+"""Columns that give way to the remarks in a terminal that is narrower."""
+_LEAST_REMARKS: Final = 16
 
 
 def infer(
@@ -103,12 +107,15 @@ def _show(summary: "InferSummary", target: Path) -> None:
     """Print the series on standard output, and where everything lies on standard error."""
     title = f"{len(summary.burden)} of {summary.num_found} series were chosen; percents are of the lung"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for name, justify in _COLUMNS.items():
-        table.add_column(name, justify=justify, no_wrap=name != _REMARKS, overflow="fold")
+    shown = [name for name in _COLUMNS if name not in _LEFT_OUT or console.width >= _WIDE]
+    for name in shown:
+        least = _LEAST_REMARKS if name == _REMARKS else None
+        table.add_column(name, justify=_COLUMNS[name], no_wrap=name != _REMARKS, overflow="fold", min_width=least)
     for row in summary.burden.head(_MOST_ROWS).iter_rows(named=True):
-        numbers = (number(row[name], 1) for name in _NUMBERS)
+        numbers = [number(row[name], 1) for name in _NUMBERS]
         remarks = escape(summary.reasons.get(row["series_key"]) or ", ".join(row["qc_flags"]))
-        table.add_row(row["series_key"][:8], str(row["study_date"] or "-"), _STATUS[row["status"]], *numbers, remarks)
+        cells = [row["series_key"][:8], str(row["study_date"] or "-"), _STATUS[row["status"]], *numbers, remarks]
+        table.add_row(*(cell for name, cell in zip(_COLUMNS, cells, strict=True) if name in shown))
     console.print(table)
     if len(summary.burden) > _MOST_ROWS:
         say(f"the first {_MOST_ROWS} of {len(summary.burden)} series are shown; all are in burden.parquet")

@@ -20,6 +20,9 @@ _RULES = tuple(item.name for item in fields(ScanConfig))
 """Settings that a scan goes by."""
 MAX_LINES = 60
 """Series shown; the manifest holds all."""
+_WIDE = 80
+"""A narrower terminal shows neither spacing nor kernel, so that the findings can be read."""
+_LEAST_FINDINGS = 16
 _TEXT_SHOWN = 40
 Select = Annotated[
     list[str] | None,
@@ -144,9 +147,10 @@ def _series_table(title: str, last: str, *, show_ids: bool) -> "Table":
     for name in (*(("patient",) if show_ids else ()), "series", "date"):
         table.add_column(name, no_wrap=name != "patient", overflow="fold")
     table.add_column("slices", justify="right", overflow="fold")
-    table.add_column("spacing z, y, x mm", justify="right", overflow="fold")
-    table.add_column("kernel", overflow="fold")
-    table.add_column(last, overflow="fold")
+    if out.width >= _WIDE:
+        table.add_column("spacing z, y, x mm", justify="right", overflow="fold")
+        table.add_column("kernel", overflow="fold")
+    table.add_column(last, overflow="fold", min_width=_LEAST_FINDINGS)
     return table
 
 
@@ -156,8 +160,9 @@ def _cells(record: "SeriesRecord", *, show_ids: bool) -> list[str]:
     spacing = (record.spacing_z_mm, record.spacing_y_mm, record.spacing_x_mm)
     cells = [escape((record.patient_id or "-")[:_TEXT_SHOWN])] if show_ids else []
     cells += [record.series_key, str(record.study_date or "-"), str(record.n_slices)]
-    cells += [" ".join(number(value, 2) for value in spacing)]
-    cells += [escape((record.convolution_kernel or "-")[:_TEXT_SHOWN])]
+    if out.width >= _WIDE:
+        cells += [" ".join(number(value, 2) for value in spacing)]
+        cells += [escape((record.convolution_kernel or "-")[:_TEXT_SHOWN])]
     return [*cells, escape(record.reason or ", ".join(record.qc_flags))]
 
 

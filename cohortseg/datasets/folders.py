@@ -17,6 +17,8 @@ TERMS: Final = "Trained on data of the user's own: their terms apply. Research s
 
 _log: Final = logging.getLogger(__name__)
 _DICOM_ENDINGS: Final = {".dcm", ".dicom", ".ima"}
+_VOLUME_ENDINGS: Final = {".npy", ".npz", ".nii", ".mha", ".mhd", ".nrrd"}
+"""Of what other tools take for images, and this one does not."""
 _IMAGE_FOLDERS: Final = ("Imgs", "images")
 _MASK_FOLDERS: Final = ("GT", "masks")
 
@@ -116,7 +118,8 @@ def _image_files(folder: Path) -> list[Path]:
     """
     listed = visible_files(folder)
     images = [path for path in listed if path.suffix.lower() in IMAGE_ENDINGS]
-    unread = [path for path in listed if path.suffix.lower() in Image.registered_extensions().keys() - IMAGE_ENDINGS]
+    unknown = (Image.registered_extensions().keys() | _VOLUME_ENDINGS) - IMAGE_ENDINGS
+    unread = [path for path in listed if not unknown.isdisjoint(suffix.lower() for suffix in path.suffixes[-2:])]
     if unread:
         raise ConfigError(
             f"{folder}: {len(unread)} image(s) like {unread[0].name} are not read; save them as .png, or take them out"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -13,6 +13,7 @@ from pydicom.uid import UID, CTImageStorage, SecondaryCaptureImageStorage
 from cohortseg.config import RESAMPLE, UNTILT
 from cohortseg.dicom.frames import ENHANCED_CT
 from cohortseg.dicom.geometry import (
+    AXIS_TOLERANCE_DEG,
     SAME_POSITION_MM,
     SPACING_ATOL_MM,
     SPACING_RTOL,
@@ -204,7 +205,11 @@ def geometry_problem(
     checks += [] if UNTILT in repair else [_tilt]
     checks += [_shifted]
     checks += [] if RESAMPLE in repair and _can_be_resampled(stack.distances_mm) else [_uneven]
-    return next((problem for check in checks if (problem := check(stack)) is not None), _repeated_uid(headers))
+    problem = next((problem for check in checks if (problem := check(stack)) is not None), _repeated_uid(headers))
+    if problem is not None and RESAMPLE in repair and problem.flag in ("slice_gap", "uneven_spacing"):
+        limits = f"up to {MAX_BRIDGED_MM:g} mm apart, and to {MAX_FILLED:g} times the slices"
+        return replace(problem, reason=f"{problem.reason}; too much to be resampled ({limits})")
+    return problem
 
 
 def needed_repairs(stack: Stack, repair: Sequence[str]) -> dict[str, str]:
@@ -237,7 +242,8 @@ def _mixed_reason(headers: Sequence[Header]) -> str:
 def _not_axial_reason(header: Header, orientation: str) -> str:
     noun = "reformat" if image_type_words(header) & REFORMAT_WORDS else "slices"
     angle = f" ({angle_to_axis_deg(header.image_orientation_patient or ()):.0f} degrees off the nearest axis)"
-    return f"{orientation} {noun}{angle if orientation == 'oblique' else ''}: only axial series are segmented"
+    limit = "" if orientation != "oblique" else f", up to {AXIS_TOLERANCE_DEG:g} degrees off, tilted ones too"
+    return f"{orientation} {noun}{angle if orientation == 'oblique' else ''}: only axial series are segmented{limit}"
 
 
 def _conflict(stack: Stack) -> Problem | None:

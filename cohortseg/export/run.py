@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -83,8 +83,8 @@ def export_masks(
     Raises
     ------
     ConfigError
-        If ``out`` is no output folder, a series is not there or was not measured, the cohort is needed and missing, or
-        ``target`` lies in it or in ``out``.
+        If ``out`` is no output folder, a series is not there or was not measured, the cohort is needed and missing or
+        another one, or ``target`` lies in it or in ``out``.
     StoreError
         If tables cannot be read, or the target cannot be written or is being written by another export.
     """
@@ -99,8 +99,13 @@ def export_masks(
         raise ConfigError(f"{target}: the files must not lie inside {out}, which is only read; choose another -o")
     burden = read_table(out / BURDEN.file_name, BURDEN)
     with_lesion = set(burden.filter(pl.col("po_pct") > 0)["series_key"])
-    chosen = _chosen(burden, only)
+    measured: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
+    chosen = _named(burden, measured, only) if only else measured
     manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
+    if cohort is not None and chosen and not any((cohort / path).exists() for path in manifest["files"].list.first()):
+        raise ConfigError(
+            f"{cohort}: holds none of the files of {out}; give the folder that infer was given as --cohort"
+        )
     fates: Counter[Fate] = Counter()
     failures: dict[str, str] = {}
     busy = f"{target}: another export is writing here; wait for it, or choose another -o"
@@ -122,7 +127,11 @@ def export_masks(
                     continue
                 masks = read_masks(out / MASKS, record.series_key)
                 _check_complete(masks, record.series_key, has_lesion=record.series_key in with_lesion)
-                contents = _contents(record, masks, form, cohort)
+                contents = (
+                    _nifti(record, masks, cohort)
+                    if form == "nifti" or cohort is None
+                    else _from_slices(record, masks, form, cohort)
+                )
             except CohortSegError as error:
                 fates["failed"] += 1
                 failures[record.series_key] = without_path(str(error), record.files)
@@ -132,22 +141,19 @@ def export_masks(
             write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
         report(len(manifest), len(manifest), "")
         exported = {path.name.removesuffix(f"-{form}.json") for path in (target / _MARKERS).glob(f"*-{form}.json")}
-        unmeasured = sorted(exported - set(_chosen(burden, ())))
+        unmeasured = sorted(exported - set(measured))
         left_over = [key for key in unmeasured if _sizes(_paths(target, key, form, with_ct=True))]
     return ExportSummary(fates=fates, failures=failures, left_over=tuple(left_over))
 
 
-def _chosen(burden: pl.DataFrame, only: Sequence[str]) -> list[str]:
-    """Return the keys of the series to export.
+def _named(burden: pl.DataFrame, measured: Collection[str], only: Sequence[str]) -> list[str]:
+    """Return the keys of the series that a user names.
 
     Raises
     ------
     ConfigError
         If one that is asked for is not there, not the only one of that name, or was not measured.
     """
-    keys: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
-    if not only:
-        return keys
     chosen = []
     for name in only:
         named = burden.filter(pl.col("series_key").str.starts_with(name) | (pl.col("series_instance_uid") == name))
@@ -155,10 +161,10 @@ def _chosen(burden: pl.DataFrame, only: Sequence[str]) -> list[str]:
             raise ConfigError(f"no series {name!r} in burden.parquet; give a SeriesInstanceUID or a series_key")
         if named["series_instance_uid"].n_unique() > 1:
             raise ConfigError(f"{len(named)} series have a key that begins with {name!r}; give more of it")
-        measured = [key for key in named["series_key"] if key in keys]
-        if not measured:
+        keys = [key for key in named["series_key"] if key in measured]
+        if not keys:
             raise ConfigError(f"series {name} was not measured ({', '.join(named['status'].unique().sort())})")
-        chosen += measured
+        chosen += keys
     return chosen
 
 
@@ -212,15 +218,17 @@ def _check_complete(masks: SeriesMasks, series_key: str, *, has_lesion: bool) ->
         raise StoreError(f"series {series_key}: its masks have lost a file; run infer again, which mends them")
 
 
-def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
-    """Return what is to be written of a series: by what it is, of ``png`` by the name of the picture."""
-    if form == "nifti":
-        arrays = {"labels": masks.labels, "lungs": masks.lungs}
-        contents = {name: nifti_bytes(array, masks) for name, array in arrays.items()}
-        if cohort is not None:
-            contents["ct"] = nifti_bytes(_source(record, masks, cohort).volume_hu, masks)
-        return contents
-    assert cohort is not None  # or `export_masks` would have refused
+def _nifti(record: SeriesRecord, masks: SeriesMasks, cohort: Path | None) -> dict[str, bytes]:
+    """Return the NIfTI files of a series by what they are; the CT only if the cohort is given."""
+    arrays = {"labels": masks.labels, "lungs": masks.lungs}
+    contents = {name: nifti_bytes(array, masks) for name, array in arrays.items()}
+    if cohort is not None:
+        contents["ct"] = nifti_bytes(_source(record, masks, cohort).volume_hu, masks)
+    return contents
+
+
+def _from_slices(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path) -> dict[str, bytes]:
+    """Return what else is to be written of a series: pictures by their names, or the one DICOM SEG."""
     if form == "png":
         return {f"{z:04d}.png": picture for z, picture in slice_pictures(_source(record, masks, cohort), masks)}
     if not masks.labels.any():

@@ -1,5 +1,6 @@
 """What a user knows of the patients beside their scans: the day of the first symptoms."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -15,7 +16,7 @@ from cohortseg.store.schemas import CLINICAL
 from cohortseg.store.tables import read_table, table_name, write_table
 
 _SEPARATORS: Final = (",", ";", "\t")
-_DATE: Final = r"^(\d{4})([-/]?)(\d{2})([-/]?)(\d{2})$"
+_DATE: Final = r"^(\d{4})([-/]?)(\d{2})([-/]?)(\d{2})(?:[ T]00:00(?::00(?:\.0+)?)?)?$"
 _MOST_ROWS_NAMED: Final = 5
 
 
@@ -25,8 +26,9 @@ def read_clinical(path: Path) -> pl.DataFrame:
     Parameters
     ----------
     path
-        UTF-8 text with a header, and commas, semicolons or tabs between the columns. Dates have the year first. An
-        empty date: not known. Rows with neither are passed over.
+        Text in UTF-8 (UTF-16 with its mark, as Excel writes it) with a header, and commas, semicolons or tabs between
+        the columns. Dates have the year first; a time of midnight behind them is passed over. An empty date: not known.
+        Rows with neither are passed over.
 
     Returns
     -------
@@ -40,9 +42,9 @@ def read_clinical(path: Path) -> pl.DataFrame:
         are named by their row, counted from 1 below the header.
     """
     try:
-        header, *rows = _rows(path.read_bytes().decode()) or [[]]
+        header, *rows = _rows(_text(path.read_bytes())) or [[]]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}; save it as text (Excel: CSV UTF-8)") from error
     except csv.Error as error:  # none of its texts quotes what stands in the file
         raise DataError(f"{path}: cannot be read as a table: {error}") from error
     names = [name.casefold() for name in header]
@@ -64,7 +66,16 @@ def read_clinical(path: Path) -> pl.DataFrame:
         orient="row",
     )
     blank = pl.all_horizontal(pl.col(CLINICAL.polars_schema.names()).is_null())
-    return _checked(path, texts.filter(~blank))
+    texts = texts.filter(~blank)
+    if texts.is_empty():
+        raise DataError(f"{path}: holds no patients")
+    return _checked(path, texts)
+
+
+def _text(content: bytes) -> str:
+    """Return the text of a file, by its mark in UTF-16, else in UTF-8."""
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8")
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -84,7 +95,7 @@ def _rows(text: str) -> list[list[str]]:
 
 
 def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:
-    digits = pl.when(pl.col("text").str.contains(_DATE)).then(pl.col("text").str.replace_all("[-/]", ""))
+    digits = pl.when(pl.col("text").str.contains(_DATE)).then(pl.col("text").str.replace(_DATE, "$1$3$5"))
     dated = texts.with_columns(pl.col("onset_date").alias("text")).with_columns(
         digits.str.to_date("%Y%m%d", strict=False).alias("onset_date")
     )

@@ -36,7 +36,7 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
     clocks = [clock for clock in _CLOCKS if timeline[clock].count() or clock == _BASELINE]
     height = _PANEL_IN * len(clocks)
     figure = Figure(figsize=(13, height))  # margins by hand: finding them takes longer than drawing
-    figure.subplots_adjust(0.04, 0.55 / height, 0.99, 1 - 0.35 / height, 0.12, 0.25)
+    figure.subplots_adjust(0.04, 0.55 / height, 0.94, 1 - 0.35 / height, 0.12, 0.25)
     people = list(dict.fromkeys(timeline["patient_id"].drop_nulls()))
     panels = figure.subplots(len(clocks), len(_PANELS), sharex="row", sharey="col", squeeze=False)
     for row, clock in zip(panels, clocks, strict=True):
@@ -44,6 +44,11 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
             _draw(axes, timeline, people, clock, column)
             axes.set(title=title, xlabel=_CLOCKS[clock])
             axes.grid(alpha=0.3)
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.lines}
+    if len(people) <= _MOST_COLOURS and lines:
+        numbers = sorted(lines, key=lambda label: int(str(label)))
+        named = [lines[number] for number in numbers]
+        figure.legend(named, numbers, title="patient", loc="center right", fontsize="small", title_fontsize="small")
     for axes in panels[0]:
         axes.set_ylim(0, max(_LEAST_TOP_PCT, axes.get_ylim()[1]))
     return figure_png(figure)
@@ -60,5 +65,3 @@ def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], clock: str, col
             continue
         style = {"color": f"C{number - 1}", "label": str(number)} if few else {"color": "C0", "alpha": 0.4}
         axes.plot(rows[clock].to_list(), rows[column].to_list(), marker="o", markersize=4, **style)
-    if few and axes.lines:
-        axes.legend(title="patient", fontsize="small", title_fontsize="small")

@@ -59,7 +59,7 @@ def write_report(out: Path) -> WrittenReport:
     table = None if clinical is None else (out / CLINICAL.file_name).read_bytes()
     provenance = {
         "model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()),
-        "rows": len(burden),
+        "burden_rows": len(burden),
         "clinical_sha256": table and hashlib.sha256(table).hexdigest(),
     }
     write_table(out / TIMELINE.file_name, timeline, TIMELINE, provenance)

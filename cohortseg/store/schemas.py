@@ -108,7 +108,11 @@ _HU = tuple(
     for column in (
         Column(f"{region}_mean_hu", _REAL, f"mean HU of all {region} voxels{nothing}"),
         *(
-            Column(f"{region}_p{q}_hu", _REAL, f"{q}th percentile of HU of all {region} voxels{nothing}")
+            Column(
+                f"{region}_p{q}_hu",
+                _REAL,
+                f"{q}th percentile of HU of all {region} voxels (the least HU that {q} % do not exceed){nothing}",
+            )
             for q in PERCENTILES
         ),
     )
