@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from phantoms import CORONAL, body_hu, write_series
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
@@ -24,6 +25,7 @@ from pydicom.uid import (
 )
 from runs import only_series
 
+from cohortseg.config import ScanConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.pixels import stored_values
 from cohortseg.dicom.scan import scan_cohort
@@ -400,3 +402,31 @@ def test_hospital_slices_are_plausible_and_agree_with_simpleitk(ny_sbu: Path) ->
         expected = np.clip(sitk.GetArrayFromImage(image), HU_MIN, HU_MAX)
         np.testing.assert_array_equal(volume.volume_hu, expected)
         np.testing.assert_allclose(volume.affine[:3, 3], image.GetOrigin(), atol=1e-3)
+
+
+@pytest.mark.parametrize("shear", [-0.2, 0.2])
+@pytest.mark.parametrize("heights_mm", [(0, 3, 6, 9, 12, 15, 18, 21), (0, 3, 6, 9, 11, 15, 17, 21)])
+def test_a_repaired_volume_lies_where_its_files_say(
+    tmp_path: Path, shear: float, heights_mm: tuple[float, ...]
+) -> None:
+    """Each slice shows a rod along z at x = 25, y = 20 mm (LPS), however its rows are sheared against the others."""
+
+    def rod(shape: tuple[int, int, int]) -> NDArray[np.int16]:
+        hu = body_hu(shape)
+        for z, height in enumerate(heights_mm):
+            y = 20 - (shear * height - 5)
+            hu[z][np.hypot(np.arange(48)[:, None] - y, np.arange(48) - 25) < 4] = 1500
+        return hu
+
+    positions = [(0.0, shear * height - 5, height) for height in heights_mm]
+    write_series(tmp_path, shape=(8, 48, 48), spacing_mm=(3, 1, 1), positions=positions, hu=rod)
+    (record,) = scan_cohort(tmp_path, config=ScanConfig(repair=("resample", "untilt"))).series
+    assert "untilt" in record.repairs
+    volume = read_volume(record, tmp_path)
+    assert np.linalg.norm(volume.affine[:3, 0]) == pytest.approx(record.spacing_z_mm)
+    assert abs(volume.affine[:3, 0] @ volume.affine[:3, 1]) < 1e-6
+    for z, image in enumerate(volume.volume_hu):
+        weights = np.clip(image.astype(float) - 800, 0, None)
+        y, x = (float(np.average(axis, weights=weights)) for axis in np.indices(image.shape))
+        place = (volume.affine @ [z, y, x, 1])[:3]
+        np.testing.assert_allclose(place, (25, 20, z * record.spacing_z_mm), atol=0.3)
