@@ -44,6 +44,8 @@ def test_volumes_and_percents_by_hand(case: dict[str, np.ndarray]) -> None:
     assert row["lesion_mean_hu"] == pytest.approx((5 * -600 - 200 + 0 + 50) / 8)
     assert row["lung_mean_hu"] == pytest.approx((72 * -800 + 5 * -600 - 150) / 80)
     assert row["high_opacity_volume_ml"] == pytest.approx(3 * 0.002)
+    case["volume_hu"][0, 0, 9] = -201
+    assert series_burden(**case, voxel_volume_ml=VOXEL_ML)["pho_pct"] == pytest.approx(2.5), "and -201 HU is not"
     assert row["n_lung_slices"] == 2
 
 
@@ -78,6 +80,9 @@ def test_zone_score_by_hand() -> None:
     labels = np.stack([np.arange(100).reshape(10, 10) < ill for ill in (0, 1, 24, 25, 74, 75)]).astype(np.uint8)
     row = series_burden(labels, lung, zones, np.zeros(shape, np.int16), voxel_volume_ml=VOXEL_ML)
     assert row["zone_score"] == 0 + 1 + 1 + 2 + 3 + 4
+    half = np.stack([np.arange(100).reshape(10, 10) < ill for ill in (0, 0, 49, 50, 49, 50)]).astype(np.uint8)
+    row = series_burden(half, lung, zones, np.zeros(shape, np.int16), voxel_volume_ml=VOXEL_ML)
+    assert row["zone_score"] == 2 + 3 + 2 + 3
     lung[5] = 0
     row = series_burden(labels, lung, zones, np.zeros(shape, np.int16), voxel_volume_ml=VOXEL_ML)
     assert row["zone_score"] is None, "a zone without lung was not scored"

@@ -16,7 +16,7 @@ from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
-from cohortseg.infer.segmenter import segment_series
+from cohortseg.infer.segmenter import MEASURES, segment_series
 from cohortseg.volume import Volume
 from cohortseg.weights import Prediction, load_model
 
@@ -45,6 +45,14 @@ class Doubtful(Thresholds):
     def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
         prob, confidence, _ = super().predict(images)
         return Prediction(0.8 * prob + 0.2 * prob.roll(1, dims=1), confidence, prob[:, 2:] if flips else None)
+
+
+class Elsewhere(Thresholds):
+    """The same, but mirror images show consolidation everywhere."""
+
+    def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
+        prob, confidence, _ = super().predict(images)
+        return Prediction(prob, confidence, 1 - prob[:, 2:] if flips else None)
 
 
 def segmented(record: SeriesRecord, volume: Volume, model: object) -> SeriesResult:
@@ -80,12 +88,26 @@ def test_burden_of_a_phantom_by_hand(tmp_path: Path) -> None:
     assert result.picture_png.startswith(b"\x89PNG")
 
 
+def test_changed_numbers_have_a_new_version(tmp_path: Path) -> None:
+    """Results are kept by this version. If this fails, raise `MEASURES` and write its numbers here."""
+    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
+    row = segment(tmp_path, Doubtful())[0].burden
+    names = ("lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "lung_mean_hu", "lesion_p50_hu", "noise_hu")
+    expected = {2: [551.88, 12.4425, 9.9225, -816.1935, -500, 1]}
+    assert [row[name] for name in names] == pytest.approx(expected[MEASURES], rel=1e-4)
+
+
 def test_what_the_model_doubts_is_measured_by_hand(tmp_path: Path) -> None:
     write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
     row = segment(tmp_path, Doubtful())[0].burden
     # half of the lesion is consolidation; every pixel is 0.8 one class and 0.2 another
     assert row["flip_disagreement_pct"] == pytest.approx(50, abs=8)
     assert row["lung_entropy"] == pytest.approx(-(0.2 * np.log(0.2) + 0.8 * np.log(0.8)) / np.log(3), abs=1e-4)
+    # in a mirror image that shows lesion everywhere, all of the lung but the consolidation is of another mind
+    elsewhere = segment(tmp_path, Elsewhere())[0].burden
+    assert elsewhere["flip_disagreement_pct"] == pytest.approx(
+        100 * (1 - elsewhere["consolidation_volume_ml"] / elsewhere["lung_volume_ml"]), abs=2
+    )
     certain = segment(tmp_path)[0].burden
     assert certain["lung_entropy"] == pytest.approx(0, abs=1e-6)
     assert certain["flip_disagreement_pct"] is None, "this model did not look at mirror images"

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from cohortseg.labels import LEFT, LOWER, MIDDLE, RIGHT, UPPER
-from cohortseg.lungs import LUNG_FLAGS, segment_lungs, zone_thirds
+from cohortseg.lungs import LUNG_FLAGS, LUNG_METHOD, segment_lungs, zone_thirds
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,15 @@ def test_each_lung_is_found_on_its_side(chest: Chest, mask: NDArray[np.uint8], s
 def test_volume_is_that_of_the_lung(chest: Chest, mask: NDArray[np.uint8]) -> None:
     assert dice(mask > 0, chest.truth > 0) > 0.95
     assert (mask > 0).sum() / (chest.truth > 0).sum() == pytest.approx(1, abs=0.01)
+
+
+def test_a_changed_mask_has_a_new_name_of_its_method(mask: NDArray[np.uint8]) -> None:
+    """Results are kept by the method's name. If this fails, raise `LUNG_METHOD` and write its numbers here."""
+    ill = make_chest(consolidated=True, noise_hu=40)
+    found = segment_lungs(ill.volume_hu, ill.spacing_mm).mask
+    counts = [int((image == side).sum()) for image in (mask, found) for side in (RIGHT, LEFT)]
+    expected = {"cohortseg-threshold 11": [131136, 115728, 134014, 117897]}
+    assert counts == pytest.approx(expected[LUNG_METHOD], rel=1e-4)
 
 
 def test_lung_of_which_two_fifths_are_consolidated_is_whole(chest: Chest) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cohortseg.volume import HU_MIN
+from cohortseg.volume import HU_MIN, beyond_circle
 
 AIR_MAX_HU: Final = -900.0
 """Padding above this is like tissue or lung: its value alone does not tell it from what was measured."""
@@ -43,11 +43,10 @@ def fill_undeclared_padding(volume_hu: NDArray[np.int16]) -> bool:
     corners = volume_hu[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     if value <= AIR_MAX_HU or min(volume_hu.shape[1:]) < 16 or (corners != value).any():
         return False
-    y, x = (np.linspace(-1, 1, size) for size in volume_hu.shape[1:])
-    radius = np.hypot(y[:, None], x)
-    outside, ring = radius > 1, (radius > _RING[0]) & (radius < _RING[1])
+    outside, beyond, outer = (beyond_circle(volume_hu.shape[1:], radius) for radius in (1.0, *_RING))
+    ring = beyond & ~outer
     if (volume_hu[:, outside] == value).mean() < _CORNER_SHARE or (volume_hu[:, ring] == value).mean() > _RING_SHARE:
         return False
     for slice_hu in volume_hu:
-        slice_hu[joined_to_frame(slice_hu == value) & (radius > _RING[0])] = HU_MIN
+        slice_hu[joined_to_frame(slice_hu == value) & beyond] = HU_MIN
     return True

@@ -24,6 +24,7 @@ from cohortseg.dicom.geometry import (
     plane_name,
 )
 from cohortseg.dicom.headers import Header, common_spacing
+from cohortseg.dicom.visits import MIDNIGHT_DAYS
 
 MAX_WIDTH_MM: Final = 1000.0
 """Longest side of an image: scanners reconstruct less than 800 mm; more is another unit than mm."""
@@ -33,8 +34,6 @@ MAX_VOXELS: Final = 2**31
 """Largest volume accepted: 2048 slices of 1024 x 1024, 4 GiB as int16."""
 MAX_BRIDGED_MM: Final = 10.0
 """Farthest distance between slices over which resampling interpolates when it is asked for."""
-MIDNIGHT_DAYS: Final = 1
-"""Slices of one series, and series of one study, may differ so much in date: it ran past midnight."""
 MAX_FILLED: Final = 3.0
 """Slices that resampling may make of each slice there is; more would be made up rather than measured."""
 _OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}

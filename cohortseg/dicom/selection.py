@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
-from cohortseg.dicom.rules import MIDNIGHT_DAYS
 from cohortseg.dicom.series import ANOTHER_FAILED, APART, CHOSEN_BY_UID, Decision, SeriesRecord
+from cohortseg.dicom.visits import visit_numbers
 from cohortseg.errors import ConfigError
 
 STUDY_COVERAGE_SHARE: Final = 0.8
@@ -186,25 +186,11 @@ def _studies(records: Sequence[SeriesRecord], decisions: Collection[Decision]) -
             study = record.study_instance_uid
             studies[(record.patient_id, study) if study is not None else index].append(index)
     for members in studies.values():
-        yield from _visits(records, members)
-
-
-def _visits(records: Sequence[SeriesRecord], members: Sequence[int]) -> list[list[int]]:
-    """Split a study where its dates are apart: some anonymisers give all studies of a patient one UID.
-
-    Series without a date are of the first visit.
-    """
-    visits: list[list[int]] = []
-    first: date | None = None
-    for index in sorted(members, key=lambda index: records[index].study_date or date.min):
-        day = records[index].study_date
-        if visits and (first is None or day is None or (day - first).days <= MIDNIGHT_DAYS):
-            visits[-1].append(index)
-            first = first or day
-        else:
-            visits.append([index])
-            first = day
-    return visits
+        numbers = visit_numbers(records[index].study_date for index in members)
+        visits: defaultdict[int, list[int]] = defaultdict(list)
+        for index in members:
+            visits[numbers[records[index].study_date]].append(index)
+        yield from visits.values()
 
 
 def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:

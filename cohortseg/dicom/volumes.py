@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from datetime import date
 from operator import attrgetter
 from typing import Final, TypeAlias
 
@@ -18,7 +17,8 @@ from cohortseg.dicom.geometry import (
     stack_slices,
 )
 from cohortseg.dicom.headers import Header, common_spacing, same_spacing
-from cohortseg.dicom.rules import MIDNIGHT_DAYS, image_kind
+from cohortseg.dicom.rules import image_kind
+from cohortseg.dicom.visits import visit_numbers
 
 Reals: TypeAlias = tuple[float, ...]
 
@@ -64,7 +64,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     part_strays = len(strays) <= MAX_STRAYS
     spaces = _known_values(headers, "frame_of_reference_uid")
     kernels = _known_values(headers, "convolution_kernel")
-    visits = _visit_numbers(headers)
+    visits = visit_numbers(header.study_date for header in headers)
     parts = _grouped(
         headers,
         lambda header: (
@@ -84,17 +84,6 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         parts = [list(headers)]
     volumes = [volume for part in parts for volume in _acquisitions(part)]
     return sorted(volumes, key=lambda volume: (-len(volume), min(header.sop_instance_uid for header in volume)))
-
-
-def _visit_numbers(headers: Sequence[Header]) -> dict[date | None, int]:
-    """Return a number for each study date: some anonymisers give visits one SeriesInstanceUID. No date is the first."""
-    numbers: dict[date | None, int] = {None: 0}
-    first = date.min
-    for day in sorted({header.study_date for header in headers if header.study_date is not None}):
-        begins = (day - first).days > MIDNIGHT_DAYS
-        first = day if begins else first
-        numbers[day] = max(numbers.values()) + int(begins and len(numbers) > 1)
-    return numbers
 
 
 def _known_values(headers: Sequence[Header], name: str) -> set[str]:
