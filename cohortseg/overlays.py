@@ -1,6 +1,7 @@
 """Labels drawn over CT, one way everywhere: GGO red, consolidation green, lungs outlined. Arrays in, pictures out."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -145,7 +146,7 @@ def compared(cases: Sequence[Compared]) -> Image.Image:
 
 
 def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Image.Image:
-    """Return pictures in rows and columns, each column under its caption.
+    """Return pictures in rows and columns, each column under its caption; enlarged where the caption is wider.
 
     Parameters
     ----------
@@ -154,15 +155,18 @@ def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequenc
     captions
         One a column.
     """
-    height, width = rows[0][0].shape[:2]
+    font = ImageFont.load_default(13)
+    factor = math.ceil(max(font.getlength(caption) for caption in captions) / rows[0][0].shape[1])
+    height, width = (factor * size for size in rows[0][0].shape[:2])
     shape = (len(captions) * (width + _GAP) + _GAP, _TEXT_HEIGHT + len(rows) * (height + _GAP))
     sheet = Image.new("RGB", shape, _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
         x = _GAP + column * (width + _GAP)
         draw.text((x, 2), caption, fill=_INK, font=font)
         for row, pictures in enumerate(rows):
-            sheet.paste(Image.fromarray(pictures[column]), (x, _TEXT_HEIGHT + row * (height + _GAP)))
+            picture = Image.fromarray(pictures[column]).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (x, _TEXT_HEIGHT + row * (height + _GAP)))
     return sheet
 
 

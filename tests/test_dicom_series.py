@@ -268,8 +268,9 @@ def test_many_slices_of_another_kind_make_no_fragments_of_the_axial_ones(
     assert [(record.n_slices, record.decision) for record in records][1:] == [(9, "selected"), (3, "selected")]
 
 
-def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path) -> None:
-    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"TemporalPositionIdentifier": index % 2})
+@pytest.mark.parametrize("phase", ["TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase"])
+def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path, phase: str) -> None:
+    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {phase: 40 * (index % 2)})
     assert [record.n_slices for record in scan_cohort(tmp_path).series] == [6, 6]
 
 

@@ -184,7 +184,9 @@ def test_pictures_show_truth_prediction_trust_and_reconstruction_where_they_are(
     assert (greener == (data.labels[0] == 2).numpy()).all()
     assert in_prediction.all()
     unlabeled = np.asarray(draw_unlabeled(state, data.unlabeled.float(), bf16=False))
-    confidence, pseudo = (unlabeled[20:84, 6 + 70 * column : 70 + 70 * column] for column in (3, 4))
+    # twice as large, since the captions are wider
+    confidence, pseudo = (unlabeled[20:148, 6 + 134 * column : 134 + 134 * column] for column in (3, 4))
+    assert unlabeled.shape[1] == 6 + 134 * 5
     assert (confidence == confidence[0, 0]).all()
     assert confidence.sum(axis=2).max() < 200  # dark: near 0
     assert (pseudo == 128).all()  # gray: nothing is trusted

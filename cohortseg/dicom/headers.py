@@ -42,6 +42,7 @@ _KEYWORDS: Final = (
     "AcquisitionTime",
     "AcquisitionDateTime",
     "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
@@ -99,7 +100,8 @@ class Header:
     acquisition_number: int | None
     acquisition_time: str | None
     """TM as it stands: only whether two slices agree in it matters."""
-    temporal_position: int | None
+    temporal_position: float | None
+    """TemporalPositionIdentifier (0020,0100), else NominalPercentageOfCardiacPhase (0020,9241)."""
     """TemporalPositionIdentifier (0020,0100): the phase of a scan in time."""
     patient_id: str | None
     patient_facts: tuple[str | None, str | None, str | None]
@@ -267,7 +269,7 @@ def _header(
         series_instance_uid=series_uid,
         acquisition_number=item.whole("AcquisitionNumber"),
         acquisition_time=item.text("AcquisitionTime") or item.text("AcquisitionDateTime"),
-        temporal_position=item.whole("TemporalPositionIdentifier"),
+        temporal_position=item.real("TemporalPositionIdentifier") or item.real("NominalPercentageOfCardiacPhase"),
         patient_id=item.text("PatientID"),
         patient_facts=(item.text("IssuerOfPatientID"), item.text("PatientBirthDate"), item.text("PatientSex")),
         study_date=item.date("StudyDate"),

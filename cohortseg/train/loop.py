@@ -120,8 +120,9 @@ def train(
     with closing(History(run, state.iteration)) if rank == 0 else nullcontext() as history:
         while not state.finished and state.iteration < state.total_iterations:
             # every rank: one step of the present phase
+            learning_rate = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
             for group in state.segmenter_optimizer.param_groups:
-                group["lr"] = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
+                group["lr"] = learning_rate
             num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL else 0
             batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled)
             step = supervised_step if state.phase == SUPERVISED else adversarial_step
@@ -139,10 +140,10 @@ def train(
                 row = _mean_losses(recent, workers)
                 seconds = time.perf_counter() - clock
                 images = len(recent) * world * (config.batch_labeled + num_unlabeled)
-                row |= {"learning_rate": group["lr"], "images_per_s": images / seconds}
+                row |= {"learning_rate": learning_rate, "images_per_s": images / seconds}
                 if state.segmenter.vq is not None:
                     row["codes_alive"], row["perplexity"] = codebook_use(state.segmenter.vq.quantizer.usage)
-                phase_ends = phase_ends or _is_saturated(state, row["total"], len(recent))
+                phase_ends = phase_ends or _note_saturation(state, row["total"], len(recent))
                 if history is not None:
                     position = {"iteration": state.iteration, "total_iterations": state.total_iterations}
                     history.add(position | {"phase": state.phase} | row)
@@ -193,8 +194,8 @@ def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
     return row
 
 
-def _is_saturated(state: TrainState, loss: float, num_iterations: int) -> bool:
-    """Tell whether phase 1 has saturated: its smoothed loss has not fallen by 1 % for the patience asked for.
+def _note_saturation(state: TrainState, loss: float, num_iterations: int) -> bool:
+    """Note a loss, and return whether phase 1 has saturated: smoothed, it has not fallen by 1 % for the patience.
 
     ``loss`` is the mean over the latest ``num_iterations`` iterations. Whenever a checkpoint came between, the detector
     looks at the same iterations together.
