@@ -417,6 +417,24 @@ def test_a_copy_that_no_decoder_reads_is_dropped_as_what_it_is(tmp_path: Path) -
     assert (dropped.path, "cannot be decoded: not compared" in dropped.reason) == ("a/other.dcm", True)
 
 
+def test_lossy_copies_of_slices_that_are_there_without_loss_are_dropped(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "b")
+    (tmp_path / "a").mkdir()
+    for path in paths:
+        lossy = pydicom.dcmread(path)
+        lossy.LossyImageCompression = "01"
+        lossy.PixelData = (np.frombuffer(lossy.PixelData, "<i2") + 1).astype("<i2").tobytes()
+        lossy.save_as(tmp_path / "a" / path.name)
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+    assert {path.split("/")[0] for path in record.files} == {"b"}
+    assert "lossy_compression" not in record.qc_flags
+    other = pydicom.dcmread(tmp_path / "a" / paths[0].name)
+    other.SOPInstanceUID = generate_uid()
+    other.save_as(tmp_path / "a" / paths[0].name)
+    assert only_series(tmp_path).reason == "different pixels at the same position (1 of 5 slices)"
+
+
 def test_a_multi_frame_file_sent_again_under_another_uid_is_a_copy(tmp_path: Path) -> None:
     (path,) = write_files(tmp_path, [enhanced_file(chest_slices("enhanced"))])
     again = pydicom.dcmread(path)

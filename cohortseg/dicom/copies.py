@@ -25,6 +25,7 @@ _PLACE_MM: Final = 0.01
 _SPACING_MM: Final = 1e-4
 _DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
 _UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
+_LOSSY: Final = "lossy copy of a slice of its series that is there without loss"
 _UNREAD: Final = "at the place of a slice that is there whole; it cannot be read any more: not compared"
 
 
@@ -40,8 +41,9 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     """Return the files of one series without copies, and the copies; of several, the first path stays.
 
     Copies have the same place and the same pixels (for anything but CT: the same SOPInstanceUID and content), or
-    pixels that are cut off, or that no decoder reads, where those of another are whole. What has the same place and
-    other pixels is kept: the series is then skipped as conflicting.
+    pixels that are cut off, or that no decoder reads, where those of another are whole, or pixels compressed with loss
+    where a file of the same SOPInstanceUID has them without. What has the same place and other pixels is kept: the
+    series is then skipped as conflicting.
 
     Parameters
     ----------
@@ -66,11 +68,18 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         decode = len({files[path][0].transfer_syntax_uid for path in group}) > 1
         contents = {path: _content(root / path, decode=decode) for path in group}
         first_whole = next((path for path, content in contents.items() if content.whole), None)
+        exact = {
+            tuple(header.sop_instance_uid for header in files[path]): path
+            for path, content in contents.items()
+            if content.whole and not files[path][0].lossy
+        }
         seen: dict[str, str] = {}
         for path, content in contents.items():
             if first_whole is not None and not content.whole:
                 reason = _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
                 dropped.append(Copy(SkippedFile(path, reason, unreadable=content.unread), first_whole))
+            elif files[path][0].lossy and (uids := tuple(h.sop_instance_uid for h in files[path])) in exact:
+                dropped.append(Copy(SkippedFile(path, _LOSSY), exact[uids]))
             elif content.digest in seen:
                 reason = "copy of a slice of its series, with the same pixels"
                 dropped.append(Copy(SkippedFile(path, reason), seen[content.digest]))
