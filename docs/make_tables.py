@@ -16,7 +16,8 @@ _INTRO = """# The tables and masks
 Made from `cohortseg/store/schemas.py` by `docs/make_tables.py`; do not edit.
 
 **Null means not measured or not known, never 0.** Units are in the names: `_ml`, `_mm`, `_mm2`, `_hu`, `_pct`, `_s`.
-Each Parquet file carries its schema version and provenance as JSON under the metadata key `cohortseg`.
+Each Parquet file carries its schema version and provenance as JSON under the metadata key `cohortseg`, and what each
+column means as `description` in the metadata of its field (pyarrow: `pq.read_schema(path).field("po_pct").metadata`).
 
 ## Which series stands for a date
 

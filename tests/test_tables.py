@@ -19,6 +19,8 @@ def test_a_table_written_in_parts_is_the_whole_table(tmp_path, monkeypatch, coun
     assert read_table(path, FILES).equals(table_from_rows(rows, FILES))
     assert pq.read_metadata(path).num_row_groups <= max(1, -(-count // 3))
     assert pl.read_parquet(path).schema == FILES.polars_schema
+    for column in FILES.columns:
+        assert pq.read_schema(path).field(column.name).metadata == {b"description": column.meaning.encode()}
 
 
 def test_a_row_of_another_table_is_refused_in_any_part(tmp_path, monkeypatch):

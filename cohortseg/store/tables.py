@@ -71,7 +71,8 @@ def write_table(
     schema
         The table's schema.
     provenance
-        Stored as JSON under the key ``cohortseg`` of the Parquet metadata, with the schema's name and version.
+        Stored as JSON under the key ``cohortseg`` of the Parquet metadata, with the schema's name and version. Each
+        column's meaning is the ``description`` in its own.
 
     Raises
     ------
@@ -82,8 +83,12 @@ def write_table(
     """
     document = {"table": schema.name, "schema_version": schema.version, "version": __version__, **provenance}
     metadata = {"cohortseg": json.dumps(document, sort_keys=True, default=str)}
-    empty = _arrow(pl.DataFrame(schema=schema.polars_schema))
-    schema_with_metadata = empty.schema.with_metadata(metadata)
+    empty = _arrow(pl.DataFrame(schema=schema.polars_schema)).schema
+    described = [
+        field.with_metadata({"description": column.meaning})
+        for field, column in zip(empty, schema.columns, strict=True)
+    ]
+    schema_with_metadata = pa.schema(described, metadata)
     # An open file: of a path, pyarrow would take "a:b" for a URI.
     with (
         replacing(path) as file,
