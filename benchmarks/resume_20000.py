@@ -17,7 +17,8 @@ from pathlib import Path
 from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import CohortScan, file_rows
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.infer.commit import SeriesResult, claimed, commit, committed_slices, read_committed, sweep
+from cohortseg.infer.claim import claimed
+from cohortseg.infer.commit import SeriesResult, commit, committed_slices, read_committed, sweep
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.segmenter import series_row
 from cohortseg.longitudinal import with_time

@@ -17,9 +17,9 @@ from cohortseg.dicom.selection import select_next
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.identity import without_path
+from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
     begin_anew,
-    claimed,
     committed_flags,
     committed_keys,
     committed_slices,

@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 
 from cohortseg.errors import StoreError
+from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
     SeriesResult,
     begin_anew,
     begin_attempt,
-    claimed,
     commit,
     committed_slices,
     count_attempts,

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
-from cohortseg.infer.commit import claimed
+from cohortseg.infer.claim import claimed
 from cohortseg.report.write import write_report
 from cohortseg.store.schemas import BURDEN, SLICES, TIMELINE
 from cohortseg.store.tables import read_table

@@ -1,9 +1,8 @@
 """What makes a run safe to kill: attempts are counted before the work, the marker that says "done" is written last.
 
-OUT/.state/ holds ``lock`` and ``owner.json`` (one run at a time), ``attempts/<key>`` (one line an attempt that has not
-ended), ``slices/<key>.arrow`` (the series' rows of the slices table) and ``rows/<key>.json`` (the marker: its burden
-row, and what it was made from). A series without a valid marker is done again; done twice it is replaced, so nothing is
-lost or doubled, whoever died when.
+OUT/.state/ holds ``attempts/<key>`` (one line an attempt that has not ended), ``slices/<key>.arrow`` (the series' rows
+of the slices table) and ``rows/<key>.json`` (the marker: its burden row, and what it was made from). A series without a
+valid marker is done again; done twice it is replaced, so nothing is lost or doubled, whoever died when.
 """
 
 import hashlib
@@ -11,28 +10,22 @@ import io
 import json
 import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 
-from cohortseg.errors import ConfigError, SchemaError, StoreError
-from cohortseg.store.files import locked, sweep_temporaries, write_file
-from cohortseg.store.layout import MASKS, PICTURES, REPORT, RUN_JSON
+from cohortseg.errors import SchemaError, StoreError
+from cohortseg.store.files import sweep_temporaries, write_file
+from cohortseg.store.layout import ATTEMPTS, MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
-from cohortseg.store.provenance import read_run_json
-from cohortseg.store.schemas import BURDEN, OUTPUT_TABLES, SLICES
-from cohortseg.store.tables import table_from_rows, table_name
+from cohortseg.store.schemas import BURDEN, SLICES
+from cohortseg.store.tables import table_from_rows
 
-_STATE: Final = ".state"
-_FOLDERS: Final = ("attempts", "rows", "slices")
-_OWNER: Final = "owner.json"
-_LOCK: Final = "lock"
 _ANEW: Final = "anew"
 """There while a run that began anew has not ended."""
 _BATCH: Final = 128
@@ -68,76 +61,6 @@ def _store_errors(out: Path) -> Iterator[None]:
         raise StoreError(f"{out}: cannot be read or written: {error}") from error
 
 
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Hold an output folder, created if need be, so that no second run writes into it.
-
-    Raises
-    ------
-    ConfigError
-        If it is not ours, and holds what a run would replace.
-    StoreError
-        If another run holds it, or it cannot be created.
-    """
-    existed = out.exists()
-    _refuse_foreign(out)
-    with locked(
-        out,
-        out / _STATE / _LOCK,
-        use="an output folder",
-        busy=lambda: f"{out}: another cohortseg run is writing here{_owner(out)}; wait for it, or choose another -o",
-        folders=[*(out / _STATE / name for name in _FOLDERS), out / PICTURES],
-    ):
-        try:
-            owner = {
-                "process": os.getpid(),
-                "host": socket.gethostname(),
-                "since": datetime.now(UTC).isoformat("T", "seconds"),
-            }
-            write_file(out / _STATE / _OWNER, json.dumps(owner).encode())
-            yield
-        finally:
-            with suppress(OSError):
-                (out / _STATE / _OWNER).unlink()
-            if not existed:
-                _remove_if_unused(out)
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Refuse a folder that is no output folder and holds something of a name that a run replaces.
-
-    A table of ours may lie there alone: `scan` writes a manifest anywhere.
-    """
-    if (out / _STATE / _FOLDERS[0]).is_dir() or read_run_json(out).get("command") == "infer":
-        return
-    tables = {schema.file_name: schema.name for schema in OUTPUT_TABLES}
-    for name in (*tables, MASKS, RUN_JSON, REPORT):
-        if (out / name).exists() and (name not in tables or table_name(out / name) != tables[name]):
-            raise ConfigError(f"{out}: holds a {name} that is not of an output folder of infer; choose another -o")
-
-
-def _remove_if_unused(out: Path) -> None:
-    """Remove a new output folder in which no work began: the cohort holds no DICOM, or a rule leaves nothing."""
-    if (out / MASKS).exists():
-        return
-    with suppress(OSError):
-        for name in _FOLDERS:
-            (out / _STATE / name).rmdir()
-        (out / PICTURES).rmdir()
-        (out / _STATE / _LOCK).unlink(missing_ok=True)
-        (out / _STATE).rmdir()
-        out.rmdir()
-
-
-def _owner(out: Path) -> str:
-    """Return who holds the lock, as far as the note beside it tells."""
-    try:
-        owner = json.loads((out / _STATE / _OWNER).read_bytes())
-        return f" (process {owner['process']} on {owner['host']} since {owner['since']})"
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
-
-
 def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any]) -> str:
     """Return the hash of all that a result depends on: input files, model, settings and versions."""
     document = json.dumps([fingerprint, model_sha256, dict(settings)], sort_keys=True, default=_plain)
@@ -147,7 +70,7 @@ def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any
 def suspects(out: Path) -> frozenset[str]:
     """Return the keys of all series with an attempt that did not end: their process died, or is still at it."""
     with _store_errors(out):
-        return frozenset(path.name for path in (out / _STATE / "attempts").iterdir() if not path.name.startswith("."))
+        return frozenset(path.name for path in (out / STATE / ATTEMPTS).iterdir() if not path.name.startswith("."))
 
 
 def count_attempts(out: Path, series_key: str, token: str, run_id: str) -> int:
@@ -322,7 +245,7 @@ def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
 def committed_keys(out: Path) -> set[str]:
     """Return the keys of all series with a marker, those of earlier runs too."""
     with _store_errors(out):
-        return {path.stem for path in (out / _STATE / "rows").glob("*.json")}
+        return {path.stem for path in (out / STATE / ROWS).glob("*.json")}
 
 
 def forget_failed(out: Path) -> None:
@@ -350,7 +273,7 @@ def begin_anew(out: Path) -> None:
     StoreError
         If something cannot be removed.
     """
-    if (out / _STATE / _ANEW).exists():
+    if (out / STATE / _ANEW).exists():
         return
     with _store_errors(out):
         # By name, not by marker: a killed run leaves masks and a picture without one.
@@ -360,10 +283,10 @@ def begin_anew(out: Path) -> None:
         for picture in (out / PICTURES).glob("*.png"):
             if _KEY.fullmatch(picture.stem):
                 picture.unlink()
-        for name in _FOLDERS:
-            for path in (out / _STATE / name).iterdir():
+        for name in STATE_FOLDERS:
+            for path in (out / STATE / name).iterdir():
                 path.unlink()
-        (out / _STATE / _ANEW).touch()
+        (out / STATE / _ANEW).touch()
 
 
 def end_anew(out: Path) -> None:
@@ -375,19 +298,19 @@ def end_anew(out: Path) -> None:
         If the note cannot be removed.
     """
     with _store_errors(out):
-        (out / _STATE / _ANEW).unlink(missing_ok=True)
+        (out / STATE / _ANEW).unlink(missing_ok=True)
 
 
 def sweep(out: Path) -> None:
     """Remove what killed runs left under temporary names; beside our tables a user may keep files of any name."""
-    for folder in (out / _STATE, *(out / _STATE / name for name in _FOLDERS), out / PICTURES):
+    for folder in (out / STATE, *(out / STATE / name for name in STATE_FOLDERS), out / PICTURES):
         sweep_temporaries(folder)
     for name in ("*.parquet", RUN_JSON, REPORT):
         sweep_temporaries(out, name)
 
 
 def _attempts(out: Path, series_key: str) -> Path:
-    return out / _STATE / "attempts" / series_key
+    return out / STATE / ATTEMPTS / series_key
 
 
 def _attempt_lines(out: Path, series_key: str) -> list[str]:
@@ -399,7 +322,7 @@ def _attempt_lines(out: Path, series_key: str) -> list[str]:
 
 
 def _slices(out: Path, series_key: str) -> Path:
-    return out / _STATE / "slices" / f"{series_key}.arrow"
+    return out / STATE / SLICE_ROWS / f"{series_key}.arrow"
 
 
 def _picture(out: Path, series_key: str) -> Path:
@@ -407,7 +330,7 @@ def _picture(out: Path, series_key: str) -> Path:
 
 
 def _marker(out: Path, series_key: str) -> Path:
-    return out / _STATE / "rows" / f"{series_key}.json"
+    return out / STATE / ROWS / f"{series_key}.json"
 
 
 def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:

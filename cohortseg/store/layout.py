@@ -13,6 +13,12 @@ PAGE: Final = "page.html"
 PICTURES: Final = "pictures"
 REPORT: Final = "report.html"
 RUN_JSON: Final = "run.json"
+STATE: Final = ".state"
+"""Of a run of ``infer``: what it goes on from."""
+ATTEMPTS: Final = "attempts"
+ROWS: Final = "rows"
+SLICE_ROWS: Final = "slices"
+STATE_FOLDERS: Final = (ATTEMPTS, ROWS, SLICE_ROWS)
 
 
 def require_output(out: Path) -> None:
