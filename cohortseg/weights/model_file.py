@@ -22,7 +22,7 @@ from cohortseg.store.files import write_file
 
 _FORMAT: Final = 2
 _HEADER_KEY: Final = "cohortseg"
-_DIGEST_KEY: Final = "cohortseg_sha256"
+_DIGEST: Final = "sha256"
 _DEFAULT_NAME: Final = "default.safetensors"
 
 
@@ -146,13 +146,15 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
 
 def model_file_bytes(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Return a model file: what its header says (`ModelCard`), weights by name, and the hash of both."""
-    header = json.dumps({"format": _FORMAT, **card}, sort_keys=True)
-    return save(dict(tensors), {_HEADER_KEY: header, _DIGEST_KEY: _digest(header, tensors)})
+    header = {"format": _FORMAT, **card}
+    header |= {_DIGEST: _digest(header, tensors)}
+    # One key: safetensors writes several in any order.
+    return save(dict(tensors), {_HEADER_KEY: json.dumps(header, sort_keys=True)})
 
 
-def _digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 over all that a model file says."""
-    digest = hashlib.sha256(header.encode())
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -241,15 +243,15 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
         raise ModelError(f"{path}: no such model file; train one with 'cohortseg train', or leave --model out")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata.get(_HEADER_KEY, "null"))
+            header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
-    if not isinstance(header, dict) or header.pop("format", None) != _FORMAT:
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ModelError(f"{path}: not a model file of this version of cohortseg (its header lacks format {_FORMAT})")
-    if metadata.get(_DIGEST_KEY) != _digest(metadata[_HEADER_KEY], tensors):
+    if header.pop(_DIGEST, None) != _digest(header, tensors):
         raise ModelError(f"{path}: damaged: it does not hold what was written (by its SHA-256); get or train it again")
+    del header["format"]
     try:
         header["model"] = config_from_mapping(ModelConfig, header["model"])
         header["canonical"] = config_from_mapping(CanonicalConfig, header["canonical"])
