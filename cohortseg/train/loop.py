@@ -221,7 +221,8 @@ def _checkpoint(state: TrainState, report: ReportCheckpoint, rank: int) -> None:
 
 def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) -> None:
     config = state.config
-    semi = f" + {len(data.unlabeled)} unlabelled" if phase == ADVERSARIAL else ""
+    weights = (config.semi_weight, config.adversarial_weight, config.proportion_weight, config.model.vq_branch)
+    semi = f" + {len(data.unlabeled)} unlabelled" if phase == ADVERSARIAL and any(weights) else ""
     seen_unlabeled = data.unlabeled_images if phase == ADVERSARIAL else ()
     recipe = {name: value for name, value in asdict(config).items() if name != "imagenet_file"}  # a path of one machine
     name = f"{config.model.encoder}, recipe {config.preset}, {len(data.labeled)} labelled{semi} slices"
