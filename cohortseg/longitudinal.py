@@ -11,7 +11,8 @@ without a patient identifier are never put together into one patient: each study
 named either, each series.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import polars as pl
 
@@ -22,8 +23,9 @@ _WHOLE_SHARE: Final = 0.8
 """A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
 _LESS_SHARE: Final = 0.65
 """Severe disease and breathing out leave more than this part of a patient's lung volume, mostly."""
-PART_OF_LUNGS: Final = frozenset({"lung_volume_implausible", "lung_cut_at_end_slice"})
-"""Flags of a series that shows a part of the lungs only, when it has both: the lung bases above an abdomen."""
+_PART_ML: Final = 800.0
+"""Less lung than this, much of it in the first or last slice, is part of the lungs: the bases above an abdomen."""
+_CUT: Final = "lung_cut_at_end_slice"
 LESS_LUNG: Final = "less_lung_than_other_dates"
 TIMELINE_FLAGS: Final = {
     LESS_LUNG: f"less than {100 * _LESS_SHARE:.0f} % of the lung volume of another date of the patient: part of it was "
@@ -41,6 +43,12 @@ _PATIENTS_COLUMNS: Final = (
     *("baseline_date", "baseline_po_pct", "last_evaluable_date", "last_po_pct", "peak_po_pct", "days_to_peak"),
     *("onset_to_peak_days", "delta_po_pct", "delta_opacity_volume_ml", "qc_flags"),
 )
+
+
+def shows_part_of_lungs(row: Mapping[str, Any]) -> bool:
+    """Return whether a burden row is of a series that shows part of the lungs only."""
+    volume_ml = row["lung_volume_ml"]
+    return volume_ml is not None and volume_ml < _PART_ML and _CUT in row["qc_flags"]
 
 
 def with_time(burden: pl.DataFrame) -> pl.DataFrame:
@@ -180,7 +188,7 @@ def _evaluable() -> pl.Expr:
     """
     measured = (pl.col("status") == "ok") & pl.col("po_pct").is_not_null() & pl.col("study_date").is_not_null()
     by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
-    part = pl.all_horizontal(pl.col("qc_flags").list.contains(flag) for flag in sorted(PART_OF_LUNGS))
+    part = (pl.col("lung_volume_ml") < _PART_ML).fill_null(value=False) & pl.col("qc_flags").list.contains(_CUT)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
 

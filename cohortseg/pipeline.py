@@ -20,8 +20,8 @@ from cohortseg.identity import without_path
 from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
     begin_anew,
-    committed_flags,
     committed_keys,
+    committed_row,
     committed_slices,
     committed_status,
     end_anew,
@@ -32,7 +32,7 @@ from cohortseg.infer.commit import (
 )
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
-from cohortseg.longitudinal import PART_OF_LUNGS, with_time
+from cohortseg.longitudinal import shows_part_of_lungs, with_time
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import read_clinical, remove_clinical, save_clinical, saved_clinical
 from cohortseg.report.scan_tables import write_scan
@@ -270,7 +270,7 @@ def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
         if record.decision == "selected"
         and (
             committed_status(job.out, record.series_key) != "ok"
-            or committed_flags(job.out, record.series_key) >= PART_OF_LUNGS
+            or shows_part_of_lungs(committed_row(job.out, record.series_key))
         )
         and is_done(job.out, record.series_key, job.token(record))
     }

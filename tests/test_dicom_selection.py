@@ -13,7 +13,7 @@ from cohortseg.cli import app
 from cohortseg.config import InferConfig, ScanConfig
 from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.dicom.selection import parse_rules
+from cohortseg.dicom.selection import parse_rules, select_next
 from cohortseg.errors import ConfigError
 from cohortseg.store.schemas import FILES
 from cohortseg.store.tables import read_table
@@ -276,6 +276,9 @@ def test_slices_that_each_have_a_series_uid_are_flagged(tmp_path: Path) -> None:
     records = scan_cohort(tmp_path).series
     (selected,) = [record for record in records if record.decision == "selected"]
     assert "slices_apart" in selected.qc_flags
+    taken_up = select_next(records, {selected.series_key}, ScanConfig())
+    flags = [record.qc_flags.count("slices_apart") for record in taken_up if record.decision == "selected"]
+    assert flags == [1, 1]
     for z in range(3):
         apart = {"StudyInstanceUID": f"1.2.{z}"}
         write_series(tmp_path / str(z), shape=(1, 32, 24), origin=(0, 0, 5.0 * z), series=str(z), attributes=apart)

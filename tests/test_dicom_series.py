@@ -274,6 +274,21 @@ def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path, phase: 
     assert [record.n_slices for record in scan_cohort(tmp_path).series] == [6, 6]
 
 
+@pytest.mark.parametrize("odd", [["0.8003", "0.6"], None], ids=["rounded by turns", "missing by turns"])
+def test_slices_whose_pixel_spacing_is_rounded_or_missing_are_no_volume(tmp_path: Path, odd: list[str] | None) -> None:
+    turns = [["0.8", "0.6"], odd]
+    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"PixelSpacing": turns[index % 2]})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices) == ("skipped", 12)
+    assert record.reason == "PixelSpacing is missing, not positive, or differs between slices"
+
+
+def test_slabs_of_one_scan_that_each_have_a_cardiac_phase_are_one_volume(tmp_path: Path) -> None:
+    slabs = [{"NominalPercentageOfCardiacPhase": 70 + 2 * (index >= 6)} for index in range(12)]
+    write_series(tmp_path, shape=(12, 8, 8), attributes=slabs.__getitem__)
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 12)
+
+
 def test_reconstructions_of_two_pixel_spacings_are_volumes_of_their_own(tmp_path: Path) -> None:
     write_series(tmp_path / "a", shape=(6, 8, 8))
     zoomed = write_series(tmp_path / "b", shape=(4, 8, 8), spacing_mm=(2.5, 0.5, 0.5), attributes=_own_uid)
@@ -289,20 +304,24 @@ def test_reconstructions_of_two_pixel_spacings_are_volumes_of_their_own(tmp_path
     [
         ("FrameContentSequence", "FrameAcquisitionDateTime", "AcquisitionDateTime"),
         ("CTReconstructionSequence", "ConvolutionKernel", "ConvolutionKernel"),
+        ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase", None),
     ],
 )
 def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
-    tmp_path: Path, macro: str, of_the_frame: str, of_the_file: str
+    tmp_path: Path, macro: str, of_the_frame: str, of_the_file: str | None
 ) -> None:
     slices = [*chest_slices("passes"), *chest_slices("passes")]
     for dataset in slices[len(slices) // 2 :]:
         dataset.PixelData = bytes(reversed(dataset.PixelData))
     file = enhanced_file(slices)
-    setattr(file, of_the_file, "20200401090000")
+    if of_the_file is not None:
+        setattr(file, of_the_file, "20200401090000")
     file.AcquisitionTime = "090000"
     for index, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
         item = Dataset()
-        setattr(item, of_the_frame, f"2020040109{30 if 2 * index >= len(slices) else 0:02}00")
+        late = 2 * index >= len(slices)
+        told = 40.0 + late if of_the_file is None else f"2020040109{30 if late else 0:02}00"
+        setattr(item, of_the_frame, told)
         setattr(frame, macro, [item])
     write_files(tmp_path, [file])
     assert [record.n_slices for record in scan_cohort(tmp_path).series] == [len(slices) // 2] * 2

@@ -1,6 +1,7 @@
 """Whole runs: what a damaged file, a killed process, a full disk or a vanished cohort leaves, and how many workers."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -350,8 +351,10 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
     monkeypatch.setattr("cohortseg.infer.run.connected_resources", resources)
     monkeypatch.setattr("cohortseg.infer.run.head_answers", lambda: bool(nodes_left))
     monkeypatch.setattr("cohortseg.infer.run._WATCH_EVERY_S", 0.01)
+    caplog.set_level(logging.INFO, logger="cohortseg")  # whatever a command before has set
+    deadline = time.monotonic() + 30
     with room_watched(2, 0.0):
-        while len(caplog.messages) < 4:
+        while len(caplog.messages) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert caplog.messages == [
         "Ray has room for 1 of 2 workers now",

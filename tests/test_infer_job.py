@@ -11,7 +11,7 @@ from cohortseg.config import OF_THE_WORK, InferConfig, ScanConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.infer import job as jobs
-from cohortseg.infer.job import Job, package_sha256
+from cohortseg.infer.job import PACKAGE_SHA256, Job
 from cohortseg.infer.run import _Worker
 
 
@@ -49,7 +49,7 @@ def test_another_method_is_another_token(
 
 def test_a_node_with_another_cohortseg_does_no_work(tmp_path: Path) -> None:
     mine = job(tmp_path)
-    assert mine.package_sha256 == package_sha256()
+    assert mine.package_sha256 == PACKAGE_SHA256
     mine.require_same_package()
     with pytest.raises(ConfigError, match="this node has another cohortseg"):
         _Worker(replace(mine, package_sha256="0" * 64))

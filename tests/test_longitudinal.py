@@ -115,6 +115,8 @@ def test_the_lung_bases_above_an_abdomen_are_no_part_of_changes_and_peak() -> No
     assert (patient["n_timepoints"], patient["n_evaluable"], patient["peak_po_pct"]) == (2, 1, 8.0)
     (alone,) = patients_table(burden(abdomen)).to_dicts()
     assert (alone["n_evaluable"], alone["peak_po_pct"]) == (1, 40.0)
+    large = series("A", 2, "large", 30.0, lung_volume_ml=9100.0, qc_flags=PART)
+    assert patients_table(burden(chest, large))["peak_po_pct"].to_list() == [30.0], "much lung is no part of it"
     child = abdomen | {"qc_flags": ["lung_volume_implausible"]}
     assert patients_table(burden(chest, child))["n_evaluable"].to_list() == [2]
 

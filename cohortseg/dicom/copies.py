@@ -135,6 +135,7 @@ def _place(header: Header, rounded: _Rounding) -> Hashable:
             header.convolution_kernel,
             header.acquisition_number,
             header.temporal_position,
+            header.cardiac_phase_pct,
         )
     return header.sop_instance_uid
 

@@ -21,6 +21,7 @@ _MACROS: Final = {
     "AcquisitionNumber": ("FrameContentSequence",),
     "TemporalPositionIdentifier": ("FrameContentSequence",),
     "AcquisitionDateTime": ("FrameContentSequence",),
+    "NominalPercentageOfCardiacPhase": ("CardiacSynchronizationSequence",),
     "ConvolutionKernel": (
         "CTReconstructionSequence",
         "UnassignedPerFrameConvertedAttributesSequence",  # of a legacy converted file

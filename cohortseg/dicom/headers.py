@@ -100,9 +100,10 @@ class Header:
     acquisition_number: int | None
     acquisition_time: str | None
     """TM as it stands: only whether two slices agree in it matters."""
-    temporal_position: float | None
-    """TemporalPositionIdentifier (0020,0100), else NominalPercentageOfCardiacPhase (0020,9241)."""
+    temporal_position: int | None
     """TemporalPositionIdentifier (0020,0100): the phase of a scan in time."""
+    cardiac_phase_pct: float | None
+    """NominalPercentageOfCardiacPhase (0020,9241): slabs of one scan may each have their own."""
     patient_id: str | None
     patient_facts: tuple[str | None, str | None, str | None]
     """IssuerOfPatientID, PatientBirthDate, PatientSex: never written, they only tell persons of one PatientID apart."""
@@ -149,9 +150,9 @@ def common_spacing(headers: Sequence[Header]) -> tuple[float, ...] | None:
     return first if shared else None
 
 
-def same_spacing(one: Sequence[float], other: Sequence[float]) -> bool:
+def same_spacing(one: Sequence[float], other: Sequence[float], rtol: float = _SPACING_RTOL) -> bool:
     """Return whether two PixelSpacing (2,), mm, are the same to within rounding."""
-    return all(math.isclose(a, b, rel_tol=_SPACING_RTOL) for a, b in zip(one, other, strict=True))
+    return all(math.isclose(a, b, rel_tol=rtol) for a, b in zip(one, other, strict=True))
 
 
 def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
@@ -269,7 +270,8 @@ def _header(
         series_instance_uid=series_uid,
         acquisition_number=item.whole("AcquisitionNumber"),
         acquisition_time=item.text("AcquisitionTime") or item.text("AcquisitionDateTime"),
-        temporal_position=item.real("TemporalPositionIdentifier") or item.real("NominalPercentageOfCardiacPhase"),
+        temporal_position=item.whole("TemporalPositionIdentifier"),
+        cardiac_phase_pct=item.real("NominalPercentageOfCardiacPhase"),
         patient_id=item.text("PatientID"),
         patient_facts=(item.text("IssuerOfPatientID"), item.text("PatientBirthDate"), item.text("PatientSex")),
         study_date=item.date("StudyDate"),

@@ -25,7 +25,8 @@ _ODD: Final = (80.0, 0.7)
 above .94 at 25 mm between slices, below 75 HU and above .8 at 75 mm."""
 _TURNS: Final = 0.8
 """Slices after next differ this many times as much as the next where two scans lie between each other: .1 to .6 then,
-and 1.4 to 1.8 in one scan."""
+and 1.3 to 1.8 in one scan (above .9 in six slices of one)."""
+_NOT_AIR_HU: Final = -900.0
 _LEAST_SLICES: Final = 6
 _HISTOGRAM_SLICES: Final = 16
 
@@ -114,7 +115,7 @@ def _odd(
         return []
     coarse = np.stack([cv2.resize(volume_hu[z], (_GRID, _GRID), interpolation=cv2.INTER_AREA) for z in held])
     coarse = coarse.reshape(len(held), -1).astype(np.float64)
-    _require_one_scan(coarse, series_key)
+    _require_one_scan(np.maximum(coarse, _NOT_AIR_HU), series_key)  # noise moves the mean of air, which is cut off
     beside = np.concatenate([coarse[1:2], (coarse[:-2] + coarse[2:]) / 2, coarse[-2:-1]])
     offset = np.abs((coarse - beside).mean(axis=1))
     offset[[0, -1]] /= 2  # of the first and the last there is one neighbour, so their difference is not halved

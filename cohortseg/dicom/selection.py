@@ -174,7 +174,7 @@ def select_next(records: Sequence[SeriesRecord], unmeasured: Collection[str], co
         _choose(decided, left, config.prefer)
         (best,) = (index for index in left if decided[index].decision == "selected")
         decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, ANOTHER_FAILED))
-    return decided
+    return _with_apart(decided)
 
 
 def _studies(records: Sequence[SeriesRecord], decisions: Collection[Decision]) -> Iterator[list[int]]:
@@ -237,7 +237,7 @@ def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
     apart = {record.series_key for record in single if any(counts[scan] > _FEW_APART for scan in _scans(record))}
     return [
         replace(record, qc_flags=(*record.qc_flags, APART))
-        if record.decision == "selected" and record.series_key in apart
+        if record.decision == "selected" and record.series_key in apart and APART not in record.qc_flags
         else record
         for record in records
     ]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Final, TypeAlias
 
@@ -23,7 +24,7 @@ from cohortseg.dicom.visits import visit_numbers
 Reals: TypeAlias = tuple[float, ...]
 
 _PHASE: Final = "temporal_position"
-_SCANS: Final = ("acquisition_number", _PHASE, "acquisition_time")
+_SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time")
 _DESCRIBED: Final = ("series_description", "slice_thickness_mm", "image_type")
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
@@ -35,6 +36,8 @@ _FEW: Final = 2
 """So few slices that alternate with others are no scan of their own."""
 _LEAST_SCAN: Final = 10
 """More slices than these are a scan beside which images of one place are no slices that it lacks."""
+_OTHER_SPACING_RTOL: Final = 2e-3
+"""PixelSpacing that differs by more is of another reconstruction, less is rounding (and skipped as differing)."""
 SERIES_COVERAGE_SHARE: Final = 0.8
 """A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
@@ -59,7 +62,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         The volume of most slices first.
     """
     planes = _numbers(headers, "image_orientation_patient", _is_plane)
-    spacings = _numbers(headers, "pixel_spacing_mm", same_spacing)
+    spacings = _numbers(headers, "pixel_spacing_mm", partial(same_spacing, rtol=_OTHER_SPACING_RTOL))
     strays = [header for header in headers if header.image_position_patient is None]
     part_strays = len(strays) <= MAX_STRAYS
     spaces = _known_values(headers, "frame_of_reference_uid")
@@ -76,7 +79,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
             header.convolution_kernel if len(kernels) > 1 else None,
             header.rows,
             header.columns,
-            spacings[header.pixel_spacing_mm],
+            # Where the known ones agree, a slice that lacks it is no volume of its own: the series is skipped.
+            spacings[header.pixel_spacing_mm] if len(set(spacings.values()) - {0}) > 1 else None,
         ),
     )
     lone = [part for part in parts if len(part) == 1]

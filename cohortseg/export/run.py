@@ -102,7 +102,7 @@ def export_masks(
     measured: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
     chosen = _named(burden, measured, only) if only else measured
     manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
-    if cohort is not None and chosen and not any((cohort / path).exists() for path in manifest["files"].list.first()):
+    if cohort is not None and chosen and not any((cohort / path).exists() for path in manifest["files"].list.explode()):
         raise ConfigError(
             f"{cohort}: holds none of the files of {out}; give the folder that infer was given as --cohort"
         )

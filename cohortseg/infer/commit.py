@@ -154,15 +154,16 @@ def _sizes(out: Path, series_key: str) -> dict[str, int]:
     return {path.relative_to(out).as_posix(): path.stat().st_size for path in files if path.is_file()}
 
 
-def committed_flags(out: Path, series_key: str) -> frozenset[str]:
-    """Return the flags of a committed series.
+def committed_row(out: Path, series_key: str) -> Mapping[str, Any]:
+    """Return the burden row of a committed series, as JSON has it.
 
     Raises
     ------
     StoreError
         If there is no marker.
     """
-    return frozenset(_required_marker(out, series_key)["burden"]["qc_flags"])
+    row: Mapping[str, Any] = _required_marker(out, series_key)["burden"]
+    return row
 
 
 def committed_status(out: Path, series_key: str) -> str:
@@ -173,7 +174,7 @@ def committed_status(out: Path, series_key: str) -> str:
     StoreError
         If there is no marker.
     """
-    return str(_required_marker(out, series_key)["burden"]["status"])
+    return str(committed_row(out, series_key)["status"])
 
 
 def read_committed(out: Path, series_keys: Sequence[str]) -> pl.DataFrame:

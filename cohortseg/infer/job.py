@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import uuid4
@@ -29,14 +28,17 @@ _OF_THE_RESULT: Final = sorted(
 """Settings that say what comes out of a series; what `ScanConfig` says of it is in its record."""
 
 
-@lru_cache(maxsize=1)
-def package_sha256() -> str:
-    """Return the SHA-256 over the sources of cohortseg that run here."""
+def _package_sha256() -> str:
     root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(__version__.encode())  # all that there is to tell of a package in an archive
     for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+        if not path.name.startswith(".") and path.is_file():
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+PACKAGE_SHA256: Final = _package_sha256()
+"""Over the sources of cohortseg as this process started with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Job:
     config: InferConfig
     run_id: str = field(default_factory=lambda: uuid4().hex)
     """Tells the attempts of this run from those of earlier ones."""
-    package_sha256: str = field(default_factory=package_sha256)
+    package_sha256: str = PACKAGE_SHA256
     """Of the cohortseg that the run was started with."""
 
     def require_same_package(self) -> None:
@@ -62,10 +64,10 @@ class Job:
         ConfigError
             If the sources here are others than those that the run was started with.
         """
-        if getattr(self, "package_sha256", None) != package_sha256():  # an older cohortseg's job says nothing
+        if getattr(self, "package_sha256", None) != PACKAGE_SHA256:  # an older cohortseg's job says nothing
             raise ConfigError(
-                f"this node has another cohortseg ({__version__}) than the run was started with; install the same on "
-                "every node, restart the cluster and run the same command again"
+                f"this node has another cohortseg ({__version__}) than the run was started with, or one changed since; "
+                "have the same on every node, restart the cluster and run the same command again"
             )
 
     def token(self, record: SeriesRecord) -> str:

@@ -20,8 +20,6 @@ LUNG_METHOD: Final = "cohortseg-threshold 11"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
-_NEAR_MM: Final = 25.0
-"""Slices so near to each other hold alike much lung."""
 _EMPTY_HU: Final = -950.0
 _EMPTY_DISC_MM: Final = 10.0
 _EMPTY_SHARE: Final = 0.02
@@ -31,7 +29,7 @@ LUNG_FLAGS: Final[dict[str, str]] = {
     "lung_cut_by_field_of_view": "lung touches the edge of the image or of what was scanned: part may lie outside",
     "lung_cut_at_end_slice": "the first or last slice still holds much lung: part of it was not scanned",
     "lung_lost_between": "slices hold far less lung than those below and above: most of it was lost there",
-    "air_without_vessels": "regions as dark as air count as lung: bullae, emphysema, or a pneumothorax, which is none",
+    "air_without_vessels": "regions 2 cm wide as dark as air count as lung: bullae, emphysema, or a pneumothorax",
     "one_lung": "one side holds less than 5 % of the lung found",
     "lung_volume_implausible": "below 0.8 or above 9 L of lung: not the whole chest, a child, or air that is no lung",
     "dense_region_excluded": "a large homogeneous dorsal region was left out: effusion, atelectasis or consolidation",
@@ -97,7 +95,7 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     for z, box in boxes.items():
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
     mask = to_full_grid(coarse, planes, volume_hu)
-    found = _findings(coarse, slices, heights_mm, excluded_mm2) | _findings_of_whole(mask, spacing_mm)
+    found = _findings(coarse, slices, excluded_mm2) | _findings_of_whole(mask, spacing_mm)
     return Lungs(mask=mask, flags=tuple(name for name in LUNG_FLAGS if found[name]))
 
 
@@ -110,7 +108,6 @@ def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
 def _findings(
     coarse: NDArray[np.uint8],
     slices: list[LungSlice],
-    heights_mm: NDArray[np.float64],
     excluded_mm2: list[float],
 ) -> dict[str, bool]:
     """Return what the working grid tells of a mask that holds lung."""
@@ -124,7 +121,7 @@ def _findings(
     return {
         "lung_cut_by_field_of_view": any(_is_cut(coarse[z], item) for z, item in enumerate(slices)),
         "lung_cut_at_end_slice": len(area) >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
-        "lung_lost_between": _is_lost_between(area, heights_mm),
+        "lung_lost_between": _is_lost_between(area),
         "air_without_vessels": sum(empty_mm2) > _EMPTY_SHARE * area.sum() * slices[0].pixel_mm ** 2,
         "dense_region_excluded": max(excluded_mm2[upper], default=0) > 1500,
     }
@@ -141,14 +138,11 @@ def _findings_of_whole(mask: NDArray[np.uint8], spacing_mm: tuple[float | None, 
     }
 
 
-def _is_lost_between(area: NDArray[np.intp], heights_mm: NDArray[np.float64]) -> bool:
-    """Tell whether a slice holds far less lung than near ones both below and above, as no lung does."""
-    for z, height in enumerate(heights_mm):
-        near = np.abs(heights_mm - height) <= _NEAR_MM
-        beside = min(area[:z][near[:z]].max(initial=0), area[z + 1 :][near[z + 1 :]].max(initial=0))
-        if beside > 0.1 * area.max() and area[z] < 0.3 * beside:
-            return True
-    return False
+def _is_lost_between(area: NDArray[np.intp]) -> bool:
+    """Tell whether a slice holds far less lung than others both below and above, as no lung does."""
+    below, above = np.maximum.accumulate(area), np.maximum.accumulate(area[::-1])[::-1]
+    beside = np.minimum(below, above)
+    return bool(((beside > 0.1 * area.max()) & (area < 0.3 * beside)).any())
 
 
 def _empty_mm2(sides: NDArray[np.uint8], item: LungSlice) -> float:

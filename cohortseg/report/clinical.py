@@ -16,7 +16,7 @@ from cohortseg.store.schemas import CLINICAL
 from cohortseg.store.tables import read_table, table_name, write_table
 
 _SEPARATORS: Final = (",", ";", "\t")
-_DATE: Final = r"^(\d{4})([-/]?)(\d{2})([-/]?)(\d{2})(?:[ T]00:00(?::00(?:\.0+)?)?)?$"
+_DATE: Final = r"^(\d{4})([-/]?)(\d{2})([-/]?)(\d{2})(?:[ T]00:00(?::00(?:\.0+)?)?(?:Z|\+00:00)?)?$"
 _MOST_ROWS_NAMED: Final = 5
 
 
