@@ -151,14 +151,15 @@ def test_a_run_shows_what_it_does_on_one_page(tmp_path):
     assert "phase 1: iteration 5 of 12" in page
     size, gap = 64, 6  # of the slices; between tiles
     assert _size(run / "pictures/labeled.png") == (3 * (size + gap) + gap, 20 + 4 * (size + gap))
-    assert _size(run / "pictures/unlabeled.png")[0] == 3 * (size + gap) + gap  # no confidence yet
+    # twice as large, since the captions are wider; no confidence yet
+    assert _size(run / "pictures/unlabeled.png")[0] == 3 * (2 * size + gap) + gap
 
     train(QUICK, run, restore=run / "checkpoint")
     page = (run / "page.html").read_text(encoding="utf-8")
     assert "phase 2: iteration 12 of 12" in page
     assert page.count("src=") == page.count('src="data:image/jpeg;base64,') == 4  # self-contained
     assert not re.search(r"<script|<link|https?:", page.lower())
-    assert _size(run / "pictures/unlabeled.png")[0] == 5 * (size + gap) + gap
+    assert _size(run / "pictures/unlabeled.png")[0] == 5 * (2 * size + gap) + gap
 
 
 def _size(path: Path) -> tuple[int, int]:
