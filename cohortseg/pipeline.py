@@ -23,7 +23,6 @@ from cohortseg.infer.commit import (
     committed_keys,
     committed_row,
     committed_slices,
-    committed_status,
     end_anew,
     forget_failed,
     is_done,
@@ -268,10 +267,7 @@ def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
         record.series_key
         for record in scan.series
         if record.decision == "selected"
-        and (
-            committed_status(job.out, record.series_key) != "ok"
-            or shows_part_of_lungs(committed_row(job.out, record.series_key))
-        )
+        and ((row := committed_row(job.out, record.series_key))["status"] != "ok" or shows_part_of_lungs(row))
         and is_done(job.out, record.series_key, job.token(record))
     }
     return replace(scan, series=tuple(select_next(scan.series, unmeasured, job.config))) if unmeasured else scan
