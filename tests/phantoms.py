@@ -25,6 +25,11 @@ def body_hu(shape: tuple[int, int, int]) -> NDArray[np.int16]:
     return (hu + 3 * z).astype(np.int16)
 
 
+def own_uid(index: int) -> dict[str, str]:
+    """Return, as attributes of slice ``index``, a SOPInstanceUID that the slices of no other series have."""
+    return {"SOPInstanceUID": f"1.9.{index}"}
+
+
 def write_series(
     folder: Path,
     *,

@@ -68,18 +68,16 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         decode = len({files[path][0].transfer_syntax_uid for path in group}) > 1
         contents = {path: _content(root / path, decode=decode) for path in group}
         first_whole = next((path for path, content in contents.items() if content.whole), None)
-        exact = {
-            tuple(header.sop_instance_uid for header in files[path]): path
-            for path, content in contents.items()
-            if content.whole and not files[path][0].lossy
-        }
+        lossy = {path for path in group if files[path][0].lossy}
+        uids = {path: tuple(header.sop_instance_uid for header in files[path]) for path in group}
+        exact = {uids[path]: path for path, content in contents.items() if content.whole and path not in lossy}
         seen: dict[str, str] = {}
         for path, content in contents.items():
             if first_whole is not None and not content.whole:
                 reason = _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
                 dropped.append(Copy(SkippedFile(path, reason, unreadable=content.unread), first_whole))
-            elif files[path][0].lossy and (uids := tuple(h.sop_instance_uid for h in files[path])) in exact:
-                dropped.append(Copy(SkippedFile(path, _LOSSY), exact[uids]))
+            elif path in lossy and uids[path] in exact:
+                dropped.append(Copy(SkippedFile(path, _LOSSY), exact[uids[path]]))
             elif content.digest in seen:
                 reason = "copy of a slice of its series, with the same pixels"
                 dropped.append(Copy(SkippedFile(path, reason), seen[content.digest]))

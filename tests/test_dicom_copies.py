@@ -1,0 +1,158 @@
+"""Which files of a series repeat a slice, and what becomes of them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from phantoms import CORONAL, body_hu, own_uid, write_series
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
+from runs import only_series
+
+from cohortseg.config import ScanConfig
+from cohortseg.dicom.scan import scan_cohort
+from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
+
+
+def test_a_copy_counts_in_the_volume_whose_slice_it_repeats(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    coronal = write_series(tmp_path / "b", shape=(2, 32, 24), orientation=CORONAL, attributes=own_uid)
+    shutil.copy(coronal[1], tmp_path / "b" / "z_copy")
+    found = scan_cohort(tmp_path)
+    assert [file.path for file in found.copies] == ["b/z_copy"]
+    assert [(record.n_files, record.n_duplicates) for record in found.series] == [(4, 0), (3, 1)]
+    assert [("duplicates_dropped" in record.qc_flags) for record in found.series] == [False, True]
+
+
+def test_copies_are_dropped_and_counted(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a")
+    (tmp_path / "0").mkdir()
+    shutil.copy(paths[2], tmp_path / "z_copy")
+    shutil.copy(paths[0], tmp_path / "0" / "first")
+    write_series(tmp_path / "again", attributes=own_uid)  # other SOPInstanceUIDs, same places and pixels
+    record = only_series(tmp_path)
+    assert (record.n_files, record.n_slices, record.n_duplicates) == (10, 4, 6)
+    assert (record.decision, record.qc_flags) == ("selected", ("duplicates_dropped",))
+    assert record.files == ("0/first", "a/0001.dcm", "a/0002.dcm", "a/0003.dcm")
+
+
+def test_a_compressed_copy_is_a_copy(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", transfer_syntax=RLELossless)
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_a_copy_that_was_cut_off_is_dropped_by_its_name(tmp_path: Path, syntax: str) -> None:
+    paths = write_series(tmp_path / "a", transfer_syntax=syntax)
+    torn = tmp_path / "a" / "0000-first-by-name.dcm"
+    torn.write_bytes(paths[2].read_bytes()[:-100])
+    found = scan_cohort(tmp_path)
+    (record,) = found.series
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 1)
+    assert [(file.path, file.reason) for file in found.copies] == [
+        ("a/0000-first-by-name.dcm", "damaged copy of a slice of its series that is there whole")
+    ]
+
+
+def test_a_copy_that_no_decoder_reads_is_dropped_as_what_it_is(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", transfer_syntax=RLELossless)
+    other = pydicom.dcmread(paths[2])
+    other.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.92"  # JPEG 2000 Part 2
+    other.SOPInstanceUID = generate_uid()
+    other.save_as(tmp_path / "a/other.dcm")
+    found = scan_cohort(tmp_path)
+    assert [record.decision for record in found.series] == ["selected"]
+    (dropped,) = found.copies
+    assert (dropped.path, "cannot be decoded: not compared" in dropped.reason) == ("a/other.dcm", True)
+
+
+def test_lossy_copies_of_slices_that_are_there_without_loss_are_dropped(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "b")
+    (tmp_path / "a").mkdir()
+    for path in paths:
+        lossy = pydicom.dcmread(path)
+        lossy.LossyImageCompression = "01"
+        lossy.PixelData = (np.frombuffer(lossy.PixelData, "<i2") + 1).astype("<i2").tobytes()
+        lossy.save_as(tmp_path / "a" / path.name)
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+    assert {path.split("/")[0] for path in record.files} == {"b"}
+    assert "lossy_compression" not in record.qc_flags
+    other = pydicom.dcmread(tmp_path / "a" / paths[0].name)
+    other.SOPInstanceUID = generate_uid()
+    other.save_as(tmp_path / "a" / paths[0].name)
+    assert only_series(tmp_path).reason == "different pixels at the same position (1 of 5 slices)"
+
+
+def test_a_multi_frame_file_sent_again_under_another_uid_is_a_copy(tmp_path: Path) -> None:
+    (path,) = write_files(tmp_path, [enhanced_file(chest_slices("enhanced"))])
+    again = pydicom.dcmread(path)
+    again.SOPInstanceUID = again.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    again.save_as(tmp_path / "zz-again.dcm")
+    found = scan_cohort(tmp_path)
+    assert [record.decision for record in found.series] == ["selected"]
+    assert [(file.path, file.reason) for file in found.copies] == [
+        ("zz-again.dcm", "copy of a slice of its series, with the same pixels")
+    ]
+
+
+def test_slices_that_are_all_cut_off_are_not_dropped(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a")
+    whole = paths[2].read_bytes()
+    paths[2].write_bytes(whole[:-100])
+    (tmp_path / "a" / "other.dcm").write_bytes(whole[:-200])
+    (record,) = scan_cohort(tmp_path).series
+    assert record.reason == "different pixels at the same position (1 of 5 slices)"
+
+
+def test_different_pixels_at_one_position_are_never_dropped(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", hu=lambda shape: body_hu(shape) + 1, attributes=own_uid)
+    record = only_series(tmp_path)
+    assert record.reason == "different pixels at the same position (4 of 8 slices)"
+    assert (record.n_duplicates, record.qc_flags) == (0, ("conflicting_slices",))
+
+
+@pytest.mark.parametrize(
+    "rewritten",
+    [
+        {"ImagePositionPatient": lambda z: ["-0.000004", "0.000004", f"{100.004999 + 2.5 * z:.7f}"]},
+        {"ImageOrientationPatient": lambda _z: ["1", "0.0000001", "0", "0", "1", "0"]},
+        {"PixelSpacing": lambda _z: ["0.70000001", "0.80000001"]},
+    ],
+    ids=["position", "orientation", "spacing"],
+)
+def test_a_copy_whose_header_was_rewritten_is_a_copy(tmp_path: Path, rewritten: dict[str, Any]) -> None:
+    here = {
+        "ImagePositionPatient": lambda z: ["0", "0", f"{100.005001 + 2.5 * z:.7f}"],
+        "PixelSpacing": lambda _z: [".7", ".8"],
+    }
+    for name, given in (("a", here), ("b", here | rewritten)):
+        write_series(tmp_path / name, attributes=lambda z, given=given: {key: value(z) for key, value in given.items()})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+
+
+def test_a_copy_with_bytes_behind_its_pixels_is_a_copy(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    for path in write_series(tmp_path / "b"):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData += b"\0\0"
+        dataset.save_as(path)
+    assert only_series(tmp_path).n_duplicates == 4
+
+
+def test_near_copies_of_slices_are_not_resampled_to_their_distance(tmp_path: Path) -> None:
+    """Ten slices 5 mm apart, each there twice, .03 mm beside: by their median distance they would make 1500."""
+    z = np.repeat(np.arange(10) * 5.0, 2) + np.tile([0.0, 0.03], 10)
+    write_series(tmp_path, shape=(20, 32, 24), positions=[(0, 0, value) for value in z])
+    (record,) = scan_cohort(tmp_path, config=ScanConfig(repair=("resample",))).series
+    assert (record.decision, record.repairs) == ("skipped", ())

@@ -1,0 +1,250 @@
+"""What of one series is one volume, and what is a volume of its own."""
+
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from phantoms import AXIAL, CORONAL, body_hu, own_uid, write_series
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    generate_uid,
+)
+from runs import only_series
+
+from cohortseg.config import ScanConfig
+from cohortseg.dicom.scan import scan_cohort
+from cohortseg.identity import series_key
+from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
+
+
+def test_planes_of_one_series_are_volumes_of_their_own(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", shape=(2, 32, 24), orientation=CORONAL, attributes=own_uid)
+    axial, coronal = scan_cohort(tmp_path).series
+    assert (axial.orientation, axial.n_slices, axial.decision, axial.volume) == ("axial", 4, "selected", 1)
+    assert (coronal.orientation, coronal.n_slices, coronal.decision, coronal.volume) == ("coronal", 2, "skipped", 2)
+    assert axial.series_instance_uid == coronal.series_instance_uid
+    assert axial.series_key == series_key(axial.series_instance_uid) != coronal.series_key
+    assert axial.qc_flags == coronal.qc_flags == ("split_series",)
+
+
+def test_a_slice_that_lacks_its_kernel_is_no_volume_of_its_own(tmp_path: Path) -> None:
+    lacking = {"ConvolutionKernel": None, "FrameOfReferenceUID": None}
+    write_series(tmp_path, attributes=lambda index: lacking if index == 2 else {})
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 4)
+
+
+def test_stations_of_one_series_cover_it_in_part(tmp_path: Path) -> None:
+    for station, origin in enumerate((100.0, 115.0)):
+        write_series(
+            tmp_path / str(station),
+            shape=(8, 16, 16),
+            origin=(0, 0, origin),
+            attributes=lambda index, station=station: (
+                own_uid(index + 100 * station) | {"AcquisitionNumber": station, "SeriesInstanceUID": "1.2.3"}
+            ),
+            hu=lambda shape, station=station: body_hu(shape) + station,
+        )
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [record.n_slices for record in records] == [8, 8]
+    assert all(record.qc_flags == ("split_series", "partial_coverage") for record in records)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE", "MIP"]},
+        {"ImageOrientationPatient": ["1", "0", "0", "0", "0", "-1"]},
+    ],
+    ids=["projections", "coronal"],
+)
+def test_many_slices_of_another_kind_make_no_fragments_of_the_axial_ones(
+    tmp_path: Path, others: dict[str, list[str]]
+) -> None:
+    """Nine slices and three in another space, under one UID with sixty that show something else."""
+    for part, (number, origin) in enumerate(((9, 100.0), (3, 140.0))):
+        space = {"FrameOfReferenceUID": f"1.2.{part}", "SeriesInstanceUID": "1.2.3"}
+        write_series(
+            tmp_path / str(part),
+            shape=(number, 16, 16),
+            origin=(0, 0, origin),
+            attributes=lambda index, part=part, space=space: own_uid(index + 100 * part) | space,
+        )
+    shared = {"FrameOfReferenceUID": "1.2.0", "SeriesInstanceUID": "1.2.3"} | others
+    write_series(tmp_path / "others", shape=(60, 16, 16), attributes=lambda index: own_uid(index + 900) | shared)
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(record.n_slices, record.decision) for record in records][1:] == [(9, "selected"), (3, "selected")]
+
+
+@pytest.mark.parametrize("phase", ["TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase"])
+def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path, phase: str) -> None:
+    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {phase: 40 * (index % 2)})
+    assert [record.n_slices for record in scan_cohort(tmp_path).series] == [6, 6]
+
+
+@pytest.mark.parametrize("odd", [["0.8003", "0.6"], None], ids=["rounded by turns", "missing by turns"])
+def test_slices_whose_pixel_spacing_is_rounded_or_missing_are_no_volume(tmp_path: Path, odd: list[str] | None) -> None:
+    turns = [["0.8", "0.6"], odd]
+    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"PixelSpacing": turns[index % 2]})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices) == ("skipped", 12)
+    assert record.reason == "PixelSpacing is missing, not positive, or differs between slices"
+
+
+def test_slabs_of_one_scan_that_each_have_a_cardiac_phase_are_one_volume(tmp_path: Path) -> None:
+    slabs = [{"NominalPercentageOfCardiacPhase": 70 + 2 * (index >= 6)} for index in range(12)]
+    write_series(tmp_path, shape=(12, 8, 8), attributes=slabs.__getitem__)
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 12)
+
+
+def test_reconstructions_of_two_pixel_spacings_are_volumes_of_their_own(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", shape=(6, 8, 8))
+    zoomed = write_series(tmp_path / "b", shape=(4, 8, 8), spacing_mm=(2.5, 0.5, 0.5), attributes=own_uid)
+    wide, narrow = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(one.n_slices, one.decision, one.spacing_y_mm) for one in (wide, narrow)] == [
+        (6, "selected", 0.8),
+        (len(zoomed), "selected", 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("macro", "of_the_frame", "of_the_file"),
+    [
+        ("FrameContentSequence", "FrameAcquisitionDateTime", "AcquisitionDateTime"),
+        ("CTReconstructionSequence", "ConvolutionKernel", "ConvolutionKernel"),
+        ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase", None),
+    ],
+)
+def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
+    tmp_path: Path, macro: str, of_the_frame: str, of_the_file: str | None
+) -> None:
+    slices = [*chest_slices("passes"), *chest_slices("passes")]
+    for dataset in slices[len(slices) // 2 :]:
+        dataset.PixelData = bytes(reversed(dataset.PixelData))
+    file = enhanced_file(slices)
+    if of_the_file is not None:
+        setattr(file, of_the_file, "20200401090000")
+    file.AcquisitionTime = "090000"
+    for index, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
+        item = Dataset()
+        late = 2 * index >= len(slices)
+        told = 40.0 + late if of_the_file is None else f"2020040109{30 if late else 0:02}00"
+        setattr(item, of_the_frame, told)
+        setattr(frame, macro, [item])
+    write_files(tmp_path, [file])
+    assert [record.n_slices for record in scan_cohort(tmp_path).series] == [len(slices) // 2] * 2
+
+
+def test_a_series_that_falls_into_single_slices_is_left_whole(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"FrameOfReferenceUID": f"1.2.{index}"})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices) == ("skipped", 12)
+    assert "12 frames of reference" in (record.reason or "")
+
+
+def test_a_fan_of_planes_is_mixed(tmp_path: Path) -> None:
+    planes = [(1, 0, 0, 0, np.cos(0.01 * index), np.sin(0.01 * index)) for index in range(20)]
+    write_series(
+        tmp_path,
+        shape=(20, 8, 8),
+        attributes=lambda index: {"ImageOrientationPatient": [f"{v:.6f}" for v in planes[index]]},
+    )
+    record = only_series(tmp_path)
+    assert record.reason == "mixed orientations in one series: 18 axial, 2 oblique"
+    assert record.qc_flags == ("mixed_orientation",)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"PatientID": "P2"}, "files of 2 patients share"),
+        ({"StudyInstanceUID": "1.2.9"}, "files of 2 studies share"),
+        ({"SOPInstanceUID": "1.2.3.1"}, "1 slice(s) carry the SOPInstanceUID of another slice"),
+    ],
+)
+def test_one_volume_per_series(tmp_path: Path, attributes: Mapping[str, str], reason: str) -> None:
+    write_series(
+        tmp_path,
+        attributes=lambda index: attributes if index in (0, 1)[: 2 if "SOPInstanceUID" in attributes else 1] else {},
+    )
+    assert reason in (only_series(tmp_path).reason or "")
+
+
+def test_images_that_track_a_bolus_do_not_cost_the_scan(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", shape=(20, 32, 24), attributes={"AcquisitionNumber": 1})
+    write_series(
+        tmp_path / "tracking",
+        positions=[(-10.0, -20.0, 110.0)] * 6,
+        shape=(6, 32, 24),
+        attributes=lambda z: {"AcquisitionNumber": 10 + z, "SOPInstanceUID": generate_uid()},
+    )
+    scan, tracking = scan_cohort(tmp_path).series
+    assert (scan.decision, scan.n_slices, "split_series" in scan.qc_flags) == ("selected", 20, True)
+    assert (tracking.decision, tracking.n_slices) == ("skipped", 6)
+
+
+def test_an_end_slice_of_another_acquisition_stays_in_its_scan(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(20, 16, 16), attributes=lambda z: {"AcquisitionNumber": 2 if z == 19 else 1})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.qc_flags) == ("selected", 20, ())
+
+
+def test_a_stray_slice_without_position_does_not_cost_the_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", shape=(6, 16, 16))
+    stray = pydicom.dcmread(paths[5])
+    del stray.ImagePositionPatient
+    stray.save_as(paths[5])
+    volume, alone = scan_cohort(tmp_path).series
+    assert (volume.decision, volume.n_slices) == ("selected", 5)
+    assert {"split_series", "files_unreadable"} <= set(volume.qc_flags)
+    assert (alone.decision, alone.n_slices) == ("skipped", 1)
+    assert "ImagePositionPatient" in (alone.reason or "")
+
+
+def test_a_stray_slice_between_others_leaves_a_gap(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", shape=(6, 16, 16))
+    stray = pydicom.dcmread(paths[2])
+    del stray.ImagePositionPatient
+    stray.save_as(paths[2])
+    assert [record.decision for record in scan_cohort(tmp_path).series] == ["skipped", "skipped"]
+
+
+def test_a_series_of_which_many_slices_lack_a_position_stays_whole_and_is_skipped(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", shape=(6, 16, 16))
+    for path in paths[1::2]:
+        stray = pydicom.dcmread(path)
+        del stray.ImagePositionPatient
+        stray.save_as(path)
+    (record,) = scan_cohort(tmp_path).series
+    assert (record.decision, record.n_slices) == ("skipped", 6)
+
+
+def test_orientation_of_slices_is_the_same_to_rounding(tmp_path: Path) -> None:
+    write_series(
+        tmp_path, attributes=lambda index: {"ImageOrientationPatient": [*AXIAL[:5], f"{0.0004 * (index % 2)}"]}
+    )
+    assert only_series(tmp_path).decision == "selected"
+
+
+def test_visits_that_share_a_series_uid_are_volumes_of_their_own_date(tmp_path: Path) -> None:
+    """The slices of the second lie evenly between those of the first, and their study has one UID."""
+    days = {"a": "20200301", "b": "20200320"}
+    for number, (name, day) in enumerate(days.items()):
+        write_series(
+            tmp_path / name,
+            origin=(0, 0, 100 + 1.25 * number),
+            attributes=lambda z, day=day: {**(own_uid(z) if day == days["b"] else {}), "StudyDate": day},
+        )
+    records = scan_cohort(tmp_path).series
+    assert [(record.study_date, record.n_slices, record.decision) for record in records] == [
+        (date(2020, 3, 1), 4, "selected"),
+        (date(2020, 3, 20), 4, "selected"),
+    ]
+
+
+def test_slices_of_a_scan_past_midnight_are_one_volume(tmp_path: Path) -> None:
+    write_series(tmp_path, attributes=lambda z: {"StudyDate": "20200301" if z < 2 else "20200302"})
+    assert (only_series(tmp_path).n_slices, only_series(tmp_path).decision) == (4, "selected")
