@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import InferConfig, ScanConfig
-from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
+from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts, names_spectral
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.selection import parse_rules, select_next
 from cohortseg.errors import ConfigError
@@ -163,6 +163,30 @@ def test_names_of_other_parts_than_the_chest(names: tuple[str | None, str | None
 )
 def test_names_of_expiration(description: str | None, named: bool) -> None:
     assert names_expiration(description) is named
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        *(
+            "Chest VNC 1.5 Qr40",
+            "Mono+ 50 keV",
+            "Thorax_LungPBV",
+            "GSI 70keV",
+            "MonoE_40keV",
+            "VUE",
+            "MD Iodine(Water)",
+        ),
+        *("Z Effective", "Iodine no Water[mg/ml]", "DE_Virtual_Non_Contrast", "Monoenergetic 60", "MD Iodine(Water)"),
+    ],
+)
+def test_names_of_images_of_several_energies(description: str) -> None:
+    assert names_spectral(description)
+
+
+@pytest.mark.parametrize("description", ["Thorax 1.0 B30f", "Chest with iodine", "Sn100kV", "MONOCHROME", None])
+def test_names_of_plain_scans(description: str | None) -> None:
+    assert not names_spectral(description)
 
 
 def named(root: Path, name: str, count: int, step: float = 5.0, **attributes: str) -> None:
@@ -326,3 +350,14 @@ def test_a_series_without_a_date_gives_way_to_one_of_its_study_that_has_one(tmp_
     )
     assert (undated.decision, dated.decision) == ("alternative", "selected")
     assert (undated.reason or "").endswith("of the same study: it has no StudyDate")
+
+
+def test_what_several_energies_give_is_the_last_of_a_study(tmp_path: Path) -> None:
+    """However thin it is: virtual images have the HU of no scan; what was computed from a plain one has them."""
+    named(tmp_path, "plain", 50)
+    named(tmp_path, "vnc", 90, 1.0, SeriesDescription="CHEST VNC")
+    named(tmp_path, "monoenergetic", 90, 1.0, ImageType="DERIVED\\PRIMARY\\AXIAL\\VMI")
+    assert decisions(tmp_path) == {"plain": "selected", "vnc": "alternative", "monoenergetic": "alternative"}
+    shutil.rmtree(tmp_path / "plain")
+    chosen = [record for record in scan_cohort(tmp_path).series if record.decision == "selected"]
+    assert [record.qc_flags.count("spectral_image") for record in chosen] == [1]

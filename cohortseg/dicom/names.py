@@ -1,4 +1,4 @@
-"""What names in headers say, which every vendor and hospital writes as it likes: kernel, part of the body, breath."""
+"""What names in headers say, which every vendor and hospital writes as it likes: kernel, body part, breath, energy."""
 
 import re
 from typing import Final
@@ -24,6 +24,13 @@ _ELSEWHERE: Final = re.compile(
     re.IGNORECASE,
 )
 _EXPIRATION: Final = re.compile(r"(?<![A-Z])(EXP|EXPIR\w*|EXSP\w*|ESP|ESPIR\w*|AUSATM\w*)(?![A-Z])", re.IGNORECASE)
+# Siemens: VNC, Mono+, LungPBV, Rho/Z. GE: VUE, MD Iodine, GSI Mono. Philips: MonoE, Z Effective. Canon: Mono 70keV.
+_SPECTRAL: Final = re.compile(
+    r"(?<![A-Z])(VMI|VNC|VUE|(LUNG ?)?PBV|MONO ?\+|MONO(?=[ -]*\d)|MONO[ -]?E|MONOENERG\w*|\d+ *KEV"
+    r"|VIRTUAL[ -]?(NON|UN|MONO)\w*|(MD )?IODINE (MAP|NO WATER|DENSITY|OVERLAY)|MD IODINE|Z ?EFF\w*|ELECTRON DENSITY"
+    r"|RHO[ /]Z|CALCIUM SUPP\w*)(?![A-Z])",
+    re.IGNORECASE,
+)
 
 
 def kernel_kind(kernel: str | None) -> str | None:
@@ -47,3 +54,8 @@ def names_other_parts(*names: str | None) -> bool:
 def names_expiration(description: str | None) -> bool:
     """Return whether a SeriesDescription says that the patient breathed out."""
     return _EXPIRATION.search((description or "").replace("_", " ")) is not None
+
+
+def names_spectral(description: str | None) -> bool:
+    """Return whether a SeriesDescription names what is computed from scans of several energies."""
+    return _SPECTRAL.search((description or "").replace("_", " ")) is not None

@@ -24,6 +24,7 @@ from cohortseg.dicom.geometry import (
     plane_name,
 )
 from cohortseg.dicom.headers import Header, common_spacing
+from cohortseg.dicom.names import names_spectral
 from cohortseg.dicom.visits import MIDNIGHT_DAYS
 
 MAX_WIDTH_MM: Final = 1000.0
@@ -44,6 +45,9 @@ _PROJECTION_WORDS: Final = {
     *("VRT", "SSD", "VOLUMERENDERED", "VOLUMERENDER", "SURFACERENDER", "RENDERED"),
     *("SUBTRACTION", "STDDEVIATION", "MULTIPLICATION", "DIVISION", "PERFUSION"),
 }
+# ImageType of what is computed from scans of several energies: PS3.3 C.8.15.2.1.1.5. Those of the first are not in HU.
+_MATERIAL_WORDS: Final = {"MATSPECIFIC", "MATFRACTIONAL", "MATVALUEBASED", "EFFATOMICNUM", "ELECTRONDENSITY"}
+_SPECTRAL_WORDS: Final = {"VMI", "MATREMOVED", "MATMODIFIED"}
 _PROJECTION_NAME: Final = re.compile(r"(?<![A-Z])(MIP|MINIP|MAXIP|VRT)(?![A-Z])", re.IGNORECASE)
 _PICTURE_WORDS: Final = {"SCREENSAVE", "SCREENCAPTURE", "PROT", "DOSEINFO"}
 _SCOUT_WORDS: Final = {"LOCALIZER", "SCOUT", "TOPOGRAM", "TOP"}
@@ -72,6 +76,11 @@ def _words(image_type: tuple[str, ...]) -> frozenset[str]:
 def names_projection(header: Header) -> bool:
     """Return whether the series' description names a projection or rendering."""
     return _PROJECTION_NAME.search(header.series_description or "") is not None
+
+
+def is_spectral(header: Header) -> bool:
+    """Return whether an image is computed from several energies, by ImageType or the series' description."""
+    return bool(image_type_words(header) & _SPECTRAL_WORDS) or names_spectral(header.series_description)
 
 
 def image_kind(header: Header) -> str:
@@ -136,6 +145,8 @@ def _image_type_problem(headers: Sequence[Header]) -> str | None:
     by_name = (not words or words & REFORMAT_WORDS) and any(map(names_projection, headers))
     if words & _PROJECTION_WORDS or by_name:
         return "projection, rendering or map (for example MIP): its values are not those of one slice"
+    if words & _MATERIAL_WORDS:
+        return "map of a material, of atomic numbers or of electron density: its values are not HU"
     if words & _PICTURE_WORDS:
         return "screen capture or protocol page, not a slice"
     return None

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
-from cohortseg.dicom.series import ANOTHER_FAILED, APART, CHOSEN_BY_UID, Decision, SeriesRecord
+from cohortseg.dicom.series import ANOTHER_FAILED, APART, CHOSEN_BY_UID, SPECTRAL, Decision, SeriesRecord
 from cohortseg.dicom.visits import visit_numbers
 from cohortseg.errors import ConfigError
 
@@ -279,7 +279,10 @@ def _mm(value: float | None) -> str:
 
 
 _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
-    "original": lambda record, _longest: "derived_reformat" in record.qc_flags or bool(record.repairs),
+    # What is computed from several energies comes last: other computed series have the HU of a plain scan.
+    "original": lambda record, _longest: (
+        2 if SPECTRAL in record.qc_flags else int("derived_reformat" in record.qc_flags or bool(record.repairs))
+    ),
     # Many chests bear no name of a part, and a named one is not better for it.
     "chest": lambda record, _longest: names_other_parts(record.body_part, record.series_description),
     "coverage": lambda record, longest: extent_mm(record) < STUDY_COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
@@ -290,7 +293,7 @@ _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
     "slices": lambda record, _longest: -record.n_slices,
 }
 _REASONS: Final[dict[str, Callable[[SeriesRecord, SeriesRecord], str]]] = {
-    "original": lambda _one, _best: "computed from another series, or resampled",
+    "original": lambda _one, _best: "computed from another series or from several energies, or resampled",
     "chest": lambda _one, _best: "its names tell of other parts of the body only",
     "coverage": lambda one, best: f"reaches over {extent_mm(one):.0f} mm against {extent_mm(best):.0f} mm",
     "inspiration": lambda _one, _best: "its description names an expiration",

@@ -28,6 +28,7 @@ from cohortseg.dicom.rules import (
     content_problem,
     geometry_problem,
     image_type_words,
+    is_spectral,
     names_projection,
     needed_repairs,
 )
@@ -39,12 +40,14 @@ APART: Final = "slices_apart"
 FILES_UNREADABLE: Final = "files_unreadable"
 PARTIAL_COVERAGE: Final = "partial_coverage"
 PATIENT_CONFLICT: Final = "patient_conflict"
+SPECTRAL: Final = "spectral_image"
 SPLIT_SERIES: Final = "split_series"
 UNDECLARED_PADDING: Final = "undeclared_padding"
 FLAGS: Final = {
     "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
     APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
     "derived_reformat": "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
+    SPECTRAL: "computed from several energies (monoenergetic, without iodine): HU are not those of a plain scan",
     "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
     "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
     "sparse_slices": "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
@@ -278,6 +281,7 @@ def _flags(
     found = {
         "single_slice": selected and len(headers) == 1,
         "derived_reformat": selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
+        SPECTRAL: selected and any(map(is_spectral, headers)),
         "lossy_compression": any(header.lossy for header in headers),
         "thick_slices": selected and max(thickness, spacing) > THICK_MM,
         "sparse_slices": selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,

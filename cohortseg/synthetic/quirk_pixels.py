@@ -50,6 +50,18 @@ def _register_simple() -> None:
         "segmentation": ("a mask", {"Modality": "SEG", "SOPClassUID": SegmentationStorage}, "modality is SEG", ()),
         "pdf": ("a scanned report", {"SOPClassUID": EncapsulatedPDFStorage}, "Encapsulated PDF", ()),
         "derived_axial": ("an axial reformat", {"ImageType": ["DERIVED", "SECONDARY"]}, None, ("derived_reformat",)),
+        "material_map": (
+            "an iodine map of a scan of two energies",
+            {"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"]},
+            "map of a material",
+            (),
+        ),
+        "virtual_unenhanced": (
+            "a scan of two energies, its iodine taken away",
+            {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesDescription": "Chest 1.5 VNC"},
+            None,
+            ("spectral_image",),
+        ),
         "rescale_missing": ("no slope", {"RescaleSlope": None}, "RescaleSlope or RescaleIntercept is missing", ()),
         "spacing_zero": (
             "PixelSpacing of 0",
