@@ -21,7 +21,7 @@ column means as `description` in the metadata of its field (pyarrow: `pq.read_sc
 
 ## Which series stands for a date
 
-A patient's baseline is the earliest study date among the chosen series. Where several series have one date, one of
+Days are counted from the earliest study date among a patient's chosen series, measured or not. Where several series have one date, one of
 them stands for it in `timeline.parquet`: the first in the order status ok before any other, a plausible lung volume
 before an implausible one, all of the lungs (at least 80 % of the most lung found that day) before part of them, most
 slices with lung (where none was looked for: most slices), smallest slice spacing, series UID. A series without a study
@@ -30,7 +30,7 @@ Series without a patient identifier are never put together: each study counts as
 named either, each series. `delta_*` is the value minus that of the first evaluable date.
 
 A single slice has percents (of area), but no volumes and no zones; where a patient has volumes at another date, it has
-no part in `delta_*`, baseline, last and peak. Nor has a part of the lungs, as an abdomen shows it (flagged
+no part in `delta_*`, first, last and peak. Nor has a part of the lungs, as an abdomen shows it (flagged
 `lung_volume_implausible` and `lung_cut_at_end_slice`), where the patient has whole lungs at another date. A date with
 much less lung than another one is flagged `less_lung_than_other_dates`. A series without lung in view is
 `not_evaluable`.
@@ -42,7 +42,8 @@ towards the head, rows and columns as in the DICOM files. `labels`: {labels}.
 `lungs`: 0 none, 1 the patient's right lung, 2 the left lung. The group's attributes are `ome` (NGFF 0.5 image-label)
 and `cohortseg`: `affine_zyx_to_lps_mm` (4 x 4, array index to patient space, LPS; the first column of a single slice is
 the unit normal), `spacing_zyx_mm`, UIDs of study, series, frame of reference and of each slice, classes with colours
-and SNOMED CT codes, and the model's name and hash. Groups of series that an earlier run chose and the last did not stay
+and SNOMED CT codes, the model's name and hash, and `nonzero_voxels` of each array (Zarr reads zeros where a file is
+lost: `read_masks` compares). Groups of series that an earlier run chose and the last did not stay
 until a run with `--no-resume`: go by `burden.parquet`.
 """
 

@@ -1,5 +1,6 @@
 """Masks for viewers: every kind of series in its true place; killed, repeated and refused exports."""
 
+import io
 import os
 import shutil
 import signal
@@ -27,9 +28,10 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import REPAIRS
+from cohortseg.export.dicom_seg import segmentation_bytes
 from cohortseg.labels import LESIONS
 from cohortseg.store.masks import SeriesMasks, read_masks, write_masks
-from cohortseg.store.schemas import BURDEN
+from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table, write_table
 
 Run = tuple[Path, Path]
@@ -213,17 +215,32 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     uids = {pydicom.dcmread(target / f"{first}.dcm").SOPInstanceUID}
     (target / f"{first}.dcm").write_bytes(before[f"{first}.dcm"])
     assert uids == {pydicom.dcmread(target / f"{first}.dcm").SOPInstanceUID}  # sent twice, it is still one object
-    write_masks(out / "masks.zarr", first, replace(masks, labels=np.zeros_like(masks.labels)))
-    code, said = export(out, target, "dicom-seg", *more)  # as if a file of the labels were lost: Zarr reads zeros
+    (shard,) = (path for path in (out / "masks.zarr" / first / "labels/c").rglob("*") if path.is_file())
+    shard.unlink()
+    code, said = export(out, target, "dicom-seg", *more)
     assert (code, "lost a file" in said) == (3, True)
     assert (target / f"{first}.dcm").exists()
-    burden = read_table(out / "burden.parquet", BURDEN)
-    healthy = burden.with_columns(pl.when(pl.col("series_key") != first).then("po_pct").otherwise(0.0).alias("po_pct"))
-    write_table(out / "burden.parquet", healthy, BURDEN, {})
+    write_masks(out / "masks.zarr", first, replace(masks, labels=np.zeros_like(masks.labels)))
     code, said = export(out, target, "dicom-seg", *more)
     assert code == 0
     assert "without lesion" in said
     assert not (target / f"{first}.dcm").exists()  # no lesion any more, so no old ones either
+
+
+def test_the_same_labels_elsewhere_are_another_object(small: Run) -> None:
+    """An archive keeps what it has under a UID: masks of slices with mended positions need another."""
+    cohort, out = small
+    row = read_table(out / "manifest.parquet", MANIFEST).row(0, named=True)
+    masks = read_masks(out / "masks.zarr", row["series_key"])
+
+    def uid(masks: SeriesMasks) -> str:
+        sources = [pydicom.dcmread(cohort / path, stop_before_pixels=True) for path in row["files"]]
+        return str(pydicom.dcmread(io.BytesIO(segmentation_bytes(masks, sources, "key"))).SOPInstanceUID)
+
+    facts = masks.attributes["cohortseg"]
+    higher = (own_affine(masks) + np.array([0, 0, 0, 1.0]) * np.array([[0], [0], [1], [0]])).tolist()
+    moved = replace(masks, attributes={**masks.attributes, "cohortseg": {**facts, "affine_zyx_to_lps_mm": higher}})
+    assert uid(masks) == uid(masks) != uid(moved)
 
 
 def test_files_of_series_that_are_no_longer_measured_are_named(quirks: Run, tmp_path: Path) -> None:

@@ -153,6 +153,15 @@ def test_masks_that_lack_a_fact_of_their_origin_are_refused(store: Path, fact: s
         read_masks(store, KEY)
 
 
+@pytest.mark.parametrize("name", ["labels", "lungs"])
+def test_masks_that_lost_a_file_are_not_read_as_healthy(store: Path, name: str) -> None:
+    write_masks(store, KEY, masks(volume()))
+    (shard,) = (path for path in (store / KEY / name / "c").rglob("*") if path.is_file())
+    shard.unlink()
+    with pytest.raises(StoreError, match=f"{KEY}: masks have lost a file"):
+        read_masks(store, KEY)
+
+
 def test_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "masks.zarr"
     path.write_text("not a store")

@@ -16,7 +16,6 @@ from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import DA, TM
 
-from cohortseg import __version__
 from cohortseg.errors import DicomError
 from cohortseg.labels import LESIONS, Label
 from cohortseg.store.masks import SeriesMasks
@@ -41,7 +40,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
 
     Identity (patient, study, frame of reference) is that of the source. A class that the series does not have gets no
     segment, since viewers stumble over empty ones; frames without lesion are kept, since viewers expect them. The same
-    masks of the same patient always get the same UIDs: sending them twice does not double them.
+    masks on the same slices of the same patient always get the same UIDs: sending them twice does not double them.
 
     Parameters
     ----------
@@ -76,8 +75,11 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         series_key,
         facts["model"]["sha256"],
         hashlib.sha256(masks.labels.tobytes()).hexdigest(),
+        # Where the masks lie, and what they lie on: an archive keeps what it has under a UID.
+        *(json.dumps(facts[name]) for name in ("affine_zyx_to_lps_mm", "spacing_zyx_mm", "sop_instance_uids")),
+        facts["version"],
     ]
-    segments = [_segment(number, label) for number, label in enumerate(present, start=1)]
+    segments = [_segment(number, label, facts["version"]) for number, label in enumerate(present, start=1)]
     file = io.BytesIO()
     try:
         _complete(sources)
@@ -169,7 +171,7 @@ def _on_own_grid(numbered: NDArray[np.uint8], facts: dict[str, Any]) -> hd.Volum
     )
 
 
-def _segment(number: int, label: Label) -> SegmentDescription:
+def _segment(number: int, label: Label, version: str) -> SegmentDescription:
     return SegmentDescription(
         segment_number=number,
         segment_label=label.title,
@@ -177,7 +179,7 @@ def _segment(number: int, label: Label) -> SegmentDescription:
         segmented_property_type=Code(str(label.snomed_code), "SCT", str(label.snomed_meaning)),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name="cohortseg", family=codes.DCM.ArtificialIntelligence, version=__version__
+            name="cohortseg", family=codes.DCM.ArtificialIntelligence, version=version
         ),
         anatomic_regions=[_LUNG],
         display_color=hd.color.CIELabColor.from_rgb(*label.rgb),

@@ -15,7 +15,7 @@ from cohortseg.config import ExportFormat
 from cohortseg.dicom.decode import read_first_header, read_source_headers, read_volume
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.series import SeriesRecord, record_from_row
-from cohortseg.errors import CohortSegError, ConfigError, DicomError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, DicomError
 from cohortseg.export.dicom_seg import identity_hash, segmentation_bytes
 from cohortseg.export.nifti import nifti_bytes
 from cohortseg.export.png import slice_pictures
@@ -98,7 +98,6 @@ def export_masks(
     if target.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"{target}: the files must not lie inside {out}, which is only read; choose another -o")
     burden = read_table(out / BURDEN.file_name, BURDEN)
-    with_lesion = set(burden.filter(pl.col("po_pct") > 0)["series_key"])
     measured: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
     chosen = _named(burden, measured, only) if only else measured
     manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
@@ -126,7 +125,6 @@ def export_masks(
                     fates["up to date"] += 1
                     continue
                 masks = read_masks(out / MASKS, record.series_key)
-                _check_complete(masks, record.series_key, has_lesion=record.series_key in with_lesion)
                 contents = (
                     _nifti(record, masks, cohort)
                     if form == "nifti" or cohort is None
@@ -204,18 +202,6 @@ def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
         elif path.exists():
             sizes[name] = path.stat().st_size
     return sizes
-
-
-def _check_complete(masks: SeriesMasks, series_key: str, *, has_lesion: bool) -> None:
-    """Refuse masks that have lost a file: Zarr reads zeros in its place.
-
-    Raises
-    ------
-    StoreError
-        If there is no lung, or no lesion where one was measured.
-    """
-    if not masks.lungs.any() or (has_lesion and not masks.labels.any()):
-        raise StoreError(f"series {series_key}: its masks have lost a file; run infer again, which mends them")
 
 
 def _nifti(record: SeriesRecord, masks: SeriesMasks, cohort: Path | None) -> dict[str, bytes]:

@@ -32,7 +32,7 @@ _RENAME_ATTEMPTS: Final = 5
 _AXES: Final = ("z", "y", "x")
 _FACTS: Final = {
     *("affine_zyx_to_lps_mm", "spacing_zyx_mm", "frame_of_reference_uid", "sop_instance_uids"),
-    *("study_instance_uid", "series_instance_uid", "model", "lung_method", "version"),
+    *("study_instance_uid", "series_instance_uid", "model", "lung_method", "version", "nonzero_voxels"),
 }
 """What a reader of masks may rely on."""
 
@@ -150,8 +150,11 @@ def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
     """
     temporary = path / f"{_TEMPORARY}{series_key}-{uuid.uuid4().hex}"
     try:
-        group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=dict(masks.attributes))
-        for name, array in (("labels", masks.labels), ("lungs", masks.lungs)):
+        arrays = {"labels": masks.labels, "lungs": masks.lungs}
+        facts = {**masks.attributes["cohortseg"], "nonzero_voxels": _nonzero(arrays)}
+        attributes = {**masks.attributes, "cohortseg": facts}
+        group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
+        for name, array in arrays.items():
             _write_array(group, name, array)
         _sync(temporary)
         _put_in_place(temporary, path, series_key)
@@ -197,20 +200,24 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
     Raises
     ------
     StoreError
-        If there are no masks of this series, or they cannot be read.
+        If there are no masks of this series, they cannot be read, or a file of theirs is lost: Zarr reads zeros there.
     """
     advice = "remove this folder and run infer again"
     try:
         group = zarr.open_group(path / series_key, mode="r")
-        labels, lungs = (_read_array(group, name) for name in ("labels", "lungs"))
+        arrays = {name: _read_array(group, name) for name in ("labels", "lungs")}
         attributes: dict[str, Any] = group.attrs.asdict()
-        ours = labels.shape == lungs.shape and attributes["cohortseg"].keys() >= _FACTS
+        facts = attributes["cohortseg"]
+        ours = arrays["labels"].shape == arrays["lungs"].shape and facts.keys() >= _FACTS
+        whole = ours and facts["nonzero_voxels"] == _nonzero(arrays)
     # What zarr and its codecs raise on damaged chunks and metadata.
     except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise StoreError(f"{path / series_key}: no readable masks ({error}); {advice}") from error
     if not ours:
         raise StoreError(f"{path / series_key}: no masks as cohortseg writes them; {advice}")
-    return SeriesMasks(labels=labels, lungs=lungs, attributes=attributes)
+    if not whole:
+        raise StoreError(f"{path / series_key}: masks have lost a file, or were changed; {advice}")
+    return SeriesMasks(**arrays, attributes=attributes)
 
 
 def mask_files(path: Path, series_key: str) -> list[Path]:
@@ -257,6 +264,10 @@ def _read_array(group: zarr.Group, name: str) -> NDArray[np.uint8]:
     if not isinstance(array, zarr.Array):
         raise KeyError(name)
     return np.asarray(array[...], dtype=np.uint8)
+
+
+def _nonzero(arrays: Mapping[str, NDArray[np.uint8]]) -> dict[str, int]:
+    return {name: int(np.count_nonzero(array)) for name, array in arrays.items()}
 
 
 def _sync(folder: Path) -> None:
