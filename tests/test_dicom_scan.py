@@ -3,6 +3,9 @@
 import ast
 import inspect
 import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -280,6 +283,8 @@ def test_a_file_that_vanishes_before_its_pixels_are_compared_is_told_of(tmp_path
     other.PixelData = bytes(reversed(other.PixelData))
     other.save_as(tmp_path / "zz.dcm")
     assert only_series(tmp_path).reason == "different pixels at the same position (1 of 5 slices)"
+    for path in write_series(tmp_path / "elsewhere", series="2"):
+        path.rename(tmp_path / f"!{path.name}")  # a series that is looked at before the other
 
     def report(_number: int, _total: int, title: str) -> None:
         if title.startswith("series:"):
@@ -288,7 +293,7 @@ def test_a_file_that_vanishes_before_its_pixels_are_compared_is_told_of(tmp_path
     found = scan_cohort(tmp_path, report)
     assert found.num_unreadable == 1
     assert [(file.path, "cannot be read any more" in file.reason) for file in found.copies] == [("zz.dcm", True)]
-    assert "files_unreadable" in found.series[0].qc_flags
+    assert ["files_unreadable" in record.qc_flags for record in found.series] == [True, True]
 
 
 @pytest.mark.parametrize("declared", ["ISO_IR 100", "ISO_IR 192", None])
@@ -305,3 +310,33 @@ def test_patients_whose_ids_do_not_fit_their_character_set_stay_apart(
     ids = {record.patient_id for record in scan_cohort(tmp_path).series}
     assert len(ids) == 2
     assert all(text is not None and text.isprintable() for text in ids)
+
+
+KILLED_SCAN = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from cohortseg.dicom.scan import scan_cohort
+
+def report(done, total, what):
+    if done:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    scan_cohort(Path(sys.argv[1]), report, workers=2)
+"""
+
+
+def test_a_killed_scan_leaves_no_process_behind(tmp_path: Path) -> None:
+    write_series(tmp_path / "cohort")
+    script = tmp_path / "scan.py"
+    script.write_text(KILLED_SCAN)
+    with (tmp_path / "pids").open("w") as file:  # a pipe would be held open by those that are left behind
+        code = subprocess.run([sys.executable, script, tmp_path / "cohort"], stdout=file, check=False).returncode
+    left = {int(pid) for pid in (tmp_path / "pids").read_text().split()}
+    assert (code, bool(left)) == (-signal.SIGKILL, True)
+    deadline = time.monotonic() + 30
+    while left and time.monotonic() < deadline:
+        left = {pid for pid in left if Path(f"/proc/{pid}").exists()}
+        time.sleep(0.1)
+    assert not left

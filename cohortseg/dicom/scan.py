@@ -28,7 +28,7 @@ from cohortseg.dicom.series import (
 )
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes, volumes_like
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.processors import num_processors
+from cohortseg.processors import die_with_parent, num_processors
 from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
@@ -134,13 +134,14 @@ def scan_cohort(
         raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at)")
     unreadable = {posixpath.dirname(file.path) for file in skipped if file.unreadable}
     series: list[SeriesRecord] = []
-    copies: list[SkippedFile] = []
     with quiet_pydicom():
+        sorted_out = []
         for number, headers in enumerate(by_series.values()):
             report(number, len(by_series), "series: order of slices, and copies by their pixels")
-            kept, dropped = drop_copies(root, headers)
-            copies += [copy.file for copy in dropped]
-            unreadable |= {posixpath.dirname(copy.file.path) for copy in dropped if copy.file.unreadable}
+            sorted_out.append(drop_copies(root, headers))
+        copies = [copy.file for _, dropped in sorted_out for copy in dropped]
+        unreadable |= {posixpath.dirname(copy.path) for copy in copies if copy.unreadable}
+        for kept, dropped in sorted_out:
             series += _describe(kept, [copy.of for copy in dropped], config.repair, persons, unreadable)
         report(len(by_series), len(by_series), "series")
     series.sort(
@@ -303,7 +304,7 @@ def _headers_of(
             report(done, len(paths), "reading headers")
         return
     # "spawn": forking a process in which Ray or a GPU already runs is not safe.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) as pool:
         try:
             for chunk, found in zip(chunks, pool.map(partial(_read_chunk, root), chunks), strict=True):
                 yield from found

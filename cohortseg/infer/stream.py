@@ -1,7 +1,6 @@
 """Many series in one process, side by side in a few threads; those that killed a process apart, in one of their own."""
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -15,6 +14,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
 from cohortseg.infer.job import Done, Job, attempts_of, give_up, process_series
+from cohortseg.processors import die_with_parent
 from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
@@ -107,7 +107,7 @@ def process_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -
 def _process_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
     while not give_up(job, model.sha256, record):
         attempts = attempts_of(job, record)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _die_with_parent) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), die_with_parent) as pool:
             try:
                 return pool.submit(_process_one, job, torch.get_num_threads(), record).result()
             except BrokenProcessPool as error:
@@ -117,19 +117,6 @@ def _process_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
                         "make room and run the same command again"
                     ) from error
     return Done(record.series_key, committed_status(job.out, record.series_key), 0)
-
-
-def _die_with_parent() -> None:
-    """End this process when the one that started it ends, killed or not: two runs must not write into one folder."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RuntimeError("only a child process has a parent to follow")
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _process_one(job: Job, num_threads: int, record: SeriesRecord) -> Done:
