@@ -4,7 +4,7 @@ Rules. The baseline of a patient is the earliest study date among the chosen ser
 them stands for the date, the first in the order ok before not ok, a plausible lung volume before an implausible one,
 all of the lungs (at least 80 % of the most lung found that day) before part of them, most slices with lung (where none
 was looked for: most slices), smallest slice spacing, series UID. Percents of single slices are of area: where a patient
-has volumes at any date, single slices have no part in changes, baseline, last and peak; nor have parts of the lungs, as
+has volumes at any date, single slices have no part in changes, first, last and peak; nor have parts of the lungs, as
 an abdomen shows them, where a patient has whole ones. A series without a study date
 is kept as a row of its own (one a study), with null in every column that counts days and in every change. Series
 without a patient identifier are never put together into one patient: each study counts as one, and where no study is
@@ -40,7 +40,7 @@ _TIMELINE_COLUMNS: Final = (
 )
 _PATIENTS_COLUMNS: Final = (
     *("patient_id", "n_timepoints", "n_evaluable", "first_date", "last_date", "onset_date"),
-    *("baseline_date", "baseline_po_pct", "last_evaluable_date", "last_po_pct", "peak_po_pct", "days_to_peak"),
+    *("first_evaluable_date", "first_po_pct", "last_evaluable_date", "last_po_pct", "peak_po_pct", "days_to_peak"),
     *("onset_to_peak_days", "delta_po_pct", "delta_opacity_volume_ml", "qc_flags"),
 )
 
@@ -118,8 +118,8 @@ def patients_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -
         pl.col("qc_flags").list.explode().drop_nulls().unique().sort(),
     )
     burdens = measured.group_by(_PERSON, maintain_order=True).agg(
-        pl.col("study_date").first().alias("baseline_date"),
-        pl.col("po_pct").first().alias("baseline_po_pct"),
+        pl.col("study_date").first().alias("first_evaluable_date"),
+        pl.col("po_pct").first().alias("first_po_pct"),
         pl.col("study_date").last().alias("last_evaluable_date"),
         pl.col("po_pct").last().alias("last_po_pct"),
         pl.when(pl.len() > 1).then(pl.col("delta_po_pct").last()).alias("delta_po_pct"),

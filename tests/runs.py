@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from cohortseg.config import InferConfig
+from cohortseg.config import InferConfig, ScanConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.pipeline import InferSummary, infer_cohort
@@ -18,9 +18,9 @@ from cohortseg.store.tables import read_table
 Progress = Callable[[str], AbstractContextManager[Callable[..., None]]]
 
 
-def only_series(root: Path) -> SeriesRecord:
+def only_series(root: Path, config: ScanConfig | None = None) -> SeriesRecord:
     """Return the one series of a folder."""
-    (record,) = scan_cohort(root).series
+    (record,) = scan_cohort(root, config=config).series
     return record
 
 

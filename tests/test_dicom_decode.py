@@ -430,3 +430,12 @@ def test_a_repaired_volume_lies_where_its_files_say(
         y, x = (float(np.average(axis, weights=weights)) for axis in np.indices(image.shape))
         place = (volume.affine @ [z, y, x, 1])[:3]
         np.testing.assert_allclose(place, (25, 20, z * record.spacing_z_mm), atol=0.3)
+
+
+@pytest.mark.parametrize(("degrees", "repaired"), [(25, True), (40, False)])
+def test_shear_that_no_gantry_has_is_not_set_upright(tmp_path: Path, degrees: float, repaired: bool) -> None:
+    positions = [(0.0, np.tan(np.radians(degrees)) * 3 * z, 3.0 * z) for z in range(8)]
+    write_series(tmp_path, shape=(8, 48, 48), spacing_mm=(3, 1, 1), positions=positions)
+    record = only_series(tmp_path, ScanConfig(repair=("untilt",)))
+    assert (record.decision, record.repairs) == (("selected", ("untilt",)) if repaired else ("skipped", ()))
+    assert repaired or "gantry tilt: slices are sheared by 40.0 degrees; up to 30 can" in (record.reason or "")

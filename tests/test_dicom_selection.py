@@ -352,6 +352,19 @@ def test_a_series_without_a_date_gives_way_to_one_of_its_study_that_has_one(tmp_
     assert (undated.reason or "").endswith("of the same study: it has no StudyDate")
 
 
+def test_a_resampled_series_reaches_as_far_as_its_slices(tmp_path: Path) -> None:
+    """And not as far as its files times their median distance."""
+    heights = [*range(10), *range(10, 130, 10)]
+    positions = [(0.0, 0.0, float(height)) for height in heights]
+    write_series(tmp_path / "long", series="1", shape=(len(heights), 8, 8), spacing_mm=(10, 1, 1), positions=positions)
+    write_series(tmp_path / "short", series="2", shape=(7, 8, 8), spacing_mm=(10, 1, 1))
+    config = ScanConfig(repair=("resample",), prefer=("coverage",))
+    found = {record.files[0].split("/")[0]: record for record in scan_cohort(tmp_path, config=config).series}
+    assert {name: record.extent_mm for name, record in found.items()} == {"long": 120, "short": 60}
+    assert found["long"].decision == "selected"
+    assert found["short"].reason.endswith("reaches over 60 mm against 120 mm")
+
+
 def test_what_several_energies_give_is_the_last_of_a_study(tmp_path: Path) -> None:
     """However thin it is: virtual images have the HU of no scan; what was computed from a plain one has them."""
     named(tmp_path, "plain", 50)

@@ -53,10 +53,10 @@ def test_days_and_changes_by_hand() -> None:
     assert timeline["delta_opacity_volume_ml"].to_list() == [0.0, 250.0, 100.0, 0.0]
     first, second = patients_table(frame).to_dicts()
     assert (first["n_timepoints"], first["n_evaluable"]) == (3, 3)
-    assert (first["baseline_po_pct"], first["last_po_pct"], first["peak_po_pct"]) == (10.0, 20.0, 35.0)
+    assert (first["first_po_pct"], first["last_po_pct"], first["peak_po_pct"]) == (10.0, 20.0, 35.0)
     assert (first["days_to_peak"], first["delta_po_pct"], first["delta_opacity_volume_ml"]) == (3, 10.0, 100.0)
     assert (first["first_date"], first["last_date"]) == (date(2020, 3, 1), date(2020, 3, 11))
-    assert (second["baseline_po_pct"], second["delta_po_pct"]) == (5.0, None), "one date is no change"
+    assert (second["first_po_pct"], second["delta_po_pct"]) == (5.0, None), "one date is no change"
 
 
 def test_changes_start_at_the_first_evaluable_date_but_days_at_the_first_date() -> None:
@@ -161,7 +161,7 @@ def test_a_patient_has_the_dates_and_flags_of_what_was_measured() -> None:
     )
     (patient,) = patients_table(frame).to_dicts()
     assert (patient["first_date"].day, patient["last_date"].day) == (1, 22)
-    assert (patient["baseline_date"].day, patient["last_evaluable_date"].day) == (8, 15)
+    assert (patient["first_evaluable_date"].day, patient["last_evaluable_date"].day) == (8, 15)
     assert patient["qc_flags"] == ["lung_cut_at_end_slice", "thick_slices"]
 
 
@@ -186,7 +186,7 @@ def test_unknown_patients_are_never_joined() -> None:
     timeline = timeline_table(frame)
     assert len(timeline) == 2
     assert timeline["days_since_baseline"].to_list() == [None, None]
-    assert patients_table(frame)["baseline_po_pct"].to_list() == [10.0, 20.0]
+    assert patients_table(frame)["first_po_pct"].to_list() == [10.0, 20.0]
     assert patients_table(frame)["delta_po_pct"].to_list() == [None, None]
 
 
@@ -195,7 +195,7 @@ def test_series_that_name_neither_patient_nor_study_are_never_joined() -> None:
     rows = [series(None, 1, "a", 10.0, **nameless), series("", 1, "b", 20.0, **nameless)]
     rows += [series(None, None, "c", 30.0, **nameless), series(None, None, "d", 40.0, **nameless)]
     assert timeline_table(burden(*rows))["n_series"].to_list() == [1, 1, 1, 1]
-    assert patients_table(burden(*rows))["baseline_po_pct"].to_list() == [10.0, 20.0, None, None]
+    assert patients_table(burden(*rows))["first_po_pct"].to_list() == [10.0, 20.0, None, None]
 
 
 def test_volumes_of_one_series_can_be_of_several_patients_and_dates() -> None:
@@ -209,7 +209,7 @@ def test_volumes_of_one_series_can_be_of_several_patients_and_dates() -> None:
 def test_patient_never_evaluable_has_a_row_of_nulls() -> None:
     (patient,) = patients_table(burden(series("A", 1, "a"))).to_dicts()
     assert (patient["n_timepoints"], patient["n_evaluable"]) == (1, 0)
-    assert patient["baseline_po_pct"] is patient["peak_po_pct"] is patient["days_to_peak"] is None
+    assert patient["first_po_pct"] is patient["peak_po_pct"] is patient["days_to_peak"] is None
 
 
 def test_single_slices_have_changes_among_themselves_only() -> None:
@@ -225,7 +225,7 @@ def test_single_slices_have_changes_among_themselves_only() -> None:
     assert timeline_table(frame)["delta_po_pct"].to_list() == [None, None, 0.0, -1.0]
     (patient,) = patients_table(frame).to_dicts()
     assert (patient["n_timepoints"], patient["n_evaluable"]) == (4, 2)
-    assert (patient["baseline_po_pct"], patient["peak_po_pct"], patient["days_to_peak"]) == (5.0, 5.0, 2)
+    assert (patient["first_po_pct"], patient["peak_po_pct"], patient["days_to_peak"]) == (5.0, 5.0, 2)
 
 
 def test_two_volumes_of_one_series_are_one_time_point() -> None:
@@ -234,4 +234,4 @@ def test_two_volumes_of_one_series_are_one_time_point() -> None:
     )
     assert timeline_table(frame)["n_series"].to_list() == [2, 1]
     (patient,) = patients_table(frame).to_dicts()
-    assert (patient["n_timepoints"], patient["baseline_po_pct"], patient["last_po_pct"]) == (2, 10.0, 20.0)
+    assert (patient["n_timepoints"], patient["first_po_pct"], patient["last_po_pct"]) == (2, 10.0, 20.0)

@@ -159,8 +159,12 @@ def _content(path: Path, *, decode: bool) -> _Content:
             if "PixelData" in dataset:
                 pixels = _pixel_bytes(dataset, decode=decode)
                 return _Content(hashlib.sha256(pixels).hexdigest(), is_whole(dataset))
-    except DicomError:
+    except DicomError as error:
+        if isinstance(error.__cause__, MemoryError):
+            return _Content(f"unreadable {path}", whole=False, unread=True)
         undecoded = True
+    except MemoryError:
+        return _Content(f"unreadable {path}", whole=False, unread=True)
     except READ_ERRORS:
         pass  # damaged pixels: only an equal file is a copy
     try:

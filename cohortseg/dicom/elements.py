@@ -217,6 +217,8 @@ def _remembered(
         # Bytes that are none of the declared character set: as they are, or two patients would come out as one.
         if form is _texts and any("\N{REPLACEMENT CHARACTER}" in text for text in found):
             found = form([part.decode("ascii", "backslashreplace") for part in (value or b"").split(b"\\")])
+    except MemoryError:  # not the value's fault, and not to be remembered
+        raise
     except READ_ERRORS:
         return ()
     return found

@@ -210,6 +210,8 @@ def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> lis
     try:
         meta, slices = _read(file, start if is_part10 else None)
         found = [_header(item, path, status, meta.text("TransferSyntaxUID"), frame) for frame, item in slices]
+    except MemoryError:
+        return SkippedFile(path, "memory ran out while its header was read", unreadable=True)
     except READ_ERRORS:
         # The error's text is left out: it can quote the header.
         return SkippedFile(path, "damaged DICOM header" if is_part10 else "not DICOM", unreadable=is_part10)

@@ -35,6 +35,8 @@ MAX_VOXELS: Final = 2**31
 """Largest volume accepted: 2048 slices of 1024 x 1024, 4 GiB as int16."""
 MAX_BRIDGED_MM: Final = 10.0
 """Farthest distance between slices over which resampling interpolates when it is asked for."""
+MAX_UNTILTED_DEG: Final = 30.0
+"""Largest shear that is set upright when it is asked for: gantries lean no farther."""
 MAX_FILLED: Final = 3.0
 """Slices that resampling may make of each slice there is; more would be made up rather than measured."""
 _OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
@@ -212,13 +214,15 @@ def geometry_problem(
         missing = sum(header.image_position_patient is None for header in headers)
         return Problem(f"ImagePositionPatient is missing in {missing} of {len(headers)} files")
     checks: list[Callable[[Stack], Problem | None]] = [_conflict]
-    checks += [] if UNTILT in repair else [_tilt]
+    checks += [] if UNTILT in repair and stack.tilt_deg <= MAX_UNTILTED_DEG else [_tilt]
     checks += [_shifted]
     checks += [] if RESAMPLE in repair and _can_be_resampled(stack.distances_mm) else [_uneven]
     problem = next((problem for check in checks if (problem := check(stack)) is not None), _repeated_uid(headers))
     if problem is not None and RESAMPLE in repair and problem.flag in ("slice_gap", "uneven_spacing"):
         limits = f"up to {MAX_BRIDGED_MM:g} mm apart, and to {MAX_FILLED:g} times the slices"
         return replace(problem, reason=f"{problem.reason}; too much to be resampled ({limits})")
+    if problem is not None and UNTILT in repair and problem.flag == "gantry_tilt":
+        return replace(problem, reason=f"{problem.reason}; up to {MAX_UNTILTED_DEG:g} can be set upright")
     return problem
 
 

@@ -202,7 +202,7 @@ def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
 
 def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequence[str]) -> None:
     """Keep the best series of one study, and make the others its alternatives; a dated one, if there is one."""
-    longest = max(extent_mm(decided[index]) for index in members)
+    longest = max(_extent_mm(decided[index]) for index in members)
 
     def rank(index: int) -> tuple[Any, ...]:
         record = decided[index]
@@ -255,9 +255,8 @@ def _scans(record: SeriesRecord) -> set[Hashable]:
     return scans
 
 
-def extent_mm(record: SeriesRecord) -> float:
-    """Return how far the slices of a series reach, first to last centre, mm."""
-    return (record.n_slices - 1) * (record.spacing_z_mm or 0.0)
+def _extent_mm(record: SeriesRecord) -> float:
+    return record.extent_mm or 0.0
 
 
 def _thickness_mm(record: SeriesRecord) -> float | None:
@@ -285,7 +284,7 @@ _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
     ),
     # Many chests bear no name of a part, and a named one is not better for it.
     "chest": lambda record, _longest: names_other_parts(record.body_part, record.series_description),
-    "coverage": lambda record, longest: extent_mm(record) < STUDY_COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
+    "coverage": lambda record, longest: _extent_mm(record) < STUDY_COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
     "inspiration": lambda record, _longest: names_expiration(record.series_description),
     "thin": lambda record, _longest: _thin_class(record),
     "soft": lambda record, _longest: _kernel_rank(record, "soft"),
@@ -295,7 +294,7 @@ _RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
 _REASONS: Final[dict[str, Callable[[SeriesRecord, SeriesRecord], str]]] = {
     "original": lambda _one, _best: "computed from another series or from several energies, or resampled",
     "chest": lambda _one, _best: "its names tell of other parts of the body only",
-    "coverage": lambda one, best: f"reaches over {extent_mm(one):.0f} mm against {extent_mm(best):.0f} mm",
+    "coverage": lambda one, best: f"reaches over {_extent_mm(one):.0f} mm against {_extent_mm(best):.0f} mm",
     "inspiration": lambda _one, _best: "its description names an expiration",
     "thin": lambda one, best: f"slices of {_mm(_thickness_mm(one))} against {_mm(_thickness_mm(best))}",
     "soft": lambda _one, _best: "its kernel is not soft, or not known",

@@ -128,6 +128,7 @@ class SeriesRecord:
     n_files: int
     n_slices: int
     n_duplicates: int
+    extent_mm: float | None
     rows: int | None
     columns: int | None
     spacing_z_mm: float | None
@@ -206,6 +207,7 @@ def series_from_headers(
         n_files=len({header.path for header in headers}) + n_duplicates,
         n_slices=len(headers),
         n_duplicates=n_duplicates,
+        extent_mm=None if stack is None else round(float(stack.distances_mm.sum()), SPACING_DIGITS),
         rows=common(headers, "rows"),
         columns=common(headers, "columns"),
         spacing_z_mm=spacing_z or None,  # 0 if all slices are at one position

@@ -14,7 +14,7 @@ from cohortseg.processors import num_processors
 _PATIENT_COLUMNS: Final = {
     "n_timepoints": "dates",
     "n_evaluable": "measured",
-    "baseline_po_pct": "opacity first, %",
+    "first_po_pct": "opacity first, %",
     "last_po_pct": "last, %",
     "peak_po_pct": "peak, %",
     "days_to_peak": "days to peak",

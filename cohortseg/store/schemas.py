@@ -153,7 +153,7 @@ _SERIES_KEY = Column(
 
 MANIFEST: Final = TableSchema(
     name="manifest",
-    version=5,
+    version=6,
     row="one series found in the cohort, or one volume of it where it holds several",
     columns=(
         *_PATIENT,
@@ -172,6 +172,7 @@ MANIFEST: Final = TableSchema(
         Column("n_files", _INT, "files of the volume; copies are counted in the series' first"),
         Column("n_slices", _INT, "slices left once copies are dropped"),
         Column("n_duplicates", _INT, "files dropped as copies of another"),
+        Column("extent_mm", _REAL, "distance from the first to the last slice centre; null if they are no stack"),
         Column("rows", _INT, "Rows (0028,0010)"),
         Column("columns", _INT, "Columns (0028,0011)"),
         *_SPACING,
@@ -271,7 +272,7 @@ TIMELINE: Final = TableSchema(
 
 PATIENTS: Final = TableSchema(
     name="patients",
-    version=7,
+    version=8,
     row="one patient",
     columns=(
         *_PATIENT,
@@ -280,15 +281,19 @@ PATIENTS: Final = TableSchema(
         Column("first_date", _DATE, "earliest study date"),
         Column("last_date", _DATE, "latest study date"),
         Column("onset_date", _DATE, "onset of symptoms, from the clinical table"),
-        Column("baseline_date", _DATE, "first evaluable date: one at which burden was measured"),
-        Column("baseline_po_pct", _REAL, "po_pct at baseline_date"),
+        Column("first_evaluable_date", _DATE, "first evaluable date: one at which burden was measured"),
+        Column("first_po_pct", _REAL, "po_pct at first_evaluable_date"),
         Column("last_evaluable_date", _DATE, "last evaluable date"),
         Column("last_po_pct", _REAL, "po_pct at last_evaluable_date"),
         Column("peak_po_pct", _REAL, "highest po_pct"),
         Column("days_to_peak", _INT, "days from the earliest study date to the peak"),
         Column("onset_to_peak_days", _INT, "days from onset_date to the peak"),
-        Column("delta_po_pct", _REAL, "last minus baseline po_pct, percentage points; null with one evaluable date"),
-        Column("delta_opacity_volume_ml", _REAL, "last minus baseline opacity volume, mL"),
+        Column("delta_po_pct", _REAL, "last_po_pct - first_po_pct, percentage points; null with one evaluable date"),
+        Column(
+            "delta_opacity_volume_ml",
+            _REAL,
+            "the same of opacity volume, mL",
+        ),
         Column("qc_flags", _TEXTS, "flags of the series that stand for the patient's dates, each once"),
     ),
 )
