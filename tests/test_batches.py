@@ -53,6 +53,14 @@ def test_two_workers_together_draw_what_one_worker_with_twice_the_batch_draws():
         torch.testing.assert_close(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize(("num_labeled", "num_unlabeled"), [(2, 3), (3, 2), (1, 3)])
+def test_two_workers_lend_what_one_lends_whatever_the_batch_sizes(num_labeled: int, num_unlabeled: int):
+    one = batches(mixed=True).draw(3, 2 * num_labeled, 2 * num_unlabeled)
+    two = [batches(rank=rank, world=2, mixed=True).draw(3, num_labeled, num_unlabeled) for rank in (0, 1)]
+    for name in ("unlabeled", "known"):
+        assert torch.equal(getattr(one, name), torch.cat([getattr(batch, name) for batch in two])), name
+
+
 def test_a_batch_depends_on_seed_and_iteration_only():
     first = batches(augmented=True)
     first.draw(0, 4, 4)
@@ -71,9 +79,9 @@ def test_a_labelled_slice_lends_a_box_and_its_labels():
         batch = Batches(data, device=CPU, seed=0, augmented=False, mixed=True, rank=0, world=1).draw(iteration, 2, 3)
         lent = batch.known != IGNORE
         assert 0.4**2 * 0.9 < lent.float().mean() < 0.7**2
-        for slot in range(3):
-            assert batch.known[slot][lent[slot]].unique().tolist() == numbers(batch.labeled[slot % 2][None])
-            assert torch.equal(batch.unlabeled[slot, 0][lent[slot]], batch.labeled[slot % 2, 0][lent[slot]])
+        for slot, lender in enumerate((0, 0, 1)):
+            assert batch.known[slot][lent[slot]].unique().tolist() == numbers(batch.labeled[lender][None])
+            assert torch.equal(batch.unlabeled[slot, 0][lent[slot]], batch.labeled[lender, 0][lent[slot]])
             assert torch.equal(batch.unlabeled[slot, 0][~lent[slot]], batch.unlabeled_weak[slot, 0][~lent[slot]])
             assert len(batch.unlabeled_weak[slot].unique()) == 1  # whole
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from phantoms import LESION, body_hu, ill_body, write_series
 from runs import only_series
 
-from cohortseg.config import CanonicalConfig, InferConfig
+from cohortseg.config import CanonicalConfig, InferConfig, ScanConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
@@ -88,13 +88,46 @@ def test_burden_of_a_phantom_by_hand(tmp_path: Path) -> None:
     assert result.picture_png.startswith(b"\x89PNG")
 
 
-def test_changed_numbers_have_a_new_version(tmp_path: Path) -> None:
+NUMBERS = (
+    *("lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "lung_mean_hu", "lesion_p50_hu", "noise_hu"),
+    *("po_right_pct", "po_right_middle_pct", "zone_score", "largest_lesion_volume_ml", "flip_disagreement_pct"),
+)
+"""Of each kind of column one, in the test of the version behind them."""
+WHOLE = [551.88, 12.4425, 9.9225, -816.1935, -500, 1, 8.10502, 16.21005, 2, 22.365, 45.1389]
+FIVE_OF_SIX = [459.9, 8.295, 6.615, -814.1404, -500, 1, 6.48402, 8.10502, 2, 14.91, 45.1389]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("plain", {}, WHOLE),
+        ("padded", {}, WHOLE),
+        ("transposed", {"orientation": (0, 1, 0, 1, 0, 0), "spacing_mm": (5.0, 3.5, 3.0)}, WHOLE),
+        (
+            "resampled",
+            {"positions": [(0, 0, height) for height in (0, 5, 10, 14, 19, 24)]},
+            FIVE_OF_SIX,
+        ),
+    ],
+)
+def test_changed_numbers_have_a_new_version(
+    tmp_path: Path, kind: str, options: dict[str, object], expected: list[float]
+) -> None:
     """Results are kept by this version. If this fails, raise `MEASURES` and write its numbers here."""
-    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
-    row = segment(tmp_path, Doubtful())[0].burden
-    names = ("lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "lung_mean_hu", "lesion_p50_hu", "noise_hu")
-    expected = {2: [551.88, 12.4425, 9.9225, -816.1935, -500, 1]}
-    assert [row[name] for name in names] == pytest.approx(expected.get(MEASURES), rel=1e-4)
+
+    def body(shape: tuple[int, int, int]) -> NDArray[np.int16]:
+        hu = ill_body(shape)
+        if kind == "padded":
+            y, x = (np.linspace(-1, 1, size) for size in shape[1:])
+            hu[:, np.hypot(y[:, None], x) > 1] = -1024
+        return hu.swapaxes(1, 2) if kind == "transposed" else hu
+
+    shape = (SHAPE[0], SHAPE[2], SHAPE[1]) if kind == "transposed" else SHAPE
+    hu = body(SHAPE)
+    write_series(tmp_path, **{"shape": shape, "spacing_mm": SPACING_MM, "hu": hu} | options)
+    record = only_series(tmp_path, ScanConfig(repair=("resample",)))
+    row = segmented(record, read_volume(record, tmp_path), Doubtful()).burden
+    assert (MEASURES, [row[name] for name in NUMBERS]) == (3, pytest.approx(expected, rel=1e-4, nan_ok=False))
 
 
 def test_what_the_model_doubts_is_measured_by_hand(tmp_path: Path) -> None:

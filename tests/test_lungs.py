@@ -34,13 +34,35 @@ def test_volume_is_that_of_the_lung(chest: Chest, mask: NDArray[np.uint8]) -> No
     assert (mask > 0).sum() / (chest.truth > 0).sum() == pytest.approx(1, abs=0.01)
 
 
-def test_a_changed_mask_has_a_new_name_of_its_method(mask: NDArray[np.uint8]) -> None:
+def test_a_changed_mask_has_a_new_name_of_its_method(chest: Chest, mask: NDArray[np.uint8]) -> None:
     """Results are kept by the method's name. If this fails, raise `LUNG_METHOD` and write its numbers here."""
     ill = make_chest(consolidated=True, noise_hu=40)
-    found = segment_lungs(ill.volume_hu, ill.spacing_mm).mask
-    counts = [int((image == side).sum()) for image in (mask, found) for side in (RIGHT, LEFT)]
-    expected = {"cohortseg-threshold 11": [131136, 115728, 134014, 117897]}
-    assert counts == pytest.approx(expected.get(LUNG_METHOD), rel=1e-4)
+    thin = make_chest((1.5, 2.0, 2.0), shape=(130, 170, 200), consolidated=True)
+    alone = ill.volume_hu[14:15]
+    masks = {
+        "whole": mask,
+        "ill": segment_lungs(ill.volume_hu, ill.spacing_mm).mask,
+        "thin slices": segment_lungs(thin.volume_hu, thin.spacing_mm).mask,
+        "circle": segment_lungs(reduced(ill.volume_hu, ill.truth > 0, 1.0, padded=True)[0], ill.spacing_mm).mask,
+        "cropped": segment_lungs(reduced(ill.volume_hu, ill.truth > 0, 0.85, padded=False)[0], ill.spacing_mm).mask,
+        "one slice": segment_lungs(alone, (None, *ill.spacing_mm[1:])).mask,
+        "one cropped slice": segment_lungs(alone[:, 40:-40, 60:-60], (None, *ill.spacing_mm[1:])).mask,
+        "dome and lesion on it": over_diaphragm(16.0)[0],
+    }
+    counts = {name: [int((found == side).sum()) for side in (RIGHT, LEFT)] for name, found in masks.items()}
+    expected = {
+        "cohortseg-threshold 11": {
+            "whole": [131136, 115728],
+            "ill": [134014, 117897],
+            "thin slices": [338386, 301307],
+            "circle": [134586, 118249],
+            "cropped": [124189, 105838],
+            "one slice": [8168, 6839],
+            "one cropped slice": [7737, 6440],
+            "dome and lesion on it": [199006, 228932],
+        }
+    }[LUNG_METHOD]
+    assert counts == {name: pytest.approx(numbers, rel=1e-4) for name, numbers in expected.items()}
 
 
 def test_lung_of_which_two_fifths_are_consolidated_is_whole(chest: Chest) -> None:

@@ -73,7 +73,8 @@ class Batches:
         images, known = unlabeled.images, torch.full_like(unlabeled.labels, IGNORE, dtype=torch.long)
         if self._mixed and num_unlabeled:
             boxes = self._boxes(iteration, num_unlabeled, images.shape[-1]).to(images.device)
-            lender = torch.arange(num_unlabeled, device=images.device) % num_labeled
+            # So each worker lends what one worker with all of the batch would lend to the same slice.
+            lender = torch.arange(num_unlabeled, device=images.device) * num_labeled // num_unlabeled
             images = torch.where(boxes[:, None], labeled.images[lender], images)
             known = torch.where(boxes, labels[lender], known)
         return Batch(labeled.images, images, unlabeled.weak, labels, known)

@@ -108,6 +108,21 @@ def withdraw_attempts(out: Path, series_key: str, run_id: str) -> None:
             _attempts(out, series_key).unlink(missing_ok=True)
 
 
+def check_rows(result: SeriesResult) -> None:
+    """Refuse rows that fit no table, before `commit` makes them permanent.
+
+    Raises
+    ------
+    SchemaError
+        If a value is not of its column's type.
+    ValueError
+        If a number is not finite.
+    """
+    table_from_rows(result.slices, SLICES)
+    table_from_rows([result.burden], BURDEN)
+    json.dumps(dict(result.burden), default=_plain, allow_nan=False)
+
+
 def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None:
     """Make a result permanent: old marker away, masks and picture in place, new marker last.
 

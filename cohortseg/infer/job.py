@@ -16,7 +16,16 @@ from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, ConfigError, NotEvaluableError, StoreError
 from cohortseg.identity import without_path
-from cohortseg.infer.commit import SeriesResult, begin_attempt, commit, count_attempts, is_done, result_token, suspects
+from cohortseg.infer.commit import (
+    SeriesResult,
+    begin_attempt,
+    check_rows,
+    commit,
+    count_attempts,
+    is_done,
+    result_token,
+    suspects,
+)
 from cohortseg.infer.segmenter import MEASURES, record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
 from cohortseg.store.schemas import BURDEN, SLICES
@@ -151,7 +160,8 @@ def _result(
     """
     final, flags, frames = True, record.qc_flags, ""
     try:
-        return segment_series(record, read_volume(record, job.root), model, job.config, between_steps), frames
+        result = segment_series(record, read_volume(record, job.root), model, job.config, between_steps)
+        check_rows(result)
     except CancelledError:
         raise
     except NotEvaluableError as error:
@@ -168,6 +178,8 @@ def _result(
         # PyTorch says with a RuntimeError that memory is short.
         status, reason = "failed", f"unexpected {type(error).__name__} in {where}"
         final = not isinstance(error, (OSError, MemoryError, RuntimeError))
+    else:
+        return result, frames
     row = series_row(record, model.sha256) | {"status": status, "reason": reason, "qc_flags": list(flags)}
     return SeriesResult(burden=row, final=final), frames
 

@@ -48,7 +48,7 @@ def zone_thirds(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     zones = np.zeros(mask.shape, np.uint8)
     for side in (RIGHT, LEFT):
         held = np.flatnonzero((mask == side).any(axis=(1, 2)))
-        if held.size == 0 or held[-1] - held[0] < 2:
+        if held.size < 3:
             continue
         for z in held:
             third = LOWER + 3 * (int(z) - int(held[0])) // (int(held[-1]) - int(held[0]) + 1)
