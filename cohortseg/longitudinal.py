@@ -136,34 +136,45 @@ def patients_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -
 
 def _timeline(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame:
     """Return the timeline with all columns of the burden and clinical tables and the keys of :func:`_with_keys`."""
+    return (
+        with_time(burden)
+        .pipe(_with_onset, clinical)
+        .pipe(_with_keys)
+        .pipe(_standing_for_their_dates)
+        .with_columns(_evaluable().alias(_EVALUABLE))
+        .with_columns(_flags_over_time().alias("qc_flags"))
+        .with_columns(_change("po_pct", "delta_po_pct"), _change("opacity_volume_ml", "delta_opacity_volume_ml"))
+    )
+
+
+def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return of the series of each person and date the one that stands for it, in order of person and date."""
     keys = [_PERSON, "study_date", _UNDATED]
     implausible = pl.col("qc_flags").list.contains("lung_volume_implausible")
     lung_ml = pl.when(~implausible).then("lung_volume_ml")
-    chosen = (
-        _with_keys(_with_onset(with_time(burden), clinical))
-        .with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
-        .sort(
-            pl.col("status") != "ok",
-            implausible,
-            (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(keys)).fill_null(value=False),
-            pl.coalesce("n_lung_slices", "n_slices", 0),
-            "spacing_z_mm",
-            "series_instance_uid",
-            "series_key",
-            descending=[False, False, True, True, False, False, False],
-            nulls_last=True,
-        )
-        .unique(subset=keys, keep="first", maintain_order=True)
-        .sort(_PERSON, "study_date", _UNDATED, nulls_last=True)
-        .with_columns(_evaluable().alias(_EVALUABLE))
-        .with_columns(_flags_over_time().alias("qc_flags"))
+    whole = (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(keys)).fill_null(value=False)
+    # The rules at the top of this module, in their order; the least of each is first.
+    order = (
+        pl.col("status") != "ok",
+        implausible,
+        ~whole,
+        -pl.coalesce("n_lung_slices", "n_slices", 0),
+        "spacing_z_mm",
+        "series_instance_uid",
+        "series_key",
     )
-    changes = [
-        (pl.col(value) - pl.col(value).filter(_EVALUABLE).first().over(_PERSON)).alias(delta)
-        for value, delta in (("po_pct", "delta_po_pct"), ("opacity_volume_ml", "delta_opacity_volume_ml"))
-    ]
-    changes = [pl.when(_EVALUABLE).then(change).alias(change.meta.output_name()) for change in changes]
-    return chosen.with_columns(changes)
+    return (
+        rows.with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
+        .sort(order, nulls_last=True)
+        .unique(subset=keys, keep="first", maintain_order=True)
+        .sort(keys, nulls_last=True)
+    )
+
+
+def _change(value: str, name: str) -> pl.Expr:
+    """Return a value minus that of the person's first evaluable date, at evaluable dates."""
+    change = pl.col(value) - pl.col(value).filter(_EVALUABLE).first().over(_PERSON)
+    return pl.when(_EVALUABLE).then(change).alias(name)
 
 
 def _with_onset(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame:

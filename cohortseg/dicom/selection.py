@@ -5,14 +5,14 @@ import operator
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import Any, Final
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
-from cohortseg.dicom.series import ANOTHER_FAILED, APART, CHOSEN_BY_UID, SPECTRAL, Decision, SeriesRecord
+from cohortseg.dicom.series import ANOTHER_FAILED, APART, CHOSEN_BY_UID, DERIVED, SPECTRAL, Decision, SeriesRecord
 from cohortseg.dicom.visits import visit_numbers
 from cohortseg.errors import ConfigError
 
@@ -146,8 +146,7 @@ def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[S
     one_a_study, rules = parse_rules(config.select)
     decided = [_ruled(record, rules) for record in records]
     if one_a_study:
-        for visit in _studies(decided, {"selected"}):
-            _choose(decided, visit, config.prefer)
+        decided = _replaced(decided, (_choose(visit, config.prefer) for visit in _studies(decided, {"selected"})))
     return _with_apart(decided)
 
 
@@ -163,33 +162,42 @@ def select_next(records: Sequence[SeriesRecord], unmeasured: Collection[str], co
     config
         ``prefer`` is used.
     """
-    decided = list(records)
-    for visit in _studies(decided, {"selected", "alternative"}):
-        left = [index for index in visit if decided[index].decision == "alternative"]
-        tried = [index for index in visit if decided[index].decision == "selected"]
-        if not left or any(decided[index].series_key not in unmeasured for index in tried):
+    changed = []
+    for visit in _studies(records, {"selected", "alternative"}):
+        left = [record for record in visit if record.decision == "alternative"]
+        tried = [record for record in visit if record.decision == "selected"]
+        if not left or any(record.series_key not in unmeasured for record in tried):
             continue
-        for index in left:
-            decided[index] = replace(decided[index], decision="selected", reason=None)
-        _choose(decided, left, config.prefer)
-        (best,) = (index for index in left if decided[index].decision == "selected")
-        decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, ANOTHER_FAILED))
-    return _with_apart(decided)
+        anew = _choose([replace(record, decision="selected", reason=None) for record in left], config.prefer)
+        changed.append(
+            [_flagged(record, ANOTHER_FAILED) if record.decision == "selected" else record for record in anew]
+        )
+    return _with_apart(_replaced(records, changed))
 
 
-def _studies(records: Sequence[SeriesRecord], decisions: Collection[Decision]) -> Iterator[list[int]]:
-    """Yield the visits of every study, as indices of the records decided so."""
-    studies: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
+def _replaced(records: Sequence[SeriesRecord], changed: Iterable[Sequence[SeriesRecord]]) -> list[SeriesRecord]:
+    """Return the records in their order, those that were decided anew as they are now."""
+    now = {record.series_key: record for group in changed for record in group}
+    return [now.get(record.series_key, record) for record in records]
+
+
+def _flagged(record: SeriesRecord, flag: str) -> SeriesRecord:
+    return replace(record, qc_flags=(*record.qc_flags, flag))
+
+
+def _studies(records: Sequence[SeriesRecord], decisions: Collection[Decision]) -> Iterator[list[SeriesRecord]]:
+    """Yield the records of every visit of every study, of those decided so."""
+    studies: defaultdict[Hashable, list[SeriesRecord]] = defaultdict(list)
+    for record in records:
         if record.decision in decisions:
             # Without a StudyInstanceUID it is not known which series belong together.
             study = record.study_instance_uid
-            studies[(record.patient_id, study) if study is not None else index].append(index)
+            studies[(record.patient_id, study) if study is not None else record.series_key].append(record)
     for members in studies.values():
-        numbers = visit_numbers(records[index].study_date for index in members)
-        visits: defaultdict[int, list[int]] = defaultdict(list)
-        for index in members:
-            visits[numbers[records[index].study_date]].append(index)
+        numbers = visit_numbers(record.study_date for record in members)
+        visits: defaultdict[int, list[SeriesRecord]] = defaultdict(list)
+        for record in members:
+            visits[numbers[record.study_date]].append(record)
         yield from visits.values()
 
 
@@ -200,32 +208,32 @@ def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
     return replace(record, decision="excluded", reason=f"does not match --select '{broken.text}'")
 
 
-def _choose(decided: list[SeriesRecord], members: Sequence[int], prefer: Sequence[str]) -> None:
-    """Keep the best series of one study, and make the others its alternatives; a dated one, if there is one."""
-    longest = max(_extent_mm(decided[index]) for index in members)
+def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[SeriesRecord]:
+    """Return the series of one study, the best selected (a dated one, if there is one), the others its alternatives."""
+    longest = max(map(_extent_mm, members))
+    ranks = {
+        record.series_key: tuple(_PREFERENCES[name].rank(record, longest) for name in prefer) for record in members
+    }
+    dated = [record for record in members if record.study_date is not None]
+    best, *others = sorted(
+        dated or members, key=lambda record: (ranks[record.series_key], record.series_instance_uid, record.volume)
+    )
 
-    def rank(index: int) -> tuple[Any, ...]:
-        record = decided[index]
-        return (*(_RANKS[name](record, longest) for name in prefer), record.series_instance_uid, record.volume)
+    def why(record: SeriesRecord) -> str:
+        if record.study_date is None and dated:
+            return "it has no StudyDate"
+        for name, one, chosen in zip(prefer, ranks[record.series_key], ranks[best.series_key], strict=True):
+            if one != chosen:
+                return _PREFERENCES[name].reason(record, best)
+        return "equal in all preferences; the first UID is taken"
 
-    best = min(members, key=lambda index: (decided[index].study_date is None, rank(index)))
-    undated = {index for index in members if decided[index].study_date is None} if decided[best].study_date else set()
-    if any(rank(index)[: len(prefer)] == rank(best)[: len(prefer)] for index in {*members} - {best} - undated):
-        decided[best] = replace(decided[best], qc_flags=(*decided[best].qc_flags, CHOSEN_BY_UID))
-    for index in members:
-        if index == best:
-            continue
-        differing = (name for name, a, b in zip(prefer, rank(index), rank(best), strict=False) if a != b)
-        name = next(differing, None)
-        why = (
-            "it has no StudyDate"
-            if index in undated
-            else _REASONS[name](decided[index], decided[best])
-            if name
-            else "equal in all preferences; the first UID is taken"
-        )
-        reason = f"alternative to series {decided[best].series_key} of the same study: {why}"
-        decided[index] = replace(decided[index], decision="alternative", reason=reason)
+    tied = any(ranks[record.series_key] == ranks[best.series_key] for record in others)
+    decided = [_flagged(best, CHOSEN_BY_UID) if tied else best]
+    for record in members:
+        if record is not best:
+            reason = f"alternative to series {best.series_key} of the same study: {why(record)}"
+            decided.append(replace(record, decision="alternative", reason=reason))
+    return decided
 
 
 def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
@@ -236,7 +244,7 @@ def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
         counts.update(_scans(record))
     apart = {record.series_key for record in single if any(counts[scan] > _FEW_APART for scan in _scans(record))}
     return [
-        replace(record, qc_flags=(*record.qc_flags, APART))
+        _flagged(record, APART)
         if record.decision == "selected" and record.series_key in apart and APART not in record.qc_flags
         else record
         for record in records
@@ -277,27 +285,51 @@ def _mm(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} mm"
 
 
-_RANKS: Final[dict[str, Callable[[SeriesRecord, float], Any]]] = {
-    # What is computed from several energies comes last: other computed series have the HU of a plain scan.
-    "original": lambda record, _longest: (
-        2 if SPECTRAL in record.qc_flags else int("derived_reformat" in record.qc_flags or bool(record.repairs))
+@dataclass(frozen=True)
+class _Preference:
+    """One entry of ``--prefer``."""
+
+    rank: Callable[[SeriesRecord, float], Any]
+    """Of a series in a study whose longest series reaches so far, mm: the least is preferred."""
+    reason: Callable[[SeriesRecord, SeriesRecord], str]
+    """Why a series is an alternative to another that ranks before it."""
+
+
+_PREFERENCES: Final = {
+    "original": _Preference(
+        # What is computed from several energies comes last: other computed series have the HU of a plain scan.
+        lambda record, _longest: (
+            2 if SPECTRAL in record.qc_flags else int(DERIVED in record.qc_flags or bool(record.repairs))
+        ),
+        lambda _one, _best: "computed from another series or from several energies, or resampled",
     ),
-    # Many chests bear no name of a part, and a named one is not better for it.
-    "chest": lambda record, _longest: names_other_parts(record.body_part, record.series_description),
-    "coverage": lambda record, longest: _extent_mm(record) < STUDY_COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
-    "inspiration": lambda record, _longest: names_expiration(record.series_description),
-    "thin": lambda record, _longest: _thin_class(record),
-    "soft": lambda record, _longest: _kernel_rank(record, "soft"),
-    "lung": lambda record, _longest: _kernel_rank(record, "sharp"),
-    "slices": lambda record, _longest: -record.n_slices,
-}
-_REASONS: Final[dict[str, Callable[[SeriesRecord, SeriesRecord], str]]] = {
-    "original": lambda _one, _best: "computed from another series or from several energies, or resampled",
-    "chest": lambda _one, _best: "its names tell of other parts of the body only",
-    "coverage": lambda one, best: f"reaches over {_extent_mm(one):.0f} mm against {_extent_mm(best):.0f} mm",
-    "inspiration": lambda _one, _best: "its description names an expiration",
-    "thin": lambda one, best: f"slices of {_mm(_thickness_mm(one))} against {_mm(_thickness_mm(best))}",
-    "soft": lambda _one, _best: "its kernel is not soft, or not known",
-    "lung": lambda _one, _best: "its kernel is not a lung kernel, or not known",
-    "slices": lambda one, best: f"{one.n_slices} slices against {best.n_slices}",
+    "chest": _Preference(
+        # Many chests bear no name of a part, and a named one is not better for it.
+        lambda record, _longest: names_other_parts(record.body_part, record.series_description),
+        lambda _one, _best: "its names tell of other parts of the body only",
+    ),
+    "coverage": _Preference(
+        lambda record, longest: _extent_mm(record) < STUDY_COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
+        lambda one, best: f"reaches over {_extent_mm(one):.0f} mm against {_extent_mm(best):.0f} mm",
+    ),
+    "inspiration": _Preference(
+        lambda record, _longest: names_expiration(record.series_description),
+        lambda _one, _best: "its description names an expiration",
+    ),
+    "thin": _Preference(
+        lambda record, _longest: _thin_class(record),
+        lambda one, best: f"slices of {_mm(_thickness_mm(one))} against {_mm(_thickness_mm(best))}",
+    ),
+    "soft": _Preference(
+        lambda record, _longest: _kernel_rank(record, "soft"),
+        lambda _one, _best: "its kernel is not soft, or not known",
+    ),
+    "lung": _Preference(
+        lambda record, _longest: _kernel_rank(record, "sharp"),
+        lambda _one, _best: "its kernel is not a lung kernel, or not known",
+    ),
+    "slices": _Preference(
+        lambda record, _longest: -record.n_slices,
+        lambda one, best: f"{one.n_slices} slices against {best.n_slices}",
+    ),
 }

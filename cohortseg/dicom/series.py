@@ -37,6 +37,7 @@ from cohortseg.identity import series_key
 CHOSEN_BY_UID: Final = "chosen_by_uid"
 ANOTHER_FAILED: Final = "another_failed"
 APART: Final = "slices_apart"
+DERIVED: Final = "derived_reformat"
 FILES_UNREADABLE: Final = "files_unreadable"
 PARTIAL_COVERAGE: Final = "partial_coverage"
 PATIENT_CONFLICT: Final = "patient_conflict"
@@ -46,7 +47,7 @@ UNDECLARED_PADDING: Final = "undeclared_padding"
 FLAGS: Final = {
     "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
     APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
-    "derived_reformat": "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
+    DERIVED: "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
     SPECTRAL: "computed from several energies (monoenergetic, without iodine): HU are not those of a plain scan",
     "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
     "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
@@ -282,7 +283,7 @@ def _flags(
     cosines = headers[0].image_orientation_patient
     found = {
         "single_slice": selected and len(headers) == 1,
-        "derived_reformat": selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
+        DERIVED: selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
         SPECTRAL: selected and any(map(is_spectral, headers)),
         "lossy_compression": any(header.lossy for header in headers),
         "thick_slices": selected and max(thickness, spacing) > THICK_MM,

@@ -127,25 +127,32 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     are not where each reaches over nearly all of the whole: scans whose slices happen to alternate.
     """
     regular = _is_regular(headers)
+    if not regular and (parts := _scan_and_bolus(headers)):
+        return parts
     never_one = {_PHASE} if regular else {*_SCANS}
     for name in (*_SCANS, *_DESCRIBED):
-        parts = _grouped(headers, attrgetter(name))
-        scan = max(parts, key=len)
-        rest = [header for part in parts if part is not scan for header in part]
-        if name == "acquisition_number" and not regular and _tracks_a_bolus(scan, rest):
-            return [scan, rest]
-        if not 1 < len(parts) <= MAX_VOLUMES or not all(len(part) > 1 and _is_regular(part) for part in parts):
-            continue
-        if name in never_one or all(len(part) > _FEW and _covers(part, headers) for part in parts):
+        parts = _regular_parts(headers, name)
+        if parts and (name in never_one or all(len(part) > _FEW and _covers(part, headers) for part in parts)):
             return parts
     return [headers]
 
 
-def _tracks_a_bolus(scan: Sequence[Header], rest: Sequence[Header]) -> bool:
-    """Return whether the rest of a series are images of one place, taken before its scan to see the bolus come."""
+def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
+    """Return the slices by the value of an attribute, if these are several regular stacks; else nothing."""
+    parts = _grouped(headers, attrgetter(name))
+    several = 1 < len(parts) <= MAX_VOLUMES
+    return parts if several and all(len(part) > 1 and _is_regular(part) for part in parts) else []
+
+
+def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
+    """Return the scan of a series and the rest, if that are images of one place, to see a bolus come; else nothing."""
+    acquisitions = _grouped(headers, attrgetter("acquisition_number"))
+    scan = max(acquisitions, key=len)
+    rest = [header for part in acquisitions if part is not scan for header in part]
     places = {header.image_position_patient for header in rest}
     one_place = len(places) == 1 and None not in places
-    return one_place and len(scan) > _LEAST_SCAN and len(scan) > len(rest) and _is_regular(scan)
+    found = one_place and len(scan) > _LEAST_SCAN and len(scan) > len(rest) and _is_regular(scan)
+    return [scan, rest] if found else []
 
 
 def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
