@@ -13,9 +13,10 @@ A plain threshold at -500 HU loses consolidated lung, which is no longer air. He
    above tell it from a lesion.
 
 A large homogeneous region without a sign of air cannot be told from effusion by HU alone; it is left out, and flagged.
-All lengths are in mm, so that spacing does not matter. A slice with none within 20 mm is segmented alike alone and
-within its volume, but for the midline (smoothed along z) and for small pieces that nothing above or below supports. Of
-slices of 2.5 mm or less only some are worked on, and the masks between are interpolated.
+Lengths of anatomy are in mm, so that spacing does not matter; rims of a pixel or two, where air and tissue mix, are in
+pixels of the working grid. A slice with none within 20 mm is segmented alike alone and within its volume, but for the
+midline (smoothed along z) and for small pieces that nothing above or below supports. Of slices of 2.5 mm or less only
+some are worked on, and the masks between are interpolated.
 
 Axes: Z Y X; row 0 anterior, column 0 the patient's right, z rising to the head.
 """

@@ -1,7 +1,8 @@
 """Step 2: the thoracic cavity of a slice, inside a closed curve found by dynamic programming in polar coordinates."""
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -29,6 +30,27 @@ _ANGLES: Final = 180
 """Directions in which the wall is looked for."""
 _ALONG_MM: Final = 5.0
 """Standard deviation of the heights over which slices lend each other their ribs."""
+_OFF_MM: Final = 3.0
+"""Unit of the distance from where the wall is expected."""
+_LUNG_LEFT_OUT: Final = 0.6
+"""Cost of a pixel of lung beyond the wall."""
+_BEYOND_BODY: Final = 5.0
+"""Cost of a wall outside the skin."""
+
+
+class _Weights(NamedTuple):
+    """What a wall costs; a cropped slice shows few ribs, and lung nearly to its frame."""
+
+    too_far: float
+    """A unit beyond where the wall is expected."""
+    too_near: float
+    """A unit short of it."""
+    bone: float
+    """Bone on the inner side; on the outer side it is worth half as much again."""
+
+
+_WHOLE: Final = _Weights(too_far=0.05, too_near=0.08, bone=1.0)
+_CROPPED: Final = _Weights(too_far=0.03, too_near=0.12, bone=0.5)
 
 
 def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals) -> list[Mask]:
@@ -83,37 +105,77 @@ def wall_room(item: LungSlice, cavity: Mask) -> Mask:
     return select_components(labels, held_by(labels, count, item.aerated))
 
 
+@dataclass(frozen=True)
+class _Polar:
+    """A slice as it is seen from a point: (angle, radius)."""
+
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+
+    @classmethod
+    def around(cls, centre: tuple[float, float], angles: Reals, reach: int) -> Self:
+        """Look from a point (row, column) in these directions, so many pixels far."""
+        radii = np.arange(reach)
+        at = (c + np.outer(f(angles), radii) for c, f in zip(centre, (np.sin, np.cos), strict=True))
+        return cls(*(values.astype(np.float32) for values in at))
+
+    def of(self, image: Mask | Reals) -> Reals:
+        """Return the values (angle, radius) of an image (Y, X); 0 beyond it."""
+        values = cv2.remap(image.astype(np.float32), self.columns, self.rows, cv2.INTER_LINEAR)
+        return values.astype(np.float32, copy=False)
+
+    def holds(self, mask: Mask) -> Mask:
+        """Return where (angle, radius) a mask (Y, X) is."""
+        held: Mask = self.of(mask) > 0.5
+        return held
+
+
+def _outermost(mask: Mask) -> NDArray[np.intp]:
+    """Return the largest radius of a mask (angle, radius) at each angle; 0 without any."""
+    return np.where(mask.any(axis=1), mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1), 0)
+
+
 def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reach: int) -> Reals:
-    """Return (angle, radius): what it costs to put the wall of the cavity there."""
+    """Return (angle, radius): what it costs to put the wall of the cavity there.
+
+    It costs to be off where the wall is expected, to lie beyond bone rather than before it, to leave lung out, and to
+    leave the body.
+    """
     px, radii = item.pixel_mm, np.arange(reach)
-    at = [c + np.outer(f(angles), radii) for c, f in zip(centre, (np.sin, np.cos), strict=True)]
-    rows_at, columns_at = (values.astype(np.float32) for values in at)
-
-    def polar(image: Mask | Reals) -> Reals:
-        return cv2.remap(image.astype(np.float32), columns_at, rows_at, cv2.INTER_LINEAR).astype(np.float32, copy=False)
-
-    def outermost(mask: Mask) -> NDArray[np.intp]:
-        return np.where(mask.any(axis=1), reach - 1 - mask[:, ::-1].argmax(axis=1), 0)
-
-    columns = np.round(2 * item.midline - np.arange(item.hu.shape[1])).astype(int).clip(0, item.hu.shape[1] - 1)
-    air = item.aerated | (item.cropped & item.body & ~item.airway & (item.smooth < SIGN_HU))
-    lung = polar(air) > 0.5
-    body: Mask = polar(item.body if not item.cropped else np.ones_like(item.body)) > 0.5
-    skin = np.where(body.all(axis=1), reach - 1, (~body).argmax(axis=1)) - 6 / px
-    mirrored = outermost(polar(item.aerated[:, columns]) > 0.5) - 8 / px
-    expected = np.maximum(outermost(polar(convex_hull(item.aerated)) > 0.5), np.minimum(mirrored, skin))
-    if item.cropped:
-        half = np.array(item.hu.shape) / 2
-        ellipse = sum(np.abs((a - (h - 0.5)) / h) ** 2.6 for a, h in zip(at, half, strict=True)) <= 0.95
-        expected = np.maximum(expected, outermost(ellipse))
-    bone = polar(np.clip((item.smooth - 100) / 80, 0, 1))
-    off = (radii - expected[:, None]) * px / 3
-    cost: Reals = np.where(off > 0, 0.03 if item.cropped else 0.05, 0.12 if item.cropped else 0.08) * np.abs(off)
-    weight = 0.5 if item.cropped else 1.0
-    cost += weight * (_window_mean(bone, -6 / px) - 1.5 * _window_mean(bone, 8 / px))
-    cost += 0.6 * np.cumsum(lung[:, ::-1], axis=1)[:, ::-1]
-    cost += 5.0 * (radii > np.maximum(skin, outermost(lung))[:, None])
+    polar, weights = _Polar.around(centre, angles, reach), _CROPPED if item.cropped else _WHOLE
+    lung = polar.holds(item.aerated | (item.cropped & item.body & ~item.airway & (item.smooth < SIGN_HU)))
+    skin = _skin(item, polar)
+    off = (radii - _expected_wall(item, polar, skin)[:, None]) * px / _OFF_MM
+    bone = polar.of(np.clip((item.smooth - 100) / 80, 0, 1))
+    cost: Reals = np.where(off > 0, weights.too_far, weights.too_near) * np.abs(off)
+    cost += weights.bone * (_window_mean(bone, -6 / px) - 1.5 * _window_mean(bone, 8 / px))
+    cost += _LUNG_LEFT_OUT * np.cumsum(lung[:, ::-1], axis=1)[:, ::-1]
+    cost += _BEYOND_BODY * (radii > np.maximum(skin, _outermost(lung))[:, None])
     return cost
+
+
+def _skin(item: LungSlice, polar: _Polar) -> Reals:
+    """Return the radius of the skin at each angle, less 6 mm; the last one where the body is cropped."""
+    body = polar.holds(np.ones_like(item.body) if item.cropped else item.body)
+    radii: Reals = np.where(body.all(axis=1), body.shape[1] - 1, (~body).argmax(axis=1)) - 6 / item.pixel_mm
+    return radii
+
+
+def _expected_wall(item: LungSlice, polar: _Polar, skin: Reals) -> Reals:
+    """Return the radius at which the wall is expected, at each angle.
+
+    That is the convex hull of the aerated lung, or of its mirror image, since one lung may be dense; in a cropped slice
+    a rounded rectangle in the frame, if that is wider.
+    """
+    height, width = item.hu.shape
+    columns = np.round(2 * item.midline - np.arange(width)).astype(int).clip(0, width - 1)
+    mirrored = _outermost(polar.holds(item.aerated[:, columns])) - 8 / item.pixel_mm
+    hull = _outermost(polar.holds(convex_hull(item.aerated)))
+    expected: Reals = np.maximum(hull, np.minimum(mirrored, skin))
+    if item.cropped:
+        y, x = ((at - (half - 0.5)) / half for at, half in ((polar.rows, height / 2), (polar.columns, width / 2)))
+        expected = np.maximum(expected, _outermost(np.abs(y) ** 2.6 + np.abs(x) ** 2.6 <= 0.95))
+    return expected
 
 
 def _window_mean(values: Reals, width: float) -> Reals:
@@ -127,10 +189,11 @@ def _window_mean(values: Reals, width: float) -> Reals:
 
 
 def _closed_paths(costs: Reals, reach: int, bend: float) -> NDArray[np.intp]:
-    """Return (slice, angle): the radius of the cheapest closed curve of each slice's (angle, radius) costs.
+    """Return (slice, angle): the radius of a cheap closed curve of each slice's (angle, radius) costs.
 
-    Dynamic programming over one and a half turns, of which the middle turn is kept. Neighbouring radii differ by at
-    most `reach`; a difference d costs ``bend * d**2``. All slices take each step together, which makes it fast.
+    Dynamic programming over one and a half turns, of which the middle turn is kept: the cheapest curve that has nearly
+    closed; where costs hardly differ its ends can lie apart. Neighbouring radii differ by at most `reach`; a difference
+    d costs ``bend * d**2``. All slices take each step together, which makes it fast.
     """
     count, angles, radii = costs.shape
     order = np.arange(angles + angles // 2) % angles

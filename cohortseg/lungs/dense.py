@@ -1,6 +1,6 @@
 """Step 3: the lung of a slice, dense lung included: soft tissue of the cavity near signs of air."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +26,41 @@ from cohortseg.lungs.morphology import (
 
 _REACH_MM: Final = (10.0, 25.0)
 """Dense lung reaches so far from a sign of air: ventral, dorsal (where consolidation gathers)."""
+_MIDLINE_MM: Final = 18.0
+"""Soft tissue so near to the midline is mediastinum, whatever is beside it."""
+_SURROUNDED_MM: Final = 2.5
+"""Radius of a disc that fits into soft tissue which lung surrounds ..."""
+_BESIDE_MM: Final = 3.5
+"""... and into that which ill lung borders on: thinner tissue is pleura."""
+_JOIN_MM: Final = 4.0
+"""Gaps between signs of air that no disc of this radius fits into are lung."""
+_BONE_HU: Final = 250.0
 _WALL_HU: Final = 40.0
 """Muscle of the chest wall."""
+
+
+class _Regions(NamedTuple):
+    """Parts of the cavity, which overlap."""
+
+    dorsal: Mask
+    """Behind the front of the vertebral body and beside the spine: lung, no heart."""
+    lateral: Mask
+    """All but the middle."""
+    medial: Mask
+    """Mediastinum: all that is not dorsal, and a strip beside the spine, wider where the descending aorta runs."""
+
+
+class _Cores(NamedTuple):
+    """Thick tissue without a sign of air, which is no lung."""
+
+    front: Mask
+    """Mediastinum and liver."""
+    back: Mask
+    """The thickest beside the spine: effusion, atelectasis, or consolidation without any air."""
+
+    @property
+    def both(self) -> Mask:
+        return self.front | self.back
 
 
 def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
@@ -36,37 +69,24 @@ def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
     A cropped slice often lacks the ribs and spine that a tight outline goes by; all that may be lung stays in it.
     """
     px = item.pixel_mm
-    dorsal, lateral, medial = _compartments(item, cavity)
-    signs = _air_signs(item, cavity, dorsal, lateral)
+    regions = _regions(item, cavity)
+    signs = _air_signs(item, cavity, regions)
     dense = cavity & ~signs & ~item.airway
-    core, dorsal_core = _homogeneous_cores(item, dense, dorsal, lateral, medial)
-    reach = np.where(dorsal, _REACH_MM[1], _REACH_MM[0])
-    apart = np.abs(np.arange(cavity.shape[1]) - item.midline) * px > 18
-    distance = distance_to(signs)
-    near = distance * px < reach
-    beyond = dorsal & (distance_to(signs & _borders_ill_lung(item, signs)) <= distance)
-    barred = core | dorsal_core | (item.airway if item.cropped else dilate(item.airway, 1.5))
-    free = dense & near & ~barred & apart
-    if not item.cropped:
-        free &= wall_room(item, cavity)
-    hull = _side_hulls(signs, item.midline)
-    taken = opening(free & hull, 2.5 / px) | opening(free & (beyond | hull), 3.5 / px)
-    lung = closing(signs | taken, 4 / px) & cavity & ~barred
+    cores = _homogeneous_cores(item, dense, regions)
+    barred = cores.both | (item.airway if item.cropped else dilate(item.airway, 1.5))
+    room = cavity if item.cropped else wall_room(item, cavity)
+    soft = _soft_lung(item, dense & ~barred & room, signs, regions)
+    lung = closing(signs | soft, _JOIN_MM / px) & cavity & ~barred
     lung = opening(lung | signs, 1.5) | item.aerated
-    lung &= ~opening(item.smooth > 250, 1.0)
+    lung &= ~opening(item.smooth > _BONE_HU, 1.0)
     if not item.cropped:
         lung = _rounded(lung, signs, item)
         lung &= ~_wall_rim(lung, item)
-    lung = _fill_small_holes(lung, core | dorsal_core, item.airway, px)
-    return lung, float((dorsal_core & dorsal).sum() * px**2)
+    lung = _fill_small_holes(lung, cores.both, item.airway, px)
+    return lung, float((cores.back & regions.dorsal).sum() * px**2)
 
 
-def _compartments(item: LungSlice, cavity: Mask) -> tuple[Mask, Mask, Mask]:
-    """Return three overlapping regions: dorsal (lung, no heart), lateral (all but the middle), medial (mediastinum).
-
-    Dorsal is behind the front of the vertebral body and beside the spine. Medial is all that is not dorsal, and a strip
-    beside the spine, wider where the descending aorta runs.
-    """
+def _regions(item: LungSlice, cavity: Mask) -> _Regions:
     rows = np.flatnonzero(cavity.any(axis=1))
     front = rows[-1] - 0.33 * (rows[-1] - rows[0])
     y = np.arange(cavity.shape[0])[:, None]
@@ -76,10 +96,10 @@ def _compartments(item: LungSlice, cavity: Mask) -> tuple[Mask, Mask, Mask]:
     lateral = np.abs(lateral_mm) > limit
     dorsal = (y > front) & lateral
     strip = np.where((lateral_mm > 0) & (depth < 0.4), 45, 28)
-    return dorsal, lateral, ~dorsal | (np.abs(lateral_mm) < strip)
+    return _Regions(dorsal, lateral, ~dorsal | (np.abs(lateral_mm) < strip))
 
 
-def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Mask:
+def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
     """Return the signs of lung in the cavity: aerated lung, dense ground glass, and thin dark inclusions.
 
     Inclusions (air bronchograms, bubbles) are 130 HU darker than the tissue that closes over them. Near the midline
@@ -91,7 +111,7 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
     labels, count = components(signs)
     if count:
         centre = centroids(labels, count)
-        behind = np.any(dorsal, axis=1)[centre[:, 0].astype(int)]
+        behind = np.any(regions.dorsal, axis=1)[centre[:, 0].astype(int)]
         central = np.abs(centre[:, 1] - item.midline) * px < np.where(behind, 25, 40)
         held = held_by(labels, count, item.aerated)[1:]
         apart = ~held & ~central
@@ -100,24 +120,38 @@ def _air_signs(item: LungSlice, cavity: Mask, dorsal: Mask, lateral: Mask) -> Ma
                 apart[label - 1] = np.median(item.hu[labels == label]) >= -850
         signs = select_components(labels, np.append(False, held | apart))
     contrast = cv2.morphologyEx(item.hu, cv2.MORPH_CLOSE, disc(3.0), borderType=cv2.BORDER_REFLECT) - item.hu
-    dark = (contrast > 130) & (item.hu < np.where(dorsal, -130, -200)) & cavity & lateral & ~item.airway
+    dark = (contrast > 130) & (item.hu < np.where(regions.dorsal, -130, -200)) & cavity & regions.lateral & ~item.airway
     crowded = cv2.blur(dark.astype(np.float32), (3, 3), borderType=cv2.BORDER_REFLECT) > 0.25
     return signs | (dark & crowded)
 
 
-def _homogeneous_cores(item: LungSlice, dense: Mask, dorsal: Mask, lateral: Mask, medial: Mask) -> tuple[Mask, Mask]:
-    """Return thick tissue without a sign of air: that of mediastinum and liver, and the thickest beside the spine.
+def _homogeneous_cores(item: LungSlice, dense: Mask, regions: _Regions) -> _Cores:
+    """Return the cores of dense tissue, which are what a disc fits into.
 
-    A core is what a disc fits into: of 10 mm radius where it reaches the midline, 14 mm where it lies laterally in
-    front (liver), 24 mm behind, where consolidation is common.
+    It has a radius of 10 mm where the core reaches the midline, 14 mm where it lies laterally in front (liver), 24 mm
+    behind, where consolidation is common.
     """
     px = item.pixel_mm
     middle = np.abs(np.arange(dense.shape[1]) - item.midline) * px < 25
-    labels, count = components(opening(dense & medial, 10 / px))
-    core = select_components(labels, held_by(labels, count, np.broadcast_to(middle, dense.shape)))
-    labels, count = components(opening(dense & lateral & ~core & ~dorsal, 14 / px))
-    core |= select_components(labels, np.bincount(labels.ravel(), minlength=count + 1) * px**2 > 1000)
-    return core, opening(dense & lateral, 24 / px)
+    labels, count = components(opening(dense & regions.medial, 10 / px))
+    front = select_components(labels, held_by(labels, count, np.broadcast_to(middle, dense.shape)))
+    labels, count = components(opening(dense & regions.lateral & ~front & ~regions.dorsal, 14 / px))
+    front |= select_components(labels, np.bincount(labels.ravel(), minlength=count + 1) * px**2 > 1000)
+    return _Cores(front, opening(dense & regions.lateral, 24 / px))
+
+
+def _soft_lung(item: LungSlice, free: Mask, signs: Mask, regions: _Regions) -> Mask:
+    """Return soft tissue, of what is free, that is lung: near a sign of air, and surrounded by lung or beside ill lung.
+
+    What lies beside ill lung counts at the back only, where it is the nearest lung.
+    """
+    px = item.pixel_mm
+    distance = distance_to(signs)
+    apart = np.abs(np.arange(free.shape[1]) - item.midline) * px > _MIDLINE_MM
+    near = free & apart & (distance * px < np.where(regions.dorsal, _REACH_MM[1], _REACH_MM[0]))
+    surrounded = _side_hulls(signs, item.midline)
+    beside = regions.dorsal & (distance_to(signs & _borders_ill_lung(item, signs)) <= distance)
+    return opening(near & surrounded, _SURROUNDED_MM / px) | opening(near & (beside | surrounded), _BESIDE_MM / px)
 
 
 def _borders_ill_lung(item: LungSlice, signs: Mask) -> Mask:
