@@ -39,17 +39,24 @@ def test_large_discs_are_true_to_two_percent(mask: Mask, radius: float) -> None:
     assert shrunk[mask & (left > 1.02 * radius)].all()
 
 
-@given(MASKS)
-def test_components_and_centroids_are_scipys(mask: Mask) -> None:
-    labels, count = morphology.components(mask)
+@given(MASKS, MASKS)
+def test_pieces_are_scipys(mask: Mask, other: Mask) -> None:
+    pieces = morphology.Pieces.of(mask)
     expected, expected_count = ndimage.label(mask)
-    assert count == expected_count
-    assert np.array_equal(labels > 0, mask)
-    pairs = set(zip(labels[mask].tolist(), expected[mask].tolist(), strict=True))
-    assert len(pairs) == count, "one of ours for each of scipy's"
-    if count:
-        theirs = np.array(ndimage.center_of_mass(mask, labels, np.arange(1, count + 1)))
-        np.testing.assert_allclose(morphology.centroids(labels, count), theirs)
+    assert pieces.count == expected_count
+    assert np.array_equal(pieces.labels > 0, mask)
+    pairs = set(zip(pieces.labels[mask].tolist(), expected[mask].tolist(), strict=True))
+    assert len(pairs) == pieces.count, "one of ours for each of scipy's"
+    numbers, there = np.arange(1, pieces.count + 1), np.resize(other, mask.shape)
+    if pieces.count:
+        theirs = np.array(ndimage.center_of_mass(mask, pieces.labels, numbers))
+        np.testing.assert_allclose(pieces.centres(), theirs)
+    assert pieces.pixels().tolist() == [int((pieces.labels == number).sum()) for number in numbers]
+    assert pieces.pixels(there).tolist() == [int((there & (pieces.labels == number)).sum()) for number in numbers]
+    assert pieces.touching(there).tolist() == [bool((there & (pieces.labels == number)).any()) for number in numbers]
+    keep = numbers % 2 == 1
+    assert np.array_equal(pieces.chosen(keep), np.isin(pieces.labels, numbers[keep]))
+    assert all(np.array_equal(pieces.mask(number - 1), pieces.labels == number) for number in numbers)
 
 
 @given(MASKS)

@@ -17,10 +17,10 @@ _RING_SHARE: Final = 0.5
 def joined_to_frame(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the parts of a (Y, X) mask that reach the image's outermost pixels."""
     # Here: a seventh of a second that reading headers need not wait for.
-    from cohortseg.lungs.morphology import components, frame_pixels, held_by, select_components
+    from cohortseg.lungs.morphology import Pieces, frame_pixels
 
-    labels, count = components(mask)
-    return select_components(labels, held_by(labels, count, frame_pixels(mask.shape)))
+    pieces = Pieces.of(mask)
+    return pieces.chosen(pieces.touching(frame_pixels(mask.shape)))
 
 
 def fill_undeclared_padding(volume_hu: NDArray[np.int16]) -> bool:

@@ -12,18 +12,15 @@ from cohortseg.lungs.airways import find_airways, follow_airways
 from cohortseg.lungs.morphology import (
     Image,
     Mask,
+    Pieces,
     blur,
-    centroids,
     closing,
-    components,
     corner_pixels,
     dilate,
     erode,
     fill_holes,
     frame_pixels,
-    held_by,
     opening,
-    select_components,
 )
 from cohortseg.volume import SMALLEST_CIRCLE, beyond_circle
 
@@ -46,6 +43,8 @@ is thicker than a mattress, which has the HU of lung."""
 _EMPTY_HU: Final = -950.0
 _DENSE_HU: Final = -600.0
 """Half of it and more lies between: air outside is darker, what borders on air is brighter."""
+_SMALL_LUNG_MM2: Final = 800.0
+"""Larger pieces of air with vessels in them are lung by themselves."""
 _GAP_WIDTH_MM: Final = 16.0
 """Gaps up to this width are closed in the wall of the body."""
 _WALL_MM: Final = 24.0
@@ -139,28 +138,26 @@ def _tissue(smooth: Image, pixel_mm: float) -> Mask:
 
     Lungs to which air under the skin, or a drain, opens its wall are part of it.
     """
-    labels, count = components(opening(smooth > AIR_HU, 2.5 / pixel_mm))
-    if not count:
+    pieces = Pieces.of(opening(smooth > AIR_HU, 2.5 / pixel_mm))
+    if not pieces.count:
         return np.zeros(smooth.shape, bool)
-    tissue: Mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    tissue = pieces.mask(int(pieces.pixels().argmax()))
     aerated, body = (smooth > _EMPTY_HU) & (smooth < _DENSE_HU), fill_holes(tissue)
     least = _OPENED_MM2 / pixel_mm**2
     if np.count_nonzero(aerated & ~body) < least / 2:
         return tissue
     wall = tissue | ((smooth > AIR_HU) & dilate(tissue, _WALL_MM / pixel_mm))
     inside = fill_holes(closing(wall, _GAP_WIDTH_MM / 2 / pixel_mm)) & ~body
-    labels, count = components(opening(inside, _OPENED_MM / pixel_mm))
-    area, lung = (np.bincount(labels[where], minlength=count + 1) for where in (labels > 0, aerated))
-    opened = select_components(labels, (area >= least) & (lung > 0.5 * area))
+    pieces = Pieces.of(opening(inside, _OPENED_MM / pixel_mm))
+    area = pieces.pixels()
+    opened = pieces.chosen((area >= least) & (pieces.pixels(aerated) > 0.5 * area))
     return tissue | (dilate(opened, _OPENED_MM / pixel_mm) & inside)
 
 
 def _padding_around(hu: Image) -> Mask:
     """Return regions at the lowest HU that hold a corner of the image, or run along much of its frame."""
-    labels, count = components(hu < -1023.5)
-    frame = labels[frame_pixels(hu.shape)]
-    share = np.bincount(frame, minlength=count + 1) / frame.size
-    return select_components(labels, (share > 0.3) | held_by(labels, count, corner_pixels(hu.shape)))
+    pieces, frame = Pieces.of(hu < -1023.5), frame_pixels(hu.shape)
+    return pieces.chosen((pieces.pixels(frame) > 0.3 * frame.sum()) | pieces.touching(corner_pixels(hu.shape)))
 
 
 def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: float) -> Mask:
@@ -171,19 +168,19 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: fl
     table before and behind the body, where lung would have lost the wall of the chest with the rest of the picture.
     """
     edge = (frame_pixels(hu.shape) | dilate(padding, _BLURRED)) & ~padding
-    labels, count = components((smooth < -500) & ~padding & ~tissue)
-    share = np.bincount(labels[edge], minlength=count + 1) / max(1, edge.sum())
-    area = np.bincount(labels.ravel(), minlength=count + 1)
-    walled = np.bincount(labels[_between(tissue.T).T], minlength=count + 1) > 0.7 * area
-    found = held_by(labels, count, corner_pixels(hu.shape)) & ((share > 0.5) | (area < 0.03 * hu.size))
-    for label in 1 + np.flatnonzero((((share > 0) & ~walled) | (share > 0.3))[1:]):
-        inner = hu[erode(labels == label, _BLURRED)]
+    pieces = Pieces.of((smooth < -500) & ~padding & ~tissue)
+    area, along = pieces.pixels(), pieces.pixels(edge)
+    share = along / max(1, edge.sum())
+    walled = pieces.pixels(_between(tissue.T).T) > 0.7 * area
+    found = pieces.touching(corner_pixels(hu.shape)) & ((share > 0.5) | (area < 0.03 * hu.size))
+    for index in np.flatnonzero(((share > 0) & ~walled) | (share > 0.3)):
+        inner = hu[erode(pieces.mask(index), _BLURRED)]
         if inner.size:
             median, bright = np.percentile(inner, (50, 95))
-            depth_mm = area[label] / (share[label] * edge.sum()) * pixel_mm
-            room = median < _ROOM_HU and (bright < _VESSEL_HU or depth_mm < _STRIP_MM)
-            found[label] |= (median < -940 and share[label] > 0.3) or (room and not walled[label])
-    return padding | select_components(labels, found)
+            strip = area[index] * pixel_mm < _STRIP_MM * along[index]
+            room = median < _ROOM_HU and (bright < _VESSEL_HU or strip)
+            found[index] |= (median < -940 and share[index] > 0.3) or (room and not walled[index])
+    return padding | pieces.chosen(found)
 
 
 def _is_cropped(smooth: Image, outside: Mask, unmeasured: Mask) -> bool:
@@ -216,20 +213,17 @@ def _body(view: SliceView, cropped: bool, pixel_mm: float) -> Mask:
     if not tissue.any():
         return tissue
     body = fill_holes(tissue)
-    labels, count = components((view.smooth < AIR_HU) & ~body & ~outside)
+    pieces = Pieces.of((view.smooth < AIR_HU) & ~body & ~outside)
     padding = padded_pixels(hu) & outside
     # a wall that the opening took away was up to 5 mm wide: from its one side to the other it is a pixel more
-    cut = held_by(labels, count, dilate(frame_pixels(hu.shape) | padding, 5 / pixel_mm + 1))
-    area = np.bincount(labels.ravel(), minlength=count + 1)
-    walled, flanked = (
-        np.bincount(labels[where], minlength=count + 1) > 0.7 * area
-        for where in (_between(tissue.T).T, _between(tissue))
-    )
-    for label in np.flatnonzero(cut & ~walled & (not cropped)):
-        median = np.median(hu[labels == label])
-        large = area[label] * pixel_mm**2 > 800
-        walled[label] = (flanked[label] and median > -940) or (large and median > -860)
-    return dilate(body | select_components(labels, cut & (cropped | walled)), 1.0) & ~outside
+    cut = pieces.touching(dilate(frame_pixels(hu.shape) | padding, 5 / pixel_mm + 1))
+    area = pieces.pixels()
+    walled, flanked = (pieces.pixels(where) > 0.7 * area for where in (_between(tissue.T).T, _between(tissue)))
+    for index in np.flatnonzero(cut & ~walled & (not cropped)):
+        median = np.median(hu[pieces.mask(index)])
+        large = area[index] * pixel_mm**2 > _SMALL_LUNG_MM2
+        walled[index] = (flanked[index] and median > -940) or (large and median > -860)
+    return dilate(body | pieces.chosen(cut & (cropped | walled)), 1.0) & ~outside
 
 
 def _between(tissue: Mask) -> Mask:
@@ -252,28 +246,22 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
     Gas is dark throughout (95th percentile below -840 HU); lung, even emphysema, holds vessels. A cropped picture is
     one of lungs, where a dark lateral piece is a bulla rather than stomach.
     """
-    labels, count = components(air)
-    if count == 0:
-        return air
-    area = np.bincount(labels.ravel(), minlength=count + 1)[1:] * pixel_mm**2
-    core = np.where(erode(air, 1.5), labels, 0)
-    lateral = np.abs(centroids(labels, count)[:, 1] - midline) * pixel_mm
-    thin = np.bincount(core.ravel(), minlength=count + 1)[1:] == 0
-    gas = np.zeros(count, bool)
-    for i in np.flatnonzero(~thin & (area > 30)):
-        inner = hu[core == i + 1]
-        gas[i] = np.median(inner) < -920 and np.percentile(inner, 95) < -840
+    pieces, inner = Pieces.of(air), erode(air, 1.5)
+    area_mm2 = pieces.pixels() * pixel_mm**2
+    lateral_mm = np.abs(pieces.centres()[:, 1] - midline) * pixel_mm
+    thin = ~pieces.touching(inner)
+    gas = np.zeros(pieces.count, bool)
+    for index in np.flatnonzero(~thin & (area_mm2 > 30)):
+        median, bright = np.percentile(hu[pieces.mask(index) & inner], (50, 95))
+        gas[index] = median < -920 and bright < -840
     if cropped:
-        gas &= (lateral < 45) & (area < 2500)
-    large = (area > 800) & ~gas & ~thin
-    if not large.any():
-        return np.zeros_like(air)
-    lung = select_components(labels, np.append(False, large))
-    near = held_by(labels, count, dilate(lung, 15 / pixel_mm))
-    small = (area >= 12) & ~gas & (lateral >= 35)
-    return lung | select_components(
-        labels, np.append(False, small) & (near | np.append(False, ~thin & (area > 60)) | cropped)
-    )
+        gas &= (lateral_mm < 45) & (area_mm2 < 2500)
+    lung = pieces.chosen((area_mm2 > _SMALL_LUNG_MM2) & ~gas & ~thin)
+    if not lung.any():
+        return lung
+    small = (area_mm2 >= 12) & ~gas & (lateral_mm >= 35)
+    near = pieces.touching(dilate(lung, 15 / pixel_mm))
+    return lung | pieces.chosen(small & (near | (~thin & (area_mm2 > 60)) | cropped))
 
 
 def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
@@ -284,9 +272,9 @@ def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
     """
     aerated = np.stack([item.aerated for item in slices])
     if len(slices) >= 3:
-        labels, count = ndimage.label(aerated)
-        size = np.bincount(labels.ravel(), minlength=count + 1)
-        aerated = select_components(labels, size > 0.02 * size[1:].max(initial=0)) if count else aerated
+        pieces = Pieces(*ndimage.label(aerated))
+        size = pieces.pixels()
+        aerated = pieces.chosen(size > 0.02 * size.max(initial=0))
     aerated[: _first_of_lungs(aerated, heights_mm)] = False
     airways = _airways_throughout(slices, heights_mm)
     held = aerated.any(axis=(1, 2))

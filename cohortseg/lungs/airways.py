@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from scipy import ndimage
 
-from cohortseg.lungs.morphology import Image, Mask, components, dilate, erode, opening
+from cohortseg.lungs.morphology import Image, Mask, Pieces, dilate, erode, opening
 
 _CORE_MM2: Final = (40.0, 1200.0)
 """Area of a core, at least and at most."""
@@ -17,10 +17,10 @@ _WALL: Final = 1.5
 
 def find_airways(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm: float) -> Mask:
     """Return trachea and main bronchi of a slice, walls included: cores with tissue around more than half of them."""
-    labels, _ = components(opening(smooth < _airway_level(hu, lung), 1.5))
+    cores = Pieces.of(opening(smooth < _airway_level(hu, lung), 1.5))
     airway = np.zeros(lung.shape, bool)
-    for i, (_, box_x) in enumerate(ndimage.find_objects(labels), start=1):
-        core = labels == i
+    for index, (_, box_x) in enumerate(ndimage.find_objects(cores.labels)):
+        core = cores.mask(index)
         lateral_mm = abs((box_x.start + box_x.stop - 1) / 2 - midline) * pixel_mm
         if not _CORE_MM2[0] < core.sum() * pixel_mm**2 < _CORE_MM2[1] or lateral_mm > _LATERAL_MM:
             continue
@@ -37,15 +37,14 @@ def follow_airways(hu: Image, smooth: Image, lung: Mask, near: Mask, pixel_mm: f
     overlaps, is lung.
     """
     around = dilate(near, 1.0)
-    labels, count = components(opening((smooth < _airway_level(hu, lung)) & dilate(around, 1.0), 1.0))
-    pieces, _ = components(near)
-    inner = np.where(erode(near, _WALL), pieces, 0)
+    cores = Pieces.of(opening((smooth < _airway_level(hu, lung)) & dilate(around, 1.0), 1.0))
+    before = Pieces.of(near)
+    inner = before.pixels(erode(near, _WALL))
     airway = np.zeros(lung.shape, bool)
-    for i in range(1, count + 1):
-        core = labels == i
-        area = np.count_nonzero(core)
-        before = np.count_nonzero(np.isin(inner, np.setdiff1d(pieces[core], 0)))
-        if area * pixel_mm**2 > _CORE_MM2[0] and area <= 1.5 * before and not (core & ~around).any():
+    for index, area in enumerate(cores.pixels()):
+        core = cores.mask(index)
+        area_before = inner[before.touching(core)].sum()
+        if area * pixel_mm**2 > _CORE_MM2[0] and area <= 1.5 * area_before and not (core & ~around).any():
             airway |= dilate(core, _WALL)
     return airway
 

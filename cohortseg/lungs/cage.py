@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from cohortseg.lungs.aerated import LungSlice
 from cohortseg.lungs.morphology import (
     Mask,
+    Pieces,
     Reals,
     closing,
-    components,
     convex_hull,
     dilate,
     fill_holes,
-    held_by,
     opening,
-    select_components,
 )
 
 SIGN_HU: Final = -250.0
@@ -95,14 +93,13 @@ def wall_room(item: LungSlice, cavity: Mask) -> Mask:
     reaches that stays clear of it: the muscle between ribs and beside the spinous process.
     """
     px = item.pixel_mm
-    labels, count = components(item.smooth > _BONE_HU)
+    dense = Pieces.of(item.smooth > _BONE_HU)
     spine = np.zeros(cavity.shape, bool)
     beside = np.abs(np.arange(cavity.shape[1]) - item.midline) * px < 15
     spine[max(0, np.flatnonzero(cavity.any(axis=1))[-1] - int(25 / px)) :, beside] = True
-    wall = held_by(labels, count, ~cavity | spine)
-    bone = fill_holes(closing(select_components(labels, wall), 3 / px))
-    labels, count = components(opening(cavity & ~dilate(bone, 1.0), 10 / px))
-    return select_components(labels, held_by(labels, count, item.aerated))
+    bone = fill_holes(closing(dense.chosen(dense.touching(~cavity | spine)), 3 / px))
+    rooms = Pieces.of(opening(cavity & ~dilate(bone, 1.0), 10 / px))
+    return rooms.chosen(rooms.touching(item.aerated))
 
 
 @dataclass(frozen=True)

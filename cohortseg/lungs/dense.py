@@ -9,19 +9,16 @@ from cohortseg.lungs.aerated import LungSlice
 from cohortseg.lungs.cage import SIGN_HU, wall_room
 from cohortseg.lungs.morphology import (
     Mask,
+    Pieces,
     blur,
-    centroids,
     closing,
-    components,
     convex_hull,
     dilate,
     disc,
     distance_to,
     erode,
     frame_pixels,
-    held_by,
     opening,
-    select_components,
 )
 
 _REACH_MM: Final = (10.0, 25.0)
@@ -108,17 +105,16 @@ def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
     px = item.pixel_mm
     airway = item.airway if item.cropped else dilate(item.airway, 2.5)
     signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~airway)
-    labels, count = components(signs)
-    if count:
-        centre = centroids(labels, count)
-        behind = np.any(regions.dorsal, axis=1)[centre[:, 0].astype(int)]
-        central = np.abs(centre[:, 1] - item.midline) * px < np.where(behind, 25, 40)
-        held = held_by(labels, count, item.aerated)[1:]
-        apart = ~held & ~central
-        if not item.cropped:
-            for label in 1 + np.flatnonzero(apart):
-                apart[label - 1] = np.median(item.hu[labels == label]) >= -850
-        signs = select_components(labels, np.append(False, held | apart))
+    pieces = Pieces.of(signs)
+    rows, columns = pieces.centres().T
+    behind = np.any(regions.dorsal, axis=1)[rows.astype(int)]
+    central = np.abs(columns - item.midline) * px < np.where(behind, 25, 40)
+    held = pieces.touching(item.aerated)
+    apart = ~held & ~central
+    if not item.cropped:
+        for index in np.flatnonzero(apart):
+            apart[index] = np.median(item.hu[pieces.mask(index)]) >= -850
+    signs = pieces.chosen(held | apart)
     contrast = cv2.morphologyEx(item.hu, cv2.MORPH_CLOSE, disc(3.0), borderType=cv2.BORDER_REFLECT) - item.hu
     dark = (contrast > 130) & (item.hu < np.where(regions.dorsal, -130, -200)) & cavity & regions.lateral & ~item.airway
     crowded = cv2.blur(dark.astype(np.float32), (3, 3), borderType=cv2.BORDER_REFLECT) > 0.25
@@ -133,10 +129,10 @@ def _homogeneous_cores(item: LungSlice, dense: Mask, regions: _Regions) -> _Core
     """
     px = item.pixel_mm
     middle = np.abs(np.arange(dense.shape[1]) - item.midline) * px < 25
-    labels, count = components(opening(dense & regions.medial, 10 / px))
-    front = select_components(labels, held_by(labels, count, np.broadcast_to(middle, dense.shape)))
-    labels, count = components(opening(dense & regions.lateral & ~front & ~regions.dorsal, 14 / px))
-    front |= select_components(labels, np.bincount(labels.ravel(), minlength=count + 1) * px**2 > 1000)
+    central = Pieces.of(opening(dense & regions.medial, 10 / px))
+    front = central.chosen(central.touching(np.broadcast_to(middle, dense.shape)))
+    lateral = Pieces.of(opening(dense & regions.lateral & ~front & ~regions.dorsal, 14 / px))
+    front |= lateral.chosen(lateral.pixels() * px**2 > 1000)
     return _Cores(front, opening(dense & regions.lateral, 24 / px))
 
 
@@ -182,10 +178,8 @@ def _rounded(lung: Mask, signs: Mask, item: LungSlice) -> Mask:
     """
     px = item.pixel_mm
     lung = opening(lung, 5 / px) | opening(lung & closing(signs, 4 / px), 1.5) | item.aerated
-    labels, count = components(lung)
-    aerated = held_by(labels, count, item.aerated)
-    area_mm2 = np.bincount(labels.ravel(), minlength=count + 1) * px**2
-    return select_components(labels, aerated | (area_mm2 >= 100))
+    pieces = Pieces.of(lung)
+    return pieces.chosen(pieces.touching(item.aerated) | (pieces.pixels() * px**2 >= 100))
 
 
 def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
@@ -204,7 +198,6 @@ def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
 
 def _fill_small_holes(lung: Mask, core: Mask, airway: Mask, pixel_mm: float) -> Mask:
     """Return the lung with vessels and lesions inside it filled, but not the liver's dome or an airway."""
-    labels, count = components(~lung)
-    kept = held_by(labels, count, frame_pixels(lung.shape) | airway)
-    kept |= np.bincount(labels[core], minlength=count + 1) * pixel_mm**2 >= 400
-    return lung | select_components(labels, ~kept)
+    holes = Pieces.of(~lung)
+    kept = holes.touching(frame_pixels(lung.shape) | airway) | (holes.pixels(core) * pixel_mm**2 >= 400)
+    return lung | holes.chosen(~kept)

@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 from cohortseg.lungs.aerated import NEAR_MM, LungSlice
 from cohortseg.lungs.morphology import (
     Mask,
-    components,
+    Pieces,
     dilate,
     erode,
-    held_by,
     opening,
-    select_components,
 )
 
 _CAP_HU: Final = -720.0
@@ -62,18 +60,16 @@ def _islands(spots: Mask, base: Mask, lung: Mask, mixed: Mask, rise_mm: float, i
     ``mixed`` is what is no tissue here and in the slice below or above; a spot that is mostly that is ground glass.
     """
     spots = _large(opening(spots, 3 / item.pixel_mm), item)
-    labels, count = components(spots)
-    apart = ~held_by(labels, count, dilate(~lung & ~item.airway, 1.5))
-    pieces, base_count = components(base)
-    base_mm2 = np.bincount(pieces.ravel(), minlength=base_count + 1) * item.pixel_mm**2
-    for label in 1 + np.flatnonzero(apart[1:]):
-        spot = labels == label
-        below_mm2 = base_mm2[np.unique(pieces[spot])].max()
-        tapers = np.count_nonzero(spot) * item.pixel_mm**2 < below_mm2 - _TAPER_MM * rise_mm
-        apart[label] = tapers and mixed[spot].mean() < 0.5
-    return select_components(labels, apart)
+    pieces, below = Pieces.of(spots), Pieces.of(base)
+    apart = ~pieces.touching(dilate(~lung & ~item.airway, 1.5))
+    area_mm2, below_mm2 = (found.pixels() * item.pixel_mm**2 for found in (pieces, below))
+    for index in np.flatnonzero(apart):
+        spot = pieces.mask(index)
+        tapers = area_mm2[index] < below_mm2[below.touching(spot)].max() - _TAPER_MM * rise_mm
+        apart[index] = tapers and mixed[spot].mean() < 0.5
+    return pieces.chosen(apart)
 
 
 def _large(spots: Mask, item: LungSlice) -> Mask:
-    labels, count = components(spots)
-    return select_components(labels, np.bincount(labels.ravel(), minlength=count + 1) * item.pixel_mm**2 >= _CAP_MM2)
+    pieces = Pieces.of(spots)
+    return pieces.chosen(pieces.pixels() * item.pixel_mm**2 >= _CAP_MM2)

@@ -1,9 +1,11 @@
-"""Shapes of two-dimensional masks: growing and shrinking by discs, components, bounding box and hull; blurring.
+"""Shapes of two-dimensional masks: growing and shrinking by discs, pieces, bounding box and hull; blurring.
 
 All radii are in pixels. OpenCV does the work: on a slice it is many times faster than scipy.ndimage.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import cv2
 import numpy as np
@@ -65,33 +67,48 @@ def closing(mask: Mask, radius: float) -> Mask:
     return erode(dilate(padded, radius), radius)[pad:-pad, pad:-pad] | mask
 
 
-def components(mask: Mask) -> tuple[NDArray[np.int32], int]:
-    """Return the components of pixels that share a side, numbered from 1 (0 outside them), and how many they are."""
-    count, labels = cv2.connectedComponents(_bytes(mask), connectivity=4, ltype=cv2.CV_32S)
-    return labels.astype(np.int32, copy=False), count - 1
+@dataclass(frozen=True)
+class Pieces:
+    """The connected pieces of a mask. What is told of them stands in arrays of one entry a piece."""
 
+    labels: NDArray[np.signedinteger]
+    """0 outside the pieces, 1 in the first, 2 in the second, ..."""
+    count: int
 
-def centroids(labels: NDArray[np.int32], count: int) -> Reals:
-    """Return the (count, 2) mean row and column of each component."""
-    rows, columns = np.nonzero(labels)
-    found = labels[rows, columns]
-    area = np.bincount(found, minlength=count + 1)
-    sums = [np.bincount(found, at, minlength=count + 1) for at in (rows, columns)]
-    means: Reals = (np.stack(sums, axis=1) / np.maximum(area, 1)[:, None])[1:]
-    return means
+    @classmethod
+    def of(cls, mask: Mask) -> Self:
+        """Return the pieces of pixels that share a side."""
+        count, labels = cv2.connectedComponents(_bytes(mask), connectivity=4, ltype=cv2.CV_32S)
+        return cls(labels.astype(np.int32, copy=False), count - 1)
 
+    def pixels(self, where: Mask | None = None) -> NDArray[np.intp]:
+        """Return how many pixels each has; with a mask, how many in it."""
+        labels = self.labels.ravel() if where is None else self.labels[where]
+        return np.bincount(labels, minlength=self.count + 1)[1:]
 
-def held_by(labels: NDArray[np.signedinteger], count: int, where: Mask) -> NDArray[np.bool_]:
-    """Return by label (0 for the background) whether the component has a pixel in a mask."""
-    held: Mask = np.zeros(count + 1, bool)
-    held[labels[where]] = True
-    return held
+    def touching(self, where: Mask) -> NDArray[np.bool_]:
+        """Return which have a pixel in a mask."""
+        touched: Mask = np.zeros(self.count + 1, bool)
+        touched[self.labels[where]] = True
+        return touched[1:]
 
+    def centres(self) -> Reals:
+        """Return the (count, 2) mean row and column of each."""
+        rows, columns = np.nonzero(self.labels)
+        found = self.labels[rows, columns]
+        sums = [np.bincount(found, at, minlength=self.count + 1)[1:] for at in (rows, columns)]
+        means: Reals = np.stack(sums, axis=1) / np.maximum(self.pixels(), 1)[:, None]
+        return means
 
-def select_components(labels: NDArray[np.signedinteger], keep: NDArray[np.bool_]) -> Mask:
-    """Return the components whose entry in `keep` (by label, 0 for the background) is true."""
-    kept: Mask = (keep & (np.arange(keep.size) > 0)).take(labels)
-    return kept
+    def mask(self, index: int) -> Mask:
+        """Return one of them."""
+        piece: Mask = self.labels == index + 1
+        return piece
+
+    def chosen(self, keep: NDArray[np.bool_]) -> Mask:
+        """Return those whose entry is true, as one mask."""
+        kept: Mask = np.append(np.False_, keep).take(self.labels)
+        return kept
 
 
 @lru_cache(maxsize=64)
@@ -114,8 +131,8 @@ def corner_pixels(shape: tuple[int, ...]) -> Mask:
 
 def fill_holes(mask: Mask) -> Mask:
     """Return the mask with all that it encloses."""
-    labels, count = components(~mask)
-    return mask | select_components(labels, ~held_by(labels, count, frame_pixels(mask.shape)))
+    holes = Pieces.of(~mask)
+    return mask | holes.chosen(~holes.touching(frame_pixels(mask.shape)))
 
 
 def blur(image: Image, sigma: float) -> Image:

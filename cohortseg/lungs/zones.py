@@ -6,18 +6,17 @@ from scipy import ndimage
 
 from cohortseg.labels import LEFT, LOWER, RIGHT
 from cohortseg.lungs.aerated import LungSlice
-from cohortseg.lungs.morphology import Mask, components
+from cohortseg.lungs.morphology import Mask, Pieces
 
 
 def split_sides(lung: Mask, item: LungSlice) -> NDArray[np.uint8]:
     """Return 1 for the right and 2 for the left lung; where they touch they part along the brightest line."""
     px, middle = item.pixel_mm, item.midline
     columns = np.broadcast_to(np.arange(lung.shape[1]), lung.shape)
-    labels, count = components(lung)
+    pieces = Pieces.of(lung)
     sides = np.zeros(lung.shape, np.uint8)
     relief = np.clip((item.smooth + 1024) / 8, 0, 255).astype(np.uint8)
-    for i in range(1, count + 1):
-        piece = labels == i
+    for piece in map(pieces.mask, range(pieces.count)):
         x = columns[piece]
         if min(np.mean(x < middle - 12 / px), np.mean(x > middle + 12 / px)) < 0.1:
             sides[piece] = RIGHT if x.mean() < middle else LEFT
