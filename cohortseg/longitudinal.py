@@ -19,6 +19,7 @@ import polars as pl
 _PERSON: Final = "__person"
 _UNDATED: Final = "__undated"
 _EVALUABLE: Final = "__evaluable"
+_NUM_STUDIES: Final = "__num_studies"
 _WHOLE_SHARE: Final = 0.8
 """A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
 _LESS_SHARE: Final = 0.65
@@ -27,7 +28,9 @@ _PART_ML: Final = 800.0
 """Less lung than this, much of it in the first or last slice, is part of the lungs: the bases above an abdomen."""
 _CUT: Final = "lung_cut_at_end_slice"
 LESS_LUNG: Final = "less_lung_than_other_dates"
+SEVERAL_STUDIES: Final = "several_studies"
 TIMELINE_FLAGS: Final = {
+    SEVERAL_STUDIES: "more than one study of the patient has this date: a filler for several visits, or repeated",
     LESS_LUNG: f"less than {100 * _LESS_SHARE:.0f} % of the lung volume of another date of the patient: part of it was "
     "not scanned, or it was breathed out; look before you compare",
 }
@@ -164,7 +167,10 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
         "series_key",
     )
     return (
-        rows.with_columns(n_series=pl.len().over(keys).cast(pl.Int64))
+        rows.with_columns(
+            n_series=pl.len().over(keys).cast(pl.Int64),
+            **{_NUM_STUDIES: pl.col("study_instance_uid").drop_nulls().n_unique().over(keys)},
+        )
         .sort(order, nulls_last=True)
         .unique(subset=keys, keep="first", maintain_order=True)
         .sort(keys, nulls_last=True)
@@ -209,7 +215,9 @@ def _flags_over_time() -> pl.Expr:
     most_ml = pl.col("lung_volume_ml").filter(_EVALUABLE).max().over(_PERSON)
     less = pl.col(_EVALUABLE) & (pl.col("lung_volume_ml") < _LESS_SHARE * most_ml)
     flags = pl.col("qc_flags")
-    return pl.when(less.fill_null(value=False)).then(flags.list.concat(pl.lit([LESS_LUNG]))).otherwise(flags)
+    for name, holds in ((SEVERAL_STUDIES, pl.col(_NUM_STUDIES) > 1), (LESS_LUNG, less.fill_null(value=False))):
+        flags = pl.when(holds).then(flags.list.concat(pl.lit([name]))).otherwise(flags)
+    return flags
 
 
 def _with_keys(burden: pl.DataFrame) -> pl.DataFrame:

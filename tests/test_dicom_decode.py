@@ -261,6 +261,14 @@ def test_truncated_file_is_an_error_with_its_name(tmp_path: Path, syntax: str) -
         read_volume(record, tmp_path)
 
 
+def test_what_stands_behind_the_pixels_does_not_matter(tmp_path: Path) -> None:
+    paths = write_series(tmp_path)
+    before = read_volume(only_series(tmp_path), tmp_path).volume_hu
+    for path in paths:
+        path.write_bytes(path.read_bytes() + b"\xff" * 64)
+    assert np.array_equal(read_volume(only_series(tmp_path), tmp_path).volume_hu, before)
+
+
 def test_claimed_size_beyond_the_file_is_an_error(tmp_path: Path) -> None:
     write_series(tmp_path, attributes={"Rows": 4096, "Columns": 4096})
     with pytest.raises(DicomError, match=r"0000\.dcm: pixel data \(Explicit VR Little Endian\) cannot be decoded"):

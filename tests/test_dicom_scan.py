@@ -340,3 +340,20 @@ def test_a_killed_scan_leaves_no_process_behind(tmp_path: Path) -> None:
         left = {pid for pid in left if Path(f"/proc/{pid}").exists()}
         time.sleep(0.1)
     assert not left
+
+
+def test_a_file_that_lost_its_preamble_but_not_its_prefix_is_told_of(tmp_path: Path) -> None:
+    (path, *_) = write_series(tmp_path)
+    path.write_bytes(path.read_bytes()[128:])
+    (lost,) = scan_cohort(tmp_path).skipped
+    assert (lost.unreadable, lost.reason) == (True, "DICOM that lost its first 128 bytes: copy it again")
+
+
+def test_an_image_of_a_disc_is_an_archive(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    (tmp_path / "patient.iso").write_bytes(b"\0" * 32769 + b"CD001" + b"\0" * 4096)
+    found = scan_cohort(tmp_path)
+    assert (found.num_archives, [file.reason for file in found.skipped]) == (
+        1,
+        ["not DICOM (ISO 9660 archive: unpack it first)"],
+    )

@@ -105,7 +105,7 @@ def test_rules_that_cannot_be_read_are_wrong_usage(rule: str, match: str) -> Non
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"prefer must be of original, .*, got 'thinnest'"):
+    with pytest.raises(ConfigError, match=r"prefer must be of stack, original, .*, got 'thinnest'"):
         ScanConfig(prefer=("thinnest",))
     with pytest.raises(ConfigError, match=r"repair must be of resample, untilt, got 'all'"):
         InferConfig(repair=("all",))
@@ -148,7 +148,11 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
         ((None, "Chest/Abdomen/Pelvis"), False),
         ((None, "CAP w/ contrast"), False),
         (("ABDOMEN", None), True),
-        ((None, "WB low dose"), True),
+        ((None, "WB low dose"), False),
+        ((None, "CH/ABD/PEL 5mm"), False),
+        ((None, "CHST ABD PEL W"), False),
+        ((None, "HEADFIRST 5.0"), False),
+        ((None, "HEAD 5.0"), True),
         ((None, "Body 5.0"), False),
         ((None, None), False),
     ],
@@ -177,6 +181,7 @@ def test_names_of_expiration(description: str | None, named: bool) -> None:
             "VUE",
             "MD Iodine(Water)",
         ),
+        *("Water(Iodine)", "Effective Z", "monochromatic 70", "virtuell nativ", "Iodine", "CaSupp 50", "VMS 70"),
         *("Z Effective", "Iodine no Water[mg/ml]", "DE_Virtual_Non_Contrast", "Monoenergetic 60", "MD Iodine(Water)"),
     ],
 )
@@ -184,7 +189,13 @@ def test_names_of_images_of_several_energies(description: str) -> None:
     assert names_spectral(description)
 
 
-@pytest.mark.parametrize("description", ["Thorax 1.0 B30f", "Chest with iodine", "Sn100kV", "MONOCHROME", None])
+@pytest.mark.parametrize(
+    "description",
+    [
+        *("Thorax 1.0 B30f", "Chest with iodine", "Sn100kV", "MONOCHROME", None, "MONO 1.25 CHEST", "THORAX MONO 1.0"),
+        *("Vue axiale 1.25 parenchyme", "Mono 1 phase", "iDose (3) VUE"),
+    ],
+)
 def test_names_of_plain_scans(description: str | None) -> None:
     assert not names_spectral(description)
 
@@ -350,6 +361,17 @@ def test_a_series_without_a_date_gives_way_to_one_of_its_study_that_has_one(tmp_
     )
     assert (undated.decision, dated.decision) == ("alternative", "selected")
     assert (undated.reason or "").endswith("of the same study: it has no StudyDate")
+
+
+@pytest.mark.parametrize("derived", [{"ImageType": "DERIVED\\SECONDARY\\OTHER\\CSA MPR"}, {}])
+def test_slices_of_a_bolus_are_not_preferred_to_the_chest(tmp_path: Path, derived: dict[str, str]) -> None:
+    """Many hospitals keep only reformats of the chest, and call it all that was scanned."""
+    named(tmp_path, "bolus", 1, SeriesDescription="PreMonitoring")
+    named(tmp_path, "slab", 3)
+    named(tmp_path, "chest", 50, SeriesDescription="ABD PEL MonoE 70keV", **derived)
+    assert decisions(tmp_path) == {"bolus": "alternative", "slab": "alternative", "chest": "selected"}
+    reasons = {record.reason for record in scan_cohort(tmp_path).series if record.decision == "alternative"}
+    assert any("reaches over 10 mm only" in (reason or "") for reason in reasons)
 
 
 def test_a_resampled_series_reaches_as_far_as_its_slices(tmp_path: Path) -> None:

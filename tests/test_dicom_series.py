@@ -250,6 +250,12 @@ def test_a_date_in_the_future_is_kept_and_flagged(tmp_path: Path) -> None:
     assert (record.study_date, record.qc_flags) == (date(2150, 4, 1), ("future_study_date",))
 
 
+def test_a_date_before_there_was_ct_is_kept_and_flagged(tmp_path: Path) -> None:
+    write_series(tmp_path, study_date="19600101")
+    record = only_series(tmp_path)
+    assert (record.study_date, record.qc_flags) == (date(1960, 1, 1), ("early_study_date",))
+
+
 def test_flags_stand_in_the_order_of_their_list(tmp_path: Path) -> None:
     write_series(tmp_path, shape=(1, 8, 8), attributes={"PatientID": "", "LossyImageCompression": "01"})
     assert only_series(tmp_path).qc_flags == ("single_slice", "lossy_compression", "missing_patient_id")

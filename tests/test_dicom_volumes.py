@@ -160,8 +160,8 @@ def test_a_fan_of_planes_is_mixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
-        ({"PatientID": "P2"}, "files of 2 patients share"),
-        ({"StudyInstanceUID": "1.2.9"}, "files of 2 studies share"),
+        ({"PatientID": ""}, "files of 2 patients share"),
+        ({"StudyInstanceUID": ""}, "files of 2 studies share"),
         ({"SOPInstanceUID": "1.2.3.1"}, "1 slice(s) carry the SOPInstanceUID of another slice"),
     ],
 )
@@ -248,3 +248,72 @@ def test_visits_that_share_a_series_uid_are_volumes_of_their_own_date(tmp_path: 
 def test_slices_of_a_scan_past_midnight_are_one_volume(tmp_path: Path) -> None:
     write_series(tmp_path, attributes=lambda z: {"StudyDate": "20200301" if z < 2 else "20200302"})
     assert (only_series(tmp_path).n_slices, only_series(tmp_path).decision) == (4, "selected")
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"PatientID": "P2"}, {"StudyInstanceUID": "1.2.9"}, {"StudyDate": "20200402"}],
+    ids=["patients", "studies", "following days"],
+)
+def test_what_an_anonymiser_put_under_one_series_uid_is_told_apart(tmp_path: Path, attributes: dict[str, str]) -> None:
+    write_series(tmp_path / "a")
+    write_series(
+        tmp_path / "b",
+        attributes=lambda index: own_uid(index) | attributes,
+        hu=lambda shape: body_hu(shape) + 1,
+    )
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(record.decision, record.n_slices) for record in records] == [("selected", 4)] * 2
+    assert all(record.qc_flags == ("split_series",) for record in records)
+
+
+def test_one_scan_under_two_patient_ids_is_flagged(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", attributes={"PatientID": "ANON-7"})
+    records = scan_cohort(tmp_path).series
+    assert [record.patient_id for record in records] == ["ANON-7", "P1"]
+    assert all("two_patient_ids" in record.qc_flags for record in records)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+@pytest.mark.parametrize(("count", "lost"), [(3, 16), (12, 4), (2, None)])
+def test_a_scan_in_slabs_that_lacks_a_slice_is_not_its_slabs(
+    tmp_path: Path, count: int, lost: int | None, *, repaired: bool
+) -> None:
+    """Nor are rotations of two slices each with a gap between: no slab may stand for the lungs."""
+    size, gap = (48 // count, 0.0) if lost else (2, 8.0)
+    heights = [2.0 * z + gap * (z // size) for z in range(count * size) if z != lost]
+    slabs = [z // size for z in range(count * size) if z != lost]
+    write_series(
+        tmp_path,
+        shape=(len(heights), 16, 16),
+        spacing_mm=(2, 1, 1),
+        positions=[(0.0, 0.0, height) for height in heights],
+        attributes=lambda z: {"AcquisitionNumber": slabs[z], "AcquisitionTime": f"1000{slabs[z]:02}"},
+    )
+    record = only_series(tmp_path, ScanConfig(repair=("resample",) if repaired else ()))
+    flag = "slice_gap" if lost or count == 2 else "uneven_spacing"
+    assert (record.decision, record.n_slices) == ("selected" if repaired else "skipped", len(heights))
+    assert flag in record.qc_flags
+
+
+def test_scans_of_other_spacing_or_far_apart_are_volumes_of_their_own(tmp_path: Path) -> None:
+    for name, spacing, origin in (("chest", 1.0, 100.0), ("belly", 5.0, 40.0), ("legs", 1.0, -300.0)):
+        number = ("chest", "belly", "legs").index(name)
+        write_series(
+            tmp_path / name,
+            shape=(10, 16, 16),
+            spacing_mm=(spacing, 1, 1),
+            origin=(0, 0, origin),
+            attributes=lambda index, number=number: own_uid(index + 100 * number) | {"AcquisitionNumber": number},
+        )
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(record.decision, record.n_slices) for record in records] == [("selected", 10)] * 3
+
+
+def test_an_end_slice_without_orientation_is_told_of(tmp_path: Path) -> None:
+    write_series(
+        tmp_path, shape=(12, 16, 16), attributes=lambda z: {"ImageOrientationPatient": None} if z == 11 else {}
+    )
+    (scan,) = [record for record in scan_cohort(tmp_path).series if record.decision == "selected"]
+    assert (scan.n_slices, "files_unreadable" in scan.qc_flags) == (11, True)

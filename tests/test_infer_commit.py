@@ -40,7 +40,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
 def result_of(status: str = "ok") -> SeriesResult:
     array = np.ones((1, 4, 4), np.uint8)
     row = dict.fromkeys(BURDEN.polars_schema) | {"status": status, "qc_flags": [], "po_pct": 1.5}
-    masks = SeriesMasks(labels=array, lungs=array, attributes={}) if status == "ok" else None
+    masks = SeriesMasks(labels=array, lungs=array, attributes={"cohortseg": {}}) if status == "ok" else None
     return SeriesResult(burden=row, masks=masks, picture_png=b"png" if masks else None)
 
 

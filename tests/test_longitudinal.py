@@ -235,3 +235,14 @@ def test_two_volumes_of_one_series_are_one_time_point() -> None:
     assert timeline_table(frame)["n_series"].to_list() == [2, 1]
     (patient,) = patients_table(frame).to_dicts()
     assert (patient["n_timepoints"], patient["first_po_pct"], patient["last_po_pct"]) == (2, 10.0, 20.0)
+
+
+def test_several_studies_of_one_date_are_flagged() -> None:
+    """A filler date makes one time point of several visits."""
+    frame = burden(
+        *(series("A", 1, uid, 10.0, study_instance_uid=study) for uid, study in (("a", "s1"), ("b", "s2"))),
+        *(series("B", 1, uid, 10.0, study_instance_uid="s3") for uid in ("c", "d")),
+        series(None, 1, "e", 10.0, study_instance_uid=None),
+    )
+    assert timeline_table(frame)["qc_flags"].to_list() == [["several_studies"], [], []]
+    assert patients_table(frame)["qc_flags"].to_list() == [["several_studies"], [], []]

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag
 
 from cohortseg.config import RESAMPLE, UNTILT
-from cohortseg.dicom.elements import READ_ERRORS, Attributes, silence_pydicom
+from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, silence_pydicom
 from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_slices
 from cohortseg.dicom.guards import BoundedFile, inflates_too_far
@@ -178,14 +179,23 @@ def _repaired(
     return volume_hu, affine, nearest
 
 
+def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return int(tag) in PIXEL_TAGS
+
+
+def _behind_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return int(tag) > max(PIXEL_TAGS)
+
+
 def _read_dataset(root: Path, path: str, record: SeriesRecord, *, headers_only: bool = False) -> Dataset:
     """Read pixels and what describes them, or all but them; check that the file still belongs to the series."""
-    wanted: dict[str, Any] = {"stop_before_pixels": True} if headers_only else {"specific_tags": _TAGS}
+    # Behind the pixels some exports pad with what is no element.
+    stop, tags = (_at_pixels, None) if headers_only else (_behind_pixels, _TAGS)
     try:
         with BoundedFile(root / path) as file:
             if inflates_too_far(file):
                 raise DicomError(f"{path}: deflated data expand beyond 1 GiB")
-            dataset = pydicom.dcmread(file, force=True, **wanted)  # files without preamble exist
+            dataset = read_partial(file, stop, force=True, specific_tags=tags)  # files without preamble exist
     except OSError as error:
         raise DicomError(f"{path}: cannot be read: {error.strerror or 'damaged'}; {_REMEDY}") from error
     except READ_ERRORS as error:

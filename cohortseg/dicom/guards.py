@@ -23,6 +23,11 @@ _ARCHIVES: Final = (
     (0, b"7z\xbc\xaf\x27\x1c", "7z"),
     (0, b"Rar!\x1a\x07", "rar"),
     (257, b"ustar", "tar"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd"),
+    (0, b"\x04\x22\x4d\x18", "lz4"),
+    (0, b"\x1f\x9d", "compress"),
+    (0, b"MSCF", "cabinet"),
+    (32769, b"CD001", "ISO 9660"),
 )
 # JPEG and JPEG-LS: the frame headers SOF0 to SOF15 (without DHT, JPG, DAC) and SOF55 (T.81 B.1.1.3, T.87 C.1.1).
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
@@ -45,7 +50,7 @@ class BoundedFile(io.BufferedReader):
 
 
 def archive_kind(start: bytes) -> str | None:
-    """Return the kind of archive that a file's first 512 bytes tell, or None."""
+    """Return the kind of archive that a file's first 64 kB tell, or None."""
     return next((kind for at, magic, kind in _ARCHIVES if start[at : at + len(magic)] == magic), None)
 
 

@@ -200,6 +200,8 @@ def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> lis
     start = file.read(_START)
     is_part10 = start[128:132] == b"DICM"
     # Files without the 128-byte preamble exist; they start with group 0002 or 0008, little endian.
+    if start[:4] == b"DICM":
+        return SkippedFile(path, "DICOM that lost its first 128 bytes: copy it again", unreadable=True)
     if not is_part10 and start[:2] not in (b"\x02\x00", b"\x08\x00"):
         kind = archive_kind(start)
         reason = f"not DICOM ({kind} archive: unpack it first)" if kind else "not DICOM"

@@ -14,21 +14,24 @@ _SHARP_PARTS: Final = ("SHARP", "LUNG", "BONE", "EDGE")
 _SHARP_SIEMENS: Final = 50
 _SOFT_CANON: Final = 20
 _CHEST: Final = re.compile(
-    r"CHEST|THORA|\bTHX\b|LUNG|PULMO|POLMON|\bHRCT\b|\bCTPA\b|\bTAP\b|\bCAP\b|BRUST|POUMON|T[OÓ]RAX|TOR[AÁ]C|PECHO"
+    r"CHEST|\bCHST\b|\bCH/|\bTX/|WHOLE.?BODY|\bWB\b|THORA|\bTHX\b|LUNG|PULMO|POLMON|\bHRCT\b|\bCTPA\b|\bTAP\b|\bCAP\b|BRUST|POUMON|T[OÓ]RAX|TOR[AÁ]C|PECHO"
     r"|KLATK|P[LŁ]UC|PL[IÍ]C|HRUDN|\bC/A/P\b|BORST|胸|肺|흉부",
     re.IGNORECASE,
 )
 _ELSEWHERE: Final = re.compile(
-    r"ABD|PELVI|HEAD|BRAIN|SKULL|\bNECK|SPINE|LIVER|KIDNEY|RENAL|COLON|EXTREM|\bLEG|\bKNEE|\bHIP\b|\bWB\b|WHOLE.?BODY"
+    r"ABD|PELVI|HEAD(?! ?FIRST)|BRAIN|SKULL|\bNECK|SPINE|LIVER|KIDNEY|RENAL|COLON|EXTREM|\bLEG|\bKNEE|\bHIP\b"
     r"|BECKEN|KOPF|BAUCH|ADDOM|\bVENTRE\b|BUIK|BRZUCH|\bBUK\b|LEBER|NIERE|FOIE|\bTESTA\b|CABEZA|\bT[EÊ]TE\b|\bHALS\b|腹|頭|头|盆|복부",
     re.IGNORECASE,
 )
 _EXPIRATION: Final = re.compile(r"(?<![A-Z])(EXP|EXPIR\w*|EXSP\w*|ESP|ESPIR\w*|AUSATM\w*)(?![A-Z])", re.IGNORECASE)
-# Siemens: VNC, Mono+, LungPBV, Rho/Z. GE: VUE, MD Iodine, GSI Mono. Philips: MonoE, Z Effective. Canon: Mono 70keV.
+# Siemens: VNC, Mono+, LungPBV, Rho/Z. GE: VUE, MD Iodine(Water), Mono. Philips: MonoE, Z Effective. Canon: Mono 70keV.
+# Words of other tongues and scans (Vue axiale, MONO 1.0) are none of these.
+_MATERIALS: Final = "IODINE|WATER|CALCIUM|FAT|URIC ACID|HAP"
 _SPECTRAL: Final = re.compile(
-    r"(?<![A-Z])(VMI|VNC|VUE|(LUNG ?)?PBV|MONO ?\+|MONO(?=[ -]*\d)|MONO[ -]?E|MONOENERG\w*|\d+ *KEV"
-    r"|VIRTUAL[ -]?(NON|UN|MONO)\w*|(MD )?IODINE (MAP|NO WATER|DENSITY|OVERLAY)|MD IODINE|Z ?EFF\w*|ELECTRON DENSITY"
-    r"|RHO[ /]Z|CALCIUM SUPP\w*)(?![A-Z])",
+    r"(?<![A-Z])(VMI|VMS|VNC|^VUE$|VUE\(|(LUNG ?)?PBV|MONO ?\+|MONO(CHROMATIC)?[ -]*(?=([4-9]\d|1\d\d|200)(?![.\d]))"
+    r"|MONO[ -]?E|MONOENERG\w*|\d+ *KEV|VIRTU[AE]L+[ -]?(NON|UN|MONO|NATIV)\w*|MD IODINE|^IODINE$"
+    r"|IODINE (MAP|NO WATER|DENSITY|OVERLAY)|(EFFECTIVE|EFF) ?Z|Z ?EFF\w*|ELECTRON DENSITY|RHO[ /]Z|CA(LCIUM)? ?SUPP\w*"
+    rf"|({_MATERIALS}) ?\(({_MATERIALS})\)|({_MATERIALS}) REMOVED)(?![A-Z])",
     re.IGNORECASE,
 )
 

@@ -23,6 +23,7 @@ from cohortseg.dicom.series import (
     PARTIAL_COVERAGE,
     PATIENT_CONFLICT,
     SPLIT_SERIES,
+    TWO_IDS,
     SeriesRecord,
     series_from_headers,
 )
@@ -234,9 +235,17 @@ def _findings(
         PARTIAL_COVERAGE: covers_in_part(volume, volumes),
         FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, volumes),
+        TWO_IDS: _has_another_id(volume, volumes),
         PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }
     return {name for name, holds in found.items() if holds}
+
+
+def _has_another_id(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
+    """Return whether slices of a volume are in another one of its series as well, under another PatientID."""
+    uids = {header.sop_instance_uid for header in volume}
+    others = (other for other in volumes if other[0].patient_id != volume[0].patient_id)
+    return any(header.sop_instance_uid in uids for other in others for header in other)
 
 
 def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:

@@ -18,6 +18,8 @@ from cohortseg.errors import ConfigError
 
 STUDY_COVERAGE_SHARE: Final = 0.8
 """A series that reaches over less than this part of the longest of its study does not cover the chest."""
+STACK_MM: Final = 60.0
+"""A series that reaches less far shows a slab, or one place as the bolus comes."""
 LUNG_HEIGHT_MM: Final = 300.0
 """Lungs are seldom taller: a series that reaches farther covers no more of them."""
 _FEW_APART: Final = 2
@@ -296,6 +298,10 @@ class _Preference:
 
 
 _PREFERENCES: Final = {
+    "stack": _Preference(
+        lambda record, _longest: _extent_mm(record) < STACK_MM,
+        lambda one, _best: f"reaches over {_extent_mm(one):.0f} mm only",
+    ),
     "original": _Preference(
         # What is computed from several energies comes last: other computed series have the HU of a plain scan.
         lambda record, _longest: (

@@ -41,6 +41,7 @@ DERIVED: Final = "derived_reformat"
 FILES_UNREADABLE: Final = "files_unreadable"
 PARTIAL_COVERAGE: Final = "partial_coverage"
 PATIENT_CONFLICT: Final = "patient_conflict"
+TWO_IDS: Final = "two_patient_ids"
 SPECTRAL: Final = "spectral_image"
 SPLIT_SERIES: Final = "split_series"
 UNDECLARED_PADDING: Final = "undeclared_padding"
@@ -52,7 +53,7 @@ FLAGS: Final = {
     "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
     "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
     "sparse_slices": "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
-    "rotated_in_plane": "image rows are turned by more than 10 degrees against the patient's axes",
+    "rotated_in_plane": "rows are turned by more than 10 degrees in the axial plane: percents are up to half too high",
     SPLIT_SERIES: "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
     PARTIAL_COVERAGE: "other volumes of its series reach where this one does not: part of the lungs may be missing",
     FILES_UNREADABLE: "files beside its own could not be read, or lack a position (files.parquet): slices may miss",
@@ -61,8 +62,10 @@ FLAGS: Final = {
     "duplicates_dropped": "files that repeat a slice with the same pixels were left out",
     "missing_patient_id": "PatientID is absent or empty: the series cannot be followed over time",
     "placeholder_patient_id": "PatientID is a word like ANONYMOUS: perhaps of several persons, counted as one",
+    TWO_IDS: "its slices (SOPInstanceUID) are there under another PatientID too: one scan counted for two patients?",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
     "missing_study_date": "StudyDate is absent, empty or no date: the series has no place in time",
+    "early_study_date": "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     "future_study_date": "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",
     "mixed_orientation": "slices of different orientation under one SeriesInstanceUID; skipped",
     "slice_gap": "slices are missing between others; skipped unless repaired",
@@ -101,6 +104,7 @@ _PLACEHOLDER: Final = re.compile(
 )
 """What tools write as PatientID of whoever it is, in capitals, letters and digits only."""
 
+_FIRST_CT: Final = date(1972, 1, 1)
 _COS_AXIS_TOLERANCE: Final = math.cos(math.radians(AXIS_TOLERANCE_DEG))
 
 
@@ -300,6 +304,7 @@ def _flags(
         "missing_patient_id": all(header.patient_id is None for header in headers),
         "placeholder_patient_id": _is_placeholder(record.patient_id),
         "missing_study_date": record.study_date is None,
+        "early_study_date": (record.study_date or date.max) < _FIRST_CT,
         "future_study_date": (record.study_date or date.min) > datetime.now(UTC).date() + timedelta(days=1),
     }
     unknown = {name for name in {*found, *findings} if name is not None} - set(FLAGS)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from itertools import pairwise
 from operator import attrgetter
 from typing import Final, TypeAlias
 
@@ -24,7 +25,7 @@ from cohortseg.dicom.visits import visit_numbers
 Reals: TypeAlias = tuple[float, ...]
 
 _PHASE: Final = "temporal_position"
-_SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time")
+_SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "study_date")
 _DESCRIBED: Final = ("series_description", "slice_thickness_mm", "image_type")
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
@@ -38,6 +39,8 @@ _LEAST_SCAN: Final = 10
 """More slices than these are a scan beside which images of one place are no slices that it lacks."""
 _OTHER_SPACING_RTOL: Final = 2e-3
 """PixelSpacing that differs by more is of another reconstruction, less is rounding (and skipped as differing)."""
+_BROKEN_MM: Final = 50.0
+"""Stacks of one spacing that follow each other at up to this distance are one scan that lacks slices between."""
 SERIES_COVERAGE_SHARE: Final = 0.8
 """A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
@@ -45,11 +48,11 @@ SERIES_COVERAGE_SHARE: Final = 0.8
 def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     """Return the slices of one series, volume by volume.
 
-    A stray slice or two without a position are volumes of their own. A volume has one visit (study dates that midnight
-    parts are one), orientation, frame of reference, kernel, image size, pixel spacing and kind (SOP class, scout,
-    projection). One scan may number its acquisitions slice by slice, and has a time for each slice, so that
-    acquisitions and times split a series only where each is a regular stack of several slices, and all together are
-    none, or alternate, or where all but one acquisition are images of one place.
+    A stray slice or two without a position are volumes of their own. A volume has one patient, study, visit (study
+    dates that midnight parts are one), orientation, frame of reference, kernel, image size, pixel spacing and kind (SOP
+    class, scout, projection). One scan may number its acquisitions slice by slice, and has a time for each slice, so
+    that acquisitions and times split a series only where each is a regular stack of several slices, and all together
+    are none, or alternate, or where all but one acquisition are images of one place.
 
     Parameters
     ----------
@@ -65,8 +68,11 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     spacings = _numbers(headers, "pixel_spacing_mm", partial(same_spacing, rtol=_OTHER_SPACING_RTOL))
     strays = [header for header in headers if header.image_position_patient is None]
     part_strays = len(strays) <= MAX_STRAYS
-    spaces = _known_values(headers, "frame_of_reference_uid")
-    kernels = _known_values(headers, "convolution_kernel")
+    told_apart = [
+        name
+        for name in ("patient_id", "study_instance_uid", "frame_of_reference_uid", "convolution_kernel")
+        if len(_known_values(headers, name)) > 1
+    ]
     visits = visit_numbers(header.study_date for header in headers)
     parts = _grouped(
         headers,
@@ -75,8 +81,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
             image_kind(header),
             planes[header.image_orientation_patient],
             part_strays and header.image_position_patient is None,
-            header.frame_of_reference_uid if len(spaces) > 1 else None,
-            header.convolution_kernel if len(kernels) > 1 else None,
+            *(getattr(header, name) for name in told_apart),
             header.rows,
             header.columns,
             # Where the known ones agree, a slice that lacks it is no volume of its own: the series is skipped.
@@ -124,7 +129,8 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     """Return a volume split by the first of phase, acquisition, time and so on that makes regular stacks of it.
 
     Phases are never one volume. Acquisitions, times and descriptions can be, one after another along the patient; they
-    are not where each reaches over nearly all of the whole: scans whose slices happen to alternate.
+    are not where each reaches over nearly all of the whole: scans whose slices happen to alternate. Where slices are
+    missing between acquisitions that follow each other, the whole is left, so that no slab stands for the lungs.
     """
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
@@ -132,6 +138,8 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     never_one = {_PHASE} if regular else {*_SCANS}
     for name in (*_SCANS, *_DESCRIBED):
         parts = _regular_parts(headers, name)
+        if not regular and _are_one_broken_scan(parts):
+            continue
         if parts and (name in never_one or all(len(part) > _FEW and _covers(part, headers) for part in parts)):
             return parts
     return [headers]
@@ -142,6 +150,18 @@ def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
     parts = _grouped(headers, attrgetter(name))
     several = 1 < len(parts) <= MAX_VOLUMES
     return parts if several and all(len(part) > 1 and _is_regular(part) for part in parts) else []
+
+
+def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
+    """Return whether regular stacks have one spacing, and follow each other at short distances along their normal."""
+    if not parts:
+        return False
+    normal = slice_normal(parts[0][0].image_orientation_patient or ())
+    heights_mm = [np.sort([np.dot(header.image_position_patient or (), normal) for header in part]) for part in parts]
+    heights_mm.sort(key=lambda heights: float(heights[0]))
+    steps_mm = np.concatenate([np.diff(heights) for heights in heights_mm])
+    gaps_mm = [float(above[0] - below[-1]) for below, above in pairwise(heights_mm)]
+    return not len(irregular(steps_mm)) and all(SAME_POSITION_MM < gap <= _BROKEN_MM for gap in gaps_mm)
 
 
 def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
@@ -182,9 +202,10 @@ def _covers(part: Sequence[Header], whole: Sequence[Header]) -> bool:
 
 
 def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
-    """Return whether slices of a volume's kind were parted from it since they lack a position."""
-    kind, others = image_kind(volume[0]), (other for other in volumes if other is not volume)
-    return any(image_kind(other[0]) == kind and other[0].image_position_patient is None for other in others)
+    """Return whether slices of a volume's kind were parted from it since they lack a position or an orientation."""
+    kind, others = image_kind(volume[0]), (other[0] for other in volumes if other is not volume)
+    placed = ("image_position_patient", "image_orientation_patient")
+    return any(image_kind(other) == kind and any(getattr(other, name) is None for name in placed) for other in others)
 
 
 def _is_plane(cosines: Reals | None, plane: Reals) -> bool:
