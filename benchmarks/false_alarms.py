@@ -35,7 +35,8 @@ def _noisy(sigma_hu: float, grain: float) -> Callable[[Image], Image]:
 
     def change(hu: Image) -> Image:
         noise = ndimage.gaussian_filter(np.random.default_rng(1).standard_normal(hu.shape), grain)
-        return hu + sigma_hu * noise / noise.std()
+        noisy: Image = hu + sigma_hu * noise / noise.std()
+        return noisy
 
     return change
 

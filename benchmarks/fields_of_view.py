@@ -32,7 +32,7 @@ def fields(
     volume_hu: NDArray[np.int16], lungs: NDArray[np.bool_]
 ) -> Iterator[tuple[str, NDArray[np.int16], NDArray[np.bool_]]]:
     """Yield smaller fields of view that fit into an upright volume (Z, Y, X), and the lungs in each."""
-    rows, columns = bounding_box(lungs.any(axis=0))
+    rows, columns = bounding_box(np.any(lungs, axis=0))
     for width in WIDTHS:
         side = int(width * (columns.stop - columns.start)) // 2 * 2
         if side > min(lungs.shape[1:]):
@@ -69,7 +69,7 @@ def main() -> None:
         ) -> tuple[NDArray[np.bool_], float]:
             lungs = segment_lungs(hu, spacing_mm).mask
             labels, _ = segment_slices(hu, lungs, model, InferConfig())
-            return lungs > 0, 100 * np.count_nonzero(labels) / max(1, np.count_nonzero(lungs))
+            return lungs > 0, 100 * int(np.count_nonzero(labels)) / max(1, int(np.count_nonzero(lungs)))
 
         lungs, opacity_pct = measured(whole_hu)
         if not lungs.any():

@@ -74,7 +74,8 @@ def main() -> None:
 
 def _lungs(shape: tuple[int, int, int]) -> NDArray[np.int16]:
     """Return the same body on every slice: the phantom's own slices brighten with their number."""
-    return body_hu((1, *shape[1:])).repeat(shape[0], axis=0)
+    slice_hu: NDArray[np.int16] = body_hu((1, *shape[1:]))
+    return slice_hu.repeat(shape[0], axis=0)
 
 
 if __name__ == "__main__":

@@ -49,9 +49,9 @@ def main() -> None:
     result: dict[str, float] = {"series": len(table), "not_ok": len(table.filter(pl.col("status") != "ok"))}
     measured = table.filter(pl.col("status") == "ok")
     for name in CLASSES:
-        true, found = measured[f"{name}_volume_ml"], measured[f"{name}_volume_ml_found"]
+        true, found = (measured[f"{name}_volume_ml{suffix}"].to_numpy() for suffix in ("", "_found"))
         result[f"{name}_rank_correlation"] = round(float(spearmanr(true, found).statistic), 3)
-        result[f"{name}_sum_ratio"] = round(found.sum() / true.sum(), 3)
+        result[f"{name}_sum_ratio"] = round(float(found.sum() / true.sum()), 3)
     healthy = measured.filter(pl.col("opacity_volume_ml") == 0)
     result["healthy_series"] = len(healthy)
     result["healthy_worst_po_pct"] = round(float(healthy["po_pct_found"].max()), 3)  # type: ignore[arg-type]

@@ -41,7 +41,8 @@ def offset(lower: NDArray[np.uint8], upper: NDArray[np.uint8]) -> NDArray[np.int
     pad = SEARCH + max(0, *(np.array(upper.shape) - lower.shape))
     around = cv2.copyMakeBorder(lower, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
     _, _, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(around, inner, cv2.TM_CCOEFF_NORMED))
-    return np.array((y, x)) - pad - inset
+    at: NDArray[np.intp] = np.array((y, x)) - pad - inset
+    return at
 
 
 def rebuilt(slices: list[ImageSlice]) -> tuple[NDArray[np.int16], tuple[float, float, float]]:

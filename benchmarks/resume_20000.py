@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=300, help="of each series")
     arguments = parser.parse_args()
     records = records_of(arguments.series, arguments.slices)
-    sync, os.fsync = os.fsync, lambda _file: None
+    sync, os.fsync = os.fsync, lambda fd: None
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "out"
         job = Job(root=Path(name), out=out, model_path=None, model_sha256="0" * 64, config=InferConfig())

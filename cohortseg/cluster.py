@@ -27,10 +27,11 @@ _EVERYWHERE: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
+_LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOCAL: Final = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # The one way to make Ray's servers bind 127.0.0.1 rather than every interface; read while ray is imported.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    _LOOPBACK: "0",
     # Its C++ side writes harmless errors on stderr for every pool of actors.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
@@ -191,11 +192,16 @@ def connected(address: str | None = None) -> Iterator[Resources]:
     Raises
     ------
     ConfigError
-        If there is no cluster at the address.
+        If there is no cluster at the address, or Ray was imported before this machine's could be bound to loopback.
     StoreError
         If Ray cannot be started on this machine.
     """
     address = cluster_address(address)
+    if not address and "ray" in sys.modules and not sys.modules["ray"].is_initialized() and _LOOPBACK not in os.environ:
+        raise ConfigError(
+            f"ray was imported before cohortseg could tell it to listen on loopback only; set {_LOOPBACK}=0, or import "
+            "ray later"
+        )
     for name, value in {**_EVERYWHERE, **({} if address else _LOCAL)}.items():
         os.environ.setdefault(name, value)
     import ray

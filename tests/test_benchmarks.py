@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -44,6 +45,26 @@ def test_the_gpu_script_lists_its_stages_and_says_when_time_is_up(tmp_path):
     assert "table2" in listed.stderr
     assert not (tmp_path / "none").exists()
     assert gpu_script("throughput", out=tmp_path, LIMIT="0").returncode == 124
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_can_be_loaded(path):
+    """Each makes numbers that README or the model card state; types are mypy's."""
+    with patch.dict(os.environ), patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
+        assert callable(runpy.run_path(str(path))["main"])
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "ratio"),
+    [("infer_overhead.py", ["--engines", "local", "--cohort"], "ratio_local"), ("scan_headers.py", [], "ratio")],
+)
+def test_ratios_of_the_cohort_pipeline_are_measured(tmp_path, script, options, ratio):
+    sample = [sys.executable, "-m", "cohortseg", "-q", "sample", str(tmp_path), "--patients", "1", "--timepoints", "1"]
+    subprocess.run([*sample, "--slices", "6"], check=True)
+    command = [sys.executable, str(BENCHMARKS / script), *options, str(tmp_path / "dicom")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])[ratio] > 0
 
 
 @pytest.mark.ray

@@ -218,9 +218,7 @@ def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path
 @pytest.mark.parametrize(
     "switch",
     [
-        {"semi_supervised": False},
         {"proportion_weight": 0.0},
-        {"model": replace(SMALL, vq_branch=False)},
         {"dice_weight": 1.0},
         {"opacity_dice_weight": 1.0},
         {"adversarial_weight": 0.0},
@@ -236,6 +234,22 @@ def test_each_switch_changes_what_is_learned(tmp_path, switch):
     state = load_model(reference).segmenter.state_dict()
     other = load_model(changed).segmenter.state_dict()
     assert any(name in other and not torch.equal(value, other[name]) for name, value in state.items())
+
+
+def test_the_vq_vae_branch_changes_what_the_encoder_learns():
+    """By its loss: from the same weights, on the same batch. Without that loss its codes begin without effect."""
+    whole = loop.build_state(replace(QUICK, bf16=False), torch.device("cpu"))
+    weights = {name: value.clone() for name, value in whole.segmenter.state_dict().items()}
+
+    def encoder_after_a_step(**changes: object) -> torch.Tensor:
+        state = loop.build_state(replace(QUICK, bf16=False, **changes), torch.device("cpu"))
+        state.segmenter.load_state_dict({name: weights[name] for name in state.segmenter.state_dict()})
+        supervised_step(state, alone(state), drawn())
+        return torch.cat([value.flatten() for value in state.segmenter.encoder.parameters()])
+
+    without = encoder_after_a_step(model=replace(SMALL, vq_branch=False))
+    assert not torch.equal(encoder_after_a_step(), without)
+    assert torch.allclose(encoder_after_a_step(vq_weight=0.0), without, atol=1e-7)
 
 
 def _model(run: Path, config: TrainConfig) -> Path:

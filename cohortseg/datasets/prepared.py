@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,10 @@ def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
 
 
 def _read(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
-    if isinstance(source, ImageSlice):
-        return [read_canonical(source, config)]
-    return list(read_canonical_series(source, config))
+    found = (
+        [read_canonical(source, config)] if isinstance(source, ImageSlice) else read_canonical_series(source, config)
+    )
+    return [replace(item, image=item.image.half()) for item in found]  # all of them are held until they are written
 
 
 def _read_if_usable(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
@@ -166,4 +167,4 @@ def _labels(item: CanonicalSlice) -> NDArray[np.uint8]:
 def _stack(slices: Sequence[CanonicalSlice], config: CanonicalConfig) -> torch.Tensor:
     if not slices:
         return torch.empty(0, 1, config.size, config.size, dtype=torch.float16)
-    return torch.stack([item.image for item in slices]).half()
+    return torch.stack([item.image for item in slices])

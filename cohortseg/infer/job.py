@@ -73,7 +73,7 @@ class Job:
         ConfigError
             If the sources here are others than those that the run was started with.
         """
-        if getattr(self, "package_sha256", None) != PACKAGE_SHA256:  # an older cohortseg's job says nothing
+        if self.package_sha256 != PACKAGE_SHA256:
             raise ConfigError(
                 f"this node has another cohortseg ({__version__}) than the run was started with, or one changed since; "
                 "have the same on every node, restart the cluster and run the same command again"

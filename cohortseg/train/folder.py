@@ -95,15 +95,12 @@ def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = Non
     StoreError
         If it cannot be written.
     """
-    sources, options = run / _DATA_OPTIONS, options or DataOptions()
-    before = check_resumable(run, config, options)
-    if before.version not in (None, __version__):
+    before = check_resumable(run, config, options or DataOptions())
+    if before.version != __version__:
         raise ConfigError(
             f"{run}: was begun by cohortseg {before.version}, this is {__version__}, which may train otherwise; go on "
             "with that version, or use a new run folder"
         )
-    if not sources.is_file():  # a run that an earlier version began
-        _write_json(sources, before)
     _write_json(run / SETTINGS, config)  # what may differ holds from now on
     return before
 
@@ -117,7 +114,7 @@ def check_resumable(run: Path, config: TrainConfig, options: DataOptions) -> Dat
         If the folder holds no run, or one with other settings or data.
     """
     check_same_settings(asdict(saved_settings(run)), config)
-    before = saved_options(run) if (run / _DATA_OPTIONS).is_file() else options
+    before = saved_options(run)
     differing = [
         f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
         for item in fields(DataOptions)

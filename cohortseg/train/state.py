@@ -208,7 +208,7 @@ def load_state(state: TrainState, folder: Path) -> None:
         document = torch.load(folder / _FILE, map_location=device, weights_only=True)
         check_same_settings(document["config"], state.config)
         for name in _NUMBERS:
-            setattr(state, name, document.get(name, getattr(state, name)))  # those of earlier versions lack some
+            setattr(state, name, document[name])
         for name in _MODULES:
             module = getattr(state, name)
             if module is not None:
