@@ -18,7 +18,7 @@ import polars as pl
 
 _PERSON: Final = "__person"
 _UNDATED: Final = "__undated"
-_EVALUABLE: Final = "__evaluable"
+_EVALUABLE: Final = "evaluable"
 _NUM_STUDIES: Final = "__num_studies"
 _WHOLE_SHARE: Final = 0.8
 """A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
@@ -26,7 +26,10 @@ _LESS_SHARE: Final = 0.65
 """Severe disease and breathing out leave more than this part of a patient's lung volume, mostly."""
 _PART_ML: Final = 800.0
 """Less lung than this, much of it in the first or last slice, is part of the lungs: the bases above an abdomen."""
+_PART_SHARE: Final = 0.5
+"""So is less than this part of the most lung of the patient's dates, cut so."""
 _CUT: Final = "lung_cut_at_end_slice"
+_OTHER_PART: Final = "other_body_part"
 LESS_LUNG: Final = "less_lung_than_other_dates"
 SEVERAL_STUDIES: Final = "several_studies"
 TIMELINE_FLAGS: Final = {
@@ -37,7 +40,7 @@ TIMELINE_FLAGS: Final = {
 """Flags that timeline and patients tables add."""
 _TIMELINE_COLUMNS: Final = (
     *("patient_id", "study_date", "days_since_baseline", "timepoint", "days_since_onset"),
-    *("series_instance_uid", "series_key", "n_series", "status", "qc_flags"),
+    *("series_instance_uid", "series_key", "n_series", "status", "evaluable", "qc_flags"),
     *("lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "opacity_volume_ml"),
     *("ggo_pct", "consolidation_pct", "po_pct", "delta_po_pct", "delta_opacity_volume_ml"),
 )
@@ -205,7 +208,9 @@ def _evaluable() -> pl.Expr:
     """
     measured = (pl.col("status") == "ok") & pl.col("po_pct").is_not_null() & pl.col("study_date").is_not_null()
     by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
-    part = (pl.col("lung_volume_ml") < _PART_ML).fill_null(value=False) & pl.col("qc_flags").list.contains(_CUT)
+    lung_ml, flags = pl.col("lung_volume_ml"), pl.col("qc_flags")
+    little = (lung_ml < _PART_ML) | (lung_ml < _PART_SHARE * lung_ml.max().over(_PERSON))
+    part = flags.list.contains(_CUT) & (little | flags.list.contains(_OTHER_PART)).fill_null(value=False)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
 

@@ -33,10 +33,16 @@ from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import shows_part_of_lungs, with_time
 from cohortseg.progress import Progress, no_progress
-from cohortseg.report.clinical import read_clinical, remove_clinical, save_clinical, saved_clinical
+from cohortseg.report.clinical import (
+    keep_clinical_of,
+    read_clinical,
+    remove_clinical,
+    save_clinical,
+    saved_clinical,
+)
 from cohortseg.report.scan_tables import write_scan
 from cohortseg.report.write import WrittenReport, write_report
-from cohortseg.store.layout import MASKS, require_output
+from cohortseg.store.layout import MASKS, note_unfinished, require_output
 from cohortseg.store.masks import create_mask_store, sweep_masks
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
@@ -138,6 +144,7 @@ def infer_cohort(
         while added:  # once, and again where alternatives are to be measured
             pending = pending_series(job, added)
             if pending:
+                note_unfinished(out, unfinished=True)
                 with progress("Segmenting") as report:
                     used = run_series(job, model, pending, report, address)
                 engine = "ray" if "ray" in (engine, used) else used
@@ -150,8 +157,11 @@ def infer_cohort(
         burden = read_committed(out, [record.series_key for record in chosen])
         burden = with_time(burden)
         _write_tables(scan, burden, job)
+        if not config.resume:
+            keep_clinical_of(out, burden)
         write_report(out)
         end_anew(out)
+        note_unfinished(out, unfinished=False)
         missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())
         reasons = {
             record.series_key: without_path(missed[record.series_key], record.files)
@@ -203,6 +213,7 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     patients = None if clinical is None else _patients_of(burden, clinical, out)
     with claimed(out):
         if clinical is not None and patients is not None:
+            _warn_of_lost_onsets(out, burden, patients)
             save_clinical(out, patients, clinical)
         return write_report(out)
 
@@ -219,6 +230,16 @@ def _patients_of(burden: pl.DataFrame, clinical: Path, out: Path) -> pl.DataFram
     if others := len(given) - len(patients):
         _log.warning("%d of the %d patients of %s are not in this cohort: left out", others, len(given), clinical)
     return patients
+
+
+def _warn_of_lost_onsets(out: Path, burden: pl.DataFrame, patients: pl.DataFrame) -> None:
+    """Say of how many patients of the cohort the table given now knows no more what the one before knew."""
+    before = saved_clinical(out)
+    if before is None:
+        return
+    known = before.drop_nulls("onset_date").join(burden, on="patient_id", how="semi")
+    if lost := len(known.join(patients.drop_nulls("onset_date"), on="patient_id", how="anti")):
+        _log.warning("%d patients whose onset was known have none in this table, which takes its place", lost)
 
 
 def _check_rules(scan: CohortScan, chosen: Sequence[SeriesRecord]) -> None:

@@ -1,5 +1,6 @@
 """The clinical table: what a user's text may look like, and that the days since onset stay in an output folder."""
 
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -152,3 +153,20 @@ def test_onsets_far_from_every_scan_are_told_and_those_of_another_cohort_go(
     run(other, out, model_path, resume=False)
     assert not (out / CLINICAL.file_name).exists(), "a patient of the same identifier may be another one"
     assert read_table(out / TIMELINE.file_name, TIMELINE)["days_since_onset"].drop_nulls().is_empty()
+
+
+def test_who_has_gone_from_the_cohort_goes_from_the_clinical_table_too(
+    tmp_path: Path, model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for patient in "AB":
+        series_of = tmp_path / "cohort" / patient
+        write_series(series_of, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, patient_id=patient)
+    out = tmp_path / "out"
+    run(tmp_path / "cohort", out, model_path)
+    report_cohort(out, written(tmp_path, "patient_id,onset_date\nA,2020-03-01\nB,2020-03-02\n"))
+    shutil.rmtree(tmp_path / "cohort/B")
+    run(tmp_path / "cohort", out, model_path, resume=False)
+    assert read_table(out / CLINICAL.file_name, CLINICAL)["patient_id"].to_list() == ["A"]
+    assert "whose onset was known" not in caplog.text
+    report_cohort(out, written(tmp_path, "patient_id,onset_date\nA,\n"))
+    assert "1 patients whose onset was known have none in this table" in caplog.text

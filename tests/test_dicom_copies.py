@@ -1,6 +1,7 @@
 """Which files of a series repeat a slice, and what becomes of them."""
 
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,12 @@ def test_near_copies_of_slices_are_not_resampled_to_their_distance(tmp_path: Pat
     write_series(tmp_path, shape=(20, 32, 24), positions=[(0, 0, value) for value in z])
     (record,) = scan_cohort(tmp_path, config=ScanConfig(repair=("resample",))).series
     assert (record.decision, record.repairs) == ("skipped", ())
+
+
+def test_a_scan_sent_again_under_another_date_is_flagged(tmp_path: Path) -> None:
+    """Which date is right is not known, and goes by names of files."""
+    write_series(tmp_path / "a", study_date="20200305")
+    write_series(tmp_path / "b", study_date="20200305", attributes={"StudyDate": "20200310"})
+    record = only_series(tmp_path)
+    assert (record.study_date, record.n_duplicates) == (date(2020, 3, 5), 4)
+    assert record.qc_flags == ("duplicates_dropped", "study_date_conflict")

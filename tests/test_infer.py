@@ -26,7 +26,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, DicomError, StoreError
 from cohortseg.infer.commit import suspects
 from cohortseg.infer.run import choose_engine, room_watched, worker_shares
-from cohortseg.pipeline import infer_cohort
+from cohortseg.pipeline import infer_cohort, report_cohort
 from cohortseg.store.schemas import BURDEN, MANIFEST, TIMELINE
 from cohortseg.store.tables import read_table
 from cohortseg.volume import Volume
@@ -143,6 +143,24 @@ def test_killed_run_goes_on_to_the_same_result(
     assert run(cohort, out, model_path).num_done == 0
     run(cohort, unbroken, model_path)
     assert differences(out, unbroken) == []
+
+
+def test_a_report_between_two_runs_says_so(
+    cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Masks of the run that was broken off may be newer than the tables of the one before."""
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, out)
+    report_cohort(out)
+    assert "broken off" not in caplog.text
+    next((out / ".state/rows").glob("*.json")).unlink()
+    assert run_with_fault(cohort, out, model_path, KILL.format(call=1, signal="SIGKILL")).returncode == -signal.SIGKILL
+    report_cohort(out)
+    assert "the last infer here was broken off" in caplog.text
+    caplog.clear()
+    run(cohort, out, model_path)
+    report_cohort(out)
+    assert "broken off" not in caplog.text
 
 
 def test_poison_series_is_given_up_and_its_neighbour_is_not(

@@ -121,6 +121,20 @@ def test_the_lung_bases_above_an_abdomen_are_no_part_of_changes_and_peak() -> No
     assert patients_table(burden(chest, child))["n_evaluable"].to_list() == [2]
 
 
+def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no_peak() -> None:
+    """Bases of 1 to 1.5 L are ordinary above an abdomen; a lung of that volume that is whole counts."""
+    cut = ["lung_cut_at_end_slice"]
+    whole = [series("A", day, str(day), po, lung_volume_ml=4000.0) for day, po in ((1, 5.0), (9, 9.0))]
+    bases = series("A", 4, "bases", 40.0, lung_volume_ml=1400.0, qc_flags=cut)
+    named = series("A", 5, "named", 30.0, lung_volume_ml=2400.0, qc_flags=[*cut, "other_body_part"])
+    ill = series("A", 6, "ill", 20.0, lung_volume_ml=1400.0)
+    frame = burden(*whole, bases, named, ill)
+    (patient,) = patients_table(frame).to_dicts()
+    assert (patient["peak_po_pct"], patient["n_timepoints"], patient["n_evaluable"]) == (20.0, 5, 3)
+    assert timeline_table(frame)["evaluable"].to_list() == [True, False, False, True, True]
+    assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, None, None, 15.0, 4.0]
+
+
 def test_a_date_with_much_less_lung_is_flagged() -> None:
     volumes = {1: 4000.0, 5: 2500.0, 9: 2700.0}
     rows = [series("A", day, str(day), 5.0, lung_volume_ml=ml, qc_flags=["monochrome1"]) for day, ml in volumes.items()]

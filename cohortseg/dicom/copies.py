@@ -25,6 +25,7 @@ _PLACE_MM: Final = 0.01
 _SPACING_MM: Final = 1e-4
 _DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
 _UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
+_EQUAL: Final = "copy of a slice of its series, with the same pixels"
 _LOSSY: Final = "lossy copy of a slice of its series that is there without loss"
 _UNREAD: Final = "at the place of a slice that is there whole; it cannot be read any more: not compared"
 
@@ -35,6 +36,8 @@ class Copy(NamedTuple):
     file: SkippedFile
     of: str
     """Path of what it repeats, relative to the cohort."""
+    other_date: bool
+    """Whether it has another StudyDate: which of the two is right is not known."""
 
 
 def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], list[Copy]]:
@@ -75,15 +78,17 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         for path, content in contents.items():
             if first_whole is not None and not content.whole:
                 reason = _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
-                dropped.append(Copy(SkippedFile(path, reason, unreadable=content.unread), first_whole))
+                of = first_whole
             elif path in lossy and uids[path] in exact:
-                dropped.append(Copy(SkippedFile(path, _LOSSY), exact[uids[path]]))
+                reason, of = _LOSSY, exact[uids[path]]
             elif content.digest in seen:
-                reason = "copy of a slice of its series, with the same pixels"
-                dropped.append(Copy(SkippedFile(path, reason), seen[content.digest]))
+                reason, of = _EQUAL, seen[content.digest]
             else:
                 kept.append(path)
                 seen[content.digest] = path
+                continue
+            other_date = files[path][0].study_date != files[of][0].study_date
+            dropped.append(Copy(SkippedFile(path, reason, unreadable=content.unread), of, other_date))
     return [header for path in sorted(kept) for header in files[path]], dropped
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from cohortseg.config import ScanConfig
-from cohortseg.dicom.copies import drop_copies
+from cohortseg.dicom.copies import Copy, drop_copies
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
 from cohortseg.dicom.selection import parse_rules, select_series
 from cohortseg.dicom.series import (
+    DATE_CONFLICT,
     FILES_UNREADABLE,
     PARTIAL_COVERAGE,
     PATIENT_CONFLICT,
@@ -143,7 +144,7 @@ def scan_cohort(
         copies = [copy.file for _, dropped in sorted_out for copy in dropped]
         unreadable |= {posixpath.dirname(copy.path) for copy in copies if copy.unreadable}
         for kept, dropped in sorted_out:
-            series += _describe(kept, [copy.of for copy in dropped], config.repair, persons, unreadable)
+            series += _describe(kept, dropped, config.repair, persons, unreadable)
         report(len(by_series), len(by_series), "series")
     series.sort(
         key=lambda record: (
@@ -197,11 +198,16 @@ class Persons:
 
 
 def _describe(
-    kept: Sequence[Header], copied: Sequence[str], repair: Sequence[str], persons: Persons, unreadable: Collection[str]
+    kept: Sequence[Header],
+    dropped: Sequence[Copy],
+    repair: Sequence[str],
+    persons: Persons,
+    unreadable: Collection[str],
 ) -> list[SeriesRecord]:
-    """Return a record of each volume of one series; ``copied`` are the paths that copies repeat, one a copy."""
+    """Return a record of each volume of one series, of which copies were dropped."""
     volumes = split_volumes(kept)
-    copies = Counter(copied)
+    copies = Counter(copy.of for copy in dropped)
+    otherwise_dated = {copy.of for copy in dropped if copy.other_date}
     records = []
     for number, volume in enumerate(volumes, 1):
         record = series_from_headers(
@@ -210,7 +216,8 @@ def _describe(
             n_duplicates=sum(copies.pop(header.path, 0) for header in volume),
             volume=number,
             repair=repair,
-            findings=_findings(volume, volumes, persons, unreadable),
+            findings=_findings(volume, volumes, persons, unreadable)
+            | ({DATE_CONFLICT} if any(header.path in otherwise_dated for header in volume) else set()),
         )
         records.append(_without_fragment(record, max(map(len, volumes_like(volume, volumes)))))
     return records

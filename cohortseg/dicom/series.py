@@ -36,6 +36,7 @@ from cohortseg.identity import series_key
 
 CHOSEN_BY_UID: Final = "chosen_by_uid"
 ANOTHER_FAILED: Final = "another_failed"
+DATE_CONFLICT: Final = "study_date_conflict"
 APART: Final = "slices_apart"
 DERIVED: Final = "derived_reformat"
 FILES_UNREADABLE: Final = "files_unreadable"
@@ -64,6 +65,7 @@ FLAGS: Final = {
     "placeholder_patient_id": "PatientID is a word like ANONYMOUS: perhaps of several persons, counted as one",
     TWO_IDS: "its slices (SOPInstanceUID) are there under another PatientID too: one scan counted for two patients?",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
+    DATE_CONFLICT: "copies of its slices have another StudyDate (corrected?): that of the first path stands",
     "missing_study_date": "StudyDate is absent, empty or no date: the series has no place in time",
     "early_study_date": "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     "future_study_date": "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",

@@ -135,6 +135,26 @@ def save_clinical(out: Path, clinical: pl.DataFrame, source: Path) -> None:
     write_table(path, clinical, CLINICAL, {"source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()})
 
 
+def keep_clinical_of(out: Path, burden: pl.DataFrame) -> None:
+    """Remove from the table that an output folder keeps, if any, all patients who are not in a burden table.
+
+    Raises
+    ------
+    StoreError
+        If it is damaged, or cannot be written or removed.
+    """
+    clinical = saved_clinical(out)
+    if clinical is None:
+        return
+    kept = clinical.join(burden, on="patient_id", how="semi", maintain_order="left")
+    if kept.is_empty():
+        remove_clinical(out)
+    elif len(kept) < len(clinical):
+        before = (out / CLINICAL.file_name).read_bytes()
+        provenance = {"reduced_from_sha256": hashlib.sha256(before).hexdigest()}
+        write_table(out / CLINICAL.file_name, kept, CLINICAL, provenance)
+
+
 def remove_clinical(out: Path) -> None:
     """Remove the table that an output folder keeps.
 

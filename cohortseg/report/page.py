@@ -62,7 +62,7 @@ def report_html(
         "<h2>Series</h2>",
         table_html(
             ("patient", "series", *_SERIES_COLUMNS.values(), "stands for its day", "status", "flags"),
-            _series_rows(burden, numbers, set(timeline["series_key"])),
+            _series_rows(burden, numbers, timeline),
             num_text=3,
         ),
         *_figures(burden, numbers, pictures),
@@ -82,9 +82,11 @@ def _patient_rows(patients: pl.DataFrame) -> Iterable[list[str]]:
         yield [str(number), *(number_text(row[name]) for name in _PATIENT_COLUMNS)]
 
 
-def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], standing: set[str]) -> Iterable[list[str]]:
+def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], timeline: pl.DataFrame) -> Iterable[list[str]]:
+    """Yield a row a series; what stands for its day has the flags of the timeline, where other dates raise some too."""
+    standing: dict[str, list[str]] = dict(timeline.select("series_key", "qc_flags").iter_rows())
     for row in burden.iter_rows(named=True):
-        flags = ", ".join(row["qc_flags"])
+        flags = ", ".join(standing.get(row["series_key"], row["qc_flags"]))
         values = (number_text(row[name]) for name in _SERIES_COLUMNS)
         stands = number_text(None)
         if row["study_date"] is not None:

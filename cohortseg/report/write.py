@@ -79,7 +79,7 @@ def _warn_of_missing_onsets(patients: pl.DataFrame) -> None:
     """Say that the clinical table, of which the folder keeps what it says of its patients then, may know more now."""
     if missing := patients["onset_date"].null_count():
         _log.warning(
-            "%d of %d patients have no onset_date; if they are new, give the table to report --clinical again",
+            "%d of %d patients have no onset_date; if they are new, give the whole table to report --clinical again",
             missing,
             len(patients),
         )

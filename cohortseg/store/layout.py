@@ -1,9 +1,10 @@
 """Names in output folders, and how one of ``infer`` is known."""
 
+import logging
 from pathlib import Path
 from typing import Final
 
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, StoreError
 from cohortseg.store.schemas import BURDEN
 
 DATA: Final = "data.safetensors"
@@ -19,10 +20,31 @@ ATTEMPTS: Final = "attempts"
 ROWS: Final = "rows"
 SLICE_ROWS: Final = "slices"
 STATE_FOLDERS: Final = (ATTEMPTS, ROWS, SLICE_ROWS)
+_UNFINISHED: Final = "unfinished"
+"""There while masks and pictures may be newer than the tables."""
+_log: Final = logging.getLogger(__name__)
+
+
+def note_unfinished(out: Path, *, unfinished: bool) -> None:
+    """Note whether a run is at work, or was broken off at it, for `require_output`.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be noted.
+    """
+    path = out / STATE / _UNFINISHED
+    try:
+        if unfinished:
+            path.touch()
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error
 
 
 def require_output(out: Path) -> None:
-    """Refuse a folder that no finished run of ``infer`` has written.
+    """Refuse a folder that no finished run of ``infer`` has written; warn if the last run there was broken off.
 
     Raises
     ------
@@ -31,3 +53,9 @@ def require_output(out: Path) -> None:
     """
     if not (out / BURDEN.file_name).is_file():
         raise ConfigError(f"{out}: no {BURDEN.file_name} here; give an output folder of 'cohortseg infer'")
+    if (out / STATE / _UNFINISHED).exists():
+        _log.warning(
+            "%s: the last infer here was broken off, or is at work: masks and pictures may be newer than the tables; "
+            "run the same command again first",
+            out,
+        )

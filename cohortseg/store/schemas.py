@@ -223,8 +223,9 @@ BURDEN: Final = TableSchema(
         Column(
             "noise_hu",
             _REAL,
-            "image noise: the most frequent standard deviation of HU in 7.5 mm squares of soft tissue, on pixels of "
-            "1.5 mm, in slices with lung (global noise level, Christianson 2015); null where too little is in view",
+            "image noise: the most frequent standard deviation of HU in squares of soft tissue, five pixels of 1.5 mm "
+            "(or, if wider, their own) a side, in slices with lung (global noise level, Christianson 2015); null where "
+            "too little is in view",
         ),
         Column("lung_method", _TEXT, "name and version of the lung segmentation"),
         Column("model_sha256", _TEXT, "SHA-256 of the model file"),
@@ -252,7 +253,7 @@ SLICES: Final = TableSchema(
 
 TIMELINE: Final = TableSchema(
     name="timeline",
-    version=6,
+    version=7,
     row="one patient at one study date",
     columns=(
         *_PATIENT,
@@ -260,8 +261,9 @@ TIMELINE: Final = TableSchema(
         Column("days_since_onset", _INT, "days from onset_date of the clinical table to study_date; below 0 before it"),
         Column("series_instance_uid", _TEXT, "the series that stands for the date (rule: see docs/tables.md)"),
         _SERIES_KEY,
-        Column("n_series", _INT, "chosen series of that date"),
+        Column("n_series", _INT, "chosen series of that date (of a row without date: of that study)"),
         Column("status", _TEXT, "status of the series that stands for the date"),
+        Column("evaluable", pl.Boolean(), "whether it has a part in changes, first, last and peak"),
         *_QC,
         *_VOLUMES,
         *_PERCENTS,
@@ -294,7 +296,7 @@ PATIENTS: Final = TableSchema(
             _REAL,
             "the same of opacity volume, mL",
         ),
-        Column("qc_flags", _TEXTS, "flags of the series that stand for the patient's dates, each once"),
+        Column("qc_flags", _TEXTS, "flags of the patient's rows in the timeline, each once"),
     ),
 )
 
