@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -129,8 +129,7 @@ def infer_cohort(
         with progress("Scanning") as report:
             scan = scan_cohort(cohort, report, config=config)
         scan_s = time.perf_counter() - begin
-        chosen = [record for record in scan.series if record.decision == "selected"]
-        _check_rules(scan, chosen)
+        _check_rules(scan)
         _check_same_cohort(scan, out, resume=config.resume)
         job = Job(
             root=cohort,
@@ -140,52 +139,73 @@ def infer_cohort(
             config=config,
         )
         _make_ready(job)
-        engine, num_done, added = "none", 0, chosen
-        while added:  # once, and again where alternatives are to be measured
-            pending = pending_series(job, added)
-            if pending:
-                note_unfinished(out, unfinished=True)
-                with progress("Segmenting") as report:
-                    used = run_series(job, model, pending, report, address)
-                engine = "ray" if "ray" in (engine, used) else used
-                sweep_masks(out / MASKS)  # of actors that were killed while they wrote
-                num_done += len(pending)
-            scan = _with_alternatives(scan, job)
-            tried = {record.series_key for record in chosen}
-            chosen = [record for record in scan.series if record.decision == "selected"]
-            added = [record for record in chosen if record.series_key not in tried]
-        burden = read_committed(out, [record.series_key for record in chosen])
-        burden = with_time(burden)
-        _write_tables(scan, burden, job)
-        if not config.resume:
-            keep_clinical_of(out, burden)
-        write_report(out)
-        end_anew(out)
-        note_unfinished(out, unfinished=False)
-        missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())
-        reasons = {
-            record.series_key: without_path(missed[record.series_key], record.files)
-            for record in chosen
-            if record.series_key in missed
-        }
-        counts = dict(burden["status"].value_counts().sort("status").rows())
-        summary = InferSummary(
-            out=out,
-            burden=burden,
-            reasons=reasons,
-            counts=counts,
-            num_found=len(scan.series),
-            num_unreadable=scan.num_unreadable,
-            num_archives=scan.num_archives,
-            num_done=num_done,
-            num_others=len(committed_keys(out) - {record.series_key for record in chosen}),
-            engine=engine,
-        )
+        scan, num_done, engine = _segment(job, model, scan, progress, address)
+        summary = _finished(job, scan, num_done, engine)
         if not num_done and _tells_of(out, summary, config):
             return summary  # the file keeps telling of the run that made the results
         timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
         _write_provenance(summary, scan, config, model, timings)
     return summary
+
+
+def _segment(
+    job: Job, model: LoadedModel, scan: CohortScan, progress: Progress, address: str | None
+) -> tuple[CohortScan, int, str]:
+    """Segment what is selected and not done yet, then, where nothing came of it, alternatives; commit each series.
+
+    Returns
+    -------
+    tuple
+        The scan with the alternatives selected, how many series were done, and by which engine.
+    """
+    engine, num_done = "none", 0
+    tried: set[str] = set()
+    while added := [record for record in _selected(scan) if record.series_key not in tried]:
+        pending = pending_series(job, added)
+        if pending:
+            note_unfinished(job.out, unfinished=True)
+            with progress("Segmenting") as report:
+                used = run_series(job, model, pending, report, address)
+            engine = "ray" if "ray" in (engine, used) else used
+            sweep_masks(job.out / MASKS)  # of actors that were killed while they wrote
+            num_done += len(pending)
+        tried |= {record.series_key for record in added}
+        scan = _with_alternatives(scan, job)
+    return scan, num_done, engine
+
+
+def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSummary:
+    """Write tables and report of all that is committed, and return what the run did."""
+    out, chosen = job.out, _selected(scan)
+    burden = with_time(read_committed(out, [record.series_key for record in chosen]))
+    _write_tables(scan, burden, job)
+    if not job.config.resume:
+        keep_clinical_of(out, burden)
+    write_report(out)
+    end_anew(out)
+    note_unfinished(out, unfinished=False)
+    missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())
+    reasons = {
+        record.series_key: without_path(missed[record.series_key], record.files)
+        for record in chosen
+        if record.series_key in missed
+    }
+    return InferSummary(
+        out=out,
+        burden=burden,
+        reasons=reasons,
+        counts=dict(burden["status"].value_counts().sort("status").rows()),
+        num_found=len(scan.series),
+        num_unreadable=scan.num_unreadable,
+        num_archives=scan.num_archives,
+        num_done=num_done,
+        num_others=len(committed_keys(out) - {record.series_key for record in chosen}),
+        engine=engine,
+    )
+
+
+def _selected(scan: CohortScan) -> list[SeriesRecord]:
+    return [record for record in scan.series if record.decision == "selected"]
 
 
 def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
@@ -242,10 +262,10 @@ def _warn_of_lost_onsets(out: Path, burden: pl.DataFrame, patients: pl.DataFrame
         _log.warning("%d patients whose onset was known have none in this table, which takes its place", lost)
 
 
-def _check_rules(scan: CohortScan, chosen: Sequence[SeriesRecord]) -> None:
+def _check_rules(scan: CohortScan) -> None:
     """Refuse rules that leave nothing, before anything of an earlier run is replaced."""
     excluded = Counter(record.reason for record in scan.series if record.decision == "excluded")
-    if excluded and not chosen:
+    if excluded and not _selected(scan):
         reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.most_common())
         raise ConfigError(f"no series is chosen: {reasons}; cohortseg scan shows what the columns hold")
 
@@ -286,9 +306,8 @@ def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
         return scan
     unmeasured = {
         record.series_key
-        for record in scan.series
-        if record.decision == "selected"
-        and ((row := committed_row(job.out, record.series_key))["status"] != "ok" or shows_part_of_lungs(row))
+        for record in _selected(scan)
+        if ((row := committed_row(job.out, record.series_key))["status"] != "ok" or shows_part_of_lungs(row))
         and is_done(job.out, record.series_key, job.token(record))
     }
     return replace(scan, series=tuple(select_next(scan.series, unmeasured, job.config))) if unmeasured else scan
@@ -297,7 +316,7 @@ def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
 def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:
     """Write manifest, files, burden and slices, in the scan's order whoever finished first."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
-    keys = [record.series_key for record in scan.series if record.decision == "selected"]
+    keys = [record.series_key for record in _selected(scan)]
     write_scan(scan, provenance, manifest=job.out / MANIFEST.file_name, files=job.out / FILES.file_name)
     write_table(job.out / SLICES.file_name, committed_slices(job.out, keys), SLICES, provenance)
     write_table(job.out / BURDEN.file_name, burden, BURDEN, provenance)

@@ -93,12 +93,7 @@ def compare_rows(
     if config.imagenet_file:  # workers have other working folders
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
     root, out = covid_semiseg.find_data(data).resolve(), out.resolve()
-    images = tuple(covid_semiseg.labeled_slices(root, "all"))
-    for fold in folds:
-        if not any(item.name in FOLDS[fold - 1] for item in images):
-            raise ConfigError(f"{root}: none of the images of fold {fold} is here; leave it out with --folds")
-        if all(item.name in FOLDS[fold - 1] for item in images):
-            raise ConfigError(f"{root}: all images here are of fold {fold}, which leaves none to train on")
+    images = _images_of(root, folds)
     on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
     if on_ray and cluster_address(address) is None:
         check_local(num_workers, cpus_flag=None)
@@ -106,24 +101,9 @@ def compare_rows(
     busy = f"{out}: another cohortseg compare is at work here; wait for it, or choose another -o"
     with locked(out, out / LOCK, use="the folder of a comparison", busy=lambda: busy, folders=[out]):
         sweep_temporaries(out)
-        begun = {
-            "version": __version__,
-            "config": asdict(config),
-            "images": {item.name: _content_hash(item) for item in images},
-        }
-        settings = out / _SETTINGS
-        if settings.is_file():
-            _check_same(settings, begun, config)
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
-        if not settings.is_file():  # what a start left that was killed may be of other images
-            for name in (DATA, LABELED_DATA):
-                (out / name).unlink(missing_ok=True)
-        for path in sorted({job.data for job in jobs}):
-            if not path.is_file():
-                _prepare(path, images, root, config, progress)
-        if not settings.is_file():
-            write_file(settings, (json.dumps(begun, indent=2) + "\n").encode())
+        _begin(out, jobs, images, root, config, progress)
         if jobs:
             with progress("Comparing") as report:
                 if on_ray:
@@ -140,6 +120,46 @@ def compare_rows(
             }
             write_run_json(out, "compare", facts)
         return Comparison(table=table, num_done=len(jobs))
+
+
+def _images_of(root: Path, folds: Sequence[int]) -> tuple[ImageSlice, ...]:
+    """Return all labelled images; refuse folds to which none belongs, or all do."""
+    images = tuple(covid_semiseg.labeled_slices(root, "all"))
+    for fold in folds:
+        held_out = [item.name in FOLDS[fold - 1] for item in images]
+        if not any(held_out):
+            raise ConfigError(f"{root}: none of the images of fold {fold} is here; leave it out with --folds")
+        if all(held_out):
+            raise ConfigError(f"{root}: all images here are of fold {fold}, which leaves none to train on")
+    return images
+
+
+def _begin(
+    out: Path,
+    jobs: Sequence[FoldJob],
+    images: Sequence[ImageSlice],
+    root: Path,
+    config: TrainConfig,
+    progress: Progress,
+) -> None:
+    """Note what a new comparison is of, or check that an older one is of the same; prepare the data that jobs lack."""
+    begun = {
+        "version": __version__,
+        "config": asdict(config),
+        "images": {item.name: _content_hash(item) for item in images},
+    }
+    settings = out / _SETTINGS
+    is_new = not settings.is_file()
+    if is_new:  # what a start left that was killed may be of other images
+        for name in (DATA, LABELED_DATA):
+            (out / name).unlink(missing_ok=True)
+    else:
+        _check_same(settings, begun, config)
+    for path in sorted({job.data for job in jobs}):
+        if not path.is_file():
+            _prepare(path, images, root, config, progress)
+    if is_new:
+        write_file(settings, (json.dumps(begun, indent=2) + "\n").encode())
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -117,31 +117,38 @@ def export_masks(
         for done, row in enumerate(manifest.iter_rows(named=True)):
             report(done, len(manifest), "")
             record = record_from_row(row)
-            paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
-            marker = target / _MARKERS / f"{record.series_key}-{form}.json"
-            try:
-                made_of = _made_of(record, masks_hash(out / MASKS, record.series_key), form, cohort)
-                if _is_up_to_date(marker, made_of, paths):
-                    fates["up to date"] += 1
-                    continue
-                masks = read_masks(out / MASKS, record.series_key)
-                contents = (
-                    _nifti(record, masks, cohort)
-                    if form == "nifti" or cohort is None
-                    else _from_slices(record, masks, form, cohort)
-                )
-            except CohortSegError as error:
-                fates["failed"] += 1
-                failures[record.series_key] = without_path(str(error), record.files)
-                continue
-            fates["written" if contents else "without lesion"] += 1
-            _write(paths, contents, form)
-            write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
+            fate, failure = _export_one(record, out / MASKS, target, form, cohort)
+            fates[fate] += 1
+            if failure is not None:
+                failures[record.series_key] = failure
         report(len(manifest), len(manifest), "")
         exported = {path.name.removesuffix(f"-{form}.json") for path in (target / _MARKERS).glob(f"*-{form}.json")}
         unmeasured = sorted(exported - set(measured))
         left_over = [key for key in unmeasured if _sizes(_paths(target, key, form, with_ct=True))]
     return ExportSummary(fates=fates, failures=failures, left_over=tuple(left_over))
+
+
+def _export_one(
+    record: SeriesRecord, store: Path, target: Path, form: ExportFormat, cohort: Path | None
+) -> tuple[Fate, str | None]:
+    """Write what is not up to date of one series; return what became of it, and, if it failed, why."""
+    paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
+    marker = target / _MARKERS / f"{record.series_key}-{form}.json"
+    try:
+        made_of = _made_of(record, masks_hash(store, record.series_key), form, cohort)
+        if _is_up_to_date(marker, made_of, paths):
+            return "up to date", None
+        masks = read_masks(store, record.series_key)
+        contents = (
+            _nifti(record, masks, cohort)
+            if form == "nifti" or cohort is None
+            else _from_slices(record, masks, form, cohort)
+        )
+    except CohortSegError as error:
+        return "failed", without_path(str(error), record.files)
+    _write(paths, contents, form)
+    write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
+    return ("written" if contents else "without lesion"), None
 
 
 def _named(burden: pl.DataFrame, measured: Collection[str], only: Sequence[str]) -> list[str]:
