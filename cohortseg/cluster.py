@@ -6,6 +6,7 @@ Import ``ray`` only below `connected`, since some of its settings are read while
 
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -214,8 +215,11 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(named).resolve())
     # Ray's workers import from the folder that a process connects in, before their own packages: let it be one in which
     # no user has files that are called like a module.
+    terminated = signal.getsignal(signal.SIGTERM)
     with chdir("/"):
         _init(ray, address)
+    if threading.current_thread() is threading.main_thread() and terminated is not None:
+        signal.signal(signal.SIGTERM, terminated)  # Ray's own prints a trace and aborts
     try:
         yield connected_resources("the cluster" if address else "this machine")
     finally:
@@ -242,6 +246,23 @@ def head_answers() -> bool:
         return False
 
 
+def require_answer(address: str | None) -> None:
+    """Refuse a cluster's address (HOST:PORT) at which nothing takes connections: Ray itself would wait for minutes.
+
+    Raises
+    ------
+    ConfigError
+        Saying so.
+    """
+    host, _, port = (cluster_address(address) or "").rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:  # "auto", "ray://..." and the like are Ray's to resolve
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster answers at {host}:{port} ({error}); check the address") from error
+
+
 @contextmanager
 def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
     """Run a function in a thread beside the block; its event tells that the block has ended, and it is waited for."""
@@ -258,6 +279,7 @@ def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
 def _init(ray: "ModuleType", address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is not None:
+        require_answer(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:

@@ -1,10 +1,11 @@
 """Which workers fit on which nodes, and what one gets who asks for nothing."""
 
 import os
+import socket
 
 import pytest
 
-from cohortseg.cluster import Resources, local_resources, require_workers, worker_request
+from cohortseg.cluster import Resources, local_resources, require_answer, require_workers, worker_request
 from cohortseg.errors import ConfigError
 from cohortseg.processors import num_processors
 
@@ -63,3 +64,18 @@ def test_processors_are_those_of_the_affinity_or_the_quota_if_that_is_less(monke
     assert 1 <= num_processors() <= len(os.sched_getaffinity(0))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     assert local_resources().num_cpus == num_processors() == 1
+
+
+def test_an_address_at_which_nothing_listens_is_refused_at_once(monkeypatch):
+    """Ray waits for minutes, and prints lines of its own."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    require_answer(None)
+    require_answer("auto")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        require_answer(address)
+    with pytest.raises(ConfigError, match=f"no Ray cluster answers at {address}"):
+        require_answer(address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="no Ray cluster answers"):
+        require_answer(None)

@@ -28,6 +28,7 @@ from cohortseg.metrics import toolbox_scores
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.store.masks import read_masks
+from cohortseg.store.provenance import read_run_json
 from cohortseg.store.schemas import MANIFEST
 from cohortseg.store.tables import read_table
 from cohortseg.weights import ModelCard, load_model, save_model
@@ -152,6 +153,7 @@ def test_an_evaluation_that_breaks_off_leaves_no_numbers_of_an_earlier_one(
         evaluate_split(mine, "test", model_path=model_path, output=out)
     assert not list(out.glob("*.parquet"))
     assert not list(out.glob("*.html"))
+    assert read_run_json(out)["finished"] is None
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(data: Path, model_path: Path, tmp_path: Path):

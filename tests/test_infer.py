@@ -145,6 +145,23 @@ def test_killed_run_goes_on_to_the_same_result(
     assert differences(out, unbroken) == []
 
 
+def test_sigterm_ends_the_command_as_ctrl_c_does(
+    cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    """It is what `timeout`, Slurm and Kubernetes send."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "cohortseg", "infer", cohort, "-o", out, "--model", model_path]
+    process = subprocess.Popen([*command, "--engine", "local"], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any((out / ".state/attempts").glob("*")):
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, "interrupted" in said, "Traceback" in said) == (1, True, False)
+    assert not suspects(out)
+    run(cohort, out, model_path)
+    assert differences(out, unbroken) == []
+
+
 def test_a_report_between_two_runs_says_so(
     cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Workers, adversarial_step, supervised_step
 from cohortseg.train.pictures import draw_labeled, draw_unlabeled
-from cohortseg.train.state import TrainState, check_same_settings, newest_whole
+from cohortseg.train.state import TrainState, check_same_settings, newest_whole, undone
 from cohortseg.weights import load_model
 
 SMALL = ModelConfig(decoder_channels=(32, 32, 16, 16), codebook_size=16, code_dim=8, discriminator_channels=8)
@@ -324,6 +325,25 @@ def test_a_teacher_gives_the_pseudo_labels():
     logits = state.segmenter(torch.cat([batch.labeled, batch.unlabeled])).logits[2:]
     expected = torch.nn.functional.cross_entropy(logits, torch.full(logits[:, 0].shape, 2))
     assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_step_that_is_undone_leaves_all_as_it_was():
+    """So that workers can lay out the gradients that they exchange before the first step that counts."""
+    state = loop.build_state(replace(WEIGHTED, ema_decay=0.9, optimizer="adamw"), torch.device("cpu"))
+    supervised_step(state, alone(state), drawn())
+    before = {name: deepcopy(getattr(state, name).state_dict()) for name in ("segmenter", "segmenter_optimizer")}
+    random = torch.random.get_rng_state()
+    twin = deepcopy(state)
+    expected = supervised_step(twin, alone(twin), drawn())["total"]
+    with undone(state):
+        supervised_step(state, alone(state), drawn())
+        adversarial_step(state, alone(state), drawn())
+        torch.rand(1)
+    for name, value in before["segmenter"].items():
+        assert torch.equal(state.segmenter.state_dict()[name], value), name
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert str(state.segmenter_optimizer.state_dict()) == str(before["segmenter_optimizer"])
+    assert supervised_step(state, alone(state), drawn())["total"] == expected
 
 
 def test_a_teacher_needs_averaged_weights():

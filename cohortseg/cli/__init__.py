@@ -1,7 +1,9 @@
 """The command line: flags in, Rich out. One file a command; nothing is computed here."""
 
+import signal
 import sys
-from typing import Annotated, Any, Final
+from types import FrameType
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -83,5 +85,10 @@ for _command in (sample, scan, train, evaluate, compare, infer, report, export, 
 
 
 def main() -> None:
-    """Run the program."""
+    """Run the program; SIGTERM (of `timeout`, Slurm or Kubernetes) ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _interrupt)
     app()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

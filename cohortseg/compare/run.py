@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from cohortseg import __version__
-from cohortseg.cluster import WorkerRequest, check_local, cluster_address, connected, worker_request
+from cohortseg.cluster import WorkerRequest, check_local, cluster_address, connected, require_answer, worker_request
 from cohortseg.compare.fold import LABELED_DATA, FoldJob, run_fold, scores_in
 from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, check_rows
@@ -94,6 +94,7 @@ def compare_rows(
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
     root, out = covid_semiseg.find_data(data).resolve(), out.resolve()
     images = _images_of(root, folds)
+    require_answer(address)
     on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
     if on_ray and cluster_address(address) is None:
         check_local(num_workers, cpus_flag=None)

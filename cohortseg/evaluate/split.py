@@ -246,7 +246,7 @@ def _held(folder: Path | None) -> Iterator[None]:
 def _clear(folder: Path) -> None:
     """Remove what an earlier evaluation left."""
     # At once, so that an evaluation that breaks off is known as one.
-    write_run_json(folder, COMMAND, {})
+    write_run_json(folder, COMMAND, {}, finished=False)
     try:
         for name in (*(schema.file_name for schema in _TABLES), PAGE):
             (folder / name).unlink(missing_ok=True)

@@ -33,18 +33,14 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def write_run_json(folder: Path, command: str, facts: Mapping[str, Any]) -> None:
-    """Write the record of one finished command.
+def write_run_json(folder: Path, command: str, facts: Mapping[str, Any], *, finished: bool = True) -> None:
+    """Write the record of one command.
 
     Raises
     ------
     StoreError
         If it cannot be written.
     """
-    document = {
-        "command": command,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        **facts,
-    }
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    document = {"command": command, "finished": when if finished else None, "versions": versions(), **facts}
     write_file(folder / RUN_JSON, (json.dumps(document, indent=2, default=str) + "\n").encode())

@@ -37,6 +37,7 @@ class History:
         for name, value in row.items():
             if name != "iteration":
                 self._board.add_scalar(name, value, row["iteration"])
+        self._board.flush()  # what a killed run held back would never be written again
 
     def close(self) -> None:
         """Close the files."""

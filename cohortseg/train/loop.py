@@ -27,7 +27,7 @@ from cohortseg.models.vqvae import codebook_use
 from cohortseg.train.history import History
 from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Losses, Workers, adversarial_step, supervised_step
-from cohortseg.train.state import ADVERSARIAL, SUPERVISED, TrainState, build_state, load_state, save_state
+from cohortseg.train.state import ADVERSARIAL, SUPERVISED, TrainState, build_state, load_state, save_state, undone
 from cohortseg.weights import ModelCard, check_finite, save_model
 
 MODEL = "model.safetensors"
@@ -35,6 +35,8 @@ PHASE_1_MODEL = "model-phase1.safetensors"
 LOG_EVERY = 10
 """Iterations between lines of the history; only then do losses leave the device."""
 
+_SUM_IS_EXACT = 2
+"""Of so many numbers the sum does not depend on their order."""
 _DECAY_POWER = 0.9
 _RAMP_ITERATIONS = 20
 _LOSS_SMOOTHING = 0.8
@@ -113,6 +115,8 @@ def train(
         rank=rank,
         world=world,
     )
+    if world > _SUM_IS_EXACT:
+        _lay_out_gradients(state, workers, batches)
     page = RunPage(run, data, device) if rank == 0 else None
     recent: list[Losses] = []
     clock = time.perf_counter()
@@ -161,7 +165,7 @@ def train(
                 state.phase, state.phase_start = ADVERSARIAL, state.iteration
 
             # every rank reports, rank 0 writes
-            if checkpoint_due and state.iteration < state.total_iterations:  # the end has one of its own
+            if (checkpoint_due or phase_ends) and state.iteration < state.total_iterations:  # the end has its own
                 if page is not None:
                     page.renew(state, bf16=workers.bf16)
                 _checkpoint(state, report, rank)
@@ -172,6 +176,20 @@ def train(
         page.draw(state, bf16=workers.bf16)
         _write_model(run / MODEL, state, data, phase=state.phase)
     _checkpoint(state, report, rank)
+
+
+def _lay_out_gradients(state: TrainState, workers: Workers, batches: Batches) -> None:
+    """Take one step of each phase and take it back.
+
+    Behind its first backward pass PyTorch lays the gradients that workers exchange out anew, by the order in which they
+    came; where each lies decides in which order those of several workers are added. So a run that is gone on with, and
+    one that never stopped, add alike from their first step on.
+    """
+    config = state.config
+    with undone(state):
+        supervised_step(state, workers, batches.draw(0, config.batch_labeled, 0))
+        if config.semi_supervised:
+            adversarial_step(state, workers, batches.draw(0, config.batch_labeled, config.batch_unlabeled))
 
 
 def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:

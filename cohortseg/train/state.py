@@ -3,7 +3,8 @@
 import copy
 import pickle
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -165,6 +166,19 @@ def save_state(state: TrainState, folder: Path) -> None:
     document["config"] = asdict(state.config)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(document, folder / _FILE)
+
+
+@contextmanager
+def undone(state: TrainState) -> Iterator[None]:
+    """Take back what the block does to networks and optimizers, and to PyTorch's own random numbers."""
+    modules = [module for name in _MODULES if (module := getattr(state, name)) is not None]
+    before = [copy.deepcopy(module.state_dict()) for module in modules]
+    with torch.random.fork_rng():
+        yield
+    for module, saved in zip(modules, before, strict=True):
+        module.load_state_dict(saved)
+    for optimizer in (state.segmenter_optimizer, state.discriminator_optimizer):
+        optimizer.zero_grad(set_to_none=True)
 
 
 def newest_whole(newest: Path) -> Path:
