@@ -114,6 +114,7 @@ def test_reconstructions_of_two_pixel_spacings_are_volumes_of_their_own(tmp_path
     ("macro", "of_the_frame", "of_the_file"),
     [
         ("FrameContentSequence", "FrameAcquisitionDateTime", "AcquisitionDateTime"),
+        ("FrameContentSequence", "StackID", None),
         ("CTReconstructionSequence", "ConvolutionKernel", "ConvolutionKernel"),
         ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase", None),
     ],
@@ -131,7 +132,7 @@ def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
     for index, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
         item = Dataset()
         late = 2 * index >= len(slices)
-        told = 40.0 + late if of_the_file is None else f"2020040109{30 if late else 0:02}00"
+        told = 40.0 + late if "Cardiac" in macro else f"2020040109{30 if late else 0:02}00"
         setattr(item, of_the_frame, told)
         setattr(frame, macro, [item])
     write_files(tmp_path, [file])
@@ -264,6 +265,14 @@ def test_what_an_anonymiser_put_under_one_series_uid_is_told_apart(tmp_path: Pat
     )
     records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
     assert [(record.decision, record.n_slices) for record in records] == [("selected", 4)] * 2
+    assert all(record.qc_flags == ("split_series",) for record in records)
+
+
+def test_a_small_scan_is_no_fragment_of_another_patients(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", shape=(40, 16, 16))
+    write_series(tmp_path / "b", shape=(5, 16, 16), attributes=lambda index: own_uid(index) | {"PatientID": "P2"})
+    records = scan_cohort(tmp_path).series
+    assert [(record.patient_id, record.decision) for record in records] == [("P1", "selected"), ("P2", "selected")]
     assert all(record.qc_flags == ("split_series",) for record in records)
 
 

@@ -138,6 +138,7 @@ def _place(header: Header, rounded: _Rounding) -> Hashable:
             header.convolution_kernel,
             header.acquisition_number,
             header.temporal_position,
+            header.stack_id,
             header.cardiac_phase_pct,
         )
     return header.sop_instance_uid

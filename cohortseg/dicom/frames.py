@@ -20,6 +20,7 @@ _MACROS: Final = {
     "RescaleType": ("PixelValueTransformationSequence",),
     "AcquisitionNumber": ("FrameContentSequence",),
     "TemporalPositionIdentifier": ("FrameContentSequence",),
+    "StackID": ("FrameContentSequence",),
     "AcquisitionDateTime": ("FrameContentSequence",),
     "NominalPercentageOfCardiacPhase": ("CardiacSynchronizationSequence",),
     "ConvolutionKernel": (

@@ -43,6 +43,7 @@ _KEYWORDS: Final = (
     "AcquisitionDateTime",
     "TemporalPositionIdentifier",
     "NominalPercentageOfCardiacPhase",
+    "StackID",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
@@ -102,6 +103,8 @@ class Header:
     """TM as it stands: only whether two slices agree in it matters."""
     temporal_position: int | None
     """TemporalPositionIdentifier (0020,0100): the phase of a scan in time."""
+    stack_id: str | None
+    """StackID (0020,9056) of a frame: frames that belong together."""
     cardiac_phase_pct: float | None
     """NominalPercentageOfCardiacPhase (0020,9241): slabs of one scan may each have their own."""
     patient_id: str | None
@@ -275,6 +278,7 @@ def _header(
         acquisition_number=item.whole("AcquisitionNumber"),
         acquisition_time=item.text("AcquisitionTime") or item.text("AcquisitionDateTime"),
         temporal_position=item.whole("TemporalPositionIdentifier"),
+        stack_id=item.text("StackID"),
         cardiac_phase_pct=item.real("NominalPercentageOfCardiacPhase"),
         patient_id=item.text("PatientID"),
         patient_facts=(item.text("IssuerOfPatientID"), item.text("PatientBirthDate"), item.text("PatientSex")),

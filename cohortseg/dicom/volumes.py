@@ -25,7 +25,7 @@ from cohortseg.dicom.visits import visit_numbers
 Reals: TypeAlias = tuple[float, ...]
 
 _PHASE: Final = "temporal_position"
-_SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "study_date")
+_SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "stack_id", "study_date")
 _DESCRIBED: Final = ("series_description", "slice_thickness_mm", "image_type")
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
@@ -182,11 +182,15 @@ def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]
 
 
 def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
-    """Return those of a series' volumes that are of the same kind and plane, itself among them."""
-    plane, kind = volume[0].image_orientation_patient, image_kind(volume[0])
+    """Return those of a series' volumes that are of the same patient, study, kind and plane, itself among them."""
+
+    def what(header: Header) -> Hashable:
+        return header.patient_id, header.study_instance_uid, image_kind(header)
+
+    plane = volume[0].image_orientation_patient
     if plane is None or not is_orthonormal(plane):
         return [volume]
-    alike = (other for other in volumes if image_kind(other[0]) == kind)
+    alike = (other for other in volumes if what(other[0]) == what(volume[0]))
     return [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
 
 
