@@ -255,11 +255,12 @@ def require_answer(address: str | None) -> None:
         Saying so.
     """
     host, _, port = (cluster_address(address) or "").rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:  # "auto", "ray://..." and the like are Ray's to resolve
+    bare_ipv6 = ":" in host and not host.startswith("[")
+    if not host or not port.isdecimal() or "/" in host or bare_ipv6:  # "auto", "ray://..." and the like are Ray's
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise ConfigError(f"no Ray cluster answers at {host}:{port} ({error}); check the address") from error
 
 

@@ -30,6 +30,7 @@ _PART_SHARE: Final = 0.5
 """So is less than this part of the most lung of the patient's dates, cut so."""
 _CUT: Final = "lung_cut_at_end_slice"
 _OTHER_PART: Final = "other_body_part"
+_IMPLAUSIBLE: Final = "lung_volume_implausible"
 LESS_LUNG: Final = "less_lung_than_other_dates"
 SEVERAL_STUDIES: Final = "several_studies"
 TIMELINE_FLAGS: Final = {
@@ -52,9 +53,9 @@ _PATIENTS_COLUMNS: Final = (
 
 
 def shows_part_of_lungs(row: Mapping[str, Any]) -> bool:
-    """Return whether a burden row is of a series that shows part of the lungs only."""
-    volume_ml = row["lung_volume_ml"]
-    return volume_ml is not None and volume_ml < _PART_ML and _CUT in row["qc_flags"]
+    """Return whether a burden row is, by itself, of a series that shows part of the lungs only."""
+    volume_ml, flags = row["lung_volume_ml"], row["qc_flags"]
+    return volume_ml is not None and _CUT in flags and (volume_ml < _PART_ML or _OTHER_PART in flags)
 
 
 def with_time(burden: pl.DataFrame) -> pl.DataFrame:
@@ -156,7 +157,7 @@ def _timeline(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFra
 def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
     """Return of the series of each person and date the one that stands for it, in order of person and date."""
     keys = [_PERSON, "study_date", _UNDATED]
-    implausible = pl.col("qc_flags").list.contains("lung_volume_implausible")
+    implausible = pl.col("qc_flags").list.contains(_IMPLAUSIBLE)
     lung_ml = pl.when(~implausible).then("lung_volume_ml")
     whole = (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(keys)).fill_null(value=False)
     # The rules at the top of this module, in their order; the least of each is first.
@@ -209,7 +210,8 @@ def _evaluable() -> pl.Expr:
     measured = (pl.col("status") == "ok") & pl.col("po_pct").is_not_null() & pl.col("study_date").is_not_null()
     by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
     lung_ml, flags = pl.col("lung_volume_ml"), pl.col("qc_flags")
-    little = (lung_ml < _PART_ML) | (lung_ml < _PART_SHARE * lung_ml.max().over(_PERSON))
+    most_ml = lung_ml.filter(by_volume & ~flags.list.contains(_IMPLAUSIBLE)).max().over(_PERSON)
+    little = (lung_ml < _PART_ML) | (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
     part = flags.list.contains(_CUT) & (little | flags.list.contains(_OTHER_PART)).fill_null(value=False)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)

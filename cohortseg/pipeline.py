@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import polars as pl
 
+from cohortseg.cluster import require_answer
 from cohortseg.config import OF_THE_WORK, InferConfig
 from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.selection import select_next
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, SchemaError
 from cohortseg.identity import without_path
 from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
@@ -30,7 +31,7 @@ from cohortseg.infer.commit import (
     sweep,
 )
 from cohortseg.infer.job import Job, pending_series
-from cohortseg.infer.run import check_workers, run_series
+from cohortseg.infer.run import check_workers, choose_engine, run_series
 from cohortseg.longitudinal import shows_part_of_lungs, with_time
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import (
@@ -163,6 +164,8 @@ def _segment(
     while added := [record for record in _selected(scan) if record.series_key not in tried]:
         pending = pending_series(job, added)
         if pending:
+            if choose_engine(job.config, len(pending), address) == "ray":
+                require_answer(address)
             note_unfinished(job.out, unfinished=True)
             with progress("Segmenting") as report:
                 used = run_series(job, model, pending, report, address)
@@ -177,10 +180,11 @@ def _segment(
 def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSummary:
     """Write tables and report of all that is committed, and return what the run did."""
     out, chosen = job.out, _selected(scan)
+    note_unfinished(out, unfinished=True)
     burden = with_time(read_committed(out, [record.series_key for record in chosen]))
     _write_tables(scan, burden, job)
     if not job.config.resume:
-        keep_clinical_of(out, burden)
+        keep_clinical_of(out, {record.patient_id for record in scan.series if record.patient_id is not None})
     write_report(out)
     end_anew(out)
     note_unfinished(out, unfinished=False)
@@ -254,7 +258,10 @@ def _patients_of(burden: pl.DataFrame, clinical: Path, out: Path) -> pl.DataFram
 
 def _warn_of_lost_onsets(out: Path, burden: pl.DataFrame, patients: pl.DataFrame) -> None:
     """Say of how many patients of the cohort the table given now knows no more what the one before knew."""
-    before = saved_clinical(out)
+    try:
+        before = saved_clinical(out)
+    except SchemaError:  # damaged, or of another version: this table takes its place
+        return
     if before is None:
         return
     known = before.drop_nulls("onset_date").join(burden, on="patient_id", how="semi")
@@ -291,6 +298,7 @@ def _make_ready(job: Job) -> None:
     create_mask_store(job.out / MASKS)
     sweep(job.out)
     if not job.config.resume:
+        note_unfinished(job.out, unfinished=True)
         begin_anew(job.out)
     elif job.config.retry_failed:
         forget_failed(job.out)

@@ -12,7 +12,7 @@ from test_longitudinal import burden, series
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
-from cohortseg.errors import DataError, SchemaError
+from cohortseg.errors import ConfigError, DataError, SchemaError
 from cohortseg.longitudinal import patients_table, timeline_table
 from cohortseg.pipeline import report_cohort
 from cohortseg.report.clinical import read_clinical
@@ -167,6 +167,12 @@ def test_who_has_gone_from_the_cohort_goes_from_the_clinical_table_too(
     shutil.rmtree(tmp_path / "cohort/B")
     run(tmp_path / "cohort", out, model_path, resume=False)
     assert read_table(out / CLINICAL.file_name, CLINICAL)["patient_id"].to_list() == ["A"]
+    assert "1 patients of clinical.parquet are not in the cohort any more" in caplog.text
+    run(tmp_path / "cohort", out, model_path, resume=False, select=("study_date>=2020-01-01",))
+    assert read_table(out / CLINICAL.file_name, CLINICAL)["patient_id"].to_list() == ["A"], "rules leave it alone"
     assert "whose onset was known" not in caplog.text
     report_cohort(out, written(tmp_path, "patient_id,onset_date\nA,\n"))
     assert "1 patients whose onset was known have none in this table" in caplog.text
+    (out / CLINICAL.file_name).write_bytes((out / PATIENTS.file_name).read_bytes())
+    with pytest.raises(ConfigError, match=r"clinical.parquet: is not from cohortseg"):
+        report_cohort(out, written(tmp_path, "patient_id,onset_date\nA,2020-03-01\n"))

@@ -1,11 +1,14 @@
 """Which workers fit on which nodes, and what one gets who asks for nothing."""
 
 import os
+import signal
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from cohortseg.cluster import Resources, local_resources, require_answer, require_workers, worker_request
+from cohortseg.cluster import Resources, connected, local_resources, require_answer, require_workers, worker_request
 from cohortseg.errors import ConfigError
 from cohortseg.processors import num_processors
 
@@ -76,6 +79,30 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once(monkeypatch):
         require_answer(address)
     with pytest.raises(ConfigError, match=f"no Ray cluster answers at {address}"):
         require_answer(address)
+    for odd in ("a..b:6379", f"{'x' * 70}:6379", "127.0.0.1:99999"):
+        with pytest.raises(ConfigError, match="no Ray cluster answers"):
+            require_answer(odd)
+    for of_ray in ("ray://nowhere:10001", "2001:db8::1"):
+        require_answer(of_ray)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="no Ray cluster answers"):
         require_answer(None)
+
+
+@pytest.mark.ray
+def test_ray_leaves_the_handler_of_sigterm_alone():
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    mine = signal.getsignal(signal.SIGTERM)
+    try:
+        with connected(None):
+            assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_ray_that_was_imported_too_early_to_listen_on_loopback_is_refused(monkeypatch):
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    with pytest.raises(ConfigError, match="ray was imported before cohortseg"), connected(None):
+        pass

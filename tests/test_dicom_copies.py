@@ -166,3 +166,21 @@ def test_a_scan_sent_again_under_another_date_is_flagged(tmp_path: Path) -> None
     record = only_series(tmp_path)
     assert (record.study_date, record.n_duplicates) == (date(2020, 3, 5), 4)
     assert record.qc_flags == ("duplicates_dropped", "study_date_conflict")
+
+
+def test_a_copy_of_what_is_itself_dropped_counts_for_what_stays(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", attributes={"LossyImageCompression": "01", "StudyDate": "20200410"})
+    write_series(tmp_path / "c")
+    record = only_series(tmp_path)
+    assert (record.n_slices, record.n_duplicates) == (4, 8)
+    assert "study_date_conflict" in record.qc_flags
+
+
+def test_copies_with_other_bytes_behind_their_pixels_are_copies(tmp_path: Path) -> None:
+    for name, count in (("a", 64), ("b", 128)):
+        for path in write_series(tmp_path / name):
+            path.write_bytes(path.read_bytes() + b"\xff" * count)
+    found = scan_cohort(tmp_path)
+    assert [record.n_duplicates for record in found.series] == [4]
+    assert {file.reason for file in found.copies} == {"copy of a slice of its series, with the same pixels"}

@@ -179,9 +179,19 @@ def test_names_of_expiration(description: str | None, named: bool) -> None:
             "GSI 70keV",
             "MonoE_40keV",
             "VUE",
+            "VMS 70",
             "MD Iodine(Water)",
         ),
-        *("Water(Iodine)", "Effective Z", "monochromatic 70", "virtuell nativ", "Iodine", "CaSupp 50", "VMS 70"),
+        *(
+            "Water(Iodine)",
+            "Ax VUE (Water)",
+            "Effective Z",
+            "monochromatic 70",
+            "virtuell nativ",
+            "Iodine",
+            "CaSupp 50",
+            "VMS 70",
+        ),
         *("Z Effective", "Iodine no Water[mg/ml]", "DE_Virtual_Non_Contrast", "Monoenergetic 60", "MD Iodine(Water)"),
     ],
 )
@@ -194,6 +204,7 @@ def test_names_of_images_of_several_energies(description: str) -> None:
     [
         *("Thorax 1.0 B30f", "Chest with iodine", "Sn100kV", "MONOCHROME", None, "MONO 1.25 CHEST", "THORAX MONO 1.0"),
         *("Vue axiale 1.25 parenchyme", "Mono 1 phase", "iDose (3) VUE"),
+        *("CHEST MONO 120 kV", "MONO 100 mA", "mono 40mm", "Mono 60s delay"),
     ],
 )
 def test_names_of_plain_scans(description: str | None) -> None:

@@ -326,3 +326,31 @@ def test_an_end_slice_without_orientation_is_told_of(tmp_path: Path) -> None:
     )
     (scan,) = [record for record in scan_cohort(tmp_path).series if record.decision == "selected"]
     assert (scan.n_slices, "files_unreadable" in scan.qc_flags) == (11, True)
+
+
+@pytest.mark.parametrize("boundary_mm", [0.02, 2.5, 10.0, 40.0])
+def test_a_chest_and_what_was_scanned_beside_it_are_no_broken_scan(tmp_path: Path, boundary_mm: float) -> None:
+    """What reaches over all of the lungs is no slab; nor are slices missing where two scans border on each other."""
+    for number, (count, top) in enumerate(((60, 400.0), (40, 105.0 - boundary_mm))):
+        write_series(
+            tmp_path / str(number),
+            shape=(count, 8, 8),
+            spacing_mm=(5, 1, 1),
+            origin=(0, 0, top - 5.0 * (count - 1)),
+            attributes=lambda z, number=number: own_uid(z + 100 * number) | {"AcquisitionNumber": number + 1},
+        )
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(record.decision, record.n_slices) for record in records] == [("selected", 60), ("selected", 40)]
+
+
+def test_a_stray_slice_is_one_of_its_own_patient(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_series(
+        tmp_path / "b",
+        attributes=lambda z: own_uid(z) | {"PatientID": "P2"} | ({"ImagePositionPatient": None} if z == 3 else {}),
+    )
+    records = [record for record in scan_cohort(tmp_path).series if record.decision == "selected"]
+    assert [(record.patient_id, "files_unreadable" in record.qc_flags) for record in records] == [
+        ("P1", False),
+        ("P2", True),
+    ]

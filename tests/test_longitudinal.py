@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from cohortseg.longitudinal import patients_table, timeline_table, with_time
+from cohortseg.longitudinal import patients_table, shows_part_of_lungs, timeline_table, with_time
 from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
 from cohortseg.store.tables import table_from_rows
 
@@ -133,6 +133,18 @@ def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no
     assert (patient["peak_po_pct"], patient["n_timepoints"], patient["n_evaluable"]) == (20.0, 5, 3)
     assert timeline_table(frame)["evaluable"].to_list() == [True, False, False, True, True]
     assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, None, None, 15.0, 4.0]
+    assert [shows_part_of_lungs(row) for row in (*whole, bases, named, ill)] == [False, False, False, True, False]
+
+
+def test_a_lung_that_cannot_be_or_has_no_date_makes_no_parts_of_others() -> None:
+    dates = [
+        series("A", day, str(day), 5.0, lung_volume_ml=4200.0, qc_flags=["lung_cut_at_end_slice"]) for day in (1, 2)
+    ]
+    wrong = series("A", 3, "wrong", 0.1, lung_volume_ml=9500.0, qc_flags=["lung_volume_implausible"])
+    undated = series("A", None, "undated", 5.0, lung_volume_ml=8800.0)
+    failed = series("A", 4, "failed", None, lung_volume_ml=8800.0)
+    frame = burden(*dates, wrong, undated, failed)
+    assert timeline_table(frame)["evaluable"].to_list() == [True, True, True, False, False]
 
 
 def test_a_date_with_much_less_lung_is_flagged() -> None:

@@ -54,8 +54,9 @@ def train(
     data: PreparedData | None = None,
     stop_at: int | None = None,
     restore: Path | None = None,
+    world: int = 1,
 ) -> Path:
-    """Run the loop with one worker; return the folder of the latest checkpoint."""
+    """Run the loop in this process, as the first of so many workers; return the folder of the latest checkpoint."""
     run.mkdir(exist_ok=True)
     kept = run / "checkpoint"
 
@@ -74,7 +75,7 @@ def train(
         sum_over_workers=lambda values: values,
         report=report,
         rank=0,
-        world=1,
+        world=world,
         device=torch.device("cpu"),
         restore=restore,
     )
@@ -253,8 +254,8 @@ def test_the_vq_vae_branch_changes_what_the_encoder_learns():
     assert torch.allclose(encoder_after_a_step(vq_weight=0.0), without, atol=1e-7)
 
 
-def _model(run: Path, config: TrainConfig) -> Path:
-    train(config, run)
+def _model(run: Path, config: TrainConfig, world: int = 1) -> Path:
+    train(config, run, world=world)
     return run / MODEL
 
 
@@ -327,22 +328,41 @@ def test_a_teacher_gives_the_pseudo_labels():
     assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)
 
 
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+def test_laying_out_the_gradients_of_three_workers_changes_nothing_that_is_learned(tmp_path, monkeypatch):
+    """Here one of three trains alone, so that nothing but the steps taken back is left to differ."""
+    learned = []
+    for workers_whose_sum_is_exact in (2, 3):
+        monkeypatch.setattr(loop, "_SUM_IS_EXACT", workers_whose_sum_is_exact)
+        learned.append(load_model(_model(tmp_path / str(workers_whose_sum_is_exact), QUICK, world=3)))
+    assert same(learned[0].segmenter.state_dict(), learned[1].segmenter.state_dict())
+
+
 def test_a_step_that_is_undone_leaves_all_as_it_was():
     """So that workers can lay out the gradients that they exchange before the first step that counts."""
     state = loop.build_state(replace(WEIGHTED, ema_decay=0.9, optimizer="adamw"), torch.device("cpu"))
     supervised_step(state, alone(state), drawn())
-    before = {name: deepcopy(getattr(state, name).state_dict()) for name in ("segmenter", "segmenter_optimizer")}
+    adversarial_step(state, alone(state), drawn())
+    names = ("segmenter", "discriminator", "segmenter_optimizer", "discriminator_optimizer", "averaged")
+    before = {name: deepcopy(getattr(state, name).state_dict()) for name in names}
     random = torch.random.get_rng_state()
     twin = deepcopy(state)
     expected = supervised_step(twin, alone(twin), drawn())["total"]
     with undone(state):
         supervised_step(state, alone(state), drawn())
         adversarial_step(state, alone(state), drawn())
+        state.averaged.update_parameters(state.segmenter)
         torch.rand(1)
-    for name, value in before["segmenter"].items():
-        assert torch.equal(state.segmenter.state_dict()[name], value), name
+    for name in names:
+        assert same(getattr(state, name).state_dict(), before[name]), name
     assert torch.equal(torch.random.get_rng_state(), random)
-    assert str(state.segmenter_optimizer.state_dict()) == str(before["segmenter_optimizer"])
     assert supervised_step(state, alone(state), drawn())["total"] == expected
 
 

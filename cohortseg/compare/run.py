@@ -94,7 +94,6 @@ def compare_rows(
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
     root, out = covid_semiseg.find_data(data).resolve(), out.resolve()
     images = _images_of(root, folds)
-    require_answer(address)
     on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
     if on_ray and cluster_address(address) is None:
         check_local(num_workers, cpus_flag=None)
@@ -104,6 +103,8 @@ def compare_rows(
         sweep_temporaries(out)
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
+        if jobs:
+            require_answer(address)
         _begin(out, jobs, images, root, config, progress)
         if jobs:
             with progress("Comparing") as report:

@@ -7,12 +7,12 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import pydicom
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import CTImageStorage
 
-from cohortseg.dicom.elements import READ_ERRORS
+from cohortseg.dicom.elements import READ_ERRORS, behind_pixels
 from cohortseg.dicom.frames import ENHANCED_CT
 from cohortseg.dicom.geometry import COSINE_ATOL
 from cohortseg.dicom.guards import BoundedFile
@@ -73,8 +73,13 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         first_whole = next((path for path, content in contents.items() if content.whole), None)
         lossy = {path for path in group if files[path][0].lossy}
         uids = {path: tuple(header.sop_instance_uid for header in files[path]) for path in group}
-        exact = {uids[path]: path for path, content in contents.items() if content.whole and path not in lossy}
+        exact: dict[tuple[str, ...], str] = {}
+        for path, content in contents.items():
+            if content.whole and path not in lossy:
+                exact.setdefault(uids[path], path)
         seen: dict[str, str] = {}
+        repeats: dict[str, str] = {}
+        reasons: dict[str, SkippedFile] = {}
         for path, content in contents.items():
             if first_whole is not None and not content.whole:
                 reason = _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
@@ -87,8 +92,13 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
                 kept.append(path)
                 seen[content.digest] = path
                 continue
+            repeats[path] = of
+            reasons[path] = SkippedFile(path, reason, unreadable=content.unread)
+        for path, of in repeats.items():
+            while of in repeats:  # what it repeats was dropped as a copy of another
+                of = repeats[of]
             other_date = files[path][0].study_date != files[of][0].study_date
-            dropped.append(Copy(SkippedFile(path, reason, unreadable=content.unread), of, other_date))
+            dropped.append(Copy(reasons[path], of, other_date))
     return [header for path in sorted(kept) for header in files[path]], dropped
 
 
@@ -161,7 +171,7 @@ def _content(path: Path, *, decode: bool) -> _Content:
     undecoded = False
     try:
         with BoundedFile(path) as file:
-            dataset = pydicom.dcmread(file, force=True)
+            dataset = read_partial(file, behind_pixels, force=True)
             if "PixelData" in dataset:
                 pixels = _pixel_bytes(dataset, decode=decode)
                 return _Content(hashlib.sha256(pixels).hexdigest(), is_whole(dataset))

@@ -12,7 +12,7 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
 from cohortseg.config import RESAMPLE, UNTILT
-from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, silence_pydicom
+from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, behind_pixels, silence_pydicom
 from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_slices
 from cohortseg.dicom.guards import BoundedFile, inflates_too_far
@@ -183,14 +183,9 @@ def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
     return int(tag) in PIXEL_TAGS
 
 
-def _behind_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return int(tag) > max(PIXEL_TAGS)
-
-
 def _read_dataset(root: Path, path: str, record: SeriesRecord, *, headers_only: bool = False) -> Dataset:
     """Read pixels and what describes them, or all but them; check that the file still belongs to the series."""
-    # Behind the pixels some exports pad with what is no element.
-    stop, tags = (_at_pixels, None) if headers_only else (_behind_pixels, _TAGS)
+    stop, tags = (_at_pixels, None) if headers_only else (behind_pixels, _TAGS)
     try:
         with BoundedFile(root / path) as file:
             if inflates_too_far(file):

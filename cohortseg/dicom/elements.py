@@ -69,6 +69,11 @@ def silence_pydicom() -> None:
     warnings.filterwarnings("ignore", module="pydicom")
 
 
+def behind_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    """Tell pydicom's `read_partial` where to stop: behind the pixels some exports pad with what is no element."""
+    return int(tag) > max(PIXEL_TAGS)
+
+
 class Attributes:
     """The attributes of one dataset by keyword; absent, empty and unreadable ones are all None."""
 

@@ -28,9 +28,10 @@ _EXPIRATION: Final = re.compile(r"(?<![A-Z])(EXP|EXPIR\w*|EXSP\w*|ESP|ESPIR\w*|A
 # Words of other tongues and scans (Vue axiale, MONO 1.0) are none of these.
 _MATERIALS: Final = "IODINE|WATER|CALCIUM|FAT|URIC ACID|HAP"
 _SPECTRAL: Final = re.compile(
-    r"(?<![A-Z])(VMI|VMS|VNC|^VUE$|VUE\(|(LUNG ?)?PBV|MONO ?\+|MONO(CHROMATIC)?[ -]*(?=([4-9]\d|1\d\d|200)(?![.\d]))"
-    r"|MONO[ -]?E|MONOENERG\w*|\d+ *KEV|VIRTU[AE]L+[ -]?(NON|UN|MONO|NATIV)\w*|MD IODINE|^IODINE$"
-    r"|IODINE (MAP|NO WATER|DENSITY|OVERLAY)|(EFFECTIVE|EFF) ?Z|Z ?EFF\w*|ELECTRON DENSITY|RHO[ /]Z|CA(LCIUM)? ?SUPP\w*"
+    r"(?<![A-Z])(VMI|VMS|VNC|^VUE$|VUE(?= ?\()|(LUNG ?)?PBV|MONO ?\+|MONO(CHROMATIC)?[ -]*(?=([4-9]\d|1\d\d|200)"
+    r"(?! ?(KV|MAS?|MM|S|SEC)\b)(?![.\d]))|MONO[ -]?E|MONO-?ENERG\w*|([4-9]\d|1\d\d|200) *KEV"
+    r"|VIRTU[AE]L+[ -]?(NON|UN|MONO|NATIV)\w*|MD IODINE|^IODINE$|IODINE (MAP|NO WATER|DENSITY|OVERLAY)"
+    r"|(EFFECTIVE|EFF) ?Z|Z ?EFF\w*|ELECTRON DENSITY|RHO[ /]Z|CA(LCIUM)? ?SUPP\w*"
     rf"|({_MATERIALS}) ?\(({_MATERIALS})\)|({_MATERIALS}) REMOVED)(?![A-Z])",
     re.IGNORECASE,
 )

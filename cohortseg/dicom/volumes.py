@@ -12,6 +12,8 @@ import numpy as np
 from cohortseg.dicom.geometry import (
     COSINE_ATOL,
     SAME_POSITION_MM,
+    SPACING_ATOL_MM,
+    SPACING_RTOL,
     TILT_TOLERANCE_DEG,
     irregular,
     is_orthonormal,
@@ -40,7 +42,9 @@ _LEAST_SCAN: Final = 10
 _OTHER_SPACING_RTOL: Final = 2e-3
 """PixelSpacing that differs by more is of another reconstruction, less is rounding (and skipped as differing)."""
 _BROKEN_MM: Final = 50.0
-"""Stacks of one spacing that follow each other at up to this distance are one scan that lacks slices between."""
+"""Slabs of one spacing that follow each other at up to this distance are one scan that lacks slices between."""
+_SLAB_MM: Final = 240.0
+"""What reaches so far can be all of the lungs, and is no slab."""
 SERIES_COVERAGE_SHARE: Final = 0.8
 """A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
@@ -153,15 +157,20 @@ def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
 
 
 def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
-    """Return whether regular stacks have one spacing, and follow each other at short distances along their normal."""
+    """Return whether regular stacks are slabs of one spacing that follow each other, with slices missing between."""
     if not parts:
+        return False
+    whole = [header for part in parts for header in part]
+    if any(_covers(part, whole) or _extent_mm(part) >= _SLAB_MM for part in parts):
         return False
     normal = slice_normal(parts[0][0].image_orientation_patient or ())
     heights_mm = [np.sort([np.dot(header.image_position_patient or (), normal) for header in part]) for part in parts]
     heights_mm.sort(key=lambda heights: float(heights[0]))
     steps_mm = np.concatenate([np.diff(heights) for heights in heights_mm])
     gaps_mm = [float(above[0] - below[-1]) for below, above in pairwise(heights_mm)]
-    return not len(irregular(steps_mm)) and all(SAME_POSITION_MM < gap <= _BROKEN_MM for gap in gaps_mm)
+    least_mm = (1 + SPACING_RTOL) * float(np.median(steps_mm)) + SPACING_ATOL_MM
+    in_order = all(SAME_POSITION_MM < gap <= _BROKEN_MM for gap in gaps_mm)
+    return in_order and max(gaps_mm) > least_mm and not len(irregular(steps_mm))
 
 
 def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
@@ -183,33 +192,33 @@ def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]
 
 def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
     """Return those of a series' volumes that are of the same patient, study, kind and plane, itself among them."""
-
-    def what(header: Header) -> Hashable:
-        return header.patient_id, header.study_instance_uid, image_kind(header)
-
     plane = volume[0].image_orientation_patient
     if plane is None or not is_orthonormal(plane):
         return [volume]
-    alike = (other for other in volumes if what(other[0]) == what(volume[0]))
+    alike = (other for other in volumes if _what(other[0]) == _what(volume[0]))
     return [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
 
 
+def _what(header: Header) -> Hashable:
+    """Return of whom and of what kind an image is."""
+    return header.patient_id, header.study_instance_uid, image_kind(header)
+
+
 def _covers(part: Sequence[Header], whole: Sequence[Header]) -> bool:
-    """Return whether slices reach over most of what all of them reach over, along the normal of the first."""
-    normal = slice_normal(part[0].image_orientation_patient or ())
+    """Return whether slices reach over most of what all of them reach over."""
+    return _extent_mm(part) >= SERIES_COVERAGE_SHARE * _extent_mm(whole)
 
-    def extent_mm(headers: Sequence[Header]) -> float:
-        points = [header.image_position_patient for header in headers if header.image_position_patient is not None]
-        return float(np.ptp(np.array(points) @ normal)) if points else 0.0
 
-    return extent_mm(part) >= SERIES_COVERAGE_SHARE * extent_mm(whole)
+def _extent_mm(headers: Sequence[Header]) -> float:
+    """Return how far slices of one orientation reach along their normal."""
+    points = [header.image_position_patient for header in headers if header.image_position_patient is not None]
+    return float(np.ptp(np.array(points) @ slice_normal(headers[0].image_orientation_patient or ()))) if points else 0.0
 
 
 def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
     """Return whether slices of a volume's kind were parted from it since they lack a position or an orientation."""
-    kind, others = image_kind(volume[0]), (other[0] for other in volumes if other is not volume)
-    placed = ("image_position_patient", "image_orientation_patient")
-    return any(image_kind(other) == kind and any(getattr(other, name) is None for name in placed) for other in others)
+    others = (other[0] for other in volumes if other is not volume and _what(other[0]) == _what(volume[0]))
+    return any(None in (other.image_position_patient, other.image_orientation_patient) for other in others)
 
 
 def _is_plane(cosines: Reals | None, plane: Reals) -> bool:

@@ -1,8 +1,9 @@
 """What makes a run safe to kill: attempts are counted before the work, the marker that says "done" is written last.
 
 OUT/.state/ holds ``attempts/<key>`` (one line an attempt that has not ended), ``slices/<key>.arrow`` (the series' rows
-of the slices table) and ``rows/<key>.json`` (the marker: its burden row, and what it was made from). A series without a
-valid marker is done again; done twice it is replaced, so nothing is lost or doubled, whoever died when.
+of the slices table) and ``rows/<key>.json`` (the marker: its burden row, and what it was made from). Beside them lie
+``anew`` while a run with ``--no-resume`` has not ended, and ``unfinished`` (`store.layout`). A series without a valid
+marker is done again; done twice it is replaced, so nothing is lost or doubled, whoever died when.
 """
 
 import hashlib
@@ -118,9 +119,14 @@ def check_rows(result: SeriesResult) -> None:
     ValueError
         If a number is not finite.
     """
-    table_from_rows(result.slices, SLICES)
-    table_from_rows([result.burden], BURDEN)
-    json.dumps(dict(result.burden), default=_plain, allow_nan=False)
+    for frame in (table_from_rows(result.slices, SLICES), table_from_rows([result.burden], BURDEN)):
+        odd = [
+            name
+            for name, values in frame.to_dict().items()
+            if values.dtype.is_float() and values.is_finite().not_().any()
+        ]
+        if odd:
+            raise ValueError(f"not finite: {', '.join(odd)}")
 
 
 def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None:

@@ -21,7 +21,6 @@ from cohortseg.cluster import (
     followed,
     head_answers,
     local_resources,
-    require_answer,
     require_workers,
 )
 from cohortseg.config import InferConfig
@@ -54,12 +53,10 @@ def check_workers(config: InferConfig, address: str | None = None) -> None:
     Raises
     ------
     ConfigError
-        If they do not fit, several are asked of the local engine, or no cluster answers.
+        If they do not fit, or several are asked of the local engine.
     """
     if config.engine == "local" and (config.workers or 1) > 1:
         raise ConfigError(f"engine local is one process, got {config.workers} workers; use --engine ray")
-    if config.engine != "local":
-        require_answer(address)
     if config.engine != "local" and config.workers is not None and cluster_address(address) is None:
         worker_shares(config, local_resources())
 

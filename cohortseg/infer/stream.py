@@ -107,6 +107,7 @@ def process_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -
 def _process_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
     while not give_up(job, model.sha256, record):
         attempts = attempts_of(job, record)
+        others = multiprocessing.active_children()
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), die_with_parent) as pool:
             try:
                 return pool.submit(_process_one, job, torch.get_num_threads(), record).result()
@@ -116,6 +117,11 @@ def _process_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
                         "a second process ended before it began its series (short of memory?); "
                         "make room and run the same command again"
                     ) from error
+            except KeyboardInterrupt:  # of SIGTERM, it comes to this process alone; the pool waits for its own
+                for child in {*multiprocessing.active_children()} - {*others}:
+                    child.terminate()
+                withdraw_attempts(job.out, record.series_key, job.run_id)
+                raise
     return Done(record.series_key, committed_status(job.out, record.series_key), 0)
 
 

@@ -4,8 +4,9 @@ import codecs
 import csv
 import hashlib
 import io
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ import polars as pl
 from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.store.schemas import CLINICAL
 from cohortseg.store.tables import read_table, table_name, write_table
+
+_log: Final = logging.getLogger(__name__)
 
 _SEPARATORS: Final = (",", ";", "\t")
 _DATE: Final = r"^(\d{4})([-/]?)(\d{2})([-/]?)(\d{2})(?:[ T]00:00(?::00(?:\.0+)?)?(?:Z|\+00:00)?)?$"
@@ -135,8 +138,8 @@ def save_clinical(out: Path, clinical: pl.DataFrame, source: Path) -> None:
     write_table(path, clinical, CLINICAL, {"source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()})
 
 
-def keep_clinical_of(out: Path, burden: pl.DataFrame) -> None:
-    """Remove from the table that an output folder keeps, if any, all patients who are not in a burden table.
+def keep_clinical_of(out: Path, patient_ids: Collection[str]) -> None:
+    """Remove all others from the table that an output folder keeps, if any, and say how many they are.
 
     Raises
     ------
@@ -146,7 +149,9 @@ def keep_clinical_of(out: Path, burden: pl.DataFrame) -> None:
     clinical = saved_clinical(out)
     if clinical is None:
         return
-    kept = clinical.join(burden, on="patient_id", how="semi", maintain_order="left")
+    kept = clinical.filter(pl.col("patient_id").is_in(patient_ids))
+    if gone := len(clinical) - len(kept):
+        _log.warning("%d patients of %s are not in the cohort any more: removed from it", gone, CLINICAL.file_name)
     if kept.is_empty():
         remove_clinical(out)
     elif len(kept) < len(clinical):

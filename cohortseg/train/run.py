@@ -74,7 +74,6 @@ def train_model(
     """
     if cluster_address(address) is None:
         check_local(num_workers, cpus_per_worker)  # before the data; the workers of a cluster once it answers
-    require_answer(address)
     if config.imagenet_file:  # workers have other working folders
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
     _check_options(options, semi=config.semi_supervised, resume=resume)
@@ -86,6 +85,7 @@ def train_model(
         kept = f"; {', '.join(sorted(changed))} stay as they were" if changed else ""
         _log.warning("%s: the run is finished, nothing is done%s", run, kept)
         return run / MODEL
+    require_answer(address)
     ready = _reopened(run, config, options, progress) if resume else _begun(run, config, options, progress)
     with ready, progress("Training") as report:
         return fit(
