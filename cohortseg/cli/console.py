@@ -50,7 +50,7 @@ def print_error(message: str) -> None:
 
 def number(value: float | None, digits: int) -> str:
     """Return a number for people; a dash where nothing was measured."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:z.{digits}f}"
 
 
 def say(message: str) -> None:

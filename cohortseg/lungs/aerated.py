@@ -22,7 +22,7 @@ from cohortseg.lungs.morphology import (
     frame_pixels,
     opening,
 )
-from cohortseg.volume import SMALLEST_CIRCLE, beyond_circle
+from cohortseg.volume import HU_MIN, SMALLEST_CIRCLE, beyond_circle
 
 AIR_HU: Final = -400.0
 """Below: aerated, ground glass included."""
@@ -40,7 +40,9 @@ _OPENED_MM2: Final = 2000.0
 _OPENED_MM: Final = 18.0
 """Area of the smallest lung to which the wall of the body is thought to be open, and radius of a disc that fits in: it
 is thicker than a mattress, which has the HU of lung."""
-_EMPTY_HU: Final = -950.0
+EMPTY_HU: Final = -950.0
+"""Air without lung in it is darker."""
+_PADDING_HU: Final = HU_MIN + 0.5
 _DENSE_HU: Final = -600.0
 """Half of it and more lies between: air outside is darker, what borders on air is brighter."""
 _SMALL_LUNG_MM2: Final = 800.0
@@ -142,7 +144,7 @@ def _tissue(smooth: Image, pixel_mm: float) -> Mask:
     if not pieces.count:
         return np.zeros(smooth.shape, bool)
     tissue = pieces.mask(int(pieces.pixels().argmax()))
-    aerated, body = (smooth > _EMPTY_HU) & (smooth < _DENSE_HU), fill_holes(tissue)
+    aerated, body = (smooth > EMPTY_HU) & (smooth < _DENSE_HU), fill_holes(tissue)
     least = _OPENED_MM2 / pixel_mm**2
     if np.count_nonzero(aerated & ~body) < least / 2:
         return tissue
@@ -156,7 +158,7 @@ def _tissue(smooth: Image, pixel_mm: float) -> Mask:
 
 def _padding_around(hu: Image) -> Mask:
     """Return regions at the lowest HU that hold a corner of the image, or run along much of its frame."""
-    pieces, frame = Pieces.of(hu < -1023.5), frame_pixels(hu.shape)
+    pieces, frame = Pieces.of(hu < _PADDING_HU), frame_pixels(hu.shape)
     return pieces.chosen((pieces.pixels(frame) > 0.3 * frame.sum()) | pieces.touching(corner_pixels(hu.shape)))
 
 
@@ -237,7 +239,7 @@ def _between(tissue: Mask) -> Mask:
 
 def padded_pixels(hu: Image) -> Mask:
     """Return where nothing was measured: regions at the lowest HU, too thick to be noise."""
-    return opening(hu < -1023.5, 3.0)
+    return opening(hu < _PADDING_HU, 3.0)
 
 
 def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: float) -> Mask:

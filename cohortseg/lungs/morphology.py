@@ -21,7 +21,7 @@ _LARGEST_DISC = 4.5
 """Up to this radius a disc is moved over the mask; beyond, the distance transform does nearly the same for less."""
 
 
-def bounding_box(mask: Mask, margin: int) -> tuple[slice, slice]:
+def padded_box(mask: Mask, margin: int) -> tuple[slice, slice]:
     """Return the bounding box of a mask that is not empty, with a margin."""
     x, y, width, height = cv2.boundingRect(_bytes(mask))
     return slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
@@ -31,7 +31,7 @@ def dilate(mask: Mask, radius: float) -> Mask:
     """Return the mask grown by a disc of this radius, pixels."""
     grown: Mask = np.zeros(mask.shape, bool)
     if mask.any():
-        box = bounding_box(mask, int(np.ceil(radius)))
+        box = padded_box(mask, int(np.ceil(radius)))
         if radius <= _LARGEST_DISC:
             grown[box] = cv2.dilate(_bytes(mask[box]), disc(radius))
         else:
@@ -42,7 +42,7 @@ def dilate(mask: Mask, radius: float) -> Mask:
 def erode(mask: Mask, radius: float) -> Mask:
     """Return the mask shrunk by a disc; what touches the frame counts as going on beyond it."""
     shrunk: Mask = mask.copy()
-    if mask.any() and not mask[box := bounding_box(mask, 1)].all():
+    if mask.any() and not mask[box := padded_box(mask, 1)].all():
         if radius <= _LARGEST_DISC:
             shrunk[box] = cv2.erode(_bytes(mask[box]), disc(radius))
         else:

@@ -8,19 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortseg.labels import LEFT, RIGHT
-from cohortseg.lungs.aerated import LungSlice, aerated_slice, padded_pixels, slice_view, supported_slices
+from cohortseg.lungs.aerated import EMPTY_HU, LungSlice, aerated_slice, padded_pixels, slice_view, supported_slices
 from cohortseg.lungs.cage import rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
 from cohortseg.lungs.dome import without_domes
 from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, working_shape
-from cohortseg.lungs.morphology import blur, bounding_box, dilate, frame_pixels, opening
+from cohortseg.lungs.morphology import blur, dilate, frame_pixels, opening, padded_box
 from cohortseg.lungs.zones import split_sides
 
 LUNG_METHOD: Final = "cohortseg-threshold 11"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
-_EMPTY_HU: Final = -950.0
 _EMPTY_DISC_MM: Final = 10.0
 _EMPTY_SHARE: Final = 0.02
 """More than this part of the lung in discs of such a radius that are darker throughout is worth a look."""
@@ -88,7 +87,7 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     boxes, excluded_mm2 = {}, [0.0] * len(slices)
     cavities = rib_cage_cavities([slices[z] for z in held], heights_mm[held])
     for z, cavity in zip(held, cavities, strict=True):
-        boxes[z] = box = bounding_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
+        boxes[z] = box = padded_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
         lung[z][box], excluded_mm2[z] = dense_lung(slices[z].part(box), cavity[box])
     lung = without_domes(lung, slices, heights_mm)
     coarse = np.zeros(lung.shape, np.uint8)
@@ -147,8 +146,8 @@ def _is_lost_between(area: NDArray[np.intp]) -> bool:
 
 def _empty_mm2(sides: NDArray[np.uint8], item: LungSlice) -> float:
     """Return the area in the lung (Y, X) of discs as dark as air, without any vessel."""
-    dark = (sides > 0) & (item.smooth < _EMPTY_HU)
+    dark = (sides > 0) & (item.smooth < EMPTY_HU)
     if np.count_nonzero(dark) * item.pixel_mm**2 < _EMPTY_DISC_MM**2:
         return 0.0
-    dark = (sides > 0) & (blur(item.hu, 2.0) < _EMPTY_HU)
+    dark = (sides > 0) & (blur(item.hu, 2.0) < EMPTY_HU)
     return float(np.count_nonzero(opening(dark, _EMPTY_DISC_MM / item.pixel_mm)) * item.pixel_mm**2)
