@@ -26,6 +26,8 @@ from cohortseg.volume import HU_MIN, SMALLEST_CIRCLE, beyond_circle
 
 AIR_HU: Final = -400.0
 """Below: aerated, ground glass included."""
+_PADDING_HU: Final = HU_MIN + 0.5
+"""Below: not measured."""
 NEAR_MM: Final = 10.5
 """Slices so far apart tell of each other: 10 mm, with room for what scanners vary."""
 _GAP_MM: Final = 25.0
@@ -41,10 +43,8 @@ _OPENED_MM: Final = 18.0
 """Area of the smallest lung to which the wall of the body is thought to be open, and radius of a disc that fits in: it
 is thicker than a mattress, which has the HU of lung."""
 EMPTY_HU: Final = -950.0
-"""Air without lung in it is darker."""
-_PADDING_HU: Final = HU_MIN + 0.5
 _DENSE_HU: Final = -600.0
-"""Half of it and more lies between: air outside is darker, what borders on air is brighter."""
+"""Half of lung and more lies between: air outside is darker, what borders on air is brighter."""
 _SMALL_LUNG_MM2: Final = 800.0
 """Larger pieces of air with vessels in them are lung by themselves."""
 _GAP_WIDTH_MM: Final = 16.0
