@@ -30,6 +30,7 @@ _PART_SHARE: Final = 0.5
 """So is less than this part of the most lung of the patient's dates, cut so."""
 _CUT: Final = "lung_cut_at_end_slice"
 _OTHER_PART: Final = "other_body_part"
+_SLAB: Final = "partial_coverage"
 _IMPLAUSIBLE: Final = "lung_volume_implausible"
 LESS_LUNG: Final = "less_lung_than_other_dates"
 SEVERAL_STUDIES: Final = "several_studies"
@@ -55,7 +56,8 @@ _PATIENTS_COLUMNS: Final = (
 def shows_part_of_lungs(row: Mapping[str, Any]) -> bool:
     """Return whether a burden row is, by itself, of a series that shows part of the lungs only."""
     volume_ml, flags = row["lung_volume_ml"], row["qc_flags"]
-    return volume_ml is not None and _CUT in flags and (volume_ml < _PART_ML or _OTHER_PART in flags)
+    part = _OTHER_PART in flags or _SLAB in flags
+    return volume_ml is not None and _CUT in flags and (volume_ml < _PART_ML or part)
 
 
 def with_time(burden: pl.DataFrame) -> pl.DataFrame:
@@ -212,7 +214,8 @@ def _evaluable() -> pl.Expr:
     lung_ml, flags = pl.col("lung_volume_ml"), pl.col("qc_flags")
     most_ml = lung_ml.filter(by_volume & ~flags.list.contains(_IMPLAUSIBLE)).max().over(_PERSON)
     little = (lung_ml < _PART_ML) | (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
-    part = flags.list.contains(_CUT) & (little | flags.list.contains(_OTHER_PART)).fill_null(value=False)
+    named = flags.list.contains(_OTHER_PART) | flags.list.contains(_SLAB)
+    part = flags.list.contains(_CUT) & (little | named).fill_null(value=False)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
 

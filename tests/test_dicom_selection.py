@@ -105,7 +105,7 @@ def test_rules_that_cannot_be_read_are_wrong_usage(rule: str, match: str) -> Non
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"prefer must be of stack, original, .*, got 'thinnest'"):
+    with pytest.raises(ConfigError, match=r"prefer must be of stack, chest, .*, got 'thinnest'"):
         ScanConfig(prefer=("thinnest",))
     with pytest.raises(ConfigError, match=r"repair must be of resample, untilt, got 'all'"):
         InferConfig(repair=("all",))
@@ -152,6 +152,9 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
         ((None, "CH/ABD/PEL 5mm"), False),
         ((None, "CHST ABD PEL W"), False),
         ((None, "HEADFIRST 5.0"), False),
+        *(((None, name), False) for name in ("CH_ABD_PEL 5.0", "CHABDPEL", "TX-ABD", "Tho-Abd", "TOTALBODY ABD")),
+        *(((None, name), False) for name in ("NCAP NECK", "HEAD TO PELVIS", "SKULL BASE TO THIGH", "CT TRUNK ABD")),
+        ((None, "RENAL TX"), True),
         ((None, "HEAD 5.0"), True),
         ((None, "Body 5.0"), False),
         ((None, None), False),
@@ -179,6 +182,10 @@ def test_names_of_expiration(description: str | None, named: bool) -> None:
             "GSI 70keV",
             "MonoE_40keV",
             "VUE",
+            "Iodine(-Water)",
+            "Iodmap",
+            "VUE IODINE",
+            "DEIM Iodine",
             "VMS 70",
             "MD Iodine(Water)",
         ),
@@ -204,7 +211,15 @@ def test_names_of_images_of_several_energies(description: str) -> None:
     [
         *("Thorax 1.0 B30f", "Chest with iodine", "Sn100kV", "MONOCHROME", None, "MONO 1.25 CHEST", "THORAX MONO 1.0"),
         *("Vue axiale 1.25 parenchyme", "Mono 1 phase", "iDose (3) VUE"),
-        *("CHEST MONO 120 kV", "MONO 100 mA", "mono 40mm", "Mono 60s delay"),
+        *(
+            "CHEST MONO 120 kV",
+            "Chest mono 120kVp",
+            "THORAX MONO + KM",
+            "CA SUPPORT",
+            "MONO 100 mA",
+            "mono 40mm",
+            "Mono 60s delay",
+        ),
     ],
 )
 def test_names_of_plain_scans(description: str | None) -> None:
@@ -383,6 +398,13 @@ def test_slices_of_a_bolus_are_not_preferred_to_the_chest(tmp_path: Path, derive
     assert decisions(tmp_path) == {"bolus": "alternative", "slab": "alternative", "chest": "selected"}
     reasons = {record.reason for record in scan_cohort(tmp_path).series if record.decision == "alternative"}
     assert any("reaches over 10 mm only" in (reason or "") for reason in reasons)
+
+
+def test_a_slab_of_the_heart_is_not_preferred_to_a_reformatted_chest(tmp_path: Path) -> None:
+    named(tmp_path, "heart", 100, 1.0, SeriesDescription="CORONARY 0.6")
+    named(tmp_path, "chest", 50, SeriesDescription="CHEST MPR ax", ImageType="DERIVED\\SECONDARY\\MPR")
+    named(tmp_path, "abdomen", 120, SeriesDescription="ABD PEL", BodyPartExamined="ABDOMEN")
+    assert decisions(tmp_path) == {"heart": "alternative", "abdomen": "alternative", "chest": "selected"}
 
 
 def test_a_resampled_series_reaches_as_far_as_its_slices(tmp_path: Path) -> None:

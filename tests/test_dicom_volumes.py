@@ -354,3 +354,71 @@ def test_a_stray_slice_is_one_of_its_own_patient(tmp_path: Path) -> None:
         ("P1", False),
         ("P2", True),
     ]
+
+
+@pytest.mark.parametrize("attribute", ["PatientID", "StudyInstanceUID"])
+@pytest.mark.parametrize("of_another", [{5}, set(range(20, 40)), set(range(0, 40, 2))], ids=["one", "half", "by turns"])
+def test_one_scan_filed_under_two_names_is_not_two(tmp_path: Path, attribute: str, of_another: set[int]) -> None:
+    write_series(tmp_path, shape=(40, 16, 16), attributes=lambda z: {attribute: "1.2.9"} if z in of_another else {})
+    record = only_series(tmp_path)
+    what = "patients" if attribute == "PatientID" else "studies"
+    assert (record.decision, record.n_slices) == ("skipped", 40)
+    assert f"mixed: files of 2 {what}" in (record.reason or "")
+
+
+def test_narrow_slabs_of_which_a_slice_is_lost_are_one_scan(tmp_path: Path) -> None:
+    """The slab that lost its middle slice has twice the spacing."""
+    slices = [z for z in range(45) if z != 22]
+    write_series(
+        tmp_path,
+        shape=(len(slices), 16, 16),
+        positions=[(0.0, 0.0, 4.0 * z) for z in slices],
+        attributes=lambda index: {"AcquisitionNumber": 1 + slices[index] // 3},
+    )
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, "slice_gap" in record.qc_flags) == ("skipped", 44, True)
+
+
+def test_a_thicker_visit_at_another_height_is_no_fragment(tmp_path: Path) -> None:
+    for month, (count, step) in enumerate(((60, 2.0), (10, 12.0)), start=4):
+        write_series(
+            tmp_path / str(month),
+            shape=(count, 16, 16),
+            spacing_mm=(step, 1, 1),
+            origin=(0, 0, 500.0 * month),
+            attributes=lambda z, month=month: (
+                own_uid(z + 100 * month) | {"StudyDate": f"20200{month}01", "FrameOfReferenceUID": f"1.2.{month}"}
+            ),
+        )
+    records = scan_cohort(tmp_path).series
+    assert [(record.decision, record.n_slices) for record in records] == [("selected", 60), ("selected", 10)]
+    assert not any("partial_coverage" in record.qc_flags for record in records)
+
+
+@pytest.mark.parametrize("date", ["20200402", None])
+def test_a_regular_scan_with_dates_by_turns_is_one(tmp_path: Path, date: str | None) -> None:
+    write_series(tmp_path, shape=(12, 16, 16), attributes=lambda z: {"StudyDate": date} if z % 2 else {})
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 12)
+
+
+@pytest.mark.parametrize(("bad", "selected"), [({11}, 11), (set(range(0, 12, 2)), None)])
+def test_slices_of_an_unusable_orientation_are_strays(tmp_path: Path, bad: set[int], selected: int | None) -> None:
+    write_series(
+        tmp_path,
+        shape=(12, 16, 16),
+        attributes=lambda z: {"ImageOrientationPatient": ["1", "0", "0", "0", "0", "0"]} if z in bad else {},
+    )
+    chosen = [record for record in scan_cohort(tmp_path).series if record.decision == "selected"]
+    assert [record.n_slices for record in chosen] == ([] if selected is None else [selected])
+    assert all("files_unreadable" in record.qc_flags for record in chosen)
+
+
+def test_a_last_acquisition_of_one_slice_behind_lost_ones_is_no_bolus(tmp_path: Path) -> None:
+    write_series(
+        tmp_path,
+        shape=(41, 16, 16),
+        positions=[(0.0, 0.0, 5.0 * (z if z < 40 else 49)) for z in range(41)],
+        attributes=lambda z: {"AcquisitionNumber": 1 + (z == 40)},
+    )
+    record = only_series(tmp_path)
+    assert (record.decision, "slice_gap" in record.qc_flags) == ("skipped", True)

@@ -127,12 +127,13 @@ def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no
     whole = [series("A", day, str(day), po, lung_volume_ml=4000.0) for day, po in ((1, 5.0), (9, 9.0))]
     bases = series("A", 4, "bases", 40.0, lung_volume_ml=1400.0, qc_flags=cut)
     named = series("A", 5, "named", 30.0, lung_volume_ml=2400.0, qc_flags=[*cut, "other_body_part"])
+    slab = series("A", 7, "slab", 50.0, lung_volume_ml=2500.0, qc_flags=[*cut, "partial_coverage"])
     ill = series("A", 6, "ill", 20.0, lung_volume_ml=1400.0)
-    frame = burden(*whole, bases, named, ill)
+    frame = burden(*whole, bases, named, ill, slab)
     (patient,) = patients_table(frame).to_dicts()
-    assert (patient["peak_po_pct"], patient["n_timepoints"], patient["n_evaluable"]) == (20.0, 5, 3)
-    assert timeline_table(frame)["evaluable"].to_list() == [True, False, False, True, True]
-    assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, None, None, 15.0, 4.0]
+    assert (patient["peak_po_pct"], patient["n_timepoints"], patient["n_evaluable"]) == (20.0, 6, 3)
+    assert timeline_table(frame)["evaluable"].to_list() == [True, False, False, True, False, True]
+    assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, None, None, 15.0, None, 4.0]
     assert [shows_part_of_lungs(row) for row in (*whole, bases, named, ill)] == [False, False, False, True, False]
 
 

@@ -14,8 +14,11 @@ _SHARP_PARTS: Final = ("SHARP", "LUNG", "BONE", "EDGE")
 _SHARP_SIEMENS: Final = 50
 _SOFT_CANON: Final = 20
 _CHEST: Final = re.compile(
-    r"CHEST|\bCHST\b|\bCH/|\bTX/|WHOLE.?BODY|\bWB\b|THORA|\bTHX\b|LUNG|PULMO|POLMON|\bHRCT\b|\bCTPA\b|\bTAP\b|\bCAP\b|BRUST|POUMON|T[OÓ]RAX|TOR[AÁ]C|PECHO"
-    r"|KLATK|P[LŁ]UC|PL[IÍ]C|HRUDN|\bC/A/P\b|BORST|胸|肺|흉부",
+    r"CHEST|THORA|\bTHX\b|LUNG|PULMO|POLMON|\bHRCT\b|\bCTPA\b|\bTAP\b|\bN?CAP\b|BRUST|POUMON|T[OÓ]RAX|TOR[AÁ]C|PECHO"
+    r"|KLATK|P[LŁ]UC|PL[IÍ]C|HRUDN|\bC/A/P\b|BORST|胸|肺|흉부"
+    # What holds the chest among others: CH/ABD/PEL, TX ABD, whole body, head to pelvis.
+    r"|\b(CH|CHST|TX|TH|THO|THOR)[ /+-]*(?=ABD)|(WHOLE|TOTAL).?BODY|\bTRUNK\b|\bWB\b"
+    r"|(HEAD|SKULL|HALS|KOPF).*(PELVI|THIGH|BECKEN)",
     re.IGNORECASE,
 )
 _ELSEWHERE: Final = re.compile(
@@ -26,13 +29,14 @@ _ELSEWHERE: Final = re.compile(
 _EXPIRATION: Final = re.compile(r"(?<![A-Z])(EXP|EXPIR\w*|EXSP\w*|ESP|ESPIR\w*|AUSATM\w*)(?![A-Z])", re.IGNORECASE)
 # Siemens: VNC, Mono+, LungPBV, Rho/Z. GE: VUE, MD Iodine(Water), Mono. Philips: MonoE, Z Effective. Canon: Mono 70keV.
 # Words of other tongues and scans (Vue axiale, MONO 1.0) are none of these.
-_MATERIALS: Final = "IODINE|WATER|CALCIUM|FAT|URIC ACID|HAP"
+_MATERIALS: Final = "IODINE|WATER|CALCIUM|FAT|URIC ?ACID|HAP"
 _SPECTRAL: Final = re.compile(
-    r"(?<![A-Z])(VMI|VMS|VNC|^VUE$|VUE(?= ?\()|(LUNG ?)?PBV|MONO ?\+|MONO(CHROMATIC)?[ -]*(?=([4-9]\d|1\d\d|200)"
-    r"(?! ?(KV|MAS?|MM|S|SEC)\b)(?![.\d]))|MONO[ -]?E|MONO-?ENERG\w*|([4-9]\d|1\d\d|200) *KEV"
-    r"|VIRTU[AE]L+[ -]?(NON|UN|MONO|NATIV)\w*|MD IODINE|^IODINE$|IODINE (MAP|NO WATER|DENSITY|OVERLAY)"
-    r"|(EFFECTIVE|EFF) ?Z|Z ?EFF\w*|ELECTRON DENSITY|RHO[ /]Z|CA(LCIUM)? ?SUPP\w*"
-    rf"|({_MATERIALS}) ?\(({_MATERIALS})\)|({_MATERIALS}) REMOVED)(?![A-Z])",
+    r"(?<![A-Z])(VMI|VMS|VNC|^VUE$|VUE(?= ?\()|VUE IODINE|(LUNG ?)?PBV|MONO ?\+(?= ?\d|$)|MONO[ -]?E|MONO-?ENERG\w*"
+    r"|MONO(CHROMATIC)?[ -]*(?=([4-9]\d|1\d\d|200)(?! ?(KVP?|MAS?|MM|ML|S|SEC|SEK)\b)(?![.\d]))"
+    r"|([4-9]\d|1\d\d|200) *KEV"
+    r"|VIRTU[AE]L+[ -]?(NON[ -]?(CONTRAST|ENHANCED|CALCIUM)|UNENHANCED|MONO\w*|NATIV)|MD IODINE|(^|DEIM )IODINE$"
+    r"|IOD(INE)? ?(MAP|NO WATER|DENSITY|OVERLAY)|(EFFECTIVE|EFF) ?Z|Z ?EFF\w*|ELECTRON DENSITY|RHO[ /]Z"
+    rf"|CA ?SUPP|CALCIUM SUPP\w*|({_MATERIALS}) ?\(-?({_MATERIALS})\)|({_MATERIALS}) REMOVED)(?![A-Z])",
     re.IGNORECASE,
 )
 

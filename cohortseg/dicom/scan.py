@@ -133,7 +133,9 @@ def scan_cohort(
                 by_series[header.series_instance_uid].append(header)
                 persons.add(header)
     if not by_series:
-        raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at)")
+        reasons = Counter(file.reason for file in skipped).most_common(1)
+        mostly = f"; {reasons[0][1]} of them: {reasons[0][0]}" if reasons else ""
+        raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at{mostly})")
     unreadable = {posixpath.dirname(file.path) for file in skipped if file.unreadable}
     series: list[SeriesRecord] = []
     with quiet_pydicom():

@@ -19,7 +19,8 @@ from cohortseg.errors import ConfigError
 STUDY_COVERAGE_SHARE: Final = 0.8
 """A series that reaches over less than this part of the longest of its study does not cover the chest."""
 STACK_MM: Final = 60.0
-"""A series that reaches less far shows a slab, or one place as the bolus comes."""
+STACK_SHARE: Final = 0.5
+"""What reaches less far, or less than this part of the longest, is a slab, or one place as a bolus comes."""
 LUNG_HEIGHT_MM: Final = 300.0
 """Lungs are seldom taller: a series that reaches farther covers no more of them."""
 _FEW_APART: Final = 2
@@ -212,7 +213,9 @@ def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
 
 def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[SeriesRecord]:
     """Return the series of one study, the best selected (a dated one, if there is one), the others its alternatives."""
-    longest = max(map(_extent_mm, members))
+    # Not of an abdomen, which is longer than a chest: the longest that may show one.
+    chests = [record for record in members if not names_other_parts(record.body_part, record.series_description)]
+    longest = max(map(_extent_mm, chests or members))
     ranks = {
         record.series_key: tuple(_PREFERENCES[name].rank(record, longest) for name in prefer) for record in members
     }
@@ -299,8 +302,13 @@ class _Preference:
 
 _PREFERENCES: Final = {
     "stack": _Preference(
-        lambda record, _longest: _extent_mm(record) < STACK_MM,
+        lambda record, longest: _extent_mm(record) < max(STACK_MM, STACK_SHARE * min(longest, LUNG_HEIGHT_MM)),
         lambda one, _best: f"reaches over {_extent_mm(one):.0f} mm only",
+    ),
+    "chest": _Preference(
+        # Many chests bear no name of a part, and a named one is not better for it.
+        lambda record, _longest: names_other_parts(record.body_part, record.series_description),
+        lambda _one, _best: "its names tell of other parts of the body only",
     ),
     "original": _Preference(
         # What is computed from several energies comes last: other computed series have the HU of a plain scan.
@@ -308,11 +316,6 @@ _PREFERENCES: Final = {
             2 if SPECTRAL in record.qc_flags else int(DERIVED in record.qc_flags or bool(record.repairs))
         ),
         lambda _one, _best: "computed from another series or from several energies, or resampled",
-    ),
-    "chest": _Preference(
-        # Many chests bear no name of a part, and a named one is not better for it.
-        lambda record, _longest: names_other_parts(record.body_part, record.series_description),
-        lambda _one, _best: "its names tell of other parts of the body only",
     ),
     "coverage": _Preference(
         lambda record, longest: _extent_mm(record) < STUDY_COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),

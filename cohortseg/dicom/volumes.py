@@ -27,14 +27,16 @@ from cohortseg.dicom.visits import visit_numbers
 Reals: TypeAlias = tuple[float, ...]
 
 _PHASE: Final = "temporal_position"
-_SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "stack_id", "study_date")
+_SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "stack_id")
 _DESCRIBED: Final = ("series_description", "slice_thickness_mm", "image_type")
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
 MAX_LONE: Final = 2
 """So is one that would fall, by half or more, into single slices, if these are more than two (scouts)."""
+_PLACE_DIGITS: Final = 2
+"""Of positions, mm: what lies beyond is rounding."""
 MAX_STRAYS: Final = 2
-"""So many slices without a position are parted from the others of their series; if more, the series is skipped."""
+"""So many slices without a position or an orientation are parted from the others; if more, the series is skipped."""
 _FEW: Final = 2
 """So few slices that alternate with others are no scan of their own."""
 _LEAST_SCAN: Final = 10
@@ -69,13 +71,13 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         The volume of most slices first.
     """
     planes = _numbers(headers, "image_orientation_patient", _is_plane)
+    planes |= {plane: 0 for plane in planes if plane is not None and not is_orthonormal(plane)}
     spacings = _numbers(headers, "pixel_spacing_mm", partial(same_spacing, rtol=_OTHER_SPACING_RTOL))
-    strays = [header for header in headers if header.image_position_patient is None]
-    part_strays = len(strays) <= MAX_STRAYS
+    part_strays = sum(map(_is_stray, headers)) <= MAX_STRAYS
+    main_plane = max(planes.values())
     told_apart = [
-        name
-        for name in ("patient_id", "study_instance_uid", "frame_of_reference_uid", "convolution_kernel")
-        if len(_known_values(headers, name)) > 1
+        *(name for name in ("patient_id", "study_instance_uid") if _are_scans(headers, name)),
+        *(name for name in ("frame_of_reference_uid", "convolution_kernel") if len(_known_values(headers, name)) > 1),
     ]
     visits = visit_numbers(header.study_date for header in headers)
     parts = _grouped(
@@ -83,8 +85,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         lambda header: (
             visits[header.study_date],
             image_kind(header),
-            planes[header.image_orientation_patient],
-            part_strays and header.image_position_patient is None,
+            planes[header.image_orientation_patient] or (0 if part_strays else main_plane),
+            part_strays and _is_stray(header),
             *(getattr(header, name) for name in told_apart),
             header.rows,
             header.columns,
@@ -97,6 +99,28 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         parts = [list(headers)]
     volumes = [volume for part in parts for volume in _acquisitions(part)]
     return sorted(volumes, key=lambda volume: (-len(volume), min(header.sop_instance_uid for header in volume)))
+
+
+def _are_scans(headers: Sequence[Header], name: str) -> bool:
+    """Return whether an attribute tells scans apart, rather than slices of one scan that were filed under two names.
+
+    Those of one scan share a frame of reference, and no place.
+    """
+    groups = _grouped([header for header in headers if getattr(header, name) is not None], attrgetter(name))
+    spaces: set[str | None] = set()
+    places: set[Reals] = set()
+    for group in groups:
+        spaces_here = {header.frame_of_reference_uid for header in group}
+        places_here = {
+            tuple(round(value, _PLACE_DIGITS) for value in header.image_position_patient)
+            for header in group
+            if header.image_position_patient is not None
+        }
+        if places & places_here or (spaces and None not in spaces | spaces_here and not spaces & spaces_here):
+            return True
+        spaces |= spaces_here
+        places |= places_here
+    return False
 
 
 def _known_values(headers: Sequence[Header], name: str) -> set[str]:
@@ -139,8 +163,10 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
         return parts
-    never_one = {_PHASE} if regular else {*_SCANS}
-    for name in (*_SCANS, *_DESCRIBED):
+    # A scan may go on past midnight.
+    scans = _SCANS if regular else (*_SCANS, "study_date")
+    never_one = {_PHASE} if regular else {*scans}
+    for name in (*scans, *_DESCRIBED):
         parts = _regular_parts(headers, name)
         if not regular and _are_one_broken_scan(parts):
             continue
@@ -168,9 +194,14 @@ def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
     heights_mm.sort(key=lambda heights: float(heights[0]))
     steps_mm = np.concatenate([np.diff(heights) for heights in heights_mm])
     gaps_mm = [float(above[0] - below[-1]) for below, above in pairwise(heights_mm)]
-    least_mm = (1 + SPACING_RTOL) * float(np.median(steps_mm)) + SPACING_ATOL_MM
+    # A slab of which slices are lost as well may have two or three times the spacing.
+    spacing = float(np.median(steps_mm))
+    rounding_mm = SPACING_ATOL_MM + SPACING_RTOL * spacing
+    multiples = np.maximum(np.rint(steps_mm / spacing), 1)
+    one_spacing = bool((np.abs(steps_mm - multiples * spacing) <= rounding_mm).all())
     in_order = all(SAME_POSITION_MM < gap <= _BROKEN_MM for gap in gaps_mm)
-    return in_order and max(gaps_mm) > least_mm and not len(irregular(steps_mm))
+    missing = bool(multiples.max() > 1) or max(gaps_mm) > spacing + rounding_mm
+    return in_order and one_spacing and missing
 
 
 def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
@@ -179,9 +210,11 @@ def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
     scan = max(acquisitions, key=len)
     rest = [header for part in acquisitions if part is not scan for header in part]
     places = {header.image_position_patient for header in rest}
-    one_place = len(places) == 1 and None not in places
-    found = one_place and len(scan) > _LEAST_SCAN and len(scan) > len(rest) and _is_regular(scan)
-    return [scan, rest] if found else []
+    if len(places) != 1 or None in places or not len(rest) < len(scan) > _LEAST_SCAN or not _is_regular(scan):
+        return []
+    # One image beyond the scan may be its last one, behind slices that are lost.
+    within = _extent_mm([*scan, *rest]) <= _extent_mm(scan) + SAME_POSITION_MM
+    return [scan, rest] if within or len(rest) > 1 else []
 
 
 def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
@@ -191,11 +224,13 @@ def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]
 
 
 def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
-    """Return those of a series' volumes that are of the same patient, study, kind and plane, itself among them."""
+    """Return those of a series' volumes that are of the same patient, study, visit, kind and plane, itself too."""
     plane = volume[0].image_orientation_patient
     if plane is None or not is_orthonormal(plane):
         return [volume]
-    alike = (other for other in volumes if _what(other[0]) == _what(volume[0]))
+    visits = visit_numbers(header.study_date for other in volumes for header in other)
+    visit = visits[volume[0].study_date]
+    alike = (other for other in volumes if _what(other[0]) == _what(volume[0]) and visits[other[0].study_date] == visit)
     return [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
 
 
@@ -218,7 +253,13 @@ def _extent_mm(headers: Sequence[Header]) -> float:
 def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
     """Return whether slices of a volume's kind were parted from it since they lack a position or an orientation."""
     others = (other[0] for other in volumes if other is not volume and _what(other[0]) == _what(volume[0]))
-    return any(None in (other.image_position_patient, other.image_orientation_patient) for other in others)
+    return any(map(_is_stray, others))
+
+
+def _is_stray(header: Header) -> bool:
+    """Return whether a slice lacks a position or a usable orientation."""
+    orientation = header.image_orientation_patient
+    return header.image_position_patient is None or orientation is None or not is_orthonormal(orientation)
 
 
 def _is_plane(cosines: Reals | None, plane: Reals) -> bool:
