@@ -35,9 +35,10 @@ _IMPLAUSIBLE: Final = "lung_volume_implausible"
 LESS_LUNG: Final = "less_lung_than_other_dates"
 SEVERAL_STUDIES: Final = "several_studies"
 TIMELINE_FLAGS: Final = {
-    SEVERAL_STUDIES: "more than one study of the patient has this date: a filler for several visits, or repeated",
+    SEVERAL_STUDIES: "more than one study of the patient has this date: several visits under a filler, or repeated "
+    "(in timeline and patients only)",
     LESS_LUNG: f"less than {100 * _LESS_SHARE:.0f} % of the lung volume of another date of the patient: part of it was "
-    "not scanned, or it was breathed out; look before you compare",
+    "not scanned, or it was breathed out; look before you compare (in timeline and patients only)",
 }
 """Flags that timeline and patients tables add."""
 _TIMELINE_COLUMNS: Final = (

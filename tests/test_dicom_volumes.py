@@ -282,6 +282,10 @@ def test_one_scan_under_two_patient_ids_is_flagged(tmp_path: Path) -> None:
     records = scan_cohort(tmp_path).series
     assert [record.patient_id for record in records] == ["ANON-7", "P1"]
     assert all("two_patient_ids" in record.qc_flags for record in records)
+    write_series(
+        tmp_path / "c", attributes={"PatientID": "C", "SeriesInstanceUID": "1.2.7", "StudyInstanceUID": "1.2.8"}
+    )
+    assert all("two_patient_ids" in record.qc_flags for record in scan_cohort(tmp_path).series)
 
 
 @pytest.mark.parametrize("repaired", [False, True])

@@ -77,7 +77,7 @@ def infer(
     Of several usable series of a study one is preferred (--prefer, --select); scan says which and why.
     The cohort is only read. A killed run goes on where it stopped; a second run does only what changed.
     Exit code 3: finished, but some chosen series failed or could not be evaluated, none could be chosen, or files could
-    not be read.
+    not be read. Rules that leave no series are refused (2).
 
     Example: [bold]cohortseg infer cohort/[/]
     """

@@ -40,7 +40,7 @@ def info(
             "name": model.name,
             "sha256": model.sha256,
             "input": f"{model.card.canonical.size} x {model.card.canonical.size}, HU {model.card.canonical.window_hu}",
-            "training_images": len(model.training_images),
+            "images_at_hand_in_training": len(model.training_images),
             "licence": model.card.licence,
             "versions": dict(model.card.versions),
         },

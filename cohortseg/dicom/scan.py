@@ -177,15 +177,21 @@ def require_folder(root: Path) -> None:
 
 
 class Persons:
-    """Patient identifiers under which more than one person seems to be."""
+    """Patient identifiers under which more than one person seems to be, and slices that are there under several."""
 
     def __init__(self) -> None:
+        self._owners: dict[str, str] = {}
+        self._shared: set[str] = set()
         self._facts: dict[str, list[str | None]] = {}
         self._conflicting: set[str] = set()
 
     def add(self, header: Header) -> None:
         """Note what a file says of its patient; what it leaves out contradicts nothing."""
-        if header.patient_id is None or header.patient_id in self._conflicting:
+        if header.patient_id is None:
+            return
+        if self._owners.setdefault(header.sop_instance_uid, header.patient_id) != header.patient_id:
+            self._shared.add(header.sop_instance_uid)
+        if header.patient_id in self._conflicting:
             return
         known = self._facts.setdefault(header.patient_id, [None] * len(header.patient_facts))
         for place, fact in enumerate(header.patient_facts):
@@ -197,6 +203,10 @@ class Persons:
     def conflict(self, patient_id: str | None) -> bool:
         """Return whether files of an identifier disagreed."""
         return patient_id in self._conflicting
+
+    def share(self, header: Header) -> bool:
+        """Return whether a slice is there under another identifier too."""
+        return header.sop_instance_uid in self._shared
 
 
 def _describe(
@@ -244,17 +254,10 @@ def _findings(
         PARTIAL_COVERAGE: covers_in_part(volume, volumes),
         FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, volumes),
-        TWO_IDS: _has_another_id(volume, volumes),
+        TWO_IDS: any(map(persons.share, volume)),
         PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }
     return {name for name, holds in found.items() if holds}
-
-
-def _has_another_id(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
-    """Return whether slices of a volume are in another one of its series as well, under another PatientID."""
-    uids = {header.sop_instance_uid for header in volume}
-    others = (other for other in volumes if other[0].patient_id != volume[0].patient_id)
-    return any(header.sop_instance_uid in uids for other in others for header in other)
 
 
 def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:

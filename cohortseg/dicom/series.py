@@ -66,7 +66,7 @@ FLAGS: Final = {
     TWO_IDS: "its slices (SOPInstanceUID) are there under another PatientID too: one scan counted for two patients?",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
     DATE_CONFLICT: "copies of its slices have another StudyDate (corrected?): that of the first path stands",
-    "missing_study_date": "StudyDate is absent, empty or no date: the series has no place in time",
+    "missing_study_date": "StudyDate is absent, empty, none, or a filler (1900-01-01, before 1800): no place in time",
     "early_study_date": "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     "future_study_date": "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",
     "mixed_orientation": "slices of different orientation under one SeriesInstanceUID; skipped",

@@ -51,9 +51,12 @@ def require_output(out: Path) -> None:
     ConfigError
         If it holds no burden table.
     """
+    broken_off = (out / STATE / _UNFINISHED).exists()
+    if broken_off and not (out / BURDEN.file_name).is_file():
+        raise ConfigError(f"{out}: the infer here has not ended; run the same command again")
     if not (out / BURDEN.file_name).is_file():
         raise ConfigError(f"{out}: no {BURDEN.file_name} here; give an output folder of 'cohortseg infer'")
-    if (out / STATE / _UNFINISHED).exists():
+    if broken_off:
         _log.warning(
             "%s: the last infer here was broken off, or is at work: masks and pictures may be newer than the tables; "
             "run the same command again first",

@@ -279,11 +279,11 @@ PATIENTS: Final = TableSchema(
     columns=(
         *_PATIENT,
         Column("n_timepoints", _INT, "study dates with a chosen series"),
-        Column("n_evaluable", _INT, "study dates at which burden was measured (by area only, if at none by volume)"),
+        Column("n_evaluable", _INT, "study dates that are evaluable in the timeline"),
         Column("first_date", _DATE, "earliest study date"),
         Column("last_date", _DATE, "latest study date"),
         Column("onset_date", _DATE, "onset of symptoms, from the clinical table"),
-        Column("first_evaluable_date", _DATE, "first evaluable date: one at which burden was measured"),
+        Column("first_evaluable_date", _DATE, "first date that is evaluable in the timeline"),
         Column("first_po_pct", _REAL, "po_pct at first_evaluable_date"),
         Column("last_evaluable_date", _DATE, "last evaluable date"),
         Column("last_po_pct", _REAL, "po_pct at last_evaluable_date"),

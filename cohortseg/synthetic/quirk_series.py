@@ -9,6 +9,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cohortseg.synthetic.dicom_files import uid_from_text
 from cohortseg.synthetic.quirk_files import (
     CORONAL,
     SHAPE,
@@ -98,7 +99,7 @@ def _two_volumes(folder: Path, name: str, second: dict[str, Any], reason: str) -
     files = write_files(folder / "a", chest_slices(name))
     slices = chest_slices(name, hu=chest_hu()[:11] + np.int16(3), **second)
     for index, dataset in enumerate(slices):
-        dataset.SOPInstanceUID = f"1.2.4.{index}"
+        dataset.SOPInstanceUID = uid_from_text(f"{name}/second/{index}")
     other = write_files(folder / "b", slices)
     alternative = Expected(files=other, decision="alternative", reason=reason, qc_flags=("split_series",), n_slices=11)
     return [measured(files, "split_series"), alternative]
