@@ -57,8 +57,7 @@ _PATIENTS_COLUMNS: Final = (
 def shows_part_of_lungs(row: Mapping[str, Any]) -> bool:
     """Return whether a burden row is, by itself, of a series that shows part of the lungs only."""
     volume_ml, flags = row["lung_volume_ml"], row["qc_flags"]
-    part = _OTHER_PART in flags or _SLAB in flags
-    return volume_ml is not None and _CUT in flags and (volume_ml < _PART_ML or part)
+    return volume_ml is not None and _CUT in flags and (volume_ml < _PART_ML or _OTHER_PART in flags)
 
 
 def with_time(burden: pl.DataFrame) -> pl.DataFrame:
@@ -215,8 +214,9 @@ def _evaluable() -> pl.Expr:
     lung_ml, flags = pl.col("lung_volume_ml"), pl.col("qc_flags")
     most_ml = lung_ml.filter(by_volume & ~flags.list.contains(_IMPLAUSIBLE)).max().over(_PERSON)
     little = (lung_ml < _PART_ML) | (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
-    named = flags.list.contains(_OTHER_PART) | flags.list.contains(_SLAB)
-    part = flags.list.contains(_CUT) & (little | named).fill_null(value=False)
+    slab = flags.list.contains(_SLAB) & (lung_ml < _LESS_SHARE * most_ml).fill_null(value=False)
+    named = flags.list.contains(_OTHER_PART)
+    part = flags.list.contains(_CUT) & (little | slab | named).fill_null(value=False)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
 

@@ -154,7 +154,11 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
         ((None, "HEADFIRST 5.0"), False),
         *(((None, name), False) for name in ("CH_ABD_PEL 5.0", "CHABDPEL", "TX-ABD", "Tho-Abd", "TOTALBODY ABD")),
         *(((None, name), False) for name in ("NCAP NECK", "HEAD TO PELVIS", "SKULL BASE TO THIGH", "CT TRUNK ABD")),
-        ((None, "RENAL TX"), True),
+        *(((None, name), False) for name in ("CHST PELVIS", "CHST W ABD", "ABD CHST", "CH/PELVIS", "ABD/CH/PEL")),
+        *(
+            ((None, name), True)
+            for name in ("RENAL TX", "LIVER TX ABDOMEN", "HEAD FIRST PELVIS", "FEMORAL HEAD PELVIS")
+        ),
         ((None, "HEAD 5.0"), True),
         ((None, "Body 5.0"), False),
         ((None, None), False),
@@ -182,6 +186,10 @@ def test_names_of_expiration(description: str | None, named: bool) -> None:
             "GSI 70keV",
             "MonoE_40keV",
             "VUE",
+            "VIRTUAL NATIVE",
+            "VIRTUAL NON CON",
+            "MONO+ Br36",
+            "CaSuppression 50",
             "Iodine(-Water)",
             "Iodmap",
             "VUE IODINE",

@@ -10,6 +10,7 @@ import pytest
 from phantoms import AXIAL, CORONAL, body_hu, own_uid, write_series
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    SecondaryCaptureImageStorage,
     generate_uid,
 )
 from runs import only_series
@@ -426,3 +427,60 @@ def test_a_last_acquisition_of_one_slice_behind_lost_ones_is_no_bolus(tmp_path: 
     )
     record = only_series(tmp_path)
     assert (record.decision, "slice_gap" in record.qc_flags) == ("skipped", True)
+
+
+def test_an_abdomen_of_double_spacing_below_a_chest_is_no_broken_scan(tmp_path: Path) -> None:
+    for number, (count, step, lowest) in enumerate(((90, 2.5, 0.0), (44, 5.0, -220.0))):
+        write_series(
+            tmp_path / str(number),
+            shape=(count, 8, 8),
+            spacing_mm=(step, 1, 1),
+            origin=(0, 0, lowest),
+            attributes=lambda z, number=number: own_uid(z + 100 * number) | {"AcquisitionNumber": number},
+        )
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(record.decision, record.n_slices) for record in records] == [("selected", 90), ("selected", 44)]
+
+
+@pytest.mark.parametrize("space", ["1.2.3", None])
+@pytest.mark.parametrize("origin", [(-11.5, -20.0, 100.0), (-10.0, -20.0, 100.8)], ids=["beside", "between"])
+def test_two_persons_of_one_frame_of_reference_are_told_apart(
+    tmp_path: Path, space: str | None, origin: tuple[float, float, float]
+) -> None:
+    shared = {"FrameOfReferenceUID": space}
+    write_series(tmp_path / "a", shape=(12, 16, 16), attributes=shared)
+    write_series(
+        tmp_path / "b",
+        shape=(11, 16, 16),
+        origin=origin,
+        attributes=lambda z: own_uid(z) | shared | {"PatientID": "P2", "StudyInstanceUID": "1.2.9"},
+    )
+    records = scan_cohort(tmp_path).series
+    assert [(record.patient_id, record.decision, record.n_slices) for record in records] == [
+        ("P1", "selected", 12),
+        ("P2", "selected", 11),
+    ]
+
+
+def test_halves_of_one_scan_are_no_persons_whatever_lies_beside_them(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", shape=(40, 16, 16), attributes=lambda z: {"PatientID": "P2"} if z >= 20 else {})
+    write_series(
+        tmp_path / "b",
+        shape=(12, 16, 16),
+        attributes=lambda z: own_uid(z) | {"PatientID": "P3", "FrameOfReferenceUID": "1.2.77"},
+    )
+    found = {record.n_slices: record for record in scan_cohort(tmp_path).series}
+    assert {count: record.decision for count, record in found.items()} == {40: "skipped", 12: "selected"}
+    assert "mixed: files of 2 patients" in (found[40].reason or "")
+
+
+def test_pictures_in_a_series_do_not_count_as_its_strays(tmp_path: Path) -> None:
+    write_series(
+        tmp_path / "a",
+        shape=(20, 16, 16),
+        attributes=lambda z: {"ImageOrientationPatient": None} if z == 19 else {},
+    )
+    picture = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
+    write_series(tmp_path / "b", shape=(2, 16, 16), attributes=lambda z: own_uid(z) | picture)
+    (scan,) = [record for record in scan_cohort(tmp_path).series if record.decision == "selected"]
+    assert (scan.n_slices, "files_unreadable" in scan.qc_flags) == (19, True)

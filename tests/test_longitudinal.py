@@ -134,7 +134,10 @@ def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no
     assert (patient["peak_po_pct"], patient["n_timepoints"], patient["n_evaluable"]) == (20.0, 6, 3)
     assert timeline_table(frame)["evaluable"].to_list() == [True, False, False, True, False, True]
     assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, None, None, 15.0, None, 4.0]
-    assert [shows_part_of_lungs(row) for row in (*whole, bases, named, ill)] == [False, False, False, True, False]
+    parts = [shows_part_of_lungs(row) for row in (*whole, bases, named, ill, slab)]
+    assert parts == [False, False, False, True, False, False], "what one row tells"
+    chest = series("A", 8, "chest", 12.0, lung_volume_ml=4800.0, qc_flags=[*cut, "partial_coverage"])
+    assert timeline_table(burden(*whole, chest))["evaluable"].to_list() == [True, True, True], "beside an abdomen"
 
 
 def test_a_lung_that_cannot_be_or_has_no_date_makes_no_parts_of_others() -> None:

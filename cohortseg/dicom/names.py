@@ -16,9 +16,10 @@ _SOFT_CANON: Final = 20
 _CHEST: Final = re.compile(
     r"CHEST|THORA|\bTHX\b|LUNG|PULMO|POLMON|\bHRCT\b|\bCTPA\b|\bTAP\b|\bN?CAP\b|BRUST|POUMON|T[OÓ]RAX|TOR[AÁ]C|PECHO"
     r"|KLATK|P[LŁ]UC|PL[IÍ]C|HRUDN|\bC/A/P\b|BORST|胸|肺|흉부"
-    # What holds the chest among others: CH/ABD/PEL, TX ABD, whole body, head to pelvis.
-    r"|\b(CH|CHST|TX|TH|THO|THOR)[ /+-]*(?=ABD)|(WHOLE|TOTAL).?BODY|\bTRUNK\b|\bWB\b"
-    r"|(HEAD|SKULL|HALS|KOPF).*(PELVI|THIGH|BECKEN)",
+    # What holds the chest among others: CH/ABD/PEL, TX ABD (no transplant), whole body, head to pelvis.
+    r"|\bCHST\b|\bCH/|/CH/|\bCH[ +-]*(?=ABD)|\bCHST(?=ABD)|(?<!RENAL )(?<!LIVER )(?<!KIDNEY )\bTX[ /+-]*(?=ABD)"
+    r"|(?<!\d )\b(TH|THO|THOR)[ /+-]*(?=ABD)|(WHOLE|TOTAL).?BODY|\bTRUNK\b|\bWB\b"
+    r"|(HEAD|SKULL|HALS|KOPF)( BASE)? ?(TO|-) ?(MID.?)?(PELVI|THIGH|BECKEN)",
     re.IGNORECASE,
 )
 _ELSEWHERE: Final = re.compile(
@@ -31,12 +32,12 @@ _EXPIRATION: Final = re.compile(r"(?<![A-Z])(EXP|EXPIR\w*|EXSP\w*|ESP|ESPIR\w*|A
 # Words of other tongues and scans (Vue axiale, MONO 1.0) are none of these.
 _MATERIALS: Final = "IODINE|WATER|CALCIUM|FAT|URIC ?ACID|HAP"
 _SPECTRAL: Final = re.compile(
-    r"(?<![A-Z])(VMI|VMS|VNC|^VUE$|VUE(?= ?\()|VUE IODINE|(LUNG ?)?PBV|MONO ?\+(?= ?\d|$)|MONO[ -]?E|MONO-?ENERG\w*"
+    r"(?<![A-Z])(VMI|VMS|VNC|^VUE$|VUE(?= ?\()|VUE IODINE|(LUNG ?)?PBV|MONO ?\+(?! ?KM)|MONO[ -]?E|MONO-?ENERG\w*"
     r"|MONO(CHROMATIC)?[ -]*(?=([4-9]\d|1\d\d|200)(?! ?(KVP?|MAS?|MM|ML|S|SEC|SEK)\b)(?![.\d]))"
     r"|([4-9]\d|1\d\d|200) *KEV"
-    r"|VIRTU[AE]L+[ -]?(NON[ -]?(CONTRAST|ENHANCED|CALCIUM)|UNENHANCED|MONO\w*|NATIV)|MD IODINE|(^|DEIM )IODINE$"
+    r"|VIRTU[AE]L+[ -]?(NON[ -]?(CON|CA|ENH)\w*|UNENH\w*|MONOE?\b|MONOENERG\w*|NATIVE?\b)|MD IODINE|(^|DEIM )IODINE$"
     r"|IOD(INE)? ?(MAP|NO WATER|DENSITY|OVERLAY)|(EFFECTIVE|EFF) ?Z|Z ?EFF\w*|ELECTRON DENSITY|RHO[ /]Z"
-    rf"|CA ?SUPP|CALCIUM SUPP\w*|({_MATERIALS}) ?\(-?({_MATERIALS})\)|({_MATERIALS}) REMOVED)(?![A-Z])",
+    rf"|CA(LCIUM)? ?SUPP(?!ORT|LE)\w*|({_MATERIALS}) ?\(-?({_MATERIALS})\)|({_MATERIALS}) REMOVED)(?![A-Z])",
     re.IGNORECASE,
 )
 

@@ -134,7 +134,7 @@ def scan_cohort(
                 persons.add(header)
     if not by_series:
         reasons = Counter(file.reason for file in skipped).most_common(1)
-        mostly = f"; {reasons[0][1]} of them: {reasons[0][0]}" if reasons else ""
+        mostly = f"; most often: {reasons[0][0]} ({reasons[0][1]})" if reasons else ""
         raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at{mostly})")
     unreadable = {posixpath.dirname(file.path) for file in skipped if file.unreadable}
     series: list[SeriesRecord] = []
@@ -180,8 +180,8 @@ class Persons:
     """Patient identifiers under which more than one person seems to be, and slices that are there under several."""
 
     def __init__(self) -> None:
-        self._owners: dict[str, str] = {}
-        self._shared: set[str] = set()
+        self._owners: dict[int, str] = {}
+        self._shared: set[int] = set()
         self._facts: dict[str, list[str | None]] = {}
         self._conflicting: set[str] = set()
 
@@ -189,8 +189,8 @@ class Persons:
         """Note what a file says of its patient; what it leaves out contradicts nothing."""
         if header.patient_id is None:
             return
-        if self._owners.setdefault(header.sop_instance_uid, header.patient_id) != header.patient_id:
-            self._shared.add(header.sop_instance_uid)
+        if self._owners.setdefault(_slice(header), header.patient_id) != header.patient_id:
+            self._shared.add(_slice(header))
         if header.patient_id in self._conflicting:
             return
         known = self._facts.setdefault(header.patient_id, [None] * len(header.patient_facts))
@@ -206,7 +206,12 @@ class Persons:
 
     def share(self, header: Header) -> bool:
         """Return whether a slice is there under another identifier too."""
-        return header.sop_instance_uid in self._shared
+        return _slice(header) in self._shared
+
+
+def _slice(header: Header) -> int:
+    """Return a number for a slice and its place: some anonymisers number the slices of every patient alike."""
+    return hash((header.sop_instance_uid, header.image_position_patient, header.pixel_spacing_mm))
 
 
 def _describe(

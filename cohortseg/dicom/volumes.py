@@ -1,6 +1,6 @@
 """From the files of one series to its volumes: what differs in plane, space, kernel or kind is never one volume."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cohortseg.dicom.geometry import (
     COSINE_ATOL,
@@ -25,6 +26,7 @@ from cohortseg.dicom.rules import image_kind
 from cohortseg.dicom.visits import visit_numbers
 
 Reals: TypeAlias = tuple[float, ...]
+Reals64: TypeAlias = NDArray[np.float64]
 
 _PHASE: Final = "temporal_position"
 _SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "stack_id")
@@ -33,8 +35,10 @@ MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
 MAX_LONE: Final = 2
 """So is one that would fall, by half or more, into single slices, if these are more than two (scouts)."""
-_PLACE_DIGITS: Final = 2
-"""Of positions, mm: what lies beyond is rounding."""
+_FEW_LOST: Final = 1.25
+"""Slices of one scan reach over no more than so many times what they would if none were lost."""
+_ORIGIN_MM: Final = 0.1
+"""Origins in the plane that differ by more are of two scans."""
 MAX_STRAYS: Final = 2
 """So many slices without a position or an orientation are parted from the others; if more, the series is skipped."""
 _FEW: Final = 2
@@ -73,18 +77,20 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     planes = _numbers(headers, "image_orientation_patient", _is_plane)
     planes |= {plane: 0 for plane in planes if plane is not None and not is_orthonormal(plane)}
     spacings = _numbers(headers, "pixel_spacing_mm", partial(same_spacing, rtol=_OTHER_SPACING_RTOL))
-    part_strays = sum(map(_is_stray, headers)) <= MAX_STRAYS
-    main_plane = max(planes.values())
+    known_planes = Counter(number for header in headers if (number := planes[header.image_orientation_patient]))
+    main_plane = max(known_planes, key=known_planes.__getitem__, default=0)
+    strays = Counter(image_kind(header) for header in headers if _is_stray(header))
     told_apart = [
-        *(name for name in ("patient_id", "study_instance_uid") if _are_scans(headers, name)),
-        *(name for name in ("frame_of_reference_uid", "convolution_kernel") if len(_known_values(headers, name)) > 1),
+        name for name in ("frame_of_reference_uid", "convolution_kernel") if len(_known_values(headers, name)) > 1
     ]
     visits = visit_numbers(header.study_date for header in headers)
-    parts = _grouped(
-        headers,
-        lambda header: (
+
+    def part_of(header: Header) -> Hashable:
+        kind = image_kind(header)
+        part_strays = strays[kind] <= MAX_STRAYS
+        return (
             visits[header.study_date],
-            image_kind(header),
+            kind,
             planes[header.image_orientation_patient] or (0 if part_strays else main_plane),
             part_strays and _is_stray(header),
             *(getattr(header, name) for name in told_apart),
@@ -92,8 +98,13 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
             header.columns,
             # Where the known ones agree, a slice that lacks it is no volume of its own: the series is skipped.
             spacings[header.pixel_spacing_mm] if len(set(spacings.values()) - {0}) > 1 else None,
-        ),
-    )
+        )
+
+    parts = _grouped(headers, part_of)
+    for name in ("patient_id", "study_instance_uid"):
+        parts = [
+            scan for part in parts for scan in (_grouped(part, attrgetter(name)) if _are_scans(part, name) else [part])
+        ]
     lone = [part for part in parts if len(part) == 1]
     if len(parts) > MAX_VOLUMES or (len(lone) > MAX_LONE and 2 * len(lone) >= len(headers)):
         parts = [list(headers)]
@@ -104,23 +115,33 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
 def _are_scans(headers: Sequence[Header], name: str) -> bool:
     """Return whether an attribute tells scans apart, rather than slices of one scan that were filed under two names.
 
-    Those of one scan share a frame of reference, and no place.
+    Slices of one scan have one origin in their plane, each a place of its own, and lie on one grid, some may be lost.
     """
     groups = _grouped([header for header in headers if getattr(header, name) is not None], attrgetter(name))
-    spaces: set[str | None] = set()
-    places: set[Reals] = set()
-    for group in groups:
-        spaces_here = {header.frame_of_reference_uid for header in group}
-        places_here = {
-            tuple(round(value, _PLACE_DIGITS) for value in header.image_position_patient)
-            for header in group
-            if header.image_position_patient is not None
-        }
-        if places & places_here or (spaces and None not in spaces | spaces_here and not spaces & spaces_here):
-            return True
-        spaces |= spaces_here
-        places |= places_here
-    return False
+    if len(groups) < 2:
+        return False
+    if any(all(map(_is_stray, group)) for group in groups):
+        return True
+    slices = [[header for header in group if not _is_stray(header)] for group in groups]
+    normal = slice_normal(slices[0][0].image_orientation_patient or ())
+    points = [np.array([header.image_position_patient for header in group]) for group in slices]
+    origins = [np.median(group - np.outer(group @ normal, normal), axis=0) for group in points]
+    if any(np.abs(origin - origins[0]).max() > _ORIGIN_MM for origin in origins):
+        return True
+    distances_mm = np.diff(np.sort(np.concatenate([group @ normal for group in points])))
+    if distances_mm.min(initial=np.inf) <= SAME_POSITION_MM or distances_mm.max(initial=0.0) > _BROKEN_MM:
+        return True
+    few_lost = np.median(distances_mm) * len(distances_mm) * _FEW_LOST >= distances_mm.sum()
+    return not few_lost or not _on_grid(distances_mm)
+
+
+def _on_grid(distances_mm: Reals64) -> bool:
+    """Return whether distances are whole multiples of their median, to within rounding."""
+    if not distances_mm.size or np.median(distances_mm) <= SAME_POSITION_MM:
+        return False
+    spacing = float(np.median(distances_mm))
+    multiples = np.maximum(np.rint(distances_mm / spacing), 1)
+    return bool((np.abs(distances_mm - multiples * spacing) <= SPACING_ATOL_MM + SPACING_RTOL * spacing).all())
 
 
 def _known_values(headers: Sequence[Header], name: str) -> set[str]:
@@ -194,14 +215,14 @@ def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
     heights_mm.sort(key=lambda heights: float(heights[0]))
     steps_mm = np.concatenate([np.diff(heights) for heights in heights_mm])
     gaps_mm = [float(above[0] - below[-1]) for below, above in pairwise(heights_mm)]
-    # A slab of which slices are lost as well may have two or three times the spacing.
-    spacing = float(np.median(steps_mm))
-    rounding_mm = SPACING_ATOL_MM + SPACING_RTOL * spacing
-    multiples = np.maximum(np.rint(steps_mm / spacing), 1)
-    one_spacing = bool((np.abs(steps_mm - multiples * spacing) <= rounding_mm).all())
     in_order = all(SAME_POSITION_MM < gap <= _BROKEN_MM for gap in gaps_mm)
-    missing = bool(multiples.max() > 1) or max(gaps_mm) > spacing + rounding_mm
-    return in_order and one_spacing and missing
+    if not in_order or not _on_grid(steps_mm):
+        return False
+    least_mm = (1 + SPACING_RTOL) * float(np.median(steps_mm)) + SPACING_ATOL_MM
+    # The two ends of a slab of three that lost its middle slice; what has more slices so far apart is another scan.
+    if any(heights.size > 2 and np.diff(heights).min() > least_mm for heights in heights_mm):
+        return False
+    return float(steps_mm.max()) > least_mm or max(gaps_mm) > least_mm
 
 
 def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
