@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from operator import attrgetter
 from typing import Final, TypeAlias
@@ -279,8 +279,13 @@ def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) ->
 
 def _is_stray(header: Header) -> bool:
     """Return whether a slice lacks a position or a usable orientation."""
-    orientation = header.image_orientation_patient
-    return header.image_position_patient is None or orientation is None or not is_orthonormal(orientation)
+    return header.image_position_patient is None or not _is_usable(header.image_orientation_patient)
+
+
+@lru_cache(maxsize=1024)
+def _is_usable(orientation: Reals | None) -> bool:
+    """Return whether an orientation is one; the slices of a series have one, mostly."""
+    return orientation is not None and is_orthonormal(orientation)
 
 
 def _is_plane(cosines: Reals | None, plane: Reals) -> bool:
