@@ -1,6 +1,7 @@
 """What names in headers say, which every vendor and hospital writes as it likes: kernel, body part, breath, energy."""
 
 import re
+from functools import lru_cache
 from typing import Final
 
 # Kernels by vendor: Siemens B30f, Br40d, I31s, Qr36 (number: sharpness); Canon FC01 to FC86, FC08-H; GE, Philips and
@@ -65,6 +66,7 @@ def names_expiration(description: str | None) -> bool:
     return _EXPIRATION.search((description or "").replace("_", " ")) is not None
 
 
+@lru_cache
 def names_spectral(description: str | None) -> bool:
     """Return whether a SeriesDescription names what is computed from scans of several energies."""
     return _SPECTRAL.search((description or "").replace("_", " ")) is not None

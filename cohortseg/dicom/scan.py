@@ -189,8 +189,9 @@ class Persons:
         """Note what a file says of its patient; what it leaves out contradicts nothing."""
         if header.patient_id is None:
             return
-        if self._owners.setdefault(_slice(header), header.patient_id) != header.patient_id:
-            self._shared.add(_slice(header))
+        slice_ = _slice(header)
+        if self._owners.setdefault(slice_, header.patient_id) != header.patient_id:
+            self._shared.add(slice_)
         if header.patient_id in self._conflicting:
             return
         known = self._facts.setdefault(header.patient_id, [None] * len(header.patient_facts))

@@ -77,6 +77,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     planes = _numbers(headers, "image_orientation_patient", _is_plane)
     planes |= {plane: 0 for plane in planes if plane is not None and not is_orthonormal(plane)}
     spacings = _numbers(headers, "pixel_spacing_mm", partial(same_spacing, rtol=_OTHER_SPACING_RTOL))
+    several_spacings = len(set(spacings.values()) - {0}) > 1
     known_planes = Counter(number for header in headers if (number := planes[header.image_orientation_patient]))
     main_plane = max(known_planes, key=known_planes.__getitem__, default=0)
     strays = Counter(image_kind(header) for header in headers if _is_stray(header))
@@ -97,7 +98,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
             header.rows,
             header.columns,
             # Where the known ones agree, a slice that lacks it is no volume of its own: the series is skipped.
-            spacings[header.pixel_spacing_mm] if len(set(spacings.values()) - {0}) > 1 else None,
+            spacings[header.pixel_spacing_mm] if several_spacings else None,
         )
 
     parts = _grouped(headers, part_of)
