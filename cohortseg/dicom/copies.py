@@ -78,8 +78,7 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
             if content.whole and path not in lossy:
                 exact.setdefault(uids[path], path)
         seen: dict[str, str] = {}
-        repeats: dict[str, str] = {}
-        reasons: dict[str, SkippedFile] = {}
+        repeats: dict[str, tuple[SkippedFile, str]] = {}
         for path, content in contents.items():
             if first_whole is not None and not content.whole:
                 reason = _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
@@ -92,13 +91,11 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
                 kept.append(path)
                 seen[content.digest] = path
                 continue
-            repeats[path] = of
-            reasons[path] = SkippedFile(path, reason, unreadable=content.unread)
-        for path, of in repeats.items():
+            repeats[path] = SkippedFile(path, reason, unreadable=content.unread), of
+        for path, (file, of) in repeats.items():
             while of in repeats:  # what it repeats was dropped as a copy of another
-                of = repeats[of]
-            other_date = files[path][0].study_date != files[of][0].study_date
-            dropped.append(Copy(reasons[path], of, other_date))
+                of = repeats[of][1]
+            dropped.append(Copy(file, of, files[path][0].study_date != files[of][0].study_date))
     return [header for path in sorted(kept) for header in files[path]], dropped
 
 

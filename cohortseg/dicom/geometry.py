@@ -12,10 +12,8 @@ AXIS_TOLERANCE_DEG: Final = 10.0
 """A series is axial, coronal or sagittal if its normal is so near the patient's axis; oblique otherwise."""
 COSINE_ATOL: Final = 1e-3
 """Direction cosines are equal, of unit length or perpendicular to within this (0.06 degrees)."""
-SPACING_RTOL: Final = 0.05
-"""Distances between slices may differ from their median by this part of it, plus SPACING_ATOL_MM."""
-SPACING_ATOL_MM: Final = 0.1
-"""See SPACING_RTOL."""
+_SPACING_RTOL: Final = 0.05
+_SPACING_ATOL_MM: Final = 0.1
 SPACING_DIGITS: Final = 6
 """Decimals of a spacing in mm: what lies beyond comes from rounding, and would decide a rule like spacing_z_mm<=0.7."""
 SAME_POSITION_MM: Final = 0.01
@@ -145,4 +143,18 @@ def irregular(distances_mm: NDArray[np.float64]) -> NDArray[np.int64]:
     if not len(distances_mm):
         return np.empty(0, dtype=np.int64)
     median = np.median(distances_mm)
-    return np.flatnonzero(np.abs(distances_mm - median) > SPACING_ATOL_MM + SPACING_RTOL * median)
+    return np.flatnonzero(np.abs(distances_mm - median) > spacing_tolerance_mm(float(median)))
+
+
+def on_grid(distances_mm: NDArray[np.float64]) -> bool:
+    """Return whether distances are whole multiples of their median, within the tolerance: slices are lost between."""
+    spacing = float(np.median(distances_mm)) if len(distances_mm) else 0.0
+    if spacing <= SAME_POSITION_MM:
+        return False
+    multiples = np.maximum(np.rint(distances_mm / spacing), 1)
+    return bool((np.abs(distances_mm - multiples * spacing) <= spacing_tolerance_mm(spacing)).all())
+
+
+def spacing_tolerance_mm(spacing_mm: float) -> float:
+    """Return by how much distances between slices may differ from their median, mm."""
+    return _SPACING_ATOL_MM + _SPACING_RTOL * spacing_mm

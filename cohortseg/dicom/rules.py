@@ -15,13 +15,13 @@ from cohortseg.dicom.frames import ENHANCED_CT
 from cohortseg.dicom.geometry import (
     AXIS_TOLERANCE_DEG,
     SAME_POSITION_MM,
-    SPACING_ATOL_MM,
-    SPACING_RTOL,
     TILT_TOLERANCE_DEG,
     Stack,
     angle_to_axis_deg,
     irregular,
+    on_grid,
     plane_name,
+    spacing_tolerance_mm,
 )
 from cohortseg.dicom.headers import Header, common_spacing
 from cohortseg.dicom.names import names_spectral
@@ -276,7 +276,7 @@ def _tilt(stack: Stack) -> Problem | None:
 
 
 def _shifted(stack: Stack) -> Problem | None:
-    if stack.offset_mm <= SPACING_ATOL_MM + SPACING_RTOL * (stack.spacing_z_mm or 0.0):
+    if stack.offset_mm <= spacing_tolerance_mm(stack.spacing_z_mm or 0.0):
         return None
     return Problem(f"slices are shifted against each other, by up to {stack.offset_mm:.1f} mm sideways")
 
@@ -287,13 +287,9 @@ def _uneven(stack: Stack) -> Problem | None:
     if not len(odd):
         return None
     median = float(np.median(stack.distances_mm))
-    multiples = stack.distances_mm[odd] / median
-    gaps = np.rint(multiples) >= 2
-    if (
-        gaps.all()
-        and (np.abs(multiples - np.rint(multiples)) * median <= SPACING_ATOL_MM + SPACING_RTOL * median).all()
-    ):
-        first, missing = int(odd[0]), int((np.rint(multiples) - 1).sum())
+    multiples = np.rint(stack.distances_mm[odd] / median)
+    if (multiples >= 2).all() and on_grid(stack.distances_mm):
+        first, missing = int(odd[0]), int((multiples - 1).sum())
         where = f"{stack.distances_mm[first]:.2f} mm after slice {first + 1} of {len(stack.order)}"
         return Problem(f"gap: {where}, spacing is {median:.2f} mm, {missing} slice(s) missing in all", "slice_gap")
     low, high = float(stack.distances_mm.min()), float(stack.distances_mm.max())

@@ -234,8 +234,7 @@ def _describe(
             n_duplicates=sum(copies.pop(header.path, 0) for header in volume),
             volume=number,
             repair=repair,
-            findings=_findings(volume, volumes, persons, unreadable)
-            | ({DATE_CONFLICT} if any(header.path in otherwise_dated for header in volume) else set()),
+            findings=_findings(volume, volumes, persons, unreadable, otherwise_dated),
         )
         records.append(_without_fragment(record, max(map(len, volumes_like(volume, volumes)))))
     return records
@@ -252,14 +251,22 @@ def _without_fragment(record: SeriesRecord, most: int) -> SeriesRecord:
 
 
 def _findings(
-    volume: Sequence[Header], volumes: Sequence[Sequence[Header]], persons: Persons, unreadable: Collection[str]
+    volume: Sequence[Header],
+    volumes: Sequence[Sequence[Header]],
+    persons: Persons,
+    unreadable: Collection[str],
+    otherwise_dated: Collection[str],
 ) -> set[str]:
-    """Return the flags of a volume that other files raise; ``unreadable`` names folders with such files."""
+    """Return the flags of a volume that other files raise.
+
+    ``unreadable`` names folders with such files, ``otherwise_dated`` files of which copies have another date.
+    """
     found = {
         SPLIT_SERIES: len(volumes) > 1,
         PARTIAL_COVERAGE: covers_in_part(volume, volumes),
         FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, volumes),
+        DATE_CONFLICT: any(header.path in otherwise_dated for header in volume),
         TWO_IDS: any(map(persons.share, volume)),
         PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from cohortseg.dicom.geometry import (
     COSINE_ATOL,
     SAME_POSITION_MM,
-    SPACING_ATOL_MM,
-    SPACING_RTOL,
     TILT_TOLERANCE_DEG,
     irregular,
     is_orthonormal,
+    on_grid,
     slice_normal,
+    spacing_tolerance_mm,
     stack_slices,
 )
 from cohortseg.dicom.headers import Header, common_spacing, same_spacing
@@ -75,7 +75,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         The volume of most slices first.
     """
     planes = _numbers(headers, "image_orientation_patient", _is_plane)
-    planes |= {plane: 0 for plane in planes if plane is not None and not is_orthonormal(plane)}
+    planes |= {plane: 0 for plane in planes if not _is_usable(plane)}
     spacings = _numbers(headers, "pixel_spacing_mm", partial(same_spacing, rtol=_OTHER_SPACING_RTOL))
     several_spacings = len(set(spacings.values()) - {0}) > 1
     known_planes = Counter(number for header in headers if (number := planes[header.image_orientation_patient]))
@@ -133,16 +133,7 @@ def _are_scans(headers: Sequence[Header], name: str) -> bool:
     if distances_mm.min(initial=np.inf) <= SAME_POSITION_MM or distances_mm.max(initial=0.0) > _BROKEN_MM:
         return True
     few_lost = np.median(distances_mm) * len(distances_mm) * _FEW_LOST >= distances_mm.sum()
-    return not few_lost or not _on_grid(distances_mm)
-
-
-def _on_grid(distances_mm: Reals64) -> bool:
-    """Return whether distances are whole multiples of their median, to within rounding."""
-    if not distances_mm.size or np.median(distances_mm) <= SAME_POSITION_MM:
-        return False
-    spacing = float(np.median(distances_mm))
-    multiples = np.maximum(np.rint(distances_mm / spacing), 1)
-    return bool((np.abs(distances_mm - multiples * spacing) <= SPACING_ATOL_MM + SPACING_RTOL * spacing).all())
+    return not few_lost or not on_grid(distances_mm)
 
 
 def _known_values(headers: Sequence[Header], name: str) -> set[str]:
@@ -211,15 +202,15 @@ def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
     whole = [header for part in parts for header in part]
     if any(_covers(part, whole) or _extent_mm(part) >= _SLAB_MM for part in parts):
         return False
-    normal = slice_normal(parts[0][0].image_orientation_patient or ())
-    heights_mm = [np.sort([np.dot(header.image_position_patient or (), normal) for header in part]) for part in parts]
+    heights_mm = [np.sort(_heights_mm(part)) for part in parts]
     heights_mm.sort(key=lambda heights: float(heights[0]))
     steps_mm = np.concatenate([np.diff(heights) for heights in heights_mm])
     gaps_mm = [float(above[0] - below[-1]) for below, above in pairwise(heights_mm)]
     in_order = all(SAME_POSITION_MM < gap <= _BROKEN_MM for gap in gaps_mm)
-    if not in_order or not _on_grid(steps_mm):
+    if not in_order or not on_grid(steps_mm):
         return False
-    least_mm = (1 + SPACING_RTOL) * float(np.median(steps_mm)) + SPACING_ATOL_MM
+    spacing = float(np.median(steps_mm))
+    least_mm = spacing + spacing_tolerance_mm(spacing)
     # The two ends of a slab of three that lost its middle slice; what has more slices so far apart is another scan.
     if any(heights.size > 2 and np.diff(heights).min() > least_mm for heights in heights_mm):
         return False
@@ -248,7 +239,7 @@ def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]
 def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
     """Return those of a series' volumes that are of the same patient, study, visit, kind and plane, itself too."""
     plane = volume[0].image_orientation_patient
-    if plane is None or not is_orthonormal(plane):
+    if plane is None or not _is_usable(plane):
         return [volume]
     visits = visit_numbers(header.study_date for other in volumes for header in other)
     visit = visits[volume[0].study_date]
@@ -268,8 +259,14 @@ def _covers(part: Sequence[Header], whole: Sequence[Header]) -> bool:
 
 def _extent_mm(headers: Sequence[Header]) -> float:
     """Return how far slices of one orientation reach along their normal."""
+    heights_mm = _heights_mm(headers)
+    return float(np.ptp(heights_mm)) if heights_mm.size else 0.0
+
+
+def _heights_mm(headers: Sequence[Header]) -> Reals64:
+    """Return where along the normal of the first slices of one orientation lie, those that have a position."""
     points = [header.image_position_patient for header in headers if header.image_position_patient is not None]
-    return float(np.ptp(np.array(points) @ slice_normal(headers[0].image_orientation_patient or ()))) if points else 0.0
+    return np.array(points).reshape(-1, 3) @ slice_normal(headers[0].image_orientation_patient or ())
 
 
 def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:

@@ -25,7 +25,7 @@ from cohortseg.store.files import sweep_temporaries, write_file
 from cohortseg.store.layout import ATTEMPTS, MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
 from cohortseg.store.schemas import BURDEN, SLICES
-from cohortseg.store.tables import table_from_rows
+from cohortseg.store.tables import odd_columns, table_from_rows
 
 _ANEW: Final = "anew"
 """There while a run that began anew has not ended."""
@@ -117,16 +117,11 @@ def check_rows(result: SeriesResult) -> None:
     SchemaError
         If a value is not of its column's type.
     ValueError
-        If a number is not finite.
+        If a number is not finite, or a column is null that every row fills.
     """
-    for frame in (table_from_rows(result.slices, SLICES), table_from_rows([result.burden], BURDEN)):
-        odd = [
-            name
-            for name, values in frame.to_dict().items()
-            if values.dtype.is_float() and values.is_finite().not_().any()
-        ]
-        if odd:
-            raise ValueError(f"not finite: {', '.join(odd)}")
+    for rows, schema in ((result.slices, SLICES), ([result.burden], BURDEN)):
+        if odd := odd_columns(table_from_rows(rows, schema), schema):
+            raise ValueError(f"not finite, or null: {', '.join(odd)}")
 
 
 def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None:

@@ -291,11 +291,7 @@ PATIENTS: Final = TableSchema(
         Column("days_to_peak", _INT, "days from the earliest study date to the peak"),
         Column("onset_to_peak_days", _INT, "days from onset_date to the peak"),
         Column("delta_po_pct", _REAL, "last_po_pct - first_po_pct, percentage points; null with one evaluable date"),
-        Column(
-            "delta_opacity_volume_ml",
-            _REAL,
-            "the same of opacity volume, mL",
-        ),
+        Column("delta_opacity_volume_ml", _REAL, "the same of opacity volume, mL"),
         Column("qc_flags", _TEXTS, "flags of the patient's rows in the timeline, each once"),
     ),
 )

@@ -137,12 +137,16 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
         raise SchemaError(
             f"{path}: not a {schema.name} table of schema version {schema.version}: {_difference(frame.schema, schema)}"
         )
-    reals = [name for name, dtype in frame.schema.items() if dtype.is_float()]
-    odd = [name for name in reals if not frame[name].drop_nulls().is_finite().all()]
-    odd += [name for name in schema.never_null if frame[name].null_count()]
-    if odd:
+    if odd := odd_columns(frame, schema):
         raise SchemaError(f"{path}: was changed: {', '.join(odd)} hold NaN, or null where every row must say something")
     return frame
+
+
+def odd_columns(frame: pl.DataFrame, schema: TableSchema) -> list[str]:
+    """Return the columns that hold what is never written: numbers that are not finite, or null where none may be."""
+    reals = [name for name, dtype in frame.schema.items() if dtype.is_float()]
+    odd = [name for name in reals if not frame[name].drop_nulls().is_finite().all()]
+    return odd + [name for name in schema.never_null if frame[name].null_count()]
 
 
 def _difference(found: pl.Schema, schema: TableSchema) -> str:
