@@ -47,9 +47,9 @@ def cluster(kill_log: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven series that take a second each."""
+    """Fifteen series, so that seconds of work are left on a fast machine when the fourth is killed."""
     folder = tmp_path_factory.mktemp("cohort")
-    options = ["--patients", "4", "--timepoints", "2", "--slices", "4", "--size", "96"]
+    options = ["--patients", "8", "--timepoints", "2", "--slices", "12", "--size", "224"]
     assert CliRunner().invoke(app, ["-q", "sample", str(folder), *options]).exit_code == 0
     return folder / "dicom"
 
