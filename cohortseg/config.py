@@ -268,7 +268,18 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 RESAMPLE: Final = "resample"
 UNTILT: Final = "untilt"
 REPAIRS: Final = (RESAMPLE, UNTILT)
-PREFERENCES: Final = ("stack", "chest", "original", "coverage", "inspiration", "thin", "soft", "lung", "slices")
+PREFERENCES: Final = (
+    "stack",
+    "chest",
+    "field",
+    "coverage",
+    "original",
+    "inspiration",
+    "thin",
+    "soft",
+    "lung",
+    "slices",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +288,17 @@ class ScanConfig:
 
     select: tuple[str, ...] = ("preferred",)
     """Rules that must all hold: preferred (one series a study), all, or COLUMN OPERATOR VALUE (docs/selection.md)."""
-    prefer: tuple[str, ...] = ("stack", "chest", "original", "coverage", "inspiration", "thin", "soft", "slices")
+    prefer: tuple[str, ...] = (
+        "stack",
+        "chest",
+        "field",
+        "coverage",
+        "original",
+        "inspiration",
+        "thin",
+        "soft",
+        "slices",
+    )
     """Which of several usable series of a study is preferred: the first of these on which they differ decides."""
     repair: tuple[str, ...] = ()
     """What is resampled instead of skipped: resample (uneven spacing and short gaps), untilt (gantry tilt)."""

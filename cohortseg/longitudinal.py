@@ -2,19 +2,22 @@
 
 Rules. The baseline of a patient is the earliest study date among the chosen series. Several series of one date: one of
 them stands for the date, the first in the order ok before not ok, a plausible lung volume before an implausible one,
-all of the lungs (at least 80 % of the most lung found that day) before part of them, most slices with lung (where none
-was looked for: most slices), smallest slice spacing, series UID. Percents of single slices are of area: where a patient
-has volumes at any date, single slices have no part in changes, first, last and peak; nor have parts of the lungs, as
-an abdomen shows them, where a patient has whole ones. A series without a study date
-is kept as a row of its own (one a study), with null in every column that counts days and in every change. Series
-without a patient identifier are never put together into one patient: each study counts as one, and where no study is
-named either, each series.
+all of the lungs (at least 80 % of the most lung found that day) before part of them, lungs that end within the slices
+before those that go on beyond the first or last, most slices with lung (where none was looked for: most slices),
+smallest slice spacing, a soft kernel before one not known before a sharp one, series UID. Percents of single slices are
+of area: where a patient has volumes at any date, single slices have no part in changes, first, last and peak; nor have
+parts of the lungs, as an abdomen shows them, where a patient has whole ones. A series without a study date is kept as a
+row of its own (one a study), with null in every column that counts days and in every change. Series without a patient
+identifier are never put together into one patient: each study counts as one, and where no study is named either, each
+series.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 import polars as pl
+
+from cohortseg.kernels import kernel_kind
 
 _PERSON: Final = "__person"
 _UNDATED: Final = "__undated"
@@ -32,6 +35,8 @@ _CUT: Final = "lung_cut_at_end_slice"
 _OTHER_PART: Final = "other_body_part"
 _SLAB: Final = "partial_coverage"
 _IMPLAUSIBLE: Final = "lung_volume_implausible"
+_KERNELS: Final = ("soft", None, "sharp")
+"""Kinds of kernels, those whose percents are least of noise first."""
 LESS_LUNG: Final = "less_lung_than_other_dates"
 SEVERAL_STUDIES: Final = "several_studies"
 TIMELINE_FLAGS: Final = {
@@ -56,8 +61,13 @@ _PATIENTS_COLUMNS: Final = (
 
 def shows_part_of_lungs(row: Mapping[str, Any]) -> bool:
     """Return whether a burden row is, by itself, of a series that shows part of the lungs only."""
-    volume_ml, flags = row["lung_volume_ml"], row["qc_flags"]
-    return volume_ml is not None and _CUT in flags and (volume_ml < _PART_ML or _OTHER_PART in flags)
+    volume_ml = row["lung_volume_ml"]
+    return volume_ml is not None and is_cut(row) and (volume_ml < _PART_ML or _OTHER_PART in row["qc_flags"])
+
+
+def is_cut(row: Mapping[str, Any]) -> bool:
+    """Return whether a burden row is of a series whose first or last slice holds much lung."""
+    return _CUT in row["qc_flags"]
 
 
 def with_time(burden: pl.DataFrame) -> pl.DataFrame:
@@ -167,8 +177,10 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
         pl.col("status") != "ok",
         implausible,
         ~whole,
+        pl.col("qc_flags").list.contains(_CUT),
         -pl.coalesce("n_lung_slices", "n_slices", 0),
         "spacing_z_mm",
+        pl.col("convolution_kernel").map_elements(_kernel_order, pl.Int64(), skip_nulls=False),
         "series_instance_uid",
         "series_key",
     )
@@ -181,6 +193,10 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
         .unique(subset=keys, keep="first", maintain_order=True)
         .sort(keys, nulls_last=True)
     )
+
+
+def _kernel_order(kernel: str | None) -> int:
+    return _KERNELS.index(kernel_kind(kernel))
 
 
 def _change(value: str, name: str) -> pl.Expr:

@@ -32,7 +32,7 @@ from cohortseg.infer.commit import (
 )
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, choose_engine, run_series
-from cohortseg.longitudinal import shows_part_of_lungs, with_time
+from cohortseg.longitudinal import is_cut, shows_part_of_lungs, with_time
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import (
     keep_clinical_of,
@@ -305,20 +305,24 @@ def _make_ready(job: Job) -> None:
 
 
 def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
-    """Return the scan with an alternative selected as well in studies of which nothing that was chosen was measured.
+    """Return the scan with an alternative selected as well in studies of which what was chosen leaves something open.
 
-    A part of the lungs at the end of an abdomen is not enough. What a later run may measure, like a file that is
-    missing now, keeps its place.
+    That is where nothing was measured, or a part of the lungs at the end of an abdomen, or where the lungs go on beyond
+    the last slice and an alternative reaches farther. What a later run may measure, like a file that is missing now,
+    keeps its place.
     """
     if not any(record.decision == "alternative" for record in scan.series):
         return scan
-    unmeasured = {
-        record.series_key
+    rows = {
+        record.series_key: committed_row(job.out, record.series_key)
         for record in _selected(scan)
-        if ((row := committed_row(job.out, record.series_key))["status"] != "ok" or shows_part_of_lungs(row))
-        and is_done(job.out, record.series_key, job.token(record))
+        if is_done(job.out, record.series_key, job.token(record))
     }
-    return replace(scan, series=tuple(select_next(scan.series, unmeasured, job.config))) if unmeasured else scan
+    unmeasured = {key for key, row in rows.items() if row["status"] != "ok" or shows_part_of_lungs(row)}
+    cut = {key for key, row in rows.items() if is_cut(row)} - unmeasured
+    if not unmeasured and not cut:
+        return scan
+    return replace(scan, series=tuple(select_next(scan.series, job.config, unmeasured=unmeasured, cut=cut)))
 
 
 def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:

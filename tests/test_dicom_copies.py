@@ -168,6 +168,32 @@ def test_a_scan_sent_again_under_another_date_is_flagged(tmp_path: Path) -> None
     assert record.qc_flags == ("duplicates_dropped", "study_date_conflict")
 
 
+@pytest.mark.parametrize("lost", ["PatientID", "StudyInstanceUID", "ConvolutionKernel", "AcquisitionNumber"])
+def test_a_copy_that_lost_an_attribute_is_a_copy(tmp_path: Path, lost: str) -> None:
+    told = {"ConvolutionKernel": "B30f", "AcquisitionNumber": 1}
+    write_series(tmp_path / "a", attributes=told | {lost: ""})
+    write_series(tmp_path / "b", attributes=told)
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+    assert {path.split("/")[0] for path in record.files} == {"b"}, "what says more stays"
+
+
+def test_slices_of_two_kernels_are_no_copies_of_one_that_lost_its_own(tmp_path: Path) -> None:
+    for name, kernel in (("a", None), ("b", "B30f"), ("c", "B70f")):
+        write_series(tmp_path / name, attributes={"ConvolutionKernel": kernel})
+    assert not scan_cohort(tmp_path).copies
+
+
+def test_a_scan_there_under_two_dates_and_uids_is_flagged(tmp_path: Path) -> None:
+    """As a study is sent again with a corrected date; a scan that runs past midnight has two as well."""
+    write_series(tmp_path / "a", study_date="20200305")
+    for day, flagged in (("20200306", False), ("20200310", True)):
+        again = {"StudyDate": day, "SeriesInstanceUID": "1.2.7", "StudyInstanceUID": "1.2.8"}
+        write_series(tmp_path / "b", study_date="20200305", attributes=again)
+        records = scan_cohort(tmp_path).series
+        assert ["study_date_conflict" in record.qc_flags for record in records] == [flagged] * 2
+
+
 def test_a_copy_of_what_is_itself_dropped_counts_for_what_stays(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
     write_series(tmp_path / "b", attributes={"LossyImageCompression": "01", "StudyDate": "20200410"})

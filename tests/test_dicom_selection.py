@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import InferConfig, ScanConfig
-from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts, names_spectral
+from cohortseg.dicom.names import names_expiration, names_other_parts, names_spectral
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.selection import parse_rules, select_next
 from cohortseg.errors import ConfigError
+from cohortseg.kernels import kernel_kind
 from cohortseg.store.schemas import FILES
 from cohortseg.store.tables import read_table
 
@@ -160,6 +161,13 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
             for name in ("RENAL TX", "LIVER TX ABDOMEN", "HEAD FIRST PELVIS", "FEMORAL HEAD PELVIS")
         ),
         ((None, "HEAD 5.0"), True),
+        *(
+            (("CHEST", name), True)
+            for name in ("Abdomen 3.0", "T-Spine 2.0 Br60", "BWS 2.0", "Batin 3.0", "PORTAL VENOUS")
+        ),
+        *(((None, name), True) for name in ("Thoracic Spine 2.0", "THORACOLUMBAR", "брюшная полость", "颈部")),
+        *(((None, name), False) for name in ("TORAKS-ABDOMEN", "Bröst buk", "PLUĆA ABD", "CTA AORTA ABD THOR")),
+        (("ABDOMEN", "Thorax 5.0"), False),
         ((None, "Body 5.0"), False),
         ((None, None), False),
     ],
@@ -170,7 +178,13 @@ def test_names_of_other_parts_than_the_chest(names: tuple[str | None, str | None
 
 @pytest.mark.parametrize(
     ("description", "named"),
-    [("CHEST EXP 1.25", True), ("thorax_exspiration", True), ("Expert review", False), ("INSP", False), (None, False)],
+    [
+        *(
+            (name, True)
+            for name in ("CHEST EXP 1.25", "thorax_exspiration", "Exhale", "EKSPIRYUM 1.0", "výdech", "呼气")
+        ),
+        *((name, False) for name in ("Expert review", "INSP", "espiral 1.0", None)),
+    ],
 )
 def test_names_of_expiration(description: str | None, named: bool) -> None:
     assert names_expiration(description) is named
@@ -207,6 +221,7 @@ def test_names_of_expiration(description: str | None, named: bool) -> None:
             "CaSupp 50",
             "VMS 70",
         ),
+        *("DE_Thorax 1.0 D30f A_80kV", "B_Sn140kV"),
         *("Z Effective", "Iodine no Water[mg/ml]", "DE_Virtual_Non_Contrast", "Monoenergetic 60", "MD Iodine(Water)"),
     ],
 )
@@ -217,7 +232,17 @@ def test_names_of_images_of_several_energies(description: str) -> None:
 @pytest.mark.parametrize(
     "description",
     [
-        *("Thorax 1.0 B30f", "Chest with iodine", "Sn100kV", "MONOCHROME", None, "MONO 1.25 CHEST", "THORAX MONO 1.0"),
+        *(
+            "Thorax 1.0 B30f",
+            "Chest with iodine",
+            "Sn100kV",
+            "MONOCHROME",
+            None,
+            "M_0.5 D30f",
+            "A 120kV",
+            "MONO 1.25 CHEST",
+            "THORAX MONO 1.0",
+        ),
         *("Vue axiale 1.25 parenchyme", "Mono 1 phase", "iDose (3) VUE"),
         *(
             "CHEST MONO 120 kV",
@@ -234,8 +259,9 @@ def test_names_of_plain_scans(description: str | None) -> None:
     assert not names_spectral(description)
 
 
-def named(root: Path, name: str, count: int, step: float = 5.0, **attributes: str) -> None:
-    write_series(root / name, series=name, shape=(count, 8, 8), spacing_mm=(step, 1, 1), attributes=attributes)
+def named(root: Path, name: str, count: int, step: float = 5.0, columns_mm: float = 1.0, **attributes: str) -> None:
+    spacing_mm = (step, columns_mm, columns_mm)
+    write_series(root / name, series=name, shape=(count, 8, 8), spacing_mm=spacing_mm, attributes=attributes)
 
 
 def test_a_longer_abdomen_is_not_preferred_to_the_chest(tmp_path: Path) -> None:
@@ -254,6 +280,56 @@ def test_beyond_the_height_of_lungs_length_is_no_merit(tmp_path: Path) -> None:
     named(tmp_path, "chest", 100, 2.5, SeriesDescription="2")
     named(tmp_path, "body", 200, SeriesDescription="1")
     assert decisions(tmp_path) == {"body": "alternative", "chest": "selected"}
+
+
+def test_a_narrow_field_of_view_is_not_preferred_to_the_whole_chest(tmp_path: Path) -> None:
+    named(tmp_path, "chest", 50, columns_mm=10.0)
+    named(tmp_path, "left", 100, 2.5, columns_mm=5.0, SeriesDescription="LT LUNG HR")
+    assert decisions(tmp_path) == {"chest": "selected", "left": "alternative"}
+    (reason,) = (record.reason for record in scan_cohort(tmp_path).series if record.decision == "alternative")
+    assert (reason or "").endswith("a field of view of 40 mm against 80 mm")
+
+
+def test_a_part_of_the_chest_is_not_preferred_to_all_of_it_since_it_is_original(tmp_path: Path) -> None:
+    named(tmp_path, "whole", 50, ImageType="DERIVED\\SECONDARY\\AXIAL")
+    named(tmp_path, "part", 32)
+    assert decisions(tmp_path) == {"whole": "selected", "part": "alternative"}
+
+
+def test_what_is_called_a_projection_is_an_alternative(tmp_path: Path) -> None:
+    named(tmp_path, "slices", 50)
+    named(tmp_path, "slab", 100, 2.5, SeriesDescription="AX MIPS 8x2.5")
+    assert decisions(tmp_path) == {"slices": "selected", "slab": "alternative"}
+
+
+@pytest.mark.parametrize(
+    ("origin_mm", "count", "name", "taken"),
+    [
+        (100.0, 20, "", True),
+        (-40.0, 20, "", True),
+        (0.0, 24, "", True),
+        (-10.0, 21, "", False),
+        (100.0, 20, "ABDOMEN", False),
+        (100.0, 2, "", False),
+    ],
+)
+def test_lungs_that_go_on_are_looked_for_in_a_series_that_reaches_farther(
+    tmp_path: Path, origin_mm: float, count: int, name: str, taken: bool
+) -> None:
+    named(tmp_path, "chosen", 40, 2.5)
+    other = {"SeriesDescription": name}
+    origin, spacing_mm = (0, 0, 100 + origin_mm), (5.0, 1, 1)
+    write_series(
+        tmp_path / "other", series="2", shape=(count, 8, 8), spacing_mm=spacing_mm, origin=origin, attributes=other
+    )
+    records = scan_cohort(tmp_path).series
+    (chosen,) = (record for record in records if record.decision == "selected")
+    assert chosen.n_slices == 40
+    for cut in ({chosen.series_key}, set[str]()):
+        after = select_next(records, ScanConfig(), unmeasured=set(), cut=cut)
+        assert [record.decision for record in after].count("selected") == 1 + (taken and bool(cut))
+    again = select_next(after, ScanConfig(), unmeasured=set(), cut={record.series_key for record in records})
+    assert select_next(again, ScanConfig(), unmeasured=set(), cut={record.series_key for record in records}) == again
 
 
 def test_an_expiration_is_an_alternative(tmp_path: Path) -> None:
@@ -345,7 +421,7 @@ def test_slices_that_each_have_a_series_uid_are_flagged(tmp_path: Path) -> None:
     records = scan_cohort(tmp_path).series
     (selected,) = [record for record in records if record.decision == "selected"]
     assert "slices_apart" in selected.qc_flags
-    taken_up = select_next(records, {selected.series_key}, ScanConfig())
+    taken_up = select_next(records, ScanConfig(), unmeasured={selected.series_key})
     flags = [record.qc_flags.count("slices_apart") for record in taken_up if record.decision == "selected"]
     assert flags == [1, 1]
     for z in range(3):
@@ -359,8 +435,8 @@ def test_slices_that_each_have_a_series_uid_are_flagged(tmp_path: Path) -> None:
 
 def test_archives_are_told_of(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
-    for name in ("b.zip", "labels.nii.gz"):
-        (tmp_path / name).write_bytes({"b.zip": b"PK\x03\x04"}.get(name, b"\x1f\x8b\x08").ljust(600, b"\0"))
+    for name in ("b.zip", "labels.nii.gz", "list.xlsx"):
+        (tmp_path / name).write_bytes({"labels.nii.gz": b"\x1f\x8b\x08"}.get(name, b"PK\x03\x04").ljust(600, b"\0"))
     result = CliRunner().invoke(app, ["scan", str(tmp_path)])
     assert result.exit_code == 0
     assert "1 archives were not looked into" in result.stderr

@@ -1,8 +1,9 @@
 """What of one series is one volume, and what is a volume of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -175,17 +176,38 @@ def test_one_volume_per_series(tmp_path: Path, attributes: Mapping[str, str], re
     assert reason in (only_series(tmp_path).reason or "")
 
 
-def test_images_that_track_a_bolus_do_not_cost_the_scan(tmp_path: Path) -> None:
-    write_series(tmp_path / "scan", shape=(20, 32, 24), attributes={"AcquisitionNumber": 1})
+@pytest.mark.parametrize(
+    "told_by",
+    [
+        lambda z: {"AcquisitionNumber": z},
+        lambda z: {"SliceThickness": min(z, 10)},
+        lambda z: {"SeriesDescription": str(z)},
+    ],
+)
+def test_images_that_track_a_bolus_do_not_cost_the_scan(
+    tmp_path: Path, told_by: Callable[[int], dict[str, Any]]
+) -> None:
+    write_series(tmp_path / "scan", shape=(20, 32, 24), attributes=told_by(1))
     write_series(
         tmp_path / "tracking",
         positions=[(-10.0, -20.0, 110.0)] * 6,
         shape=(6, 32, 24),
-        attributes=lambda z: {"AcquisitionNumber": 10 + z, "SOPInstanceUID": generate_uid()},
+        hu=lambda shape: body_hu(shape) + np.arange(1, 7)[:, None, None],
+        attributes=lambda z: {**told_by(10 + z), "SOPInstanceUID": generate_uid()},
     )
     scan, tracking = scan_cohort(tmp_path).series
     assert (scan.decision, scan.n_slices, "split_series" in scan.qc_flags) == ("selected", 20, True)
     assert (tracking.decision, tracking.n_slices) == ("skipped", 6)
+
+
+def test_slices_far_apart_are_no_volume(tmp_path: Path) -> None:
+    write_series(tmp_path / "far", shape=(2, 32, 24), spacing_mm=(140.0, 1, 1))
+    write_series(tmp_path / "sparse", shape=(6, 32, 24), spacing_mm=(30.0, 1, 1), series="2")
+    decided = {record.n_slices: (record.decision, record.reason or "") for record in scan_cohort(tmp_path).series}
+    assert decided == {
+        2: ("skipped", "slices lie 140 mm apart at least; up to 50 mm make a volume"),
+        6: ("selected", ""),
+    }
 
 
 def test_an_end_slice_of_another_acquisition_stays_in_its_scan(tmp_path: Path) -> None:

@@ -466,6 +466,22 @@ def test_an_alternative_is_measured_too_where_the_preferred_series_shows_the_lun
     assert run(cohort, out, model_path).num_done == 0
 
 
+def test_where_the_lungs_go_on_a_series_that_reaches_farther_is_measured_too(model_path: Path, tmp_path: Path) -> None:
+    cohort, out, spacing_mm = tmp_path / "cohort", tmp_path / "out", (6.0, 3.0, 3.5)
+    whole_hu = ill_body((20, 96, 80))
+    for z in (0, 1, -2, -1):
+        whole_hu[z][whole_hu[z] > -900] = 40
+    write_series(cohort / "whole", shape=(20, 96, 80), spacing_mm=spacing_mm, hu=whole_hu, series="1")
+    thin_hu = np.repeat(whole_hu, 2, axis=0)[:32]
+    write_series(cohort / "thin", shape=thin_hu.shape, spacing_mm=(3.0, 3.0, 3.5), hu=thin_hu, series="2")
+    assert [record.n_slices for record in scan_cohort(cohort).series if record.decision == "selected"] == [32]
+    run(cohort, out, model_path)
+    part, whole = read_table(out / "burden.parquet", BURDEN).sort("spacing_z_mm").rows(named=True)
+    assert "lung_cut_at_end_slice" in part["qc_flags"]
+    assert part["lung_volume_ml"] < whole["lung_volume_ml"]
+    assert read_table(out / "timeline.parquet", TIMELINE)["series_key"].to_list() == [whole["series_key"]]
+
+
 def test_local_engine_refuses_workers(cohort: Path, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="engine local is one process, got 4 workers"):
         run(cohort, tmp_path / "out", model_path, workers=4)

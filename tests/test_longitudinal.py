@@ -140,6 +140,19 @@ def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no
     assert timeline_table(burden(*whole, chest))["evaluable"].to_list() == [True, True, True], "beside an abdomen"
 
 
+def test_of_equal_series_of_a_date_that_of_the_soft_kernel_stands_for_it() -> None:
+    kernels = {"a": "B70f", "b": None, "c": "B30f"}
+    every = [series("A", 1, uid, 5.0, convolution_kernel=kernel) for uid, kernel in kernels.items()]
+    for rows, uid in ((every, "c"), (every[:2], "b")):
+        assert timeline_table(burden(*rows))["series_instance_uid"].to_list() == [uid]
+
+
+def test_lungs_that_end_within_their_slices_stand_for_a_date() -> None:
+    cut = series("A", 1, "a", 5.0, lung_volume_ml=3700.0, n_lung_slices=60, qc_flags=["lung_cut_at_end_slice"])
+    whole = series("A", 1, "b", 6.0, lung_volume_ml=4000.0, n_lung_slices=50)
+    assert timeline_table(burden(cut, whole))["series_instance_uid"].to_list() == ["b"]
+
+
 def test_a_lung_that_cannot_be_or_has_no_date_makes_no_parts_of_others() -> None:
     dates = [
         series("A", day, str(day), 5.0, lung_volume_ml=4200.0, qc_flags=["lung_cut_at_end_slice"]) for day in (1, 2)

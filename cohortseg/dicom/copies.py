@@ -3,9 +3,9 @@
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
@@ -23,6 +23,11 @@ from cohortseg.errors import DicomError
 _PLACE_MM: Final = 0.01
 """Positions this near are one: exports round."""
 _SPACING_MM: Final = 1e-4
+_OFTEN_LOST: Final = (
+    *("patient_id", "study_instance_uid", "convolution_kernel", "acquisition_number", "temporal_position", "stack_id"),
+    "cardiac_phase_pct",
+)
+"""What tells scans apart, and what one export of a slice may have where another lost it."""
 _DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
 _UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
 _EQUAL: Final = "copy of a slice of its series, with the same pixels"
@@ -41,7 +46,7 @@ class Copy(NamedTuple):
 
 
 def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], list[Copy]]:
-    """Return the files of one series without copies, and the copies; of several, the first path stays.
+    """Return the files of one series without copies, and the copies; of several, the one that says most, or the first.
 
     Copies have the same place and the same pixels (for anything but CT: the same SOPInstanceUID and content), or
     pixels that are cut off, or that no decoder reads, where those of another are whole, or pixels compressed with loss
@@ -59,9 +64,13 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     for header in headers:
         files[header.path].append(header)  # several for a multi-frame file, which is compared as a whole
     groups: defaultdict[Hashable, list[str]] = defaultdict(list)
-    rounded = _Rounding(headers)
-    for path in sorted(files):
-        groups[tuple(_place(header, rounded) for header in files[path])].append(path)
+    rounded, told = _Rounding(headers), _told(headers)
+
+    def num_lost(path: str) -> int:
+        return sum(getattr(header, name) is None for header in files[path] for name in _OFTEN_LOST)
+
+    for path in sorted(files, key=lambda path: (num_lost(path), path)):
+        groups[tuple(_place(header, rounded, told) for header in files[path])].append(path)
     kept: list[str] = []
     dropped: list[Copy] = []
     for group in groups.values():
@@ -129,12 +138,21 @@ def _merged(numbers: Sequence[float], tolerance: float) -> dict[float, float]:
     return merged
 
 
-def _place(header: Header, rounded: _Rounding) -> Hashable:
+def _told(headers: Sequence[Header]) -> dict[tuple[str, str], Any]:
+    """Return by SOPInstanceUID and name the attributes in which its files agree, but for those that lack them."""
+    told: dict[tuple[str, str], Any] = {}
+    for header in headers:
+        for name in _OFTEN_LOST:
+            value, key = getattr(header, name), (header.sop_instance_uid, name)
+            if value is not None and told.setdefault(key, value) != value:
+                told[key] = None
+    return told
+
+
+def _place(header: Header, rounded: _Rounding, told: Mapping[tuple[str, str], Any]) -> Hashable:
     """Return what two copies of a slice share besides their pixels."""
     if header.sop_class_uid in (CTImageStorage, *ENHANCED_CT) and header.image_position_patient is not None:
         return (
-            header.patient_id,
-            header.study_instance_uid,
             rounded.of(header, "image_position_patient"),
             rounded.of(header, "image_orientation_patient"),
             rounded.of(header, "pixel_spacing_mm"),
@@ -142,11 +160,11 @@ def _place(header: Header, rounded: _Rounding) -> Hashable:
             header.rescale_intercept,
             header.rows,
             header.columns,
-            header.convolution_kernel,
-            header.acquisition_number,
-            header.temporal_position,
-            header.stack_id,
-            header.cardiac_phase_pct,
+            *(
+                told.get((header.sop_instance_uid, name)) if value is None else value
+                for name in _OFTEN_LOST
+                for value in (getattr(header, name),)
+            ),
         )
     return header.sop_instance_uid
 

@@ -65,6 +65,8 @@ _TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)
 
 _SPACING_RTOL: Final = 1e-4
 _LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit)
+_PACKED: Final = (".nii.gz", ".xlsx", ".docx", ".pptx", ".odt", ".ods", ".jar", ".npz", ".whl", ".epub")
+"""Endings of files that are archives only inside."""
 _START: Final = 1 << 16
 """Bytes read first of every file: most headers end within them."""
 
@@ -207,8 +209,9 @@ def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> lis
         return SkippedFile(path, "DICOM that lost its first 128 bytes: copy it again", unreadable=True)
     if not is_part10 and start[:2] not in (b"\x02\x00", b"\x08\x00"):
         kind = archive_kind(start)
-        reason = f"not DICOM ({kind} archive: unpack it first)" if kind else "not DICOM"
-        return SkippedFile(path, reason, archive=kind is not None and not path.lower().endswith(".nii.gz"))
+        if kind is None or path.lower().endswith(_PACKED):
+            return SkippedFile(path, "not DICOM")
+        return SkippedFile(path, f"not DICOM ({kind} archive: unpack it first)", archive=True)
     file.seek(0)
     if inflates_too_far(file):
         return SkippedFile(path, "deflated DICOM that expands beyond 1 GiB", unreadable=True)

@@ -43,7 +43,8 @@ def fill_undeclared_padding(volume_hu: NDArray[np.int16]) -> bool:
     corners = volume_hu[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     if value <= AIR_MAX_HU or min(volume_hu.shape[1:]) < 16 or (corners != value).any():
         return False
-    outside, beyond, outer = (beyond_circle(volume_hu.shape[1:], radius) for radius in (1.0, *_RING))
+    sides = 1 + 1 / min(volume_hu.shape[1:])  # the circle of some is half a pixel wider
+    outside, beyond, outer = (beyond_circle(volume_hu.shape[1:], radius) for radius in (sides, *_RING))
     ring = beyond & ~outer
     if (volume_hu[:, outside] == value).mean() < _CORNER_SHARE or (volume_hu[:, ring] == value).mean() > _RING_SHARE:
         return False

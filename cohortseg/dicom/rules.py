@@ -35,6 +35,8 @@ MAX_VOXELS: Final = 2**31
 """Largest volume accepted: 2048 slices of 1024 x 1024, 4 GiB as int16."""
 MAX_BRIDGED_MM: Final = 10.0
 """Farthest distance between slices over which resampling interpolates when it is asked for."""
+MAX_SPACING_MM: Final = 50.0
+"""Slices farther apart make no volume: two of them 140 mm apart would stand for all that lies between."""
 MAX_UNTILTED_DEG: Final = 30.0
 """Largest shear that is set upright when it is asked for: gantries lean no farther."""
 MAX_FILLED: Final = 3.0
@@ -50,7 +52,10 @@ _PROJECTION_WORDS: Final = {
 # ImageType of what is computed from scans of several energies: PS3.3 C.8.15.2.1.1.5. Those of the first are not in HU.
 _MATERIAL_WORDS: Final = {"MATSPECIFIC", "MATFRACTIONAL", "MATVALUEBASED", "EFFATOMICNUM", "ELECTRONDENSITY"}
 _SPECTRAL_WORDS: Final = {"VMI", "MATREMOVED", "MATMODIFIED"}
-_PROJECTION_NAME: Final = re.compile(r"(?<![A-Z])(MIP|MINIP|MAXIP|VRT)(?![A-Z])", re.IGNORECASE)
+_PROJECTION_NAME: Final = re.compile(
+    r"(?<![A-Z])((LUNG ?)?(MIP|MINIP|MAXIP)(S|AX|COR|SAG)?|VRT|M(AX|IN)(IMUM)? INTENSITY( PROJECTION)?)(?![A-Z])",
+    re.IGNORECASE,
+)
 _PICTURE_WORDS: Final = {"SCREENSAVE", "SCREENCAPTURE", "PROT", "DOSEINFO"}
 _SCOUT_WORDS: Final = {"LOCALIZER", "SCOUT", "TOPOGRAM", "TOP"}
 
@@ -215,7 +220,7 @@ def geometry_problem(
         return Problem(f"ImagePositionPatient is missing in {missing} of {len(headers)} files")
     checks: list[Callable[[Stack], Problem | None]] = [_conflict]
     checks += [] if UNTILT in repair and stack.tilt_deg <= MAX_UNTILTED_DEG else [_tilt]
-    checks += [_shifted]
+    checks += [_shifted, _far_apart]
     checks += [] if RESAMPLE in repair and _can_be_resampled(stack.distances_mm) else [_uneven]
     problem = next((problem for check in checks if (problem := check(stack)) is not None), _repeated_uid(headers))
     if problem is not None and RESAMPLE in repair and problem.flag in ("slice_gap", "uneven_spacing"):
@@ -279,6 +284,12 @@ def _shifted(stack: Stack) -> Problem | None:
     if stack.offset_mm <= spacing_tolerance_mm(stack.spacing_z_mm or 0.0):
         return None
     return Problem(f"slices are shifted against each other, by up to {stack.offset_mm:.1f} mm sideways")
+
+
+def _far_apart(stack: Stack) -> Problem | None:
+    if not stack.distances_mm.size or (least := float(stack.distances_mm.min())) <= MAX_SPACING_MM:
+        return None
+    return Problem(f"slices lie {least:.0f} mm apart at least; up to {MAX_SPACING_MM:g} mm make a volume")
 
 
 def _uneven(stack: Stack) -> Problem | None:

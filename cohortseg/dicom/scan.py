@@ -28,6 +28,7 @@ from cohortseg.dicom.series import (
     SeriesRecord,
     series_from_headers,
 )
+from cohortseg.dicom.visits import MIDNIGHT_DAYS
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes, volumes_like
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.processors import die_with_parent, num_processors
@@ -177,11 +178,16 @@ def require_folder(root: Path) -> None:
 
 
 class Persons:
-    """Patient identifiers under which more than one person seems to be, and slices that are there under several."""
+    """Patient identifiers under which more than one person seems to be, and slices that are there twice.
+
+    Twice: under several identifiers, or under several study dates of one.
+    """
 
     def __init__(self) -> None:
-        self._owners: dict[int, str] = {}
+        self._owners: dict[int, tuple[str, date | None]] = {}
+        self._visits: dict[tuple[str, date | None], tuple[str, date | None]] = {}
         self._shared: set[int] = set()
+        self._otherwise_dated: set[int] = set()
         self._facts: dict[str, list[str | None]] = {}
         self._conflicting: set[str] = set()
 
@@ -189,9 +195,13 @@ class Persons:
         """Note what a file says of its patient; what it leaves out contradicts nothing."""
         if header.patient_id is None:
             return
-        slice_ = _slice(header)
-        if self._owners.setdefault(slice_, header.patient_id) != header.patient_id:
+        slice_, visit = _slice(header), (header.patient_id, header.study_date)
+        # one object for all slices of a visit: a cohort has millions of slices
+        owner, day = self._owners.setdefault(slice_, self._visits.setdefault(visit, visit))
+        if owner != header.patient_id:
             self._shared.add(slice_)
+        elif day is not None and header.study_date is not None and abs(day - header.study_date).days > MIDNIGHT_DAYS:
+            self._otherwise_dated.add(slice_)
         if header.patient_id in self._conflicting:
             return
         known = self._facts.setdefault(header.patient_id, [None] * len(header.patient_facts))
@@ -208,6 +218,10 @@ class Persons:
     def share(self, header: Header) -> bool:
         """Return whether a slice is there under another identifier too."""
         return _slice(header) in self._shared
+
+    def redate(self, header: Header) -> bool:
+        """Return whether a slice is there under another study date of its patient too."""
+        return _slice(header) in self._otherwise_dated
 
 
 def _slice(header: Header) -> int:
@@ -266,7 +280,7 @@ def _findings(
         PARTIAL_COVERAGE: covers_in_part(volume, volumes),
         FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, volumes),
-        DATE_CONFLICT: any(header.path in otherwise_dated for header in volume),
+        DATE_CONFLICT: any(header.path in otherwise_dated or persons.redate(header) for header in volume),
         TWO_IDS: any(map(persons.share, volume)),
         PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }

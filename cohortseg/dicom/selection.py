@@ -11,10 +11,20 @@ from datetime import date
 from typing import Any, Final
 
 from cohortseg.config import ScanConfig
-from cohortseg.dicom.names import kernel_kind, names_expiration, names_other_parts
-from cohortseg.dicom.series import ANOTHER_FAILED, APART, CHOSEN_BY_UID, DERIVED, SPECTRAL, Decision, SeriesRecord
+from cohortseg.dicom.names import names_expiration, names_other_parts
+from cohortseg.dicom.series import (
+    ANOTHER_FAILED,
+    APART,
+    CHOSEN_BY_UID,
+    DERIVED,
+    PROJECTION_NAME,
+    SPECTRAL,
+    Decision,
+    SeriesRecord,
+)
 from cohortseg.dicom.visits import visit_numbers
 from cohortseg.errors import ConfigError
+from cohortseg.kernels import kernel_kind
 
 STUDY_COVERAGE_SHARE: Final = 0.8
 """A series that reaches over less than this part of the longest of its study does not cover the chest."""
@@ -23,6 +33,12 @@ STACK_SHARE: Final = 0.5
 """What reaches less far, or less than this part of the longest, is a slab, or one place as a bolus comes."""
 LUNG_HEIGHT_MM: Final = 300.0
 """Lungs are seldom taller: a series that reaches farther covers no more of them."""
+FIELD_SHARE: Final = 0.8
+"""A field of view narrower than this part of the widest of its study is one of the spine, the heart or one lung."""
+LUNG_WIDTH_MM: Final = 300.0
+"""Lungs are seldom wider, and wider fields show no more of them."""
+_FARTHER_MM: Final = 15.0
+"""Series that reach beyond another by more than this show what it does not."""
 _FEW_APART: Final = 2
 """More single slices than these of one study, all alike, are hardly scans of their own."""
 THIN_MM: Final = (1.55, 3.05, 5.05)
@@ -153,29 +169,49 @@ def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[S
     return _with_apart(decided)
 
 
-def select_next(records: Sequence[SeriesRecord], unmeasured: Collection[str], config: ScanConfig) -> list[SeriesRecord]:
-    """Return the same records, with the best alternative selected as well in studies of which nothing was measured.
+def select_next(
+    records: Sequence[SeriesRecord], config: ScanConfig, *, unmeasured: Collection[str], cut: Collection[str] = ()
+) -> list[SeriesRecord]:
+    """Return the same records, with the best alternative selected as well in visits that those tried leave open.
 
     Parameters
     ----------
     records
         Of `select_series`, or of this.
-    unmeasured
-        Keys of selected series that could not be measured.
     config
         ``prefer`` is used.
+    unmeasured
+        Keys of selected series that could not be measured.
+    cut
+        Keys of those whose first or last slice holds much lung: an alternative must reach farther than they.
     """
     changed = []
     for visit in _studies(records, {"selected", "alternative"}):
         left = [record for record in visit if record.decision == "alternative"]
         tried = [record for record in visit if record.decision == "selected"]
-        if not left or any(record.series_key not in unmeasured for record in tried):
+        if any(record.series_key not in unmeasured and record.series_key not in cut for record in tried):
+            continue
+        if measured := [record for record in tried if record.series_key not in unmeasured]:
+            left = [record for record in left if _reaches_farther(record, measured)]
+        if not left:
             continue
         anew = _choose([replace(record, decision="selected", reason=None) for record in left], config.prefer)
         changed.append(
             [_flagged(record, ANOTHER_FAILED) if record.decision == "selected" else record for record in anew]
         )
     return _with_apart(_replaced(records, changed))
+
+
+def _reaches_farther(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
+    """Return whether a stack that may show the chest reaches beyond the highest or the lowest slice of others."""
+    if _extent_mm(record) < STACK_MM or names_other_parts(record.body_part, record.series_description):
+        return False
+    lowest_mm, highest_mm = (
+        [getattr(one, name) for one in (record, *others)] for name in ("lowest_z_mm", "highest_z_mm")
+    )
+    if None in lowest_mm or None in highest_mm:
+        return False
+    return bool(lowest_mm[0] < min(lowest_mm[1:]) - _FARTHER_MM or highest_mm[0] > max(highest_mm[1:]) + _FARTHER_MM)
 
 
 def _replaced(records: Sequence[SeriesRecord], changed: Iterable[Sequence[SeriesRecord]]) -> list[SeriesRecord]:
@@ -215,9 +251,12 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
     """Return the series of one study, the best selected (a dated one, if there is one), the others its alternatives."""
     # Not of an abdomen, which is longer than a chest: the longest that may show one.
     chests = [record for record in members if not names_other_parts(record.body_part, record.series_description)]
-    longest = max(map(_extent_mm, chests or members))
+    largest = _Largest(
+        extent_mm=min(LUNG_HEIGHT_MM, max(map(_extent_mm, chests or members))),
+        width_mm=min(LUNG_WIDTH_MM, max(map(_width_mm, chests or members))),
+    )
     ranks = {
-        record.series_key: tuple(_PREFERENCES[name].rank(record, longest) for name in prefer) for record in members
+        record.series_key: tuple(_PREFERENCES[name].rank(record, largest) for name in prefer) for record in members
     }
     dated = [record for record in members if record.study_date is not None]
     best, *others = sorted(
@@ -272,6 +311,12 @@ def _extent_mm(record: SeriesRecord) -> float:
     return record.extent_mm or 0.0
 
 
+def _width_mm(record: SeriesRecord) -> float:
+    """Return the shorter side of the field of view, mm; 0 if it is not known."""
+    sides = ((record.rows, record.spacing_y_mm), (record.columns, record.spacing_x_mm))
+    return min((count or 0) * (spacing_mm or 0.0) for count, spacing_mm in sides)
+
+
 def _thickness_mm(record: SeriesRecord) -> float | None:
     return max(record.spacing_z_mm or 0.0, record.slice_thickness_mm or 0.0) or None
 
@@ -290,55 +335,69 @@ def _mm(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} mm"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Largest:
+    """How far the series of a study that may show the chest reach at most, or lungs, if that is less."""
+
+    extent_mm: float
+    width_mm: float
+
+
 @dataclass(frozen=True)
 class _Preference:
     """One entry of ``--prefer``."""
 
-    rank: Callable[[SeriesRecord, float], Any]
-    """Of a series in a study whose longest series reaches so far, mm: the least is preferred."""
+    rank: Callable[[SeriesRecord, _Largest], Any]
+    """Of a series in its study: the least is preferred."""
     reason: Callable[[SeriesRecord, SeriesRecord], str]
     """Why a series is an alternative to another that ranks before it."""
 
 
 _PREFERENCES: Final = {
     "stack": _Preference(
-        lambda record, longest: _extent_mm(record) < max(STACK_MM, STACK_SHARE * min(longest, LUNG_HEIGHT_MM)),
+        lambda record, largest: _extent_mm(record) < max(STACK_MM, STACK_SHARE * largest.extent_mm),
         lambda one, _best: f"reaches over {_extent_mm(one):.0f} mm only",
     ),
     "chest": _Preference(
         # Many chests bear no name of a part, and a named one is not better for it.
-        lambda record, _longest: names_other_parts(record.body_part, record.series_description),
+        lambda record, _largest: names_other_parts(record.body_part, record.series_description),
         lambda _one, _best: "its names tell of other parts of the body only",
+    ),
+    "field": _Preference(
+        lambda record, largest: _width_mm(record) < FIELD_SHARE * largest.width_mm,
+        lambda one, best: f"a field of view of {_width_mm(one):.0f} mm against {_width_mm(best):.0f} mm",
+    ),
+    "coverage": _Preference(
+        lambda record, largest: _extent_mm(record) < STUDY_COVERAGE_SHARE * largest.extent_mm,
+        lambda one, best: f"reaches over {_extent_mm(one):.0f} mm against {_extent_mm(best):.0f} mm",
     ),
     "original": _Preference(
         # What is computed from several energies comes last: other computed series have the HU of a plain scan.
-        lambda record, _longest: (
-            2 if SPECTRAL in record.qc_flags else int(DERIVED in record.qc_flags or bool(record.repairs))
+        lambda record, _largest: (
+            2
+            if {SPECTRAL, PROJECTION_NAME} & {*record.qc_flags}
+            else int(DERIVED in record.qc_flags or bool(record.repairs))
         ),
-        lambda _one, _best: "computed from another series or from several energies, or resampled",
-    ),
-    "coverage": _Preference(
-        lambda record, longest: _extent_mm(record) < STUDY_COVERAGE_SHARE * min(longest, LUNG_HEIGHT_MM),
-        lambda one, best: f"reaches over {_extent_mm(one):.0f} mm against {_extent_mm(best):.0f} mm",
+        lambda _one, _best: "computed from another series or several energies, resampled, or called a projection",
     ),
     "inspiration": _Preference(
-        lambda record, _longest: names_expiration(record.series_description),
+        lambda record, _largest: names_expiration(record.series_description),
         lambda _one, _best: "its description names an expiration",
     ),
     "thin": _Preference(
-        lambda record, _longest: _thin_class(record),
+        lambda record, _largest: _thin_class(record),
         lambda one, best: f"slices of {_mm(_thickness_mm(one))} against {_mm(_thickness_mm(best))}",
     ),
     "soft": _Preference(
-        lambda record, _longest: _kernel_rank(record, "soft"),
+        lambda record, _largest: _kernel_rank(record, "soft"),
         lambda _one, _best: "its kernel is not soft, or not known",
     ),
     "lung": _Preference(
-        lambda record, _longest: _kernel_rank(record, "sharp"),
+        lambda record, _largest: _kernel_rank(record, "sharp"),
         lambda _one, _best: "its kernel is not a lung kernel, or not known",
     ),
     "slices": _Preference(
-        lambda record, _longest: -record.n_slices,
+        lambda record, _largest: -record.n_slices,
         lambda one, best: f"{one.n_slices} slices against {best.n_slices}",
     ),
 }

@@ -42,6 +42,7 @@ DERIVED: Final = "derived_reformat"
 FILES_UNREADABLE: Final = "files_unreadable"
 PARTIAL_COVERAGE: Final = "partial_coverage"
 PATIENT_CONFLICT: Final = "patient_conflict"
+PROJECTION_NAME: Final = "maybe_projection"
 TWO_IDS: Final = "two_patient_ids"
 SPECTRAL: Final = "spectral_image"
 SPLIT_SERIES: Final = "split_series"
@@ -50,7 +51,7 @@ FLAGS: Final = {
     "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
     APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
     DERIVED: "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
-    SPECTRAL: "computed from several energies (monoenergetic, without iodine): HU are not those of a plain scan",
+    SPECTRAL: "computed from several energies (monoenergetic, without iodine), or one of them: not HU of a plain scan",
     "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
     "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
     "sparse_slices": "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
@@ -65,7 +66,8 @@ FLAGS: Final = {
     "placeholder_patient_id": "PatientID is a word like ANONYMOUS: perhaps of several persons, counted as one",
     TWO_IDS: "its slices (SOPInstanceUID) are there under another PatientID too: one scan counted for two patients?",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
-    DATE_CONFLICT: "copies of its slices have another StudyDate (corrected?): that of the first path stands",
+    DATE_CONFLICT: "its slices are there under another StudyDate too (corrected?): one scan counted for two dates? Of "
+    "copies in one series the first path's date stands",
     "missing_study_date": "StudyDate is absent, empty, none, or a filler (1900-01-01, before 1800): no place in time",
     "early_study_date": "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     "future_study_date": "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",
@@ -81,7 +83,7 @@ FLAGS: Final = {
     "untilted": "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",
     UNDECLARED_PADDING: "the corners of all slices hold one value that is no air and no declared padding: taken as air",
     "coarse_pixels": "pixels are wider than 4 mm: walls and vessels blur into lesions, and percents come out too high",
-    "maybe_projection": "its description names a projection (MIP, VRT), its ImageType does not: look at it",
+    PROJECTION_NAME: "its description names a projection (MIP, VRT), its ImageType does not: look at it",
     "blank_slices": "slices hold one value throughout; between others: not evaluable, at an end: lung may be missing",
     "repeated_slices": "neighbouring slices have equal pixels: the same image at several positions",
     "odd_slices": "slices do not fit those beside them (damaged, another image); not evaluable if rescaled otherwise",
@@ -136,6 +138,8 @@ class SeriesRecord:
     n_slices: int
     n_duplicates: int
     extent_mm: float | None
+    lowest_z_mm: float | None
+    highest_z_mm: float | None
     rows: int | None
     columns: int | None
     spacing_z_mm: float | None
@@ -196,6 +200,8 @@ def series_from_headers(
     spacing_z = stack.spacing_z_mm if stack is not None and not len(irregular(stack.distances_mm)) else None
     if stack is not None and RESAMPLE in repairs:
         spacing_z = round(float(np.median(stack.distances_mm)), SPACING_DIGITS)
+    positions = [header.image_position_patient for header in headers]
+    heights_mm = [position[2] for position in positions if position is not None] if orientation == "axial" else []
     record = SeriesRecord(
         patient_id=common(headers, "patient_id"),
         study_date=_earliest_date(headers),
@@ -215,6 +221,8 @@ def series_from_headers(
         n_slices=len(headers),
         n_duplicates=n_duplicates,
         extent_mm=None if stack is None else round(float(stack.distances_mm.sum()), SPACING_DIGITS),
+        lowest_z_mm=min(heights_mm, default=None),
+        highest_z_mm=max(heights_mm, default=None),
         rows=common(headers, "rows"),
         columns=common(headers, "columns"),
         spacing_z_mm=spacing_z or None,  # 0 if all slices are at one position
@@ -296,7 +304,7 @@ def _flags(
         "sparse_slices": selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
         "coarse_pixels": selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,
         "other_body_part": selected and names_other_parts(record.body_part, record.series_description),
-        "maybe_projection": selected and any(names_projection(header) for header in headers),
+        PROJECTION_NAME: selected and any(names_projection(header) for header in headers),
         "rotated_in_plane": selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
         "transfer_syntax_missing": any(header.transfer_syntax_uid is None for header in headers),
         "monochrome1": any(header.photometric_interpretation == "MONOCHROME1" for header in headers),

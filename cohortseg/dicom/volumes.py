@@ -30,6 +30,7 @@ Reals64: TypeAlias = NDArray[np.float64]
 
 _PHASE: Final = "temporal_position"
 _SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "stack_id")
+_OF_BOLUS: Final = ("acquisition_number", "slice_thickness_mm", "series_description")
 _DESCRIBED: Final = ("series_description", "slice_thickness_mm", "image_type")
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
@@ -219,15 +220,17 @@ def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
 
 def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
     """Return the scan of a series and the rest, if that are images of one place, to see a bolus come; else nothing."""
-    acquisitions = _grouped(headers, attrgetter("acquisition_number"))
-    scan = max(acquisitions, key=len)
-    rest = [header for part in acquisitions if part is not scan for header in part]
-    places = {header.image_position_patient for header in rest}
-    if len(places) != 1 or None in places or not len(rest) < len(scan) > _LEAST_SCAN or not _is_regular(scan):
-        return []
-    # One image beyond the scan may be its last one, behind slices that are lost.
-    within = _extent_mm([*scan, *rest]) <= _extent_mm(scan) + SAME_POSITION_MM
-    return [scan, rest] if within or len(rest) > 1 else []
+    for name in _OF_BOLUS:
+        groups = _grouped(headers, attrgetter(name))
+        scan = max(groups, key=len)
+        rest = [header for part in groups if part is not scan for header in part]
+        places = {header.image_position_patient for header in rest}
+        if len(places) != 1 or None in places or not len(rest) < len(scan) > _LEAST_SCAN or not _is_regular(scan):
+            continue
+        # One image beyond the scan may be its last one, behind slices that are lost.
+        if len(rest) > 1 or _extent_mm([*scan, *rest]) <= _extent_mm(scan) + SAME_POSITION_MM:
+            return [scan, rest]
+    return []
 
 
 def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:

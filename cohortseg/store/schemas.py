@@ -153,7 +153,7 @@ _SERIES_KEY = Column(
 
 MANIFEST: Final = TableSchema(
     name="manifest",
-    version=6,
+    version=7,
     row="one series found in the cohort, or one volume of it where it holds several",
     columns=(
         *_PATIENT,
@@ -173,6 +173,12 @@ MANIFEST: Final = TableSchema(
         Column("n_slices", _INT, "slices left once copies are dropped"),
         Column("n_duplicates", _INT, "files dropped as copies of another"),
         Column("extent_mm", _REAL, "distance from the first to the last slice centre; null if they are no stack"),
+        Column(
+            "lowest_z_mm",
+            _REAL,
+            "z of ImagePositionPatient (0020,0032) of the lowest slice; null if not axial",
+        ),
+        Column("highest_z_mm", _REAL, "the same of the highest slice"),
         Column("rows", _INT, "Rows (0028,0010)"),
         Column("columns", _INT, "Columns (0028,0011)"),
         *_SPACING,

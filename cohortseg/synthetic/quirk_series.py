@@ -160,7 +160,9 @@ def _mixed_sizes(folder: Path) -> list[Expected]:
         dataset.PixelData, dataset.Rows, dataset.Columns = pixels.tobytes(), 48, 48
     files = write_files(folder, slices)
     flags = ("split_series", "partial_coverage")
-    small = Expected(files=files[9:], decision="alternative", reason="reaches over 10 mm", qc_flags=flags)
+    small = Expected(
+        files=files[9:], decision="alternative", reason="a field of view of 163 mm against 326 mm", qc_flags=flags
+    )
     return [measured(files[:9], *flags, ml=lung_ml(chest_hu()[:9], VOXEL_ML), n=9), small]
 
 
