@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,6 +38,10 @@ _LOCAL: Final = {
 }
 _OBJECT_STORE_BYTES: Final = 256 * 1024**2
 _ANSWER_S: Final = 10.0
+
+
+class RayStartError(StoreError):
+    """Ray does not start on this machine."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ def connected(address: str | None = None) -> Iterator[Resources]:
     ------
     ConfigError
         If there is no cluster at the address, or Ray was imported before this machine's could be bound to loopback.
-    StoreError
+    RayStartError
         If Ray cannot be started on this machine.
     """
     address = cluster_address(address)
@@ -277,6 +281,11 @@ def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
         thread.join()
 
 
+def _token_path() -> Path:
+    """Return where Ray keeps the token of its processes."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser())
+
+
 def _init(ray: "ModuleType", address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is not None:
@@ -291,6 +300,8 @@ def _init(ray: "ModuleType", address: str | None) -> None:
             ) from error
         return
     ((num_cpus, num_gpus),) = local_resources().nodes
+    token = _token_path()
+    is_ours = not token.exists()
     try:
         ray.init(
             address="local",
@@ -301,7 +312,12 @@ def _init(ray: "ModuleType", address: str | None) -> None:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
+        if is_ours:  # Ray lets every user of the machine read what keeps them out
+            with suppress(OSError):
+                token.chmod(0o600)
     except Exception as error:  # a bare one where its processes do not come up
-        raise StoreError(
-            f"Ray cannot be started on this machine: {(str(error) or type(error).__name__).splitlines()[0]}"
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        raise RayStartError(
+            f"Ray cannot be started on this machine: {what}; it writes into the home folder (or where "
+            "RAY_AUTH_TOKEN_PATH says) and into TMPDIR (or RAY_TMPDIR), which must be a short path"
         ) from error

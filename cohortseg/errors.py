@@ -1,5 +1,7 @@
 """The errors a user can repair; anything else that escapes is a bug and keeps its traceback."""
 
+import traceback
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -8,6 +10,12 @@ class CohortSegError(Exception):
 
     exit_code: ClassVar[int] = 1
     """Of the command line: 1 the run failed, 2 wrong usage, configuration or unreadable input."""
+
+
+def unexpected(error: Exception) -> str:
+    """Return what an error is that is no `CohortSegError`, and where it arose; its text can quote a header."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
 
 
 class ConfigError(CohortSegError, ValueError):

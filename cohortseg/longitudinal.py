@@ -42,8 +42,8 @@ SEVERAL_STUDIES: Final = "several_studies"
 TIMELINE_FLAGS: Final = {
     SEVERAL_STUDIES: "more than one study of the patient has this date: several visits under a filler, or repeated "
     "(in timeline and patients only)",
-    LESS_LUNG: f"less than {100 * _LESS_SHARE:.0f} % of the lung volume of another date of the patient: part of it was "
-    "not scanned, or it was breathed out; look before you compare (in timeline and patients only)",
+    LESS_LUNG: f"less than {100 * _LESS_SHARE:.0f} % of the (plausible) lung volume of another date of the patient: "
+    "part of it was not scanned, or it was breathed out; look before you compare (in timeline and patients only)",
 }
 """Flags that timeline and patients tables add."""
 _TIMELINE_COLUMNS: Final = (
@@ -239,7 +239,8 @@ def _evaluable() -> pl.Expr:
 
 def _flags_over_time() -> pl.Expr:
     """Return the flags of a row, with those that other dates of the patient give it."""
-    most_ml = pl.col("lung_volume_ml").filter(_EVALUABLE).max().over(_PERSON)
+    plausible = ~pl.col("qc_flags").list.contains(_IMPLAUSIBLE)
+    most_ml = pl.col("lung_volume_ml").filter(pl.col(_EVALUABLE) & plausible).max().over(_PERSON)
     less = pl.col(_EVALUABLE) & (pl.col("lung_volume_ml") < _LESS_SHARE * most_ml)
     flags = pl.col("qc_flags")
     for name, holds in ((SEVERAL_STUDIES, pl.col(_NUM_STUDIES) > 1), (LESS_LUNG, less.fill_null(value=False))):

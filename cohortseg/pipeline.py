@@ -139,6 +139,7 @@ def infer_cohort(
             model_sha256=model.sha256,
             config=config,
         )
+        _require_cluster(job, scan, address)
         _make_ready(job)
         scan, num_done, engine = _segment(job, model, scan, progress, address)
         summary = _finished(job, scan, num_done, engine)
@@ -164,8 +165,6 @@ def _segment(
     while added := [record for record in _selected(scan) if record.series_key not in tried]:
         pending = pending_series(job, added)
         if pending:
-            if choose_engine(job.config, len(pending), address) == "ray":
-                require_answer(address)
             note_unfinished(job.out, unfinished=True)
             with progress("Segmenting") as report:
                 used = run_series(job, model, pending, report, address)
@@ -234,17 +233,18 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     """
     require_output(out)
     burden = read_table(out / BURDEN.file_name, BURDEN)  # to say what is wrong with it before the folder is touched
-    patients = None if clinical is None else _patients_of(burden, clinical, out)
+    known = None if clinical is None else _patients_of(burden, clinical, out)
     with claimed(out):
-        if clinical is not None and patients is not None:
+        if known is not None:
+            patients, source_sha256 = known
             _warn_of_lost_onsets(out, burden, patients)
-            save_clinical(out, patients, clinical)
+            save_clinical(out, patients, source_sha256)
         return write_report(out)
 
 
-def _patients_of(burden: pl.DataFrame, clinical: Path, out: Path) -> pl.DataFrame:
-    """Return what a clinical table says of the patients of a cohort."""
-    given = read_clinical(clinical)
+def _patients_of(burden: pl.DataFrame, clinical: Path, out: Path) -> tuple[pl.DataFrame, str]:
+    """Return what a clinical table says of the patients of a cohort, and the hash of its file."""
+    given, source_sha256 = read_clinical(clinical)
     patients = given.join(burden, on="patient_id", how="semi", maintain_order="left")
     if patients.is_empty():
         raise ConfigError(
@@ -253,7 +253,7 @@ def _patients_of(burden: pl.DataFrame, clinical: Path, out: Path) -> pl.DataFram
         )
     if others := len(given) - len(patients):
         _log.warning("%d of the %d patients of %s are not in this cohort: left out", others, len(given), clinical)
-    return patients
+    return patients, source_sha256
 
 
 def _warn_of_lost_onsets(out: Path, burden: pl.DataFrame, patients: pl.DataFrame) -> None:
@@ -291,6 +291,15 @@ def _check_same_cohort(scan: CohortScan, out: Path, *, resume: bool) -> None:
     if saved_clinical(out) is not None:
         remove_clinical(out)
         _log.warning("the onset dates kept in %s were of another cohort: removed", out)
+
+
+def _require_cluster(job: Job, scan: CohortScan, address: str | None) -> None:
+    """Refuse the address of a cluster that is not there, before anything of an earlier run is removed."""
+    selected = _selected(scan)
+    keeps = job.config.resume and not job.config.retry_failed
+    num_pending = len(pending_series(job, selected) if keeps else selected)
+    if num_pending and choose_engine(job.config, num_pending, address) == "ray":
+        require_answer(address)
 
 
 def _make_ready(job: Job) -> None:

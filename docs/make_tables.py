@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cohortseg.compare.tables import COMPARISON
-from cohortseg.dicom.series import FLAGS
+from cohortseg.dicom.series import CHOICE_FLAGS, PIXEL_FLAGS, SCAN_FLAGS
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import LABELS
 from cohortseg.longitudinal import TIMELINE_FLAGS
@@ -50,15 +50,25 @@ lost: `read_masks` compares). Groups of series that an earlier run chose and the
 until a run with `--no-resume`: go by `burden.parquet`.
 """
 
+_FLAGS_INTRO = """`--select` and `manifest.parquet` know those of headers only (the manifest also those of the choice);
+rows of the others are filtered in `burden.parquet`."""
+
 
 def tables_markdown() -> str:
     """Return the whole page."""
     labels = ", ".join(f"{label.value} {label.title.lower()}" for label in LABELS)
     parts = [_INTRO.format(labels=labels)]
     parts += [_table(schema) for schema in (*TABLES, IMAGES, METRICS, COMPARISON)]
-    flags = {**FLAGS, **LUNG_FLAGS, **NOISE_FLAGS, **TIMELINE_FLAGS}
-    lines = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in flags.items())
-    parts.append(f"## Flags in `qc_flags`\n\n| flag | meaning |\n|---|---|\n{lines}\n")
+    found_in = {
+        "headers": SCAN_FLAGS,
+        "the choice of series": CHOICE_FLAGS,
+        "pixels": {**PIXEL_FLAGS, **LUNG_FLAGS, **NOISE_FLAGS},
+        "other dates": TIMELINE_FLAGS,
+    }
+    lines = "\n".join(
+        f"| `{name}` | {where} | {meaning} |" for where, flags in found_in.items() for name, meaning in flags.items()
+    )
+    parts.append(f"## Flags in `qc_flags`\n\n{_FLAGS_INTRO}\n\n| flag | found in | meaning |\n|---|---|---|\n{lines}\n")
     return "\n".join(parts)
 
 

@@ -1,6 +1,8 @@
 """Fixtures that several test modules share."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,15 @@ from cohortseg.weights import ModelCard, save_model
 
 settings.register_profile("cohortseg", deadline=None, max_examples=50)
 settings.load_profile("cohortseg")
+
+
+@pytest.fixture(autouse=True)
+def _messages_as_before() -> Iterator[None]:
+    """Undo the verbosity that a command sets, so that no test depends on those before it."""
+    logger = logging.getLogger("cohortseg")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

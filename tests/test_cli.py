@@ -31,6 +31,17 @@ def test_starting_the_program_loads_neither_torch_nor_ray():
     assert done.stdout.strip() == "[]"
 
 
+def test_closed_or_full_standard_output_costs_no_results(tmp_path):
+    write_series(tmp_path / "cohort")
+    scan = f"{sys.executable} -m cohortseg scan {tmp_path / 'cohort'} -o {tmp_path}/m{{}}.parquet"
+    for number, (ending, code) in enumerate(((">&-", 0), (">&- 2>&- <&-", 0), (">/dev/full", 1))):
+        done = subprocess.run(["bash", "-c", f"{scan.format(number)} {ending}"], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert (tmp_path / f"m{number}.parquet").exists()
+    assert "No space left on device: standard output could not be written" in done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command):
     code, stdout, _ = run(command, "--help")

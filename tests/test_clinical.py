@@ -1,10 +1,15 @@
 """The clinical table: what a user's text may look like, and that the days since onset stay in an output folder."""
 
+import hashlib
+import json
+import os
 import shutil
+import threading
 from datetime import date
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from phantoms import ill_body, write_series
 from runs import run
@@ -60,7 +65,9 @@ def written(folder: Path, content: str | bytes) -> Path:
     ],
 )
 def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str | bytes) -> None:
-    table = read_clinical(written(tmp_path, content))
+    path = written(tmp_path, content)
+    table, sha256 = read_clinical(path)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert dict(table.iter_rows()) == {"007": date(2020, 3, 1), "B": None}
 
 
@@ -153,6 +160,19 @@ def test_onsets_far_from_every_scan_are_told_and_those_of_another_cohort_go(
     run(other, out, model_path, resume=False)
     assert not (out / CLINICAL.file_name).exists(), "a patient of the same identifier may be another one"
     assert read_table(out / TIMELINE.file_name, TIMELINE)["days_since_onset"].drop_nulls().is_empty()
+
+
+def test_a_table_may_come_through_a_pipe(tmp_path: Path, cohort: Path, model_path: Path) -> None:
+    out, pipe = tmp_path / "out", tmp_path / "pipe"
+    run(cohort, out, model_path)
+    content = b"patient_id,onset_date\nA,2020-03-30\n"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writer.start()
+    report_cohort(out, pipe)
+    writer.join()
+    metadata = json.loads(pq.read_schema(out / CLINICAL.file_name).metadata[b"cohortseg"])
+    assert metadata["source_sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_who_has_gone_from_the_cohort_goes_from_the_clinical_table_too(

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -87,6 +88,17 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="no Ray cluster answers"):
         require_answer(None)
+
+
+@pytest.mark.ray
+def test_the_token_that_ray_makes_is_for_its_owner(tmp_path):
+    """In a process of its own: Ray reads where it lies once."""
+    code = "from cohortseg.cluster import connected\nwith connected(): pass"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, umask=0o022)
+    token = tmp_path / ".ray/auth_token"
+    assert (token.stat().st_mode & 0o777, len(token.read_text()) > 30) == (0o600, True)
 
 
 @pytest.mark.ray

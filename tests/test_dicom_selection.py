@@ -98,6 +98,9 @@ def test_scan_decides_by_the_settings_of_infer(study: Path, tmp_path: Path) -> N
         ("kernel~(", "unterminated|missing"),
         ("study_date>soon", "write YYYY-MM-DD"),
         ("study_date>=2020-03", "write YYYY-MM-DD"),
+        ("qc_flags=thick_slice", "no flag that headers raise"),
+        ("qc_flags!~lung_cut_at_end_slice|one_lung", "filter burden.parquet"),
+        ("qc_flags!=chosen_by_uid", "filter burden.parquet"),
     ],
 )
 def test_rules_that_cannot_be_read_are_wrong_usage(rule: str, match: str) -> None:

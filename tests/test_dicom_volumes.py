@@ -200,6 +200,18 @@ def test_images_that_track_a_bolus_do_not_cost_the_scan(
     assert (tracking.decision, tracking.n_slices) == ("skipped", 6)
 
 
+@pytest.mark.parametrize("name", ["SeriesDescription", "SliceThickness"])
+def test_a_chest_and_an_abdomen_of_another_spacing_in_one_series_are_two_volumes(tmp_path: Path, name: str) -> None:
+    write_series(tmp_path / "a", shape=(20, 32, 24), spacing_mm=(2.5, 1, 1), origin=(0, 0, 0), attributes={name: "2"})
+    write_series(tmp_path / "b", shape=(10, 32, 24), spacing_mm=(5, 1, 1), origin=(0, 0, -50), attributes={name: "5"})
+    assert [(record.n_slices, record.spacing_z_mm) for record in scan_cohort(tmp_path).series] == [(20, 2.5), (10, 5.0)]
+
+
+def test_a_regular_stack_whose_slice_thickness_alternates_is_one_volume(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(12, 32, 24), attributes=lambda z: {"SliceThickness": 2.5 * (1 + z % 2)})
+    assert only_series(tmp_path).n_slices == 12
+
+
 def test_slices_far_apart_are_no_volume(tmp_path: Path) -> None:
     write_series(tmp_path / "far", shape=(2, 32, 24), spacing_mm=(140.0, 1, 1))
     write_series(tmp_path / "sparse", shape=(6, 32, 24), spacing_mm=(30.0, 1, 1), series="2")

@@ -447,6 +447,30 @@ def test_headers_that_highdicom_refuses_and_infer_does_not(model_path: Path, tmp
     assert str(pydicom.dcmread(path).PatientName) == "Secret^Name"
 
 
+def test_a_header_that_no_segmentation_can_hold_costs_the_others_nothing(model_path: Path, tmp_path: Path) -> None:
+    cohort, out = tmp_path / "cohort", tmp_path / "out"
+    for patient, odd in (("A", {}), ("B", {"PatientSexNeutered": "ALTERED"})):
+        paths = write_series(
+            cohort / patient,
+            shape=(4, 96, 80),
+            spacing_mm=(5.0, 3.0, 3.5),
+            hu=ill_body,
+            patient_id=patient,
+            attributes=odd,
+        )
+    for path in paths:  # a length that no number of that type has
+        content = path.read_bytes()
+        assert content.count(b"CS\x08\x00ALTERED ") == 1
+        path.write_bytes(content.replace(b"CS\x08\x00ALTERED ", b"US\x07\x00ALTERED"))
+    run(cohort, out, model_path)
+    paint_lesions(out)
+    code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
+    assert (code, len(list((tmp_path / "seg").glob("*.dcm")))) == (3, 1)
+    assert "its headers do not allow a DICOM SEG" in said
+    assert "Traceback" not in said
+    assert "ALTERED" not in said
+
+
 def test_two_exports_into_one_folder_at_once_are_refused(small: Run, tmp_path: Path) -> None:
     import filelock
 

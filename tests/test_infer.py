@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -480,6 +481,40 @@ def test_where_the_lungs_go_on_a_series_that_reaches_farther_is_measured_too(mod
     assert "lung_cut_at_end_slice" in part["qc_flags"]
     assert part["lung_volume_ml"] < whole["lung_volume_ml"]
     assert read_table(out / "timeline.parquet", TIMELINE)["series_key"].to_list() == [whole["series_key"]]
+
+
+def test_the_address_of_no_cluster_is_refused_before_results_are_removed(
+    cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, out)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    config = InferConfig(resume=False)
+    with pytest.raises(ConfigError, match="no Ray cluster answers"):
+        infer_cohort(cohort, out, config=config, model_path=model_path, address=address)
+    assert differences(out, unbroken) == []
+    assert run(cohort, out, model_path).num_done == 0
+
+
+@pytest.mark.ray
+def test_where_ray_does_not_start_a_run_that_did_not_ask_for_it_goes_on_without(
+    cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    out, away = tmp_path / "out", tmp_path / ("x" * 100)
+    away.mkdir()
+    settings = tmp_path / "infer.toml"
+    settings.write_text("auto_ray_series = 2\n")
+    command = [sys.executable, "-m", "cohortseg", "infer", cohort, "-o", out, "--model", model_path]
+    without = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = without | {"RAY_TMPDIR": str(away), "LOKY_MAX_CPU_COUNT": "2"}
+    for more, code in ((["--config", settings], 3), (["--engine", "ray", "--retry-failed"], 1)):
+        done = subprocess.run(
+            [*map(str, (*command, *more))], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, "Ray cannot be started on this machine" in done.stderr) == (code, True), done.stderr
+        assert "Traceback" not in done.stderr
+        assert differences(out, unbroken) == []
 
 
 def test_local_engine_refuses_workers(cohort: Path, model_path: Path, tmp_path: Path) -> None:

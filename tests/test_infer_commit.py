@@ -4,6 +4,8 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,22 @@ def test_a_slices_table_of_other_columns_is_named_and_its_series_done_anew(out: 
     with pytest.raises(StoreError, match=r"k\.arrow: cannot be read .*run the same command again"):
         list(committed_slices(out, ["k"]))
     assert not is_done(out, "k", "t")
+
+
+def test_a_slices_table_with_any_byte_changed_is_a_table_or_named(out: Path) -> None:
+    """Of 15,000 so changed, 700 made Polars panic."""
+    commit(out, "k", "t", replace(result_of(), slices=({"series_key": "k", "slice_index": 0, "lung_area_mm2": 5.0},)))
+    path, marker = out / ".state/slices/k.arrow", out / ".state/rows/k.json"
+    whole, done = path.read_bytes(), marker.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        damaged = bytearray(whole)
+        for at in rng.integers(len(whole), size=rng.integers(1, 5)):
+            damaged[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        marker.write_bytes(done)
+        with suppress(StoreError):
+            list(committed_slices(out, ["k"]))
 
 
 def test_failed_result_takes_the_place_of_an_older_mask(out: Path) -> None:

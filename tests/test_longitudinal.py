@@ -164,6 +164,12 @@ def test_a_lung_that_cannot_be_or_has_no_date_makes_no_parts_of_others() -> None
     assert timeline_table(frame)["evaluable"].to_list() == [True, True, True, False, False]
 
 
+def test_a_lung_that_cannot_be_makes_no_less_of_others() -> None:
+    right = series("A", 1, "right", 5.0, lung_volume_ml=4000.0)
+    wrong = series("A", 2, "wrong", 5.0, lung_volume_ml=9500.0, qc_flags=["lung_volume_implausible"])
+    assert timeline_table(burden(right, wrong))["qc_flags"].to_list() == [[], ["lung_volume_implausible"]]
+
+
 def test_a_date_with_much_less_lung_is_flagged() -> None:
     volumes = {1: 4000.0, 5: 2500.0, 9: 2700.0}
     rows = [series("A", day, str(day), 5.0, lung_volume_ml=ml, qc_flags=["monochrome1"]) for day, ml in volumes.items()]

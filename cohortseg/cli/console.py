@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -13,6 +14,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from cohortseg.progress import Report, silent
+
+for _name in ("stdin", "stdout", "stderr"):  # closed, as some schedulers start programs
+    if getattr(sys, _name) is None:
+        setattr(sys, _name, Path(os.devnull).open("r" if _name == "stdin" else "w"))  # noqa: SIM115
 
 _PLAIN_WIDTH: Final = 120
 """Of tables that go to a file or a pipe, unless COLUMNS says otherwise."""

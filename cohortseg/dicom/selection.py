@@ -18,6 +18,7 @@ from cohortseg.dicom.series import (
     CHOSEN_BY_UID,
     DERIVED,
     PROJECTION_NAME,
+    SCAN_FLAGS,
     SPECTRAL,
     Decision,
     SeriesRecord,
@@ -103,9 +104,16 @@ def _parse_rule(text: str) -> Rule:
             f"--select {text!r}: the operators are =, !=, <, <=, >, >=, ~ and !~, and the value stands without quotes"
         )
     try:
-        return Rule(text, column, _condition(sign, value, _COLUMNS[column]))
+        rule = Rule(text, column, _condition(sign, value, _COLUMNS[column]))
+        finds = _condition(sign.removeprefix("!"), value, _COLUMNS[column])
     except (ValueError, re.error) as error:
         raise ConfigError(f"--select {text!r}: {error}") from error
+    if column == "qc_flags" and not finds(tuple(SCAN_FLAGS)):
+        raise ConfigError(
+            f"--select {text!r}: no flag that headers raise is called so (docs/tables.md lists them); flags of the "
+            "choice, of pixels and of other dates come later: filter burden.parquet by them"
+        )
+    return rule
 
 
 def _condition(sign: str, value: str, kind: str) -> Callable[[Any], bool]:

@@ -47,9 +47,8 @@ TWO_IDS: Final = "two_patient_ids"
 SPECTRAL: Final = "spectral_image"
 SPLIT_SERIES: Final = "split_series"
 UNDECLARED_PADDING: Final = "undeclared_padding"
-FLAGS: Final = {
+SCAN_FLAGS: Final = {
     "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
-    APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
     DERIVED: "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
     SPECTRAL: "computed from several energies (monoenergetic, without iodine), or one of them: not HU of a plain scan",
     "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
@@ -76,14 +75,21 @@ FLAGS: Final = {
     "uneven_spacing": "distances between slices differ by more than 5 % + 0.1 mm; skipped unless repaired",
     "gantry_tilt": "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
     "conflicting_slices": "different pixels at the same position; skipped",
-    CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs",
-    ANOTHER_FAILED: "the series preferred to it in its study could not be measured, or holds part of the lungs only",
     "other_body_part": "BodyPartExamined or SeriesDescription name other parts of the body, and not the chest",
     "resampled": "slices were interpolated to one spacing (--repair resample): volumes are estimates",
     "untilted": "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",
-    UNDECLARED_PADDING: "the corners of all slices hold one value that is no air and no declared padding: taken as air",
     "coarse_pixels": "pixels are wider than 4 mm: walls and vessels blur into lesions, and percents come out too high",
     PROJECTION_NAME: "its description names a projection (MIP, VRT), its ImageType does not: look at it",
+}
+"""Flags that headers raise, and the pixels of copies, and what they mean; the only ones that ``--select`` can see."""
+CHOICE_FLAGS: Final = {
+    APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
+    CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs",
+    ANOTHER_FAILED: "the series preferred to it in its study could not be measured, or holds part of the lungs only",
+}
+"""Flags of the choice among several series."""
+PIXEL_FLAGS: Final = {
+    UNDECLARED_PADDING: "the corners of all slices hold one value that is no air and no declared padding: taken as air",
     "blank_slices": "slices hold one value throughout; between others: not evaluable, at an end: lung may be missing",
     "repeated_slices": "neighbouring slices have equal pixels: the same image at several positions",
     "odd_slices": "slices do not fit those beside them (damaged, another image); not evaluable if rescaled otherwise",
@@ -91,7 +97,7 @@ FLAGS: Final = {
     "hu_shifted": "neither fat nor muscle has its HU: the rescale may be wrong, and percents with it",
     "hu_implausible": "too few voxels like air or like soft tissue: the values are not Hounsfield units; not evaluable",
 }
-"""Every flag in ``qc_flags`` that files raise, and what it means; for those of the lungs see `LUNG_FLAGS`."""
+"""Flags that the pixels raise once a series is decoded; for those of the lungs see `LUNG_FLAGS`."""
 
 THICK_MM: Final = 5.05
 """Slices thicker or farther apart are thick: 5 mm and rounding."""
@@ -292,7 +298,7 @@ def _stack(headers: Sequence[Header]) -> Stack | None:
 def _flags(
     record: SeriesRecord, headers: Sequence[Header], findings: set[str | None], *, selected: bool
 ) -> tuple[str, ...]:
-    """Return the names of all findings, those given and those of the headers, in the order of ``FLAGS``."""
+    """Return the names of all findings, those given and those of the headers, in the order of ``SCAN_FLAGS``."""
     thickness, spacing = record.slice_thickness_mm or 0.0, record.spacing_z_mm or 0.0
     cosines = headers[0].image_orientation_patient
     found = {
@@ -317,7 +323,7 @@ def _flags(
         "early_study_date": (record.study_date or date.max) < _FIRST_CT,
         "future_study_date": (record.study_date or date.min) > datetime.now(UTC).date() + timedelta(days=1),
     }
-    unknown = {name for name in {*found, *findings} if name is not None} - set(FLAGS)
+    unknown = {name for name in {*found, *findings} if name is not None} - set(SCAN_FLAGS)
     if unknown:
-        raise ValueError(f"flags without a meaning in FLAGS: {', '.join(sorted(unknown))}")
-    return tuple(name for name in FLAGS if found.get(name, False) or name in findings)
+        raise ValueError(f"flags without a meaning in SCAN_FLAGS: {', '.join(sorted(unknown))}")
+    return tuple(name for name in SCAN_FLAGS if found.get(name, False) or name in findings)

@@ -30,8 +30,9 @@ Reals64: TypeAlias = NDArray[np.float64]
 
 _PHASE: Final = "temporal_position"
 _SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "stack_id")
-_OF_BOLUS: Final = ("acquisition_number", "slice_thickness_mm", "series_description")
-_DESCRIBED: Final = ("series_description", "slice_thickness_mm", "image_type")
+_THICKNESS: Final = "slice_thickness_mm"
+_OF_BOLUS: Final = ("acquisition_number", _THICKNESS, "series_description")
+_DESCRIBED: Final = ("series_description", _THICKNESS, "image_type")
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
 MAX_LONE: Final = 2
@@ -171,8 +172,9 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     """Return a volume split by the first of phase, acquisition, time and so on that makes regular stacks of it.
 
     Phases are never one volume. Acquisitions, times and descriptions can be, one after another along the patient; they
-    are not where each reaches over nearly all of the whole: scans whose slices happen to alternate. Where slices are
-    missing between acquisitions that follow each other, the whole is left, so that no slab stands for the lungs.
+    are not where each reaches over nearly all of the whole: scans whose slices happen to alternate (of a regular whole
+    SliceThickness alone does not tell that). Where slices are missing between acquisitions that follow each other, the
+    whole is left, so that no slab stands for the lungs.
     """
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
@@ -180,11 +182,14 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     # A scan may go on past midnight.
     scans = _SCANS if regular else (*_SCANS, "study_date")
     never_one = {_PHASE} if regular else {*scans}
-    for name in (*scans, *_DESCRIBED):
+    described = [name for name in _DESCRIBED if not (regular and name == _THICKNESS)]
+    for name in (*scans, *described):
         parts = _regular_parts(headers, name)
-        if not regular and _are_one_broken_scan(parts):
+        if not parts or (not regular and _are_one_broken_scan(parts)):
             continue
-        if parts and (name in never_one or all(len(part) > _FEW and _covers(part, headers) for part in parts)):
+        large = all(len(part) > _FEW for part in parts)
+        follow = not regular and name in described and _follow_each_other(parts)
+        if name in never_one or (large and (follow or all(_covers(part, headers) for part in parts))):
             return parts
     return [headers]
 
@@ -196,10 +201,14 @@ def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
     return parts if several and all(len(part) > 1 and _is_regular(part) for part in parts) else []
 
 
+def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
+    """Return whether none of several stacks reaches into another."""
+    heights_mm = sorted((_heights_mm(part) for part in parts), key=np.min)
+    return all(above.min() - below.max() > SAME_POSITION_MM for below, above in pairwise(heights_mm))
+
+
 def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
     """Return whether regular stacks are slabs of one spacing that follow each other, with slices missing between."""
-    if not parts:
-        return False
     whole = [header for part in parts for header in part]
     if any(_covers(part, whole) or _extent_mm(part) >= _SLAB_MM for part in parts):
         return False

@@ -16,6 +16,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import DA, TM
 
+from cohortseg.dicom.elements import READ_ERRORS
 from cohortseg.errors import DicomError
 from cohortseg.labels import LESIONS, Label
 from cohortseg.store.masks import SeriesMasks
@@ -31,8 +32,6 @@ _MAY_BE_EMPTY: Final = (
 """Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where they are not known, and de-identified files lack some."""
 _DATES: Final[dict[str, Callable[[Any], Any]]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 _CHARACTER_SETS: Final = frozenset(str(term.value) for term in hd.SpecificCharacterSetValues)
-_REFUSALS: Final = (AttributeError, TypeError, ValueError, LookupError)
-"""What highdicom raises on headers that lack something, or hold what must not stand there."""
 
 
 def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_key: str) -> bytes:
@@ -105,7 +104,9 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         if single:  # highdicom makes up 1 mm
             segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
         segmentation.save_as(file)
-    except _REFUSALS as error:
+    except MemoryError:
+        raise
+    except READ_ERRORS as error:
         # Without the error's text, which can quote a header.
         raise DicomError(
             f"series {series_key}: its headers do not allow a DICOM SEG ({type(error).__name__}): patient, study or "
@@ -124,7 +125,7 @@ def _text(source: Dataset, keyword: str) -> str | None:
     """Return a value as text; None if it is malformed."""
     try:
         return str(source.get(keyword, ""))
-    except _REFUSALS:
+    except READ_ERRORS:
         return None
 
 
@@ -158,7 +159,7 @@ def _number(source: Dataset, keyword: str) -> float:
     """Return a number, NaN if there is none."""
     try:
         return float(source.get(keyword))
-    except _REFUSALS:
+    except READ_ERRORS:
         return np.nan
 
 

@@ -15,7 +15,7 @@ from cohortseg.config import ExportFormat
 from cohortseg.dicom.decode import read_first_header, read_source_headers, read_volume
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.series import SeriesRecord, record_from_row
-from cohortseg.errors import CohortSegError, ConfigError, DicomError
+from cohortseg.errors import CohortSegError, ConfigError, DicomError, unexpected
 from cohortseg.export.dicom_seg import identity_hash, segmentation_bytes
 from cohortseg.export.nifti import nifti_bytes
 from cohortseg.export.png import slice_pictures
@@ -146,6 +146,8 @@ def _export_one(
         )
     except CohortSegError as error:
         return "failed", without_path(str(error), record.files)
+    except Exception as error:  # noqa: BLE001 - the boundary of a series: the others are to be exported
+        return "failed", unexpected(error)
     _write(paths, contents, form)
     write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
     return ("written" if contents else "without lesion"), None

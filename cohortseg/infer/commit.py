@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
+import pyarrow as pa
 
 from cohortseg.errors import SchemaError, StoreError
 from cohortseg.store.files import sweep_temporaries, write_file
 from cohortseg.store.layout import ATTEMPTS, MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
 from cohortseg.store.schemas import BURDEN, SLICES
-from cohortseg.store.tables import odd_columns, table_from_rows
+from cohortseg.store.tables import DAMAGED, frame_of, odd_columns, table_from_rows
 
 _ANEW: Final = "anew"
 """There while a run that began anew has not ended."""
@@ -239,8 +240,9 @@ def _read_slices(out: Path, series_key: str) -> pl.DataFrame:
     """Return the slices table of one series; where it is damaged the series is no longer done."""
     path = _slices(out, series_key)
     try:
-        table = pl.read_ipc(io.BytesIO(path.read_bytes()))
-    except (OSError, pl.exceptions.PolarsError) as error:
+        with pa.ipc.open_file(pa.BufferReader(path.read_bytes())) as reader:
+            table = frame_of(reader.read_all())
+    except DAMAGED as error:
         raise _undone(out, series_key, path, str(error)) from error
     if table.schema != SLICES.polars_schema:
         raise _undone(out, series_key, path, "it is not a slices table")

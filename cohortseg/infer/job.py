@@ -14,7 +14,7 @@ from cohortseg import __version__
 from cohortseg.config import OF_THE_WORK, InferConfig, ScanConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import CohortSegError, ConfigError, NotEvaluableError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, NotEvaluableError, StoreError, unexpected
 from cohortseg.identity import without_path
 from cohortseg.infer.commit import (
     SeriesResult,
@@ -171,12 +171,9 @@ def _result(
         if not final and not job.root.is_dir():
             raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
     except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
-        # Without the error's text, which can quote a header.
-        stack = traceback.extract_tb(error.__traceback__)
-        frames = "".join(traceback.format_list(stack))
-        where = f"{Path(stack[-1].filename).name}:{stack[-1].lineno}"
+        frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
+        status, reason = "failed", unexpected(error)
         # PyTorch says with a RuntimeError that memory is short.
-        status, reason = "failed", f"unexpected {type(error).__name__} in {where}"
         final = not isinstance(error, (OSError, MemoryError, RuntimeError))
     else:
         return result, frames

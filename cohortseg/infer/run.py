@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import torch
 
 from cohortseg.cluster import (
+    RayStartError,
     Resources,
     cluster_address,
     connected,
@@ -87,17 +88,22 @@ def run_series(
         If results cannot be written, the cohort has gone, or the cluster fails.
     """
     tally = _Tally(len(pending), report)
-    if choose_engine(job.config, len(pending), address) == "local":
-        for done in process_all(job, model, pending):
-            tally.add(done)
-        return "local"
-    try:
-        _run_ray(job, pending, tally, address)
-    finally:
-        # Empty unless it ended early: the actors are gone with the cluster's job; what they were at is not to blame.
-        for series_key in suspects(job.out):
-            withdraw_attempts(job.out, series_key, job.run_id)
-    return "ray"
+    if choose_engine(job.config, len(pending), address) == "ray":
+        try:
+            _run_ray(job, pending, tally, address)
+        except RayStartError as error:
+            if job.config.engine != "auto" or job.config.workers is not None:
+                raise
+            _log.warning("%s; going on in this process alone", error)
+        else:
+            return "ray"
+        finally:
+            # There are none unless it ended early: the actors have ended, and what they were at is not to blame.
+            for series_key in suspects(job.out):
+                withdraw_attempts(job.out, series_key, job.run_id)
+    for done in process_all(job, model, pending):
+        tally.add(done)
+    return "local"
 
 
 class _Tally:

@@ -23,7 +23,7 @@ _DATE: Final = r"^(\d{4})([-/]?)(\d{2})([-/]?)(\d{2})(?:[ T]00:00(?::00(?:\.0+)?
 _MOST_ROWS_NAMED: Final = 5
 
 
-def read_clinical(path: Path) -> pl.DataFrame:
+def read_clinical(path: Path) -> tuple[pl.DataFrame, str]:
     """Read a user's table of patients: text with columns ``patient_id`` and ``onset_date``; others are left out.
 
     Parameters
@@ -35,8 +35,8 @@ def read_clinical(path: Path) -> pl.DataFrame:
 
     Returns
     -------
-    pl.DataFrame
-        Schema ``CLINICAL``, a row a patient.
+    tuple
+        A data frame of schema ``CLINICAL``, a row a patient, and the SHA-256 of the file.
 
     Raises
     ------
@@ -45,7 +45,8 @@ def read_clinical(path: Path) -> pl.DataFrame:
         are named by their row, counted from 1 below the header.
     """
     try:
-        header, *rows = _rows(_text(path.read_bytes())) or [[]]
+        content = path.read_bytes()  # once: it may be a pipe
+        header, *rows = _rows(_text(content)) or [[]]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}; save it as text (Excel: CSV UTF-8)") from error
     except csv.Error as error:  # none of its texts quotes what stands in the file
@@ -72,7 +73,7 @@ def read_clinical(path: Path) -> pl.DataFrame:
     texts = texts.filter(~blank)
     if texts.is_empty():
         raise DataError(f"{path}: holds no patients")
-    return _checked(path, texts)
+    return _checked(path, texts), hashlib.sha256(content).hexdigest()
 
 
 def _text(content: bytes) -> str:
@@ -120,8 +121,8 @@ def _refuse(path: Path, rows: Sequence[int] | pl.Series, what: str) -> None:
         raise DataError(f"{path}: {len(rows)} rows {what}: {named}{more} (counted from 1 below the header)")
 
 
-def save_clinical(out: Path, clinical: pl.DataFrame, source: Path) -> None:
-    """Keep a table that was read from ``source`` in an output folder: later runs of ``infer`` and ``report`` go by it.
+def save_clinical(out: Path, clinical: pl.DataFrame, source_sha256: str) -> None:
+    """Keep a table of `read_clinical` in an output folder: later runs of ``infer`` and ``report`` go by it.
 
     Raises
     ------
@@ -129,13 +130,11 @@ def save_clinical(out: Path, clinical: pl.DataFrame, source: Path) -> None:
         If a file of that name lies there that is not ours.
     StoreError
         If it cannot be written.
-    OSError
-        If the source cannot be read any more.
     """
     path = out / CLINICAL.file_name
     if path.exists() and table_name(path) != CLINICAL.name:
         raise ConfigError(f"{path}: is not from cohortseg; move it away")
-    write_table(path, clinical, CLINICAL, {"source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()})
+    write_table(path, clinical, CLINICAL, {"source_sha256": source_sha256})
 
 
 def keep_clinical_of(out: Path, patient_ids: Collection[str]) -> None:

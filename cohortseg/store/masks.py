@@ -37,6 +37,12 @@ _FACTS: Final = {
 """What a reader of masks may rely on."""
 
 
+_DAMAGED: Final = (
+    *(OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, SystemError),
+)
+"""What Zarr and its codecs raise on damaged chunks and metadata."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeriesMasks:
     """The masks of one series, on the grid of its volume."""
@@ -210,8 +216,7 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
         facts = attributes["cohortseg"]
         ours = arrays["labels"].shape == arrays["lungs"].shape and facts.keys() >= _FACTS
         whole = ours and facts["nonzero_voxels"] == _nonzero(arrays)
-    # What zarr and its codecs raise on damaged chunks and metadata.
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise StoreError(f"{path / series_key}: no readable masks ({error}); {advice}") from error
     if not ours:
         raise StoreError(f"{path / series_key}: no masks as cohortseg writes them; {advice}")

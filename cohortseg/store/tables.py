@@ -14,6 +14,8 @@ from cohortseg.errors import SchemaError, StoreError
 from cohortseg.store.files import replacing
 from cohortseg.store.schemas import TableSchema
 
+DAMAGED: Final = (OSError, pa.ArrowException, ValueError)
+"""What pyarrow raises on damaged files."""
 ROWS_A_PART: Final = 50_000
 """As plain values these take some 25 MB; a list in a row counts as so many rows as it is long."""
 
@@ -100,6 +102,13 @@ def write_table(
             writer.write_table(_arrow(part).replace_schema_metadata(metadata))
 
 
+def frame_of(table: pa.Table) -> pl.DataFrame:
+    """Return a table of pyarrow's as a data frame."""
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)  # of an array alone it makes a series
+    return frame
+
+
 def _arrow(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
@@ -127,12 +136,14 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
         written: NaN, or null where a row must say something.
     """
     try:
-        with path.open("rb") as file:  # Polars takes no path that is not UTF-8
-            frame = pl.read_parquet(file)
+        file = path.open("rb")
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
-    except pl.exceptions.PolarsError as error:
-        raise SchemaError(f"{path}: cannot be read as Parquet: {error}") from error
+    with file:
+        try:  # not by Polars, which panics on damaged files, or aborts
+            frame = frame_of(pq.read_table(file))
+        except DAMAGED as error:
+            raise SchemaError(f"{path}: cannot be read as Parquet: {error}") from error
     if frame.schema != schema.polars_schema:
         raise SchemaError(
             f"{path}: not a {schema.name} table of schema version {schema.version}: {_difference(frame.schema, schema)}"
