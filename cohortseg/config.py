@@ -191,6 +191,11 @@ class TrainConfig:
     checkpoint_every: int = 100
     """Iterations between checkpoints."""
 
+    @property
+    def planned_iterations(self) -> int:
+        """Iterations of both phases, unless phase 1 ends early."""
+        return self.supervised_iterations + (self.adversarial_iterations if self.semi_supervised else 0)
+
     def __post_init__(self) -> None:
         """Check ranges; nested settings may come as mappings (from JSON or TOML)."""
         if isinstance(self.canonical, Mapping):
@@ -317,7 +322,8 @@ class InferConfig(ScanConfig):
     """Segmentation of a cohort."""
 
     engine: Engine = "auto"
-    """How series are spread: in this process, by Ray Data actors, or whichever suits the cohort's size."""
+    """How series are spread: in this process, by Ray Data actors, or whichever suits the cohort's size (auto: Ray also
+    wherever two workers or more, or a cluster, are named)."""
     workers: int | None = None
     """Actors, each with a model and a core of its own; None: one per core, at most four per GPU."""
     batch_size: int | None = None
@@ -331,7 +337,7 @@ class InferConfig(ScanConfig):
     max_attempts: int = 3
     """A series that ended its worker so many times in one run is given up."""
     overlays: bool = True
-    """Write one overlay picture a series."""
+    """Write one overlay picture a series; those of earlier runs stay. Turned on later, it segments again."""
     auto_ray_series: int = 64
     """With engine auto, work goes to Ray where so many series are still to be done and more than one worker can run."""
 
@@ -346,9 +352,9 @@ class InferConfig(ScanConfig):
 
 
 OF_THE_WORK: Final = frozenset(
-    {"engine", "workers", "batch_size", "resume", "retry_failed", "max_attempts", "auto_ray_series"}
+    {"engine", "workers", "batch_size", "resume", "retry_failed", "max_attempts", "auto_ray_series", "overlays"}
 )
-"""Settings of `InferConfig` that say how series are done, and nothing of what comes out."""
+"""Settings of `InferConfig` that say how series are done, and nothing of masks and numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,16 +16,20 @@ class Label:
     """Name for people."""
     rgb: tuple[int, int, int]
     """Overlay colour, as in the paper's figures 2 and 3."""
-    snomed_code: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion(Label):
+    """A class of lesion."""
+
+    snomed_code: str
     """SNOMED CT concept identifier."""
-    snomed_meaning: str | None
+    snomed_meaning: str
     """SNOMED CT preferred term."""
 
 
-BACKGROUND: Final = Label(
-    value=0, name="background", title="Background", rgb=(0, 0, 0), snomed_code=None, snomed_meaning=None
-)
-GGO: Final = Label(
+BACKGROUND: Final = Label(value=0, name="background", title="Background", rgb=(0, 0, 0))
+GGO: Final = Lesion(
     value=1,
     name="ggo",
     title="Ground-glass opacity",
@@ -33,7 +37,7 @@ GGO: Final = Label(
     snomed_code="1217294009",
     snomed_meaning="Ground glass lung opacity",
 )
-CONSOLIDATION: Final = Label(
+CONSOLIDATION: Final = Lesion(
     value=2,
     name="consolidation",
     title="Consolidation",

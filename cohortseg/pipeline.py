@@ -26,7 +26,6 @@ from cohortseg.infer.commit import (
     committed_slices,
     end_anew,
     forget_failed,
-    is_done,
     read_committed,
     sweep,
 )
@@ -325,7 +324,7 @@ def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
     rows = {
         record.series_key: committed_row(job.out, record.series_key)
         for record in _selected(scan)
-        if is_done(job.out, record.series_key, job.token(record))
+        if job.is_done(record)
     }
     unmeasured = {key for key, row in rows.items() if row["status"] != "ok" or shows_part_of_lungs(row)}
     cut = {key for key, row in rows.items() if is_cut(row)} - unmeasured

@@ -33,10 +33,10 @@ identifier are never put together: each study counts as one patient, and where n
 
 A single slice has percents (of area), but no volumes and no zones; where a patient has volumes at another date, it has
 no part in `delta_*`, first, last and peak. Nor has a part of the lungs, as an abdomen shows it (flagged
-`lung_cut_at_end_slice`, and either with less than .8 L or half of the most plausible lung of any date, or flagged
-`other_body_part`, or `partial_coverage` with less than 65 % of it), where the patient has whole lungs at another date.
-A date with much less lung than another one is flagged `less_lung_than_other_dates`. A series without lung in view is
-`not_evaluable`.
+`lung_cut_at_end_slice`, and either with less than .8 L or less than half of the patient's largest plausible lung
+volume, or flagged `other_body_part`, or `partial_coverage` with less than 65 % of it), where the patient has whole
+lungs at another date. A date with much less lung than another one is flagged `less_lung_than_other_dates`. A series
+without lung in view is `not_evaluable`.
 
 ## Masks
 

@@ -61,6 +61,13 @@ def test_marker_is_valid_only_for_the_same_files_model_and_settings(out: Path) -
     assert burden["po_pct"].to_list() == [1.5]
 
 
+def test_a_result_without_a_picture_is_done_for_a_run_that_draws_none(out: Path) -> None:
+    commit(out, "k", "t", replace(result_of(), picture_png=None))
+    assert (is_done(out, "k", "t"), is_done(out, "k", "t", with_picture=True)) == (True, False)
+    commit(out, "f", "t", result_of("failed"))
+    assert is_done(out, "f", "t", with_picture=True)
+
+
 def test_result_without_its_masks_or_with_a_cut_marker_is_not_done(out: Path) -> None:
     commit(out, "k", "t", result_of())
     marker = out / ".state/rows/k.json"

@@ -217,6 +217,11 @@ def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path
     )
 
 
+@pytest.fixture(scope="module")
+def quick_model(tmp_path_factory):
+    return _model(tmp_path_factory.mktemp("quick") / "run", QUICK)
+
+
 @pytest.mark.parametrize(
     "switch",
     [
@@ -231,9 +236,9 @@ def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path
     ],
     ids=lambda switch: next(iter(switch)),
 )
-def test_each_switch_changes_what_is_learned(tmp_path, switch):
-    reference, changed = _model(tmp_path / "a", QUICK), _model(tmp_path / "b", replace(QUICK, **switch))
-    state = load_model(reference).segmenter.state_dict()
+def test_each_switch_changes_what_is_learned(quick_model, tmp_path, switch):
+    changed = _model(tmp_path / "b", replace(QUICK, **switch))
+    state = load_model(quick_model).segmenter.state_dict()
     other = load_model(changed).segmenter.state_dict()
     assert any(name in other and not torch.equal(value, other[name]) for name, value in state.items())
 
@@ -384,22 +389,19 @@ def alone(state: TrainState) -> Workers:
 
 
 def test_phase_1_ends_early_once_its_loss_is_saturated(tmp_path):
-    config = replace(QUICK, supervised_iterations=200, saturation_patience=20, learning_rate=1e-9)
+    config = replace(QUICK, supervised_iterations=200, saturation_patience=10, learning_rate=1e-9, checkpoint_every=100)
     train(config, tmp_path / "run")
     rows = read_history(tmp_path / "run")
     assert max(row["iteration"] for row in rows if row["phase"] == 1) < 100
     assert rows[-1]["iteration"] == rows[-1]["total_iterations"]
-    train(replace(config, semi_supervised=False), tmp_path / "supervised")
-    assert read_history(tmp_path / "supervised")[-1]["iteration"] < 100
-    assert (tmp_path / "supervised" / MODEL).is_file()
 
 
 def test_saturation_does_not_hang_on_how_often_a_run_is_saved(tmp_path):
     config = replace(
-        QUICK, semi_supervised=False, supervised_iterations=200, saturation_patience=20, learning_rate=1e-9
+        QUICK, semi_supervised=False, supervised_iterations=200, saturation_patience=10, learning_rate=1e-9
     )
     ends = []
-    for checkpoint_every in (3, 200):
+    for checkpoint_every in (7, 200):
         folder = tmp_path / str(checkpoint_every)
         train(replace(config, checkpoint_every=checkpoint_every), folder)
         ends.append(read_history(folder)[-1]["iteration"])

@@ -28,6 +28,9 @@ _ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
 """Options of the program that are taken behind a command too, where most people write them."""
 
 
+_EVERYWHERE: Final = "Every command takes -q (results and errors only) and -v (details), too."
+
+
 class _Group(typer.core.TyperGroup):
     """The one error boundary: an error made for the user is one line on stderr; anything else keeps its traceback.
 
@@ -95,7 +98,7 @@ def _root(
 
 
 for _command in (sample, scan, train, evaluate, compare, infer, report, export, info):
-    app.command()(getattr(_command, _command.__name__.rsplit(".", 1)[-1]))
+    app.command(epilog=_EVERYWHERE)(getattr(_command, _command.__name__.rsplit(".", 1)[-1]))
 
 
 def main() -> None:

@@ -31,9 +31,10 @@ def export(
         typer.Option(help="Only this one, by SeriesInstanceUID or series_key (repeat for more).", show_default="all"),
     ] = None,
 ) -> None:
-    """Write masks as DICOM SEG (one file a series), NIfTI (labels and lungs) or PNG (each slice, drawn over the CT).
+    """Write masks as DICOM SEG, NIfTI (labels and lungs) or PNG (each slice with lung, drawn over the CT).
 
-    DICOM SEG holds the patient's identity, as its source does; names of files hold none.
+    A DICOM SEG is written of each series with a lesion. It holds the patient's identity, as its source does; names of
+    files hold none. Its segments are numbered as they come, so go by SegmentLabel.
 
     Example: [bold]cohortseg export cohort-cohortseg/ --format dicom-seg --cohort cohort/[/]
     """

@@ -52,8 +52,7 @@ class FoldJob:
     @property
     def iterations(self) -> int:
         """Of both phases."""
-        config = row_config(self.config, self.row)
-        return config.supervised_iterations + (config.adversarial_iterations if config.semi_supervised else 0)
+        return row_config(self.config, self.row).planned_iterations
 
     @property
     def data(self) -> Path:

@@ -188,8 +188,7 @@ def _content(path: Path, *, decode: bool) -> _Content:
         with BoundedFile(path) as file:
             dataset = read_partial(file, behind_pixels, force=True)
             if "PixelData" in dataset:
-                pixels = _pixel_bytes(dataset, decode=decode)
-                return _Content(hashlib.sha256(pixels).hexdigest(), is_whole(dataset))
+                return _Content(_pixel_digest(dataset, decode=decode), is_whole(dataset))
     except DicomError as error:
         if isinstance(error.__cause__, MemoryError):
             return _Content(f"unreadable {path}", whole=False, unread=True)
@@ -204,10 +203,13 @@ def _content(path: Path, *, decode: bool) -> _Content:
         return _Content(f"unreadable {path}", whole=False, unread=True)
 
 
-def _pixel_bytes(dataset: Dataset, *, decode: bool) -> bytes:
-    if not decode:
-        pixels = bytes(dataset.PixelData)
+def _pixel_digest(dataset: Dataset, *, decode: bool) -> str:
+    digest = hashlib.sha256()
+    if decode:
+        for frame in range(int(dataset.get("NumberOfFrames") or 1)):
+            digest.update(stored_values(dataset, "", frame).astype("<i4").tobytes())
+    else:
+        pixels = memoryview(dataset.PixelData)
         # Behind the pixels some exports pad.
-        return pixels if dataset["PixelData"].is_undefined_length else pixels[: get_expected_length(dataset)]
-    frames = (stored_values(dataset, "", frame) for frame in range(int(dataset.get("NumberOfFrames") or 1)))
-    return b"".join(frame.astype("<i4").tobytes() for frame in frames)
+        digest.update(pixels if dataset["PixelData"].is_undefined_length else pixels[: get_expected_length(dataset)])
+    return digest.hexdigest()

@@ -6,9 +6,9 @@ import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import names_expiration, names_other_parts
@@ -55,7 +55,8 @@ _ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "!=": operator.ne,
 }
 _ALIASES: Final = {"kernel": "convolution_kernel", "description": "series_description"}
-_COLUMNS: Final = {item.name: str(item.type) for item in fields(SeriesRecord)}
+_COLUMNS: Final = {name: {hint, *get_args(hint)} for name, hint in get_type_hints(SeriesRecord).items()}
+"""The types of each column's values."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,15 @@ def _parse_rule(text: str) -> Rule:
     return rule
 
 
-def _condition(sign: str, value: str, kind: str) -> Callable[[Any], bool]:
-    """Return the test of one value of a column; ``kind`` is the column's annotation."""
+def _condition(sign: str, value: str, types: Collection[Any]) -> Callable[[Any], bool]:
+    """Return the test of one value of a column that holds such types."""
     if "~" in sign:
         pattern = re.compile(value, re.IGNORECASE)
         return _over_values(lambda found: pattern.search(str(found)) is not None, negated=sign == "!~")
     wanted: Any = value
-    if "float" in kind or "int" in kind:
+    if float in types or int in types:
         wanted = _real(value)
-    elif "date" in kind:
+    elif date in types:
         wanted = _day(value)
     order = _ORDERS["=" if sign == "!=" else sign]
     return _over_values(lambda found: order(found, wanted), negated=sign == "!=")

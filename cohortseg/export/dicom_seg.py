@@ -18,7 +18,7 @@ from pydicom.valuerep import DA, TM
 
 from cohortseg.dicom.elements import READ_ERRORS
 from cohortseg.errors import DicomError
-from cohortseg.labels import LESIONS, Label
+from cohortseg.labels import LESIONS, Lesion
 from cohortseg.store.masks import SeriesMasks
 
 _SERIES_NUMBER: Final = 7000
@@ -38,8 +38,9 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     """Return the lesions of one series as a binary DICOM SEG file, one segment a class.
 
     Identity (patient, study, frame of reference) is that of the source. A class that the series does not have gets no
-    segment, since viewers stumble over empty ones; frames without lesion are kept, since viewers expect them. The same
-    masks on the same slices of the same patient always get the same UIDs: sending them twice does not double them.
+    segment, since viewers stumble over empty ones, and the others are numbered from 1 (PS3.3 C.8.20.2); frames without
+    lesion are kept, since viewers expect them. The same masks on the same slices of the same patient always get the
+    same UIDs: sending them twice does not double them.
 
     Parameters
     ----------
@@ -172,12 +173,12 @@ def _on_own_grid(numbered: NDArray[np.uint8], facts: dict[str, Any]) -> hd.Volum
     )
 
 
-def _segment(number: int, label: Label, version: str) -> SegmentDescription:
+def _segment(number: int, label: Lesion, version: str) -> SegmentDescription:
     return SegmentDescription(
         segment_number=number,
         segment_label=label.title,
         segmented_property_category=_CATEGORY,
-        segmented_property_type=Code(str(label.snomed_code), "SCT", str(label.snomed_meaning)),
+        segmented_property_type=Code(label.snomed_code, "SCT", label.snomed_meaning),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name="cohortseg", family=codes.DCM.ArtificialIntelligence, version=version

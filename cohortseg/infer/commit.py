@@ -156,10 +156,15 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
         _attempts(out, series_key).unlink(missing_ok=True)
 
 
-def is_done(out: Path, series_key: str, token: str) -> bool:
-    """Return whether a final marker of this very result exists, and all its files with the sizes that they had."""
+def is_done(out: Path, series_key: str, token: str, *, with_picture: bool = False) -> bool:
+    """Return whether a final marker of this very result exists, and all its files with the sizes that they had.
+
+    ``with_picture``: of a measured series its picture, too, which a run that draws none does not make.
+    """
     document = _read_marker(out, series_key)
     if document is None or document.get("token") != token or not document["final"]:
+        return False
+    if with_picture and document["burden"]["status"] == "ok" and not _picture(out, series_key).exists():
         return False
     with _store_errors(out):
         return bool(document["sizes"] == _sizes(out, series_key))

@@ -79,6 +79,10 @@ class Job:
                 "have the same on every node, restart the cluster and run the same command again"
             )
 
+    def is_done(self, record: SeriesRecord) -> bool:
+        """Return whether the output folder holds all that this run would make of a series."""
+        return is_done(self.out, record.series_key, self.token(record), with_picture=self.config.overlays)
+
     def token(self, record: SeriesRecord) -> str:
         """Return the hash of all that the result of a series depends on."""
         settings = {
@@ -98,7 +102,7 @@ class Job:
 def pending_series(job: Job, records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
     """Return the series without a valid result; those that were at work when a process died come last."""
     last = suspects(job.out)
-    waiting = [record for record in records if not is_done(job.out, record.series_key, job.token(record))]
+    waiting = [record for record in records if not job.is_done(record)]
     return sorted(waiting, key=lambda record: record.series_key in last)
 
 

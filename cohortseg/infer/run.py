@@ -27,7 +27,7 @@ from cohortseg.cluster import (
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
-from cohortseg.infer.commit import committed_status, is_done, suspects, withdraw_attempts
+from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
 from cohortseg.infer.job import Done, Job, give_up
 from cohortseg.infer.stream import load_job_model, process_all, process_stream
 from cohortseg.progress import Report
@@ -172,9 +172,7 @@ class _Worker:
         waiting: list[SeriesRecord] = []
         # Ray runs a block again when its actor died: what is done stays done, what kills every actor is given up.
         for record in records:
-            if is_done(self._job.out, record.series_key, self._job.token(record)) or give_up(
-                self._job, self._model.sha256, record
-            ):
+            if self._job.is_done(record) or give_up(self._job, self._model.sha256, record):
                 status = committed_status(self._job.out, record.series_key)
                 yield _line(Done(record.series_key, status, record.n_slices))
             else:

@@ -1,5 +1,6 @@
 """The pictures of a report. No identifier is drawn."""
 
+import math
 from typing import Final
 
 import polars as pl
@@ -58,10 +59,14 @@ def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], clock: str, col
     few = len(people) <= _MOST_COLOURS
     # What has no change takes no part: not measured, without a date, or an area among volumes.
     measured = timeline.filter(pl.all_horizontal(pl.col(clock, column, "delta_po_pct").is_not_null()))
-    by_person = measured.partition_by("patient_id", as_dict=True)
-    for number, person in enumerate(people, start=1):
-        rows = by_person.get((person,))
-        if rows is None:
-            continue
-        style = {"color": f"C{number - 1}", "label": str(number)} if few else {"color": "C0", "alpha": 0.4}
-        axes.plot(rows[clock].to_list(), rows[column].to_list(), marker="o", markersize=4, **style)
+    by_person = measured.select("patient_id", clock, column).partition_by("patient_id", as_dict=True, include_key=False)
+    courses = [(number, by_person[person,]) for number, person in enumerate(people, 1) if (person,) in by_person]
+    if few:
+        for number, rows in courses:
+            axes.plot(
+                *map(pl.Series.to_list, rows), marker="o", markersize=4, color=f"C{number - 1}", label=str(number)
+            )
+    elif courses:  # in one line with gaps: one for each of thousands takes seconds
+        gap = pl.DataFrame(schema=courses[0][1].schema).clear(1)
+        rows = pl.concat([part for _, rows in courses for part in (rows, gap)]).cast(pl.Float64).fill_null(math.nan)
+        axes.plot(*map(pl.Series.to_list, rows), marker="o", markersize=4, color="C0", alpha=0.4)

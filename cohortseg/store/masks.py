@@ -23,7 +23,7 @@ from zarr.codecs import BloscCodec
 
 from cohortseg import __version__
 from cohortseg.errors import StoreError
-from cohortseg.labels import LABELS, LESIONS, SIDES
+from cohortseg.labels import LABELS, LESIONS, SIDES, Lesion
 from cohortseg.volume import Volume
 
 _CHUNK: Final = (32, 128, 128)
@@ -93,8 +93,8 @@ def mask_attributes(
                     "name": label.name,
                     "title": label.title,
                     "rgb": list(label.rgb),
-                    "snomed_code": label.snomed_code,
-                    "snomed_meaning": label.snomed_meaning,
+                    "snomed_code": label.snomed_code if isinstance(label, Lesion) else None,
+                    "snomed_meaning": label.snomed_meaning if isinstance(label, Lesion) else None,
                 }
                 for label in LABELS
             ],

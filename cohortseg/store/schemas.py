@@ -58,7 +58,9 @@ _SERIES = (
 _VOLUME = Column("volume", _INT, "number of the volume in its series, from 1: one UID can hold several")
 _SPACING = (
     Column(
-        "spacing_z_mm", _REAL, "distance between slice centres along the normal, from positions; null for one slice"
+        "spacing_z_mm",
+        _REAL,
+        "distance between slice centres along the normal, from positions; null for one slice, or if it is uneven",
     ),
     Column("spacing_y_mm", _REAL, "PixelSpacing (0028,0030), between rows"),
     Column("spacing_x_mm", _REAL, "PixelSpacing (0028,0030), between columns"),
@@ -90,7 +92,11 @@ _SIDES = tuple(
     )
 )
 _ZONES = tuple(
-    Column(f"po_{side}_{zone}_pct", _REAL, f"100 x opacity / lung in the {zone} third (by height) of the {side} lung")
+    Column(
+        f"po_{side}_{zone}_pct",
+        _REAL,
+        f"100 x opacity / lung in the {zone} third (by height; null if less than 3 slices high) of the {side} lung",
+    )
     for side in SIDES
     for zone in ZONES
 )
@@ -122,7 +128,7 @@ _LESIONS = (
         "lesion_count",
         _INT,
         f"lesions of at least {MIN_LESION_ML} mL: voxels of either class that touch by face, edge or corner; "
-        "null for one slice",
+        "null for one slice, and where they are uneven",
     ),
     Column("largest_lesion_volume_ml", _REAL, "largest of them, mL; null without one"),
 )

@@ -58,11 +58,9 @@ class TrainState:
     @property
     def total_iterations(self) -> int:
         """Iterations of the whole run, as far as known now."""
-        if not self.config.semi_supervised:
-            return self.config.supervised_iterations
-        if self.phase == ADVERSARIAL:
+        if self.phase == ADVERSARIAL:  # phase 1 may have ended early
             return self.phase_start + self.config.adversarial_iterations
-        return self.config.supervised_iterations + self.config.adversarial_iterations
+        return self.config.planned_iterations
 
     @property
     def labeler(self) -> torch.nn.Module:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -75,7 +76,7 @@ class LoadedModel:
         """The model's name."""
         return self.card.name
 
-    @property
+    @cached_property
     def training_images(self) -> frozenset[str]:
         """SHA-256 of every image file that took part in training."""
         return frozenset(self.card.training_images)
@@ -92,14 +93,14 @@ class LoadedModel:
         Parameters
         ----------
         images
-            (B, 1, size, size) float32 in [0, 1].
+            (B, 1, size, size) float32 in [0, 1]; the size is that of ``card.canonical``, which benchmarks vary.
         flips
             Average the probabilities over each slice and its mirror image.
 
         Raises
         ------
         ValueError
-            If the images have another shape or type, or values out of range (HU, not a number).
+            If the images have other dimensions or another type, or values out of range (HU, not a number).
         """
         if images.ndim != 4 or images.shape[1] != 1 or not len(images) or images.dtype != torch.float32:
             raise ValueError(f"images must be (B, 1, size, size) float32, got {tuple(images.shape)} {images.dtype}")
