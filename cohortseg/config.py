@@ -351,7 +351,7 @@ class InferConfig(ScanConfig):
         _check(self.auto_ray_series >= 1, "auto_ray_series must be at least 1", self.auto_ray_series)
 
 
-OF_THE_WORK: Final = frozenset(
+EXECUTION_SETTINGS: Final = frozenset(
     {"engine", "workers", "batch_size", "resume", "retry_failed", "max_attempts", "auto_ray_series", "overlays"}
 )
 """Settings of `InferConfig` that say how series are done, and nothing of masks and numbers."""

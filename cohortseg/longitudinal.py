@@ -12,8 +12,7 @@ identifier are never put together into one patient: each study counts as one, an
 series.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -59,15 +58,16 @@ _PATIENTS_COLUMNS: Final = (
 )
 
 
-def shows_part_of_lungs(row: Mapping[str, Any]) -> bool:
-    """Return whether a burden row is, by itself, of a series that shows part of the lungs only."""
-    volume_ml = row["lung_volume_ml"]
-    return volume_ml is not None and is_cut(row) and (volume_ml < _PART_ML or _OTHER_PART in row["qc_flags"])
+def is_cut() -> pl.Expr:
+    """Tell burden rows of series whose first or last slice holds much lung."""
+    return pl.col("qc_flags").list.contains(_CUT)
 
 
-def is_cut(row: Mapping[str, Any]) -> bool:
-    """Return whether a burden row is of a series whose first or last slice holds much lung."""
-    return _CUT in row["qc_flags"]
+def is_part_of_lungs() -> pl.Expr:
+    """Tell burden rows that are, by themselves, of series that show part of the lungs only."""
+    lung_ml = pl.col("lung_volume_ml")
+    little_or_named = (lung_ml < _PART_ML) | pl.col("qc_flags").list.contains(_OTHER_PART)
+    return (is_cut() & lung_ml.is_not_null() & little_or_named).fill_null(value=False)
 
 
 def with_time(burden: pl.DataFrame) -> pl.DataFrame:
@@ -177,7 +177,7 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
         pl.col("status") != "ok",
         implausible,
         ~whole,
-        pl.col("qc_flags").list.contains(_CUT),
+        is_cut(),
         -pl.coalesce("n_lung_slices", "n_slices", 0),
         "spacing_z_mm",
         pl.col("convolution_kernel").map_elements(_kernel_order, pl.Int64(), skip_nulls=False),
@@ -229,10 +229,9 @@ def _evaluable() -> pl.Expr:
     by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
     lung_ml, flags = pl.col("lung_volume_ml"), pl.col("qc_flags")
     most_ml = lung_ml.filter(by_volume & ~flags.list.contains(_IMPLAUSIBLE)).max().over(_PERSON)
-    little = (lung_ml < _PART_ML) | (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
+    little = (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
     slab = flags.list.contains(_SLAB) & (lung_ml < _LESS_SHARE * most_ml).fill_null(value=False)
-    named = flags.list.contains(_OTHER_PART)
-    part = flags.list.contains(_CUT) & (little | slab | named).fill_null(value=False)
+    part = is_part_of_lungs() | (is_cut() & (little | slab))
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
 

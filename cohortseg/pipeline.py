@@ -12,7 +12,7 @@ from typing import Any, Final
 import polars as pl
 
 from cohortseg.cluster import require_answer
-from cohortseg.config import OF_THE_WORK, InferConfig
+from cohortseg.config import EXECUTION_SETTINGS, InferConfig
 from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.selection import select_next
 from cohortseg.dicom.series import SeriesRecord
@@ -22,7 +22,6 @@ from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
     begin_anew,
     committed_keys,
-    committed_row,
     committed_slices,
     end_anew,
     forget_failed,
@@ -31,7 +30,7 @@ from cohortseg.infer.commit import (
 )
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, choose_engine, run_series
-from cohortseg.longitudinal import is_cut, shows_part_of_lungs, with_time
+from cohortseg.longitudinal import is_cut, is_part_of_lungs, with_time
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import (
     keep_clinical_of,
@@ -321,13 +320,10 @@ def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
     """
     if not any(record.decision == "alternative" for record in scan.series):
         return scan
-    rows = {
-        record.series_key: committed_row(job.out, record.series_key)
-        for record in _selected(scan)
-        if job.is_done(record)
-    }
-    unmeasured = {key for key, row in rows.items() if row["status"] != "ok" or shows_part_of_lungs(row)}
-    cut = {key for key, row in rows.items() if is_cut(row)} - unmeasured
+    done = read_committed(job.out, [record.series_key for record in _selected(scan) if job.is_done(record)])
+    open_ones = (pl.col("status") != "ok") | is_part_of_lungs()
+    unmeasured = set(done.filter(open_ones)["series_key"])
+    cut = set(done.filter(~open_ones & is_cut())["series_key"])
     if not unmeasured and not cut:
         return scan
     return replace(scan, series=tuple(select_next(scan.series, job.config, unmeasured=unmeasured, cut=cut)))
@@ -352,7 +348,7 @@ def _tells_of(out: Path, summary: InferSummary, config: InferConfig) -> bool:
     document = read_run_json(out)
     now: list[Any] = json.loads(json.dumps([asdict(config), _series_counts(summary)]))
     try:
-        told = [document["config"] | {name: now[0][name] for name in OF_THE_WORK}]
+        told = [document["config"] | {name: now[0][name] for name in EXECUTION_SETTINGS}]
         told.append({name: document["counts"][name] for name in now[1]})
     except (KeyError, TypeError):
         return False

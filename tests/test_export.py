@@ -478,4 +478,4 @@ def test_two_exports_into_one_folder_at_once_are_refused(small: Run, tmp_path: P
     (tmp_path / "x").mkdir()
     with filelock.FileLock(tmp_path / "x/.lock"):
         code, said = export(out, tmp_path / "x", "nifti")
-    assert (code, "another export" in said) == (1, True)
+    assert (code, "another cohortseg export" in said) == (1, True)

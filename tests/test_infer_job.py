@@ -7,7 +7,7 @@ import pytest
 from phantoms import write_series
 from runs import only_series
 
-from cohortseg.config import OF_THE_WORK, InferConfig, ScanConfig
+from cohortseg.config import EXECUTION_SETTINGS, InferConfig, ScanConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 from cohortseg.infer import job as jobs
@@ -35,7 +35,7 @@ def test_settings_of_the_result_are_in_its_token_and_those_of_the_work_are_not(
     work = {"engine": "local", "workers": 2, "batch_size": 1, "resume": False, "retry_failed": True}
     assert job(tmp_path, **work, max_attempts=1, auto_ray_series=2).token(record) == token
     assert job(tmp_path).token(replace(record, patient_id="other")) != token
-    assert {item.name for item in fields(InferConfig)} > OF_THE_WORK | {item.name for item in fields(ScanConfig)}
+    assert {item.name for item in fields(InferConfig)} > EXECUTION_SETTINGS | {item.name for item in fields(ScanConfig)}
 
 
 @pytest.mark.parametrize("version", ["LUNG_METHOD", "MEASURES", "__version__"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from cohortseg.longitudinal import patients_table, shows_part_of_lungs, timeline_table, with_time
+from cohortseg.longitudinal import is_part_of_lungs, patients_table, timeline_table, with_time
 from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
 from cohortseg.store.tables import table_from_rows
 
@@ -134,8 +134,8 @@ def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no
     assert (patient["peak_po_pct"], patient["n_timepoints"], patient["n_evaluable"]) == (20.0, 6, 3)
     assert timeline_table(frame)["evaluable"].to_list() == [True, False, False, True, False, True]
     assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, None, None, 15.0, None, 4.0]
-    parts = [shows_part_of_lungs(row) for row in (*whole, bases, named, ill, slab)]
-    assert parts == [False, False, False, True, False, False], "what one row tells"
+    parts = burden(*whole, bases, named, ill, slab).select(is_part_of_lungs()).to_series()
+    assert parts.to_list() == [False, False, False, True, False, False], "what one row tells"
     chest = series("A", 8, "chest", 12.0, lung_volume_ml=4800.0, qc_flags=[*cut, "partial_coverage"])
     assert timeline_table(burden(*whole, chest))["evaluable"].to_list() == [True, True, True], "beside an abdomen"
 

@@ -24,8 +24,8 @@ from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report, no_progress
-from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
-from cohortseg.store.layout import DATA, LOCK, PAGE
+from cohortseg.store.files import LOCK, held, is_temporary, write_file
+from cohortseg.store.layout import DATA, PAGE
 from cohortseg.store.provenance import write_run_json
 from cohortseg.store.tables import read_table, write_table
 from cohortseg.train.state import check_imagenet, check_same_settings
@@ -98,9 +98,7 @@ def compare_rows(
     if on_ray and cluster_address(address) is None:
         check_local(num_workers, cpus_flag=None)
     _refuse_foreign(out)
-    busy = f"{out}: another cohortseg compare is at work here; wait for it, or choose another -o"
-    with locked(out, out / LOCK, use="the folder of a comparison", busy=lambda: busy, folders=[out]):
-        sweep_temporaries(out)
+    with held(out, "compare"):
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
         if jobs:

@@ -23,8 +23,8 @@ from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import BACKGROUND, NUM_CLASSES
 from cohortseg.overlays import Compared, compared
 from cohortseg.progress import Report, silent
-from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
-from cohortseg.store.layout import LOCK, PAGE, PICTURES
+from cohortseg.store.files import LOCK, held, is_temporary, write_file
+from cohortseg.store.layout import PAGE, PICTURES
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
 from cohortseg.weights import LoadedModel, load_model
@@ -236,9 +236,7 @@ def _held(folder: Path | None) -> Iterator[None]:
         raise StoreError(f"{folder}: cannot be used as an output folder: {error}") from error
     if others and read_run_json(folder).get("command") != COMMAND:
         raise ConfigError(f"{folder}: holds other things than an evaluation; choose another folder with -o")
-    busy = f"{folder}: another evaluation is writing here; wait for it, or choose another -o"
-    with locked(folder, folder / LOCK, use="an output folder", busy=lambda: busy, folders=[folder]):
-        sweep_temporaries(folder)
+    with held(folder, "evaluate"):
         _clear(folder)
         yield
 

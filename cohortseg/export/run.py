@@ -21,8 +21,8 @@ from cohortseg.export.nifti import nifti_bytes
 from cohortseg.export.png import slice_pictures
 from cohortseg.identity import without_path
 from cohortseg.progress import Progress, no_progress
-from cohortseg.store.files import locked, replacing_folder, sweep_temporaries, write_file
-from cohortseg.store.layout import LOCK, MASKS, require_output
+from cohortseg.store.files import held, replacing_folder, write_file
+from cohortseg.store.layout import MASKS, require_output
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
@@ -107,13 +107,11 @@ def export_masks(
         )
     fates: Counter[Fate] = Counter()
     failures: dict[str, str] = {}
-    busy = f"{target}: another export is writing here; wait for it, or choose another -o"
     with (
-        locked(target, target / LOCK, use="an output folder", busy=lambda: busy, folders=[target, target / _MARKERS]),
+        held(target, "export", folders=[target / _MARKERS]),
         progress("Exporting") as report,
         quiet_pydicom(),
     ):
-        sweep_temporaries(target)
         for done, row in enumerate(manifest.iter_rows(named=True)):
             report(done, len(manifest), "")
             record = record_from_row(row)

@@ -176,18 +176,6 @@ def _sizes(out: Path, series_key: str) -> dict[str, int]:
     return {path.relative_to(out).as_posix(): path.stat().st_size for path in files if path.is_file()}
 
 
-def committed_row(out: Path, series_key: str) -> Mapping[str, Any]:
-    """Return the burden row of a committed series, as JSON has it.
-
-    Raises
-    ------
-    StoreError
-        If there is no marker.
-    """
-    row: Mapping[str, Any] = _required_marker(out, series_key)["burden"]
-    return row
-
-
 def committed_status(out: Path, series_key: str) -> str:
     """Return the status of a committed series.
 
@@ -196,7 +184,7 @@ def committed_status(out: Path, series_key: str) -> str:
     StoreError
         If there is no marker.
     """
-    return str(committed_row(out, series_key)["status"])
+    return str(_required_marker(out, series_key)["burden"]["status"])
 
 
 def read_committed(out: Path, series_keys: Sequence[str]) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from uuid import uuid4
 
 from cohortseg import __version__
-from cohortseg.config import OF_THE_WORK, InferConfig, ScanConfig
+from cohortseg.config import EXECUTION_SETTINGS, InferConfig, ScanConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, ConfigError, NotEvaluableError, StoreError, unexpected
@@ -31,8 +31,8 @@ from cohortseg.lungs import LUNG_METHOD
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.weights import LoadedModel
 
-_OF_THE_RESULT: Final = sorted(
-    {item.name for item in fields(InferConfig)} - {item.name for item in fields(ScanConfig)} - OF_THE_WORK
+_RESULT_SETTINGS: Final = sorted(
+    {item.name for item in fields(InferConfig)} - {item.name for item in fields(ScanConfig)} - EXECUTION_SETTINGS
 )
 """Settings that say what comes out of a series; what `ScanConfig` says of it is in its record."""
 
@@ -86,7 +86,7 @@ class Job:
     def token(self, record: SeriesRecord) -> str:
         """Return the hash of all that the result of a series depends on."""
         settings = {
-            **{name: getattr(self.config, name) for name in _OF_THE_RESULT},
+            **{name: getattr(self.config, name) for name in _RESULT_SETTINGS},
             "version": __version__,
             "schema": [BURDEN.version, SLICES.version],
             "lungs": LUNG_METHOD,

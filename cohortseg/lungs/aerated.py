@@ -29,9 +29,9 @@ AIR_HU: Final = -400.0
 _PADDING_HU: Final = HU_MIN + 0.5
 """Below: not measured."""
 NEAR_MM: Final = 10.5
-"""Slices so far apart tell of each other: 10 mm, with room for what scanners vary."""
+"""Airways are followed between slices up to so far apart: 10 mm, with room for what scanners vary."""
 _GAP_MM: Final = 25.0
-"""Slices without aerated lung over more than this part the colon from the lungs."""
+"""A gap without aerated lung that is higher than this separates gas of the colon from the lungs."""
 _ROOM_HU: Final = -865.0
 """Air around the body, cloth and the foam of tables in it, is darker; all but the most airy lung is not."""
 _VESSEL_HU: Final = -800.0

@@ -14,6 +14,8 @@ import filelock
 
 from cohortseg.errors import StoreError
 
+LOCK: Final = ".lock"
+"""File that is locked while a command works in its output folder."""
 _TEMPORARY: Final = ".tmp"
 _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
@@ -115,6 +117,21 @@ def locked(
         yield
     finally:
         held.release()
+
+
+@contextmanager
+def held(folder: Path, command: str, *, folders: Iterable[Path] = ()) -> Iterator[None]:
+    """Hold the output folder of a command, created if need be, and remove what killed runs of it left half-written.
+
+    Raises
+    ------
+    StoreError
+        As `locked`.
+    """
+    busy = f"{folder}: another cohortseg {command} is at work here; wait for it, or choose another -o"
+    with locked(folder, folder / LOCK, use="an output folder", busy=lambda: busy, folders=[folder, *folders]):
+        sweep_temporaries(folder)
+        yield
 
 
 def is_temporary(path: Path) -> bool:

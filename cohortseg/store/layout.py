@@ -8,7 +8,6 @@ from cohortseg.errors import ConfigError, StoreError
 from cohortseg.store.schemas import BURDEN
 
 DATA: Final = "data.safetensors"
-LOCK: Final = ".lock"
 MASKS: Final = "masks.zarr"
 PAGE: Final = "page.html"
 PICTURES: Final = "pictures"

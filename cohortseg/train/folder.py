@@ -10,8 +10,7 @@ from typing import Any, Final
 from cohortseg import __version__
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.store.files import is_temporary, locked, sweep_temporaries, write_file
-from cohortseg.store.layout import LOCK
+from cohortseg.store.files import LOCK, held, is_temporary, write_file
 from cohortseg.train.state import check_same_settings
 
 SETTINGS: Final = "settings.json"
@@ -51,9 +50,7 @@ def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
         _refuse_used(run)
     else:
         saved_settings(run)  # before a lock is left in a folder of something else
-    busy = f"{run}: another cohortseg train is at work here; wait for it, or choose another -o"
-    with locked(run, run / LOCK, use="a run folder", busy=lambda: busy, folders=[run]):
-        sweep_temporaries(run)
+    with held(run, "train"):
         yield
 
 
