@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_canonical, read_canonical_series
 from cohortseg.errors import CohortSegError, DataError
 from cohortseg.labels import LESIONS
 from cohortseg.progress import Report
-from cohortseg.store.files import write_file
+from cohortseg.store.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def prepare(
         unlabeled_images=tuple(sorted({item.sha256 for item in slices[num_labeled:]})),
         terms=terms,
     )
+    slices.clear()  # they are in the tensors now
     write_prepared(path, data)
 
 
@@ -105,7 +106,8 @@ def write_prepared(path: Path, data: PreparedData) -> None:
     """
     images = {name: json.dumps(getattr(data, name)) for name in _IMAGES}
     tensors = {name: getattr(data, name) for name in _TENSORS}
-    write_file(path, save(tensors, images | {"terms": data.terms}))
+    with replacing(path) as file:  # by name: as bytes they would be in memory once more
+        save_file(tensors, file.name, images | {"terms": data.terms})
 
 
 def load_prepared(path: Path) -> PreparedData:

@@ -109,7 +109,7 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
 
 
 class _Rounding:
-    """One number for numbers that differ by what rewriting a header does to them; fixed decimals would separate some."""
+    """One number for numbers that differ by what rewriting a header does to them; fixed decimals would split some."""
 
     def __init__(self, headers: Sequence[Header]) -> None:
         fields = {

@@ -29,7 +29,7 @@ AIR_HU: Final = -400.0
 _PADDING_HU: Final = HU_MIN + 0.5
 """Below: not measured."""
 NEAR_MM: Final = 10.5
-"""Airways are followed between slices up to so far apart: 10 mm, with room for what scanners vary."""
+"""Slices up to so far apart are compared: 10 mm, with room for what scanners vary."""
 _GAP_MM: Final = 25.0
 """A gap without aerated lung that is higher than this separates gas of the colon from the lungs."""
 _ROOM_HU: Final = -865.0
