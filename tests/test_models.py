@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from cohortseg.config import ModelConfig
 from cohortseg.errors import ModelError
-from cohortseg.models.backbone import ResNetEncoder
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.fold import fold_batch_norms
+from cohortseg.models.resnet import ResNetEncoder
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.models.vqvae import VectorQuantizer, codebook_use, revive_codes, update_usage
 

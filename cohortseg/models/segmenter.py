@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from cohortseg.config import ModelConfig
 from cohortseg.labels import NUM_CLASSES
-from cohortseg.models.backbone import ConvNormReLU, ResNetEncoder
+from cohortseg.models.blocks import ConvNormReLU
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
+from cohortseg.models.resnet import ResNetEncoder
 from cohortseg.models.vqvae import Quantized, VQBranch
 
 _BOTTOM, _TOP = 2, 4  # places of strides 8 and 32 among the encoder's feature maps

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from cohortseg.losses import codebook_loss, commitment_loss
-from cohortseg.models.backbone import ConvNormReLU, norm
+from cohortseg.models.blocks import ConvNormReLU, norm
 
 ALIVE_SHARE: Final = 0.1
 """A code is alive while its share of use is at least this part of an equal share."""

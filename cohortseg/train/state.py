@@ -14,10 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, ModelError
-from cohortseg.models.backbone import ResNetEncoder
 from cohortseg.models.device import reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
+from cohortseg.models.resnet import ResNetEncoder
 from cohortseg.models.segmenter import Segmenter, build_encoder
 
 SUPERVISED: Final = 1

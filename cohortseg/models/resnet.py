@@ -1,6 +1,5 @@
 """Residual encoder (He et al. 2016) for one-channel slices: from scratch, or as ImageNet left it."""
 
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -9,46 +8,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cohortseg.config import NORM_GROUPS
 from cohortseg.errors import ModelError
-from cohortseg.models.efficientnet import FrozenBatchNorm2d
-from cohortseg.models.pretrained import find_imagenet, read_resnet
+from cohortseg.models.blocks import ConvNormReLU, FrozenBatchNorm2d, Norm, conv, norm
+from cohortseg.models.resnet_weights import find_imagenet, read_resnet
 
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _TORCHVISION_EPSILON: Final = 1e-5
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """Return group normalisation: unlike batch normalisation it is the same for every batch size, rank and mode."""
-    return nn.GroupNorm(min(NORM_GROUPS, channels), channels)
-
-
-def frozen_norm(channels: int) -> nn.BatchNorm2d:
-    """Return torchvision's batch normalisation with ImageNet's statistics: they never change, so that workers agree."""
-    normalisation = FrozenBatchNorm2d(channels)
-    normalisation.eps = _TORCHVISION_EPSILON
-    return normalisation
-
-
-Norm = Callable[[int], nn.Module]
-"""Channels to a normalisation layer."""
-
-
-def conv(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution that keeps H and W but for its stride; the normalisation that follows has the bias."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
-
-
-class ConvNormReLU(nn.Sequential):
-    """Convolution, normalisation, ReLU."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, norm: Norm = norm
-    ) -> None:
-        super().__init__(
-            conv(in_channels, out_channels, kernel_size, stride), norm(out_channels), nn.ReLU(inplace=True)
-        )
+def frozen_norm(channels: int) -> nn.Module:
+    """Return torchvision's batch normalisation with ImageNet's statistics."""
+    return FrozenBatchNorm2d(channels, eps=_TORCHVISION_EPSILON)
 
 
 class BasicBlock(nn.Module):
