@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from cohortseg.cli.console import number, out, progress, say
+from cohortseg.cli.options import Address, Data, Seed, TrainSettings
 from cohortseg.compare.rows import ROWS
 from cohortseg.config import Preset, TrainConfig, preset_config, resolve_config
 from cohortseg.errors import ConfigError
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
 
 def compare(
     *,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="COVID-SemiSeg folder.", show_default="$COHORTSEG_DATA, else ./COVID-SemiSeg"),
-    ] = None,
+    data: Data = None,
     rows: Annotated[str, typer.Option(help=f"Rows, with commas between: {', '.join(ROWS)}.")] = "plain,full",
     folds: Annotated[str, typer.Option(help="Folds of ten images, with commas between.")] = "1,2,3,4,5",
     output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder of the comparison.")] = Path(
@@ -29,17 +27,13 @@ def compare(
     preset: Annotated[
         Preset, typer.Option(help="Recipe: the paper's settings, or a short one for two CPU cores.")
     ] = "paper",
-    config: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file with settings (see docs/training.md).")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
+    config: TrainSettings = None,
+    seed: Seed = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Trainings beside each other, on Ray.", show_default="one after the other"),
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster.", show_default="$RAY_ADDRESS, else this machine")
-    ] = None,
+    address: Address = None,
 ) -> None:
     """Train rows of the paper's table 2 on the same folds, and show what each gains over a plain network.
 

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from cohortseg.cli.console import number, out, progress, say
+from cohortseg.cli.options import Data, Model
 from cohortseg.config import ImageOrientation
 from cohortseg.errors import ConfigError
 
@@ -30,13 +31,8 @@ _CLINICAL: Final = {"pooled": "all pixels", "per_image": "per image"}
 
 def evaluate(
     *,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="COVID-SemiSeg folder.", show_default="$COHORTSEG_DATA, else ./COVID-SemiSeg"),
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model file.", exists=True, dir_okay=False, show_default="the packaged model")
-    ] = None,
+    data: Data = None,
+    model: Model = None,
     split: Annotated[
         Literal["train", "val", "test"] | None,
         typer.Option(help="Which labelled images; needs only that split's folders.", show_default="val"),

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from cohortseg.cli.console import number, progress, say
 from cohortseg.cli.console import out as console
-from cohortseg.cli.scan import Prefer, Repair, Select, archives_message, selection_options
+from cohortseg.cli.options import Address, Model, Prefer, Repair, Select, selection_options
+from cohortseg.cli.scan import archives_message
 from cohortseg.config import Engine, InferConfig, resolve_config
 from cohortseg.errors import ConfigError
 
@@ -44,9 +45,7 @@ def infer(
         Path | None,
         typer.Option("--output", "-o", file_okay=False, help="Output folder.", show_default="./<cohort>-cohortseg"),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model file.", exists=True, dir_okay=False, show_default="the packaged model")
-    ] = None,
+    model: Model = None,
     select: Select = None,
     prefer: Prefer = None,
     repair: Repair = None,
@@ -65,9 +64,7 @@ def infer(
     engine: Annotated[
         Engine | None, typer.Option(help="This process, Ray Data, or whichever suits.", show_default=InferConfig.engine)
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to use.", show_default="$RAY_ADDRESS, else this machine")
-    ] = None,
+    address: Address = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings (TOML); options win.", exists=True, dir_okay=False, show_default=False)
     ] = None,

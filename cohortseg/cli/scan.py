@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortseg.cli.console import number, out, progress, say
-from cohortseg.config import PREFERENCES, REPAIRS, InferConfig, ScanConfig, resolve_config
+from cohortseg.cli.options import Prefer, Repair, Select, selection_options
+from cohortseg.config import InferConfig, ScanConfig, resolve_config
 from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,31 +25,6 @@ _WIDE = 80
 """A narrower terminal shows neither spacing nor kernel, so that the findings can be read."""
 _LEAST_FINDINGS = 16
 _TEXT_SHOWN = 40
-Select = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--select",
-        help="preferred (one series a study), all, or a rule like 'kernel~B30|B31', 'spacing_z_mm<=2'; repeatable.",
-        show_default=", ".join(ScanConfig.select),
-    ),
-]
-Prefer = Annotated[
-    str | None,
-    typer.Option(
-        help=f"What decides between series of one study, in order: of {', '.join(PREFERENCES)}.",
-        show_default=",".join(ScanConfig.prefer),
-    ),
-]
-Repair = Annotated[
-    list[str] | None,
-    typer.Option(help=f"Resample instead of skipping: {' or '.join(REPAIRS)}; repeatable.", show_default="none"),
-]
-
-
-def selection_options(select: list[str] | None, prefer: str | None, repair: list[str] | None) -> dict[str, object]:
-    """Return the settings that the three options set; None: not given."""
-    preferences = None if prefer is None else tuple(name.strip() for name in prefer.split(","))
-    return {"select": select or None, "prefer": preferences, "repair": repair or None}
 
 
 def archives_message(count: int) -> str:

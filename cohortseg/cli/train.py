@@ -6,14 +6,13 @@ from typing import Annotated
 import typer
 
 from cohortseg.cli.console import out, progress, say
+from cohortseg.cli.options import Address, Data, Seed, TrainSettings
 from cohortseg.config import ImageOrientation, Preset, TrainConfig, preset_config, resolve_config
 
 
 def train(
     *,
-    data: Annotated[
-        Path | None, typer.Option(help="COVID-SemiSeg folder. Default: $COHORTSEG_DATA, else ./COVID-SemiSeg.")
-    ] = None,
+    data: Data = None,
     labeled: Annotated[
         Path | None, typer.Option(help="Instead: a folder with images/ (or DICOM) and masks/ of the same names.")
     ] = None,
@@ -35,9 +34,7 @@ def train(
     cpus_per_worker: Annotated[
         float | None, typer.Option(min=0.01, help="CPUs each worker reserves. Default: an equal share, at least 1.")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster. Default: $RAY_ADDRESS, else this machine.")
-    ] = None,
+    address: Address = None,
     preset: Annotated[
         Preset | None,
         typer.Option(
@@ -45,10 +42,8 @@ def train(
             show_default="paper; with --resume, the run's own settings",
         ),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file with settings (see docs/training.md).")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
+    config: TrainSettings = None,
+    seed: Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
 ) -> None:
     """Train a model in two phases: supervised, then semi-supervised adversarial.
