@@ -136,6 +136,13 @@ def test_no_lesion_is_zero_percent_without_a_mean(case: dict[str, np.ndarray]) -
     assert (row["po_pct"], row["opacity_volume_ml"], row["lesion_mean_hu"]) == (0.0, 0.0, None)
 
 
+def test_a_healthy_side_holds_no_opacity_rather_than_an_unknown_one(case: dict[str, np.ndarray]) -> None:
+    case["labels"][0] = 0
+    row = series_burden(**case, voxel_volume_ml=VOXEL_ML)
+    assert (row["opacity_left_volume_ml"], row["po_left_pct"]) == (0.0, 0.0)
+    assert row["opacity_right_volume_ml"] == pytest.approx(0.01)
+
+
 def test_shapes_must_agree(case: dict[str, np.ndarray]) -> None:
     with pytest.raises(ValueError, match="one shape"):
         series_burden(**case | {"volume_hu": case["volume_hu"][:1]}, voxel_volume_ml=VOXEL_ML)

@@ -140,6 +140,12 @@ def test_a_closed_folder_is_one_error_that_names_it(monkeypatch, nobody, argumen
     assert "Traceback" not in stderr
 
 
+def test_brackets_in_a_path_are_no_markup(tmp_path):
+    code, _, stderr = run("scan", str(tmp_path / "a[/b]"))
+    assert code == 2
+    assert "a[/b]: does not exist" in stderr.replace("\n", "")
+
+
 @pytest.mark.parametrize("place", [0, 1, 2, 4])
 def test_quiet_is_taken_before_and_behind_the_command(tmp_path, place):
     command = ["sample", str(tmp_path / "x"), "--patients", "1", "--timepoints", "1", "--size", "64", "--slices", "2"]

@@ -193,6 +193,7 @@ def test_who_has_gone_from_the_cohort_goes_from_the_clinical_table_too(
     assert "whose onset was known" not in caplog.text
     report_cohort(out, written(tmp_path, "patient_id,onset_date\nA,\n"))
     assert "1 patients whose onset was known have none in this table" in caplog.text
+    assert "1 of 1 patients have no onset_date" in caplog.text
     (out / CLINICAL.file_name).write_bytes((out / PATIENTS.file_name).read_bytes())
     with pytest.raises(ConfigError, match=r"clinical.parquet: is not from cohortseg"):
         report_cohort(out, written(tmp_path, "patient_id,onset_date\nA,2020-03-01\n"))

@@ -43,6 +43,10 @@ from cohortseg.errors import ConfigError
         ("model", {"discriminator_channels": 0}),
         ("model", {"encoder": "efficientnet-lite0"}),
         ("canonical", {"size": "256"}),
+        ("canonical", {"size": 80}),
+        ("canonical", {"min_box": 0.0}),
+        ("momentum", 1.0),
+        ("teacher", True),
     ],
 )
 def test_a_value_of_another_type_or_range_is_refused_by_name(name, value):
@@ -64,6 +68,13 @@ def test_values_that_mean_the_same_are_taken():
     assert (config.class_offsets, config.learning_rate, config.bf16) == ((0, 1, 1), 1.0, None)
     for select in ("all", ["all"], ("all",)):
         assert config_from_mapping(InferConfig, {"select": select}).select == ("all",)
+
+
+def test_a_recipe_in_a_file_is_refused_rather_than_half_followed(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('preset = "cpu"\n')
+    with pytest.raises(ConfigError, match="give it as --preset cpu"):
+        resolve_config(TrainConfig, path, {})
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

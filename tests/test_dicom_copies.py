@@ -122,6 +122,26 @@ def test_different_pixels_at_one_position_are_never_dropped(tmp_path: Path) -> N
     assert (record.n_duplicates, record.qc_flags) == (0, ("conflicting_slices",))
 
 
+@pytest.mark.parametrize("other", [{"RescaleIntercept": "-1000"}, {"TemporalPositionIdentifier": 2}])
+def test_equal_pixels_that_mean_something_else_are_no_copies(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Of two rescales one is wrong, and which of them is not known."""
+    write_series(tmp_path / "a", attributes={"TemporalPositionIdentifier": 1})
+    write_series(tmp_path / "b", attributes=lambda z: {"TemporalPositionIdentifier": 1} | other | own_uid(z))
+    found = scan_cohort(tmp_path)
+    assert found.copies == ()
+    assert sum(record.n_slices for record in found.series) == 8
+
+
+def test_multi_frame_files_that_differ_behind_their_first_frame_are_no_copies(tmp_path: Path) -> None:
+    write_files(tmp_path / "a", [enhanced_file(chest_slices("enhanced"))])
+    slices = chest_slices("enhanced")
+    slices[-1].PixelData = bytes(len(slices[-1].PixelData))
+    write_files(tmp_path / "b", [enhanced_file(slices)], RLELossless)
+    found = scan_cohort(tmp_path)
+    assert found.copies == ()
+    assert [record.decision for record in found.series] == ["skipped"]
+
+
 @pytest.mark.parametrize(
     "rewritten",
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from phantoms import write_series
+from phantoms import CORONAL, write_series
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
@@ -279,6 +279,19 @@ def test_a_thin_series_without_a_name_is_preferred_to_a_thick_one_called_chest(t
     assert decisions(tmp_path) == {"thick": "alternative", "thin": "selected"}
 
 
+def test_slices_of_one_class_are_equally_thin(tmp_path: Path) -> None:
+    named(tmp_path, "sharp", 41, 0.7, ConvolutionKernel="B70f")
+    named(tmp_path, "soft", 21, 1.4, ConvolutionKernel="B30f")
+    assert decisions(tmp_path) == {"sharp": "alternative", "soft": "selected"}
+
+
+def test_a_long_abdomen_does_not_make_a_chest_too_short(tmp_path: Path) -> None:
+    named(tmp_path, "thin", 47, 5.0)
+    named(tmp_path, "longer", 26, 10.0)
+    named(tmp_path, "abdomen", 41, 10.0, SeriesDescription="ABD/PELVIS", BodyPartExamined="ABDOMEN")
+    assert decisions(tmp_path) == {"abdomen": "alternative", "longer": "alternative", "thin": "selected"}
+
+
 def test_beyond_the_height_of_lungs_length_is_no_merit(tmp_path: Path) -> None:
     named(tmp_path, "chest", 100, 2.5, SeriesDescription="2")
     named(tmp_path, "body", 200, SeriesDescription="1")
@@ -364,6 +377,12 @@ def test_studies_are_chosen_each_for_itself(tmp_path: Path) -> None:
     found = scan_cohort(tmp_path, config=ScanConfig()).series
     chosen = {(record.study_date, record.n_slices) for record in found if record.decision == "selected"}
     assert chosen == {(date(2020, 4, 1), 6), (date(2020, 4, 8), 6)}
+
+
+def test_a_rule_does_not_hide_why_a_series_cannot_be_used(tmp_path: Path) -> None:
+    write_series(tmp_path / "axial", series="1")
+    write_series(tmp_path / "coronal", series="2", orientation=CORONAL)
+    assert decisions(tmp_path, select=("kernel~B30",)) == {"axial": "excluded", "coronal": "skipped"}
 
 
 def test_series_without_a_study_are_not_compared(tmp_path: Path) -> None:

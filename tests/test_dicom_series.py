@@ -137,6 +137,8 @@ def test_single_slice_is_segmented_without_spacing(tmp_path: Path) -> None:
         ({"spacing_mm": (8, 0.8, 0.6)}, "thick_slices"),
         ({"attributes": {"SliceThickness": "1.0"}}, "sparse_slices"),
         ({"attributes": {"LossyImageCompression": "01"}}, "lossy_compression"),
+        ({"attributes": lambda z: {"LossyImageCompression": "01" if z == 2 else "00"}}, "lossy_compression"),
+        ({"spacing_mm": (2.5, 0.8, 4.1)}, "coarse_pixels"),
         ({"attributes": {"PhotometricInterpretation": "MONOCHROME1"}}, "monochrome1"),
         ({"attributes": {"PatientID": ""}}, "missing_patient_id"),
         ({"attributes": {"PatientID": "Anonymous"}}, "placeholder_patient_id"),

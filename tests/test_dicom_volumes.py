@@ -141,6 +141,15 @@ def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
     assert [record.n_slices for record in scan_cohort(tmp_path).series] == [len(slices) // 2] * 2
 
 
+def test_the_type_of_its_frames_tells_an_enhanced_file_of_projections(tmp_path: Path) -> None:
+    file = enhanced_file(chest_slices("projections"))
+    file.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    (frame_type,) = file.SharedFunctionalGroupsSequence[0].CTImageFrameTypeSequence
+    frame_type.FrameType = ["DERIVED", "PRIMARY", "VOLUME", "MAXIMUM"]
+    write_files(tmp_path, [file])
+    assert (only_series(tmp_path).reason or "").startswith("projection")
+
+
 def test_a_series_that_falls_into_single_slices_is_left_whole(tmp_path: Path) -> None:
     write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"FrameOfReferenceUID": f"1.2.{index}"})
     record = only_series(tmp_path)

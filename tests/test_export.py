@@ -30,6 +30,7 @@ from cohortseg.cli import app
 from cohortseg.config import REPAIRS
 from cohortseg.export.dicom_seg import segmentation_bytes
 from cohortseg.labels import LESIONS
+from cohortseg.overlays import OUTLINE_RGB
 from cohortseg.store.masks import SeriesMasks, read_masks, write_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table, write_table
@@ -191,6 +192,9 @@ def test_png_draws_each_slice_with_lung_at_its_own_size(small: Run, tmp_path: Pa
             inside = masks.labels[z] == 1
             inside &= rgb[..., 2] < 200  # not on the outline, which is drawn last
             assert (rgb[inside, 0] > rgb[inside, 1]).all()
+            outlined = (rgb == OUTLINE_RGB).all(axis=2)
+            assert outlined.any()
+            assert (masks.lungs[z][outlined] > 0).all()
 
 
 def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_path: Path) -> None:
@@ -204,7 +208,8 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     assert "written" not in said
     (target / f"{first}.dcm").write_bytes(before[f"{first}.dcm"][:1000])
     assert "written" in export(out, target, "dicom-seg", *more)[1], "a damaged one is written again"
-    assert (target / f"{first}.dcm").stat().st_size == len(before[f"{first}.dcm"])
+    again, whole = pydicom.dcmread(target / f"{first}.dcm"), pydicom.dcmread(io.BytesIO(before[f"{first}.dcm"]))
+    assert (again.SOPInstanceUID, again.PixelData) == (whole.SOPInstanceUID, whole.PixelData)
     masks = read_masks(out / "masks.zarr", first)
     write_masks(out / "masks.zarr", first, replace(masks, labels=masks.labels[:, ::-1].copy()))
     later = time.time() + 60
@@ -225,6 +230,17 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     assert code == 0
     assert "without lesion" in said
     assert not (target / f"{first}.dcm").exists()  # no lesion any more, so no old ones either
+
+
+def test_a_dicom_seg_has_a_frame_of_each_slice_also_where_it_holds_no_lesion(small: Run) -> None:
+    cohort, out = small
+    row = read_table(out / "manifest.parquet", MANIFEST).row(0, named=True)
+    masks = read_masks(out / "masks.zarr", row["series_key"])
+    labels = np.zeros_like(masks.labels)
+    labels[1, 40:45, 20:25] = 1
+    sources = [pydicom.dcmread(cohort / path, stop_before_pixels=True) for path in row["files"]]
+    content = segmentation_bytes(replace(masks, labels=labels), sources, "key")
+    assert pydicom.dcmread(io.BytesIO(content)).NumberOfFrames == len(labels)
 
 
 def test_the_same_labels_elsewhere_are_another_object(small: Run) -> None:

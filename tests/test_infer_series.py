@@ -1,5 +1,6 @@
 """One series: its masks, its burden row and the model's doubt, against numbers worked out by hand."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from phantoms import LESION, body_hu, ill_body, write_series
+from PIL import Image
 from runs import only_series
 
 from cohortseg.config import CanonicalConfig, InferConfig, ScanConfig
@@ -53,6 +55,14 @@ class Elsewhere(Thresholds):
     def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
         prob, confidence, _ = super().predict(images)
         return Prediction(prob, confidence, 1 - prob[:, 2:] if flips else None)
+
+
+class Everywhere(Thresholds):
+    """Sees consolidation wherever it looks."""
+
+    def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
+        prob, confidence, _ = super().predict(images)
+        return Prediction(torch.zeros_like(prob).index_fill(1, torch.tensor([2]), 1.0), confidence)
 
 
 def segmented(record: SeriesRecord, volume: Volume, model: object) -> SeriesResult:
@@ -198,6 +208,21 @@ def test_a_discriminator_that_never_learned_has_no_confidence(tmp_path: Path) ->
     unlearned.judges = False
     assert segment(tmp_path, Thresholds())[0].burden["confidence"] == 0.25
     assert segment(tmp_path, unlearned)[0].burden["confidence"] is None
+
+
+def test_labels_end_at_the_lungs(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
+    masks = segment(tmp_path, Everywhere())[0].masks
+    assert np.array_equal(masks.labels == 2, masks.lungs > 0)
+
+
+def test_pictures_have_square_pixels(tmp_path: Path) -> None:
+    widths = []
+    for pixel_mm in (3.0, 4.5):
+        folder = tmp_path / str(pixel_mm)
+        write_series(folder, shape=SHAPE, spacing_mm=(5.0, 3.0, pixel_mm), hu=ill_body)
+        widths.append(Image.open(io.BytesIO(segment(folder)[0].picture_png)).width)
+    assert widths[1] > 1.3 * widths[0]
 
 
 def test_slices_without_lung_cost_no_forward_pass(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The rules of time points and changes, on tables made by hand."""
 
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from cohortseg.longitudinal import is_part_of_lungs, patients_table, timeline_table, with_time
+from cohortseg.report.page import report_html
 from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
 from cohortseg.store.tables import table_from_rows
 
@@ -59,6 +61,12 @@ def test_days_and_changes_by_hand() -> None:
     assert (second["first_po_pct"], second["delta_po_pct"]) == (5.0, None), "one date is no change"
 
 
+def test_time_points_are_dates_however_many_series_one_has() -> None:
+    frame = burden(series("A", 1, "a", 10.0), series("A", 1, "b", 11.0), series("A", 5, "c", 20.0))
+    assert with_time(frame)["timepoint"].to_list() == [0, 0, 1]
+    assert timeline_table(frame)["timepoint"].to_list() == [0, 1]
+
+
 def test_changes_start_at_the_first_evaluable_date_but_days_at_the_first_date() -> None:
     frame = burden(series("A", 1, "a"), series("A", 6, "b", 10.0), series("A", 8, "c"), series("A", 9, "d", 4.0))
     timeline = timeline_table(frame)
@@ -104,6 +112,20 @@ def test_an_implausible_lung_does_not_stand_for_the_date() -> None:
 
 
 PART = ["lung_cut_at_end_slice", "lung_volume_implausible"]
+
+
+def test_an_implausible_lung_makes_no_part_of_the_others_of_its_date() -> None:
+    air = series("A", 1, "air", 2.0, n_lung_slices=30, lung_volume_ml=9500.0, qc_flags=["lung_volume_implausible"])
+    chest = series("A", 1, "chest", 5.0, n_lung_slices=60, lung_volume_ml=5000.0)
+    abdomen = series("A", 1, "abdomen", 40.0, n_lung_slices=90, lung_volume_ml=1000.0)
+    assert timeline_table(burden(air, chest, abdomen))["series_instance_uid"].to_list() == ["chest"]
+
+
+def test_of_two_whole_lungs_the_one_on_more_slices_stands_for_the_date() -> None:
+    """However many slices of abdomen the other one has."""
+    long = series("A", 1, "long", 5.0, n_slices=180, n_lung_slices=50, lung_volume_ml=4200.0)
+    chest = series("A", 1, "chest", 6.0, n_slices=70, n_lung_slices=60, lung_volume_ml=4300.0)
+    assert timeline_table(burden(long, chest))["series_instance_uid"].to_list() == ["chest"]
 
 
 def test_the_lung_bases_above_an_abdomen_are_no_part_of_changes_and_peak() -> None:
@@ -179,6 +201,13 @@ def test_a_date_with_much_less_lung_is_flagged() -> None:
     assert patient["qc_flags"] == ["less_lung_than_other_dates", "monochrome1"]
 
 
+def test_only_dates_that_are_compared_are_flagged_for_less_lung() -> None:
+    undated = series("A", None, "undated", 5.0, lung_volume_ml=9000.0)
+    abdomen = series("A", 9, "abdomen", 5.0, lung_volume_ml=700.0, qc_flags=["lung_cut_at_end_slice"])
+    frame = burden(series("A", 1, "a", 5.0, lung_volume_ml=4000.0), undated, abdomen)
+    assert timeline_table(frame)["qc_flags"].to_list() == [[], ["lung_cut_at_end_slice"], []]
+
+
 def test_four_fifths_of_the_lung_are_all_of_it() -> None:
     most = series("A", 1, "most", 5.0, n_lung_slices=50, lung_volume_ml=4000.0)
     for share, winner in ((0.79, "most"), (0.81, "fine")):
@@ -228,6 +257,7 @@ def test_unknown_date_is_kept_without_days_or_changes() -> None:
     assert timeline["delta_po_pct"].to_list() == [0.0, None, None]
     (patient,) = patients_table(frame).to_dicts()
     assert (patient["n_timepoints"], patient["n_evaluable"], patient["peak_po_pct"]) == (1, 1, 10.0)
+    assert patient["first_date"] == patient["last_date"] == date(2020, 3, 1)
 
 
 def test_unknown_patients_are_never_joined() -> None:
@@ -286,6 +316,16 @@ def test_two_volumes_of_one_series_are_one_time_point() -> None:
     assert (patient["n_timepoints"], patient["first_po_pct"], patient["last_po_pct"]) == (2, 10.0, 20.0)
 
 
+def test_in_the_report_only_series_of_a_known_patient_have_a_number(tmp_path: Path) -> None:
+    frame = burden(
+        series("A", 1, "a", 10.0, series_key="a" * 16),
+        series(None, 1, "b", 20.0, series_key="b" * 16),
+    )
+    page = report_html(frame, timeline_table(frame), patients_table(frame), b"", tmp_path)
+    assert "<td>1</td><td>aaaaaaaa</td>" in page
+    assert "<td>-</td><td>bbbbbbbb</td>" in page
+
+
 def test_several_studies_of_one_date_are_flagged() -> None:
     """A filler date makes one time point of several visits."""
     frame = burden(
@@ -295,3 +335,5 @@ def test_several_studies_of_one_date_are_flagged() -> None:
     )
     assert timeline_table(frame)["qc_flags"].to_list() == [["several_studies"], [], []]
     assert patients_table(frame)["qc_flags"].to_list() == [["several_studies"], [], []]
+    unnamed = burden(series("A", 1, "a", 10.0), series("A", 1, "b", 10.0, study_instance_uid=None))
+    assert timeline_table(unnamed)["qc_flags"].to_list() == [[]]

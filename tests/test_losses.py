@@ -79,6 +79,13 @@ def test_equation_11_over_trusted_pixels_only():
     assert nothing.item() == 0.0
 
 
+def test_equation_11_takes_each_image_by_its_own_trusted_pixels():
+    logits = logits_of([[0.8, 0.1, 0.1], [0.4, 0.4, 0.2]])
+    images = [labels_of(0, IGNORE), labels_of(0, 1)]
+    both = losses.proportion_loss(torch.cat([logits, logits]), torch.cat(images))
+    assert both.item() == pytest.approx(np.mean([losses.proportion_loss(logits, labels).item() for labels in images]))
+
+
 def test_equation_12_by_hand():
     confidence_logits = torch.tensor([[[[0.0, math.log(3.0)]]]])  # D = 1/2, 3/4
     assert losses.adversarial_loss(confidence_logits).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)

@@ -340,6 +340,15 @@ def test_flags_name_what_is_missing(chest: Chest) -> None:
     assert set(lower_half.flags + one.flags) <= set(LUNG_FLAGS)
 
 
+@pytest.mark.parametrize(("spacing_z_mm", "implausible"), [(1.5, True), (8.0, False), (24.0, True)])
+def test_lungs_too_small_or_too_large_to_be_whole_ones_are_flagged(
+    chest: Chest, spacing_z_mm: float, implausible: bool
+) -> None:
+    """Of 4 L they become .7 and 12 L."""
+    lungs = segment_lungs(chest.volume_hu, (spacing_z_mm, *chest.spacing_mm[1:]))
+    assert ("lung_volume_implausible" in lungs.flags) == implausible
+
+
 def test_input_is_checked_and_not_changed(chest: Chest) -> None:
     with pytest.raises(ValueError, match=r"\(Z, Y, X\), got shape \(8, 8\)"):
         segment_lungs(np.zeros((8, 8), np.int16), (1.0, 1.0, 1.0))

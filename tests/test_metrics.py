@@ -338,9 +338,10 @@ def test_area_agreement_by_hand():
         ([1.0], [2.0], (True, False, False)),
         ([1.0, 2.0], [2.0, 4.0], (True, True, False)),
         ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], (True, True, False)),
+        ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], (True, True, False)),
         ([1.0, 2.0, 4.0], [1.0, 2.0, 3.0], (True, True, True)),
     ],
-    ids=["no image", "one image", "two images", "no variation", "three images"],
+    ids=["no image", "one image", "two images", "no variation", "no truth", "three images"],
 )
 def test_area_agreement_is_none_where_it_is_undefined(
     predicted: list[float], true: list[float], defined: tuple[bool, bool, bool]

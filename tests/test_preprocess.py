@@ -148,6 +148,21 @@ def test_padding_beyond_the_measured_circle_is_shown_as_tissue():
     assert air[-1, -1] < plain[32, 32]
 
 
+def test_air_at_the_lowest_hu_within_the_circle_is_no_padding():
+    y, x = np.indices((64, 64)) - 31.5
+    padded = np.where(np.hypot(y, x) > 32, HU_MIN, -850).astype(np.int16)[None]
+    padded[0, 28:36, 28:36] = HU_MIN
+    shown = canonical_batch(padded, [CropBox(0, 64, 0, 64)], CanonicalConfig(size=64))[0, 0]
+    assert shown[0, 0] > 0.9
+    assert shown[28:36, 28:36].max() < shown[20, 32]
+
+
+def test_labels_are_shrunk_about_their_middle():
+    labels = np.random.default_rng(0).integers(0, 3, (45, 39), dtype=np.uint8)
+    box, mirrored = CropBox(0, 45, 0, 39), np.ascontiguousarray(labels[::-1, ::-1])
+    assert np.array_equal(canonical_labels(labels, box, 3)[::-1, ::-1], canonical_labels(mirrored, box, 3))
+
+
 def test_labels_never_get_values_that_were_not_there():
     labels = np.kron(np.array([[0, 2], [2, 0]], dtype=np.uint8), np.ones((13, 9), dtype=np.uint8))
     assert set(np.unique(canonical_labels(labels, CropBox(0, 26, 2, 17), 64)).tolist()) == {0, 2}

@@ -124,6 +124,7 @@ def test_both_phases_leave_a_model_and_a_history(tmp_path):
     assert first.training_images == {"0" * 64}, "phase 1 sees no unlabelled slice"
     assert last.training_images == {"0" * 64, "1" * 64}
     assert "6 labelled + 6 unlabelled" in last.name
+    assert first.card.licence == last.card.licence == "synthetic", "the terms of the data"
 
 
 def test_class_offsets_are_in_the_finished_model_and_change_no_training(tmp_path):
@@ -450,6 +451,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     content = bytearray((three / "state.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (three / "state.pt").write_bytes(content)
+    assert newest_whole(three) == two
     (two / "state.pt").unlink()
     assert newest_whole(three) == one
     (one / "state.pt").write_bytes(b"")
