@@ -273,18 +273,10 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 RESAMPLE: Final = "resample"
 UNTILT: Final = "untilt"
 REPAIRS: Final = (RESAMPLE, UNTILT)
-PREFERENCES: Final = (
-    "stack",
-    "chest",
-    "field",
-    "coverage",
-    "original",
-    "inspiration",
-    "thin",
-    "soft",
-    "lung",
-    "slices",
+_PREFERRED: Final = (
+    *("stack", "chest", "plain", "field", "coverage", "original", "inspiration", "thin", "soft", "slices"),
 )
+PREFERENCES: Final = (*_PREFERRED, "lung")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,17 +285,7 @@ class ScanConfig:
 
     select: tuple[str, ...] = ("preferred",)
     """Rules that must all hold: preferred (one series a study), all, or COLUMN OPERATOR VALUE (docs/selection.md)."""
-    prefer: tuple[str, ...] = (
-        "stack",
-        "chest",
-        "field",
-        "coverage",
-        "original",
-        "inspiration",
-        "thin",
-        "soft",
-        "slices",
-    )
+    prefer: tuple[str, ...] = _PREFERRED
     """Which of several usable series of a study is preferred: the first of these on which they differ decides."""
     repair: tuple[str, ...] = ()
     """What is resampled instead of skipped: resample (uneven spacing and short gaps), untilt (gantry tilt)."""

@@ -2,14 +2,14 @@
 
 Rules. The baseline of a patient is the earliest study date among the chosen series. Several series of one date: one of
 them stands for the date, the first in the order ok before not ok, a plausible lung volume before an implausible one,
-all of the lungs (at least 80 % of the most lung found that day) before part of them, lungs that end within the slices
-before those that go on beyond the first or last, most slices with lung (where none was looked for: most slices),
-smallest slice spacing, a soft kernel before one not known before a sharp one, series UID. Percents of single slices are
-of area: where a patient has volumes at any date, single slices have no part in changes, first, last and peak; nor have
-parts of the lungs, as an abdomen shows them, where a patient has whole ones. A series without a study date is kept as a
-row of its own (one a study), with null in every column that counts days and in every change. Series without a patient
-identifier are never put together into one patient: each study counts as one, and where no study is named either, each
-series.
+all of the lungs (at least 80 % of the most lung found that day) before part of them, what is neither computed from
+several energies, called a projection nor noisy, lungs that end within slices and field of view before those that go on
+beyond, most slices with lung (where none was looked for: most slices), smallest slice spacing, a soft kernel before one
+not known before a sharp one, series UID. Percents of single slices are of area: where a patient has volumes at any
+date, single slices have no part in changes, first, last and peak; nor have parts of the lungs, as an abdomen shows
+them, where a patient has whole ones. A series without a study date is kept as a row of its own (one a study), with null
+in every column that counts days and in every change. Series without a patient identifier are never put together into
+one patient: each study counts as one, and where no study is named either, each series.
 """
 
 from typing import Final
@@ -31,6 +31,9 @@ _PART_ML: Final = 800.0
 _PART_SHARE: Final = 0.5
 """So is less than this part of the most lung of the patient's dates, cut so."""
 _CUT: Final = "lung_cut_at_end_slice"
+_NARROW: Final = "lung_cut_by_field_of_view"
+_UNLIKE: Final = ("spectral_image", "maybe_projection", "noisy")
+"""Flags of series whose percents are not those of a plain scan of the patient."""
 _OTHER_PART: Final = "other_body_part"
 _SLAB: Final = "partial_coverage"
 _IMPLAUSIBLE: Final = "lung_volume_implausible"
@@ -63,11 +66,19 @@ def is_cut() -> pl.Expr:
     return pl.col("qc_flags").list.contains(_CUT)
 
 
-def is_part_of_lungs() -> pl.Expr:
-    """Tell burden rows that are, by themselves, of series that show part of the lungs only."""
-    lung_ml = pl.col("lung_volume_ml")
-    little_or_named = (lung_ml < _PART_ML) | pl.col("qc_flags").list.contains(_OTHER_PART)
-    return (is_cut() & lung_ml.is_not_null() & little_or_named).fill_null(value=False)
+def is_narrow() -> pl.Expr:
+    """Tell burden rows of series whose field of view cuts the lungs."""
+    return pl.col("qc_flags").list.contains(_NARROW)
+
+
+def is_little() -> pl.Expr:
+    """Tell burden rows of series with less lung than grown persons have."""
+    return (pl.col("lung_volume_ml") < _PART_ML).fill_null(value=False)
+
+
+def is_end_of_another_part() -> pl.Expr:
+    """Tell burden rows of series named after another part of the body, at an end of which lung lies."""
+    return is_cut() & pl.col("qc_flags").list.contains(_OTHER_PART) & pl.col("lung_volume_ml").is_not_null()
 
 
 def with_time(burden: pl.DataFrame) -> pl.DataFrame:
@@ -177,7 +188,8 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
         pl.col("status") != "ok",
         implausible,
         ~whole,
-        is_cut(),
+        pl.any_horizontal(pl.col("qc_flags").list.contains(name) for name in _UNLIKE),
+        is_cut() | is_narrow(),
         -pl.coalesce("n_lung_slices", "n_slices", 0),
         "spacing_z_mm",
         pl.col("convolution_kernel").map_elements(_kernel_order, pl.Int64(), skip_nulls=False),
@@ -231,7 +243,7 @@ def _evaluable() -> pl.Expr:
     most_ml = lung_ml.filter(by_volume & ~flags.list.contains(_IMPLAUSIBLE)).max().over(_PERSON)
     little = (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
     slab = flags.list.contains(_SLAB) & (lung_ml < _LESS_SHARE * most_ml).fill_null(value=False)
-    part = is_part_of_lungs() | (is_cut() & (little | slab))
+    part = is_end_of_another_part() | (is_cut() & (is_little() | little | slab)) | (is_little() & little)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
 

@@ -30,7 +30,7 @@ from cohortseg.infer.commit import (
 )
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, choose_engine, run_series
-from cohortseg.longitudinal import is_cut, is_part_of_lungs, with_time
+from cohortseg.longitudinal import is_cut, is_end_of_another_part, is_little, is_narrow, with_time
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import (
     keep_clinical_of,
@@ -314,19 +314,20 @@ def _make_ready(job: Job) -> None:
 def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
     """Return the scan with an alternative selected as well in studies of which what was chosen leaves something open.
 
-    That is where nothing was measured, or a part of the lungs at the end of an abdomen, or where the lungs go on beyond
-    the last slice and an alternative reaches farther. What a later run may measure, like a file that is missing now,
-    keeps its place.
+    That is where nothing was measured, or lung at the end of another part of the body, or where there is little lung or
+    it goes on beyond the last slice or the field of view, and an alternative reaches farther. What a later run may
+    measure, like a file that is missing now, keeps its place.
     """
     if not any(record.decision == "alternative" for record in scan.series):
         return scan
     done = read_committed(job.out, [record.series_key for record in _selected(scan) if job.is_done(record)])
-    open_ones = (pl.col("status") != "ok") | is_part_of_lungs()
-    unmeasured = set(done.filter(open_ones)["series_key"])
-    cut = set(done.filter(~open_ones & is_cut())["series_key"])
-    if not unmeasured and not cut:
+    unmeasured, short, narrow = (
+        frozenset(done.filter(rule)["series_key"])
+        for rule in ((pl.col("status") != "ok") | is_end_of_another_part(), is_cut() | is_little(), is_narrow())
+    )
+    if not unmeasured | short | narrow:
         return scan
-    return replace(scan, series=tuple(select_next(scan.series, job.config, unmeasured=unmeasured, cut=cut)))
+    return replace(scan, series=tuple(select_next(scan.series, job.config, unmeasured, short=short, narrow=narrow)))
 
 
 def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:

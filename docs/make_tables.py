@@ -24,17 +24,18 @@ column means as `description` in the metadata of its field (pyarrow: `pq.read_sc
 Days are counted from the earliest study date among a patient's chosen series, measured or not. Where several series
 have one date, one of them stands for it in `timeline.parquet`: the first in the order status ok before any other, a
 plausible lung volume before an implausible one, all of the lungs (at least 80 % of the most lung found that day) before
-part of them, lungs that end within the slices before those that go on beyond the first or last
-(`lung_cut_at_end_slice`), most slices with lung (where none was looked for: most slices), smallest slice spacing, a
-soft kernel before one that is not known before a sharp one, series UID. A series without a study date is a row of its
-own, with null in all columns that count days and in all changes; it counts as no time point. Series without a patient
-identifier are never put together: each study counts as one patient, and where no study is named either, each series.
-`delta_*` is the value minus that of the first evaluable date.
+part of them, what is neither computed from several energies, called a projection nor noisy (`spectral_image`,
+`maybe_projection`, `noisy`) before what is, lungs that end within slices and field of view before those that go on
+beyond (`lung_cut_at_end_slice`, `lung_cut_by_field_of_view`), most slices with lung (where none was looked for: most
+slices), smallest slice spacing, a soft kernel before one that is not known before a sharp one, series UID. A series
+without a study date is a row of its own, with null in all columns that count days and in all changes; it counts as no
+time point. Series without a patient identifier are never put together: each study counts as one patient, and where no
+study is named either, each series. `delta_*` is the value minus that of the first evaluable date.
 
 A single slice has percents (of area), but no volumes and no zones; where a patient has volumes at another date, it has
-no part in `delta_*`, first, last and peak. Nor has a part of the lungs, as an abdomen shows it (flagged
-`lung_cut_at_end_slice`, and either with less than .8 L or less than half of the patient's largest plausible lung
-volume, or flagged `other_body_part`, or `partial_coverage` with less than 65 % of it), where the patient has whole
+no part in `delta_*`, first, last and peak. Nor has a part of the lungs, as an abdomen shows it (less than .8 L and than
+half of the patient's largest plausible lung volume; or flagged `lung_cut_at_end_slice`, and either with less than one
+of the two, or flagged `other_body_part`, or `partial_coverage` with less than 65 % of it), where the patient has whole
 lungs at another date. A date with much less lung than another one is flagged `less_lung_than_other_dates`. A series
 without lung in view is `not_evaluable`.
 

@@ -198,6 +198,15 @@ def test_a_copy_that_lost_an_attribute_is_a_copy(tmp_path: Path, lost: str) -> N
     assert {path.split("/")[0] for path in record.files} == {"b"}, "what says more stays"
 
 
+def test_of_copies_the_one_that_knows_patient_and_date_stays(tmp_path: Path) -> None:
+    told = {"ConvolutionKernel": "B30f", "AcquisitionNumber": 1}
+    for name, lost in (("a", ["PatientID"]), ("b", ["StudyDate"]), ("c", ["ConvolutionKernel", "AcquisitionNumber"])):
+        write_series(tmp_path / name, attributes=told | dict.fromkeys(lost, ""))
+    record = only_series(tmp_path)
+    assert (record.patient_id, record.study_date, record.n_duplicates) == ("P1", date(2020, 4, 1), 8)
+    assert record.qc_flags == ("duplicates_dropped",), "what lacks a date contradicts none"
+
+
 def test_slices_of_two_kernels_are_no_copies_of_one_that_lost_its_own(tmp_path: Path) -> None:
     for name, kernel in (("a", None), ("b", "B30f"), ("c", "B70f")):
         write_series(tmp_path / name, attributes={"ConvolutionKernel": kernel})
@@ -207,11 +216,15 @@ def test_slices_of_two_kernels_are_no_copies_of_one_that_lost_its_own(tmp_path: 
 def test_a_scan_there_under_two_dates_and_uids_is_flagged(tmp_path: Path) -> None:
     """As a study is sent again with a corrected date; a scan that runs past midnight has two as well."""
     write_series(tmp_path / "a", study_date="20200305")
-    for day, flagged in (("20200306", False), ("20200310", True)):
+    for day in ("20200306", "20200310"):
         again = {"StudyDate": day, "SeriesInstanceUID": "1.2.7", "StudyInstanceUID": "1.2.8"}
         write_series(tmp_path / "b", study_date="20200305", attributes=again)
         records = scan_cohort(tmp_path).series
-        assert ["study_date_conflict" in record.qc_flags for record in records] == [flagged] * 2
+        assert ["study_date_conflict" in record.qc_flags for record in records] == [True] * 2
+    undated = {"StudyDate": "", "SeriesInstanceUID": "1.2.5", "StudyInstanceUID": "1.2.6"}
+    write_series(tmp_path / "0", study_date="20200305", attributes=undated)
+    records = scan_cohort(tmp_path).series
+    assert ["study_date_conflict" in record.qc_flags for record in records] == [True] * 3
 
 
 def test_a_copy_of_what_is_itself_dropped_counts_for_what_stays(tmp_path: Path) -> None:

@@ -166,9 +166,17 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
         ((None, "HEAD 5.0"), True),
         *(
             (("CHEST", name), True)
-            for name in ("Abdomen 3.0", "T-Spine 2.0 Br60", "BWS 2.0", "Batin 3.0", "PORTAL VENOUS")
+            for name in ("Abdomen 3.0", "T-Spine 2.0 Br60", "BWS 2.0", "Batin 3.0", "EXTREMITY", "LEG RUNOFF")
         ),
         *(((None, name), True) for name in ("Thoracic Spine 2.0", "THORACOLUMBAR", "брюшная полость", "颈部")),
+        *(
+            (("CHEST", name), False)
+            for name in ("PORTAL VENOUS 5.0", "NECK TO PELVIS", "NECK-PELVIS", "PELVIS TO NECK", "CA PELVIS")
+        ),
+        *(
+            (("CHEST", name), False)
+            for name in ("TH.ABD.BECKEN", "APEX TO ADRENALS", "ARMS OVERHEAD", "EXTREMELY LOW DOSE", "LEGACY 5.0")
+        ),
         *(((None, name), False) for name in ("TORAKS-ABDOMEN", "Bröst buk", "PLUĆA ABD", "CTA AORTA ABD THOR")),
         (("ABDOMEN", "Thorax 5.0"), False),
         ((None, "Body 5.0"), False),
@@ -298,6 +306,19 @@ def test_beyond_the_height_of_lungs_length_is_no_merit(tmp_path: Path) -> None:
     assert decisions(tmp_path) == {"body": "alternative", "chest": "selected"}
 
 
+def test_a_slim_chest_is_preferred_to_a_thick_wide_one(tmp_path: Path) -> None:
+    named(tmp_path, "chest", 200, 1.0, columns_mm=27.0, SeriesDescription="CHEST 1.0")
+    named(tmp_path, "pet", 40, 5.0, columns_mm=62.0, SeriesDescription="CT WB AC")
+    assert decisions(tmp_path) == {"chest": "selected", "pet": "alternative"}
+
+
+@pytest.mark.parametrize("name", ["Mono+ 40 keV", "LUNG MIP 10", "A_80kV"])
+def test_what_is_no_plain_scan_is_not_preferred_to_one_that_is_narrow_or_short(tmp_path: Path, name: str) -> None:
+    named(tmp_path, "plain", 38, 5.0, columns_mm=20.0)
+    named(tmp_path, "other", 60, 5.0, columns_mm=40.0, SeriesDescription=name)
+    assert decisions(tmp_path) == {"plain": "selected", "other": "alternative"}
+
+
 def test_a_narrow_field_of_view_is_not_preferred_to_the_whole_chest(tmp_path: Path) -> None:
     named(tmp_path, "chest", 50, columns_mm=10.0)
     named(tmp_path, "left", 100, 2.5, columns_mm=5.0, SeriesDescription="LT LUNG HR")
@@ -326,6 +347,8 @@ def test_what_is_called_a_projection_is_an_alternative(tmp_path: Path) -> None:
         (0.0, 24, "", True),
         (-10.0, 21, "", False),
         (100.0, 20, "ABDOMEN", False),
+        (100.0, 20, "EXPIRATION", False),
+        (100.0, 20, "LUNG MIP", False),
         (100.0, 2, "", False),
     ],
 )
@@ -338,14 +361,24 @@ def test_lungs_that_go_on_are_looked_for_in_a_series_that_reaches_farther(
     write_series(
         tmp_path / "other", series="2", shape=(count, 8, 8), spacing_mm=spacing_mm, origin=origin, attributes=other
     )
-    records = scan_cohort(tmp_path).series
+    records = list(scan_cohort(tmp_path).series)
     (chosen,) = (record for record in records if record.decision == "selected")
     assert chosen.n_slices == 40
     for cut in ({chosen.series_key}, set[str]()):
-        after = select_next(records, ScanConfig(), unmeasured=set(), cut=cut)
+        after = select_next(records, ScanConfig(), set(), short=cut)
+        assert select_next(records, ScanConfig(), set(), narrow=cut) == records, "none is wider"
         assert [record.decision for record in after].count("selected") == 1 + (taken and bool(cut))
-    again = select_next(after, ScanConfig(), unmeasured=set(), cut={record.series_key for record in records})
-    assert select_next(again, ScanConfig(), unmeasured=set(), cut={record.series_key for record in records}) == again
+    again = select_next(after, ScanConfig(), set(), short={record.series_key for record in records})
+    assert select_next(again, ScanConfig(), set(), short={record.series_key for record in records}) == again
+
+
+def test_lungs_cut_by_the_field_of_view_are_looked_for_in_a_wider_one(tmp_path: Path) -> None:
+    for name, columns_mm, count in (("heart", 26.0, 60), ("chest", 40.0, 40), ("same", 26.0, 50)):
+        named(tmp_path, name, count, columns_mm=columns_mm)
+    records = scan_cohort(tmp_path).series
+    (heart,) = (record for record in records if record.decision == "selected")
+    after = select_next(records, ScanConfig(), set(), narrow={heart.series_key})
+    assert {record.columns and record.n_slices for record in after if record.decision == "selected"} == {60, 40}
 
 
 def test_an_expiration_is_an_alternative(tmp_path: Path) -> None:
@@ -443,7 +476,7 @@ def test_slices_that_each_have_a_series_uid_are_flagged(tmp_path: Path) -> None:
     records = scan_cohort(tmp_path).series
     (selected,) = [record for record in records if record.decision == "selected"]
     assert "slices_apart" in selected.qc_flags
-    taken_up = select_next(records, ScanConfig(), unmeasured={selected.series_key})
+    taken_up = select_next(records, ScanConfig(), {selected.series_key})
     flags = [record.qc_flags.count("slices_apart") for record in taken_up if record.decision == "selected"]
     assert flags == [1, 1]
     for z in range(3):

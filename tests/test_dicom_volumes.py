@@ -211,9 +211,30 @@ def test_images_that_track_a_bolus_do_not_cost_the_scan(
 
 @pytest.mark.parametrize("name", ["SeriesDescription", "SliceThickness"])
 def test_a_chest_and_an_abdomen_of_another_spacing_in_one_series_are_two_volumes(tmp_path: Path, name: str) -> None:
-    write_series(tmp_path / "a", shape=(20, 32, 24), spacing_mm=(2.5, 1, 1), origin=(0, 0, 0), attributes={name: "2"})
-    write_series(tmp_path / "b", shape=(10, 32, 24), spacing_mm=(5, 1, 1), origin=(0, 0, -50), attributes={name: "5"})
-    assert [(record.n_slices, record.spacing_z_mm) for record in scan_cohort(tmp_path).series] == [(20, 2.5), (10, 5.0)]
+    write_series(tmp_path / "a", shape=(90, 8, 8), spacing_mm=(2.5, 1, 1), origin=(0, 0, 0), attributes={name: "2"})
+    write_series(tmp_path / "b", shape=(10, 8, 8), spacing_mm=(5, 1, 1), origin=(0, 0, -50), attributes={name: "5"})
+    assert [(record.n_slices, record.spacing_z_mm) for record in scan_cohort(tmp_path).series] == [(90, 2.5), (10, 5.0)]
+
+
+def test_halves_of_a_chest_in_one_series_do_not_stand_for_it(tmp_path: Path) -> None:
+    for name, z_mm, first in (("CHEST LOWER", 0, 0), ("CHEST UPPER", 123, 50)):
+        write_series(
+            tmp_path / name,
+            shape=(50, 8, 8),
+            spacing_mm=(2.4, 1, 1),
+            origin=(0, 0, z_mm),
+            attributes=lambda z, name=name, first=first: own_uid(first + z) | {"SeriesDescription": name},
+        )
+    record = only_series(tmp_path)
+    assert (record.n_slices, record.decision) == (100, "skipped")
+
+
+def test_a_sparse_chest_is_no_fragment_of_an_abdomen(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", shape=(81, 8, 8), spacing_mm=(5, 1, 1), attributes={"SeriesDescription": "ABD"})
+    chest = {"SeriesDescription": "CHEST HR"}
+    write_series(tmp_path / "b", shape=(13, 8, 8), spacing_mm=(20, 1, 1), origin=(0, 0, 520), attributes=chest)
+    found = {record.n_slices: record.decision for record in scan_cohort(tmp_path).series}
+    assert found == {81: "alternative", 13: "selected"}
 
 
 def test_a_regular_stack_whose_slice_thickness_alternates_is_one_volume(tmp_path: Path) -> None:

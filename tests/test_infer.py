@@ -454,7 +454,8 @@ def test_an_alternative_is_measured_too_where_the_preferred_series_shows_the_lun
         return hu
 
     write_series(cohort / "abdomen", shape=(24, 96, 80), spacing_mm=spacing_mm, hu=abdomen, series="1")
-    write_series(cohort / "chest", shape=(20, 96, 80), spacing_mm=spacing_mm, hu=ill_body, series="2")
+    above = (-10.0, -20.0, 220.0)
+    write_series(cohort / "chest", shape=(20, 96, 80), spacing_mm=spacing_mm, origin=above, hu=ill_body, series="2")
     assert [record.n_slices for record in scan_cohort(cohort).series if record.decision == "selected"] == [24]
     assert dict(run(cohort, out, model_path).counts) == {"ok": 2}
     burden = read_table(out / "burden.parquet", BURDEN).sort("n_slices")

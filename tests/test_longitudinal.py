@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
-from cohortseg.longitudinal import is_part_of_lungs, patients_table, timeline_table, with_time
+from cohortseg.longitudinal import is_end_of_another_part, patients_table, timeline_table, with_time
 from cohortseg.report.page import report_html
 from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
 from cohortseg.store.tables import table_from_rows
@@ -139,8 +140,8 @@ def test_the_lung_bases_above_an_abdomen_are_no_part_of_changes_and_peak() -> No
     assert (alone["n_evaluable"], alone["peak_po_pct"]) == (1, 40.0)
     large = series("A", 2, "large", 30.0, lung_volume_ml=9100.0, qc_flags=PART)
     assert patients_table(burden(chest, large))["peak_po_pct"].to_list() == [30.0], "much lung is no part of it"
-    child = abdomen | {"qc_flags": ["lung_volume_implausible"]}
-    assert patients_table(burden(chest, child))["n_evaluable"].to_list() == [2]
+    gas = abdomen | {"qc_flags": ["lung_volume_implausible"]}
+    assert patients_table(burden(chest, gas))["n_evaluable"].to_list() == [1]
 
 
 def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no_peak() -> None:
@@ -156,7 +157,7 @@ def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no
     assert (patient["peak_po_pct"], patient["n_timepoints"], patient["n_evaluable"]) == (20.0, 6, 3)
     assert timeline_table(frame)["evaluable"].to_list() == [True, False, False, True, False, True]
     assert timeline_table(frame)["delta_po_pct"].to_list() == [0.0, None, None, 15.0, None, 4.0]
-    parts = burden(*whole, bases, named, ill, slab).select(is_part_of_lungs()).to_series()
+    parts = burden(*whole, bases, named, ill, slab).select(is_end_of_another_part()).to_series()
     assert parts.to_list() == [False, False, False, True, False, False], "what one row tells"
     chest = series("A", 8, "chest", 12.0, lung_volume_ml=4800.0, qc_flags=[*cut, "partial_coverage"])
     assert timeline_table(burden(*whole, chest))["evaluable"].to_list() == [True, True, True], "beside an abdomen"
@@ -167,6 +168,21 @@ def test_of_equal_series_of_a_date_that_of_the_soft_kernel_stands_for_it() -> No
     every = [series("A", 1, uid, 5.0, convolution_kernel=kernel) for uid, kernel in kernels.items()]
     for rows, uid in ((every, "c"), (every[:2], "b")):
         assert timeline_table(burden(*rows))["series_instance_uid"].to_list() == [uid]
+
+
+def test_bowel_gas_is_no_lung_to_compare_with() -> None:
+    chest = series("A", 1, "chest", 3.0, lung_volume_ml=4000.0)
+    gas = series("A", 9, "gas", 33.0, lung_volume_ml=102.0, qc_flags=["lung_volume_implausible"])
+    assert timeline_table(burden(chest, gas))["delta_po_pct"].to_list() == [0.0, None]
+    children = [series("B", day, str(day), 3.0, lung_volume_ml=600.0 + day) for day in (1, 9)]
+    assert timeline_table(burden(*children))["evaluable"].to_list() == [True, True]
+
+
+@pytest.mark.parametrize("flag", ["noisy", "maybe_projection", "spectral_image"])
+def test_a_cut_plain_scan_stands_for_a_date_before_a_whole_other_one(flag: str) -> None:
+    cut = series("A", 1, "a", 3.0, lung_volume_ml=3600.0, qc_flags=["lung_cut_at_end_slice"])
+    other = series("A", 1, "b", 6.0, lung_volume_ml=4000.0, qc_flags=[flag])
+    assert timeline_table(burden(cut, other))["series_instance_uid"].to_list() == ["a"]
 
 
 def test_lungs_that_end_within_their_slices_stand_for_a_date() -> None:

@@ -28,6 +28,9 @@ _OFTEN_LOST: Final = (
     "cardiac_phase_pct",
 )
 """What tells scans apart, and what one export of a slice may have where another lost it."""
+_FIRST_OF_ALL: Final = ("patient_id", "study_date", "study_instance_uid")
+"""Of copies that each lack something, the one that has these stays."""
+_OF_COPIES: Final = ("study_date", *_OFTEN_LOST)
 _DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
 _UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
 _EQUAL: Final = "copy of a slice of its series, with the same pixels"
@@ -66,10 +69,12 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     groups: defaultdict[Hashable, list[str]] = defaultdict(list)
     rounded, told = _Rounding(headers), _told(headers)
 
-    def num_lost(path: str) -> int:
-        return sum(getattr(header, name) is None for header in files[path] for name in _OFTEN_LOST)
+    def lost(path: str) -> list[int]:
+        """Return how often a file lacks its patient, its date, its study, and any of them all."""
+        lacks = {name: sum(getattr(header, name) is None for header in files[path]) for name in _OF_COPIES}
+        return [*(lacks[name] for name in _FIRST_OF_ALL), sum(lacks.values())]
 
-    for path in sorted(files, key=lambda path: (num_lost(path), path)):
+    for path in sorted(files, key=lambda path: (lost(path), path)):
         groups[tuple(_place(header, rounded, told) for header in files[path])].append(path)
     kept: list[str] = []
     dropped: list[Copy] = []
@@ -104,7 +109,8 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         for path, (file, of) in repeats.items():
             while of in repeats:  # what it repeats was dropped as a copy of another
                 of = repeats[of][1]
-            dropped.append(Copy(file, of, files[path][0].study_date != files[of][0].study_date))
+            days = {files[one][0].study_date for one in (path, of)} - {None}
+            dropped.append(Copy(file, of, len(days) > 1))
     return [header for path in sorted(kept) for header in files[path]], dropped
 
 

@@ -10,14 +10,15 @@ _CHEST: Final = re.compile(
     r"|KLATK|P[LŁ]U[CĆ]|PL[IÍ]C|[HG]RUDN|\bC/A/P\b|BORST|BR[OÖ]ST|TORAK[SO]|POITRINE|ГРУД|ОГК|Л[ЕЁ]ГК|胸|肺|흉부"
     # What holds the chest among others: CH/ABD/PEL, TX ABD (no transplant), whole body, head to pelvis.
     r"|\bCHST\b|\bCH/|/CH/|\bCH[ +-]*(?=ABD)|\bCHST(?=ABD)|(?<!RENAL )(?<!LIVER )(?<!KIDNEY )\bTX[ /+-]*(?=ABD)"
-    r"|(?<!\d )\b(TH|THO|THOR)[ /+-]*(?=ABD)|(WHOLE|TOTAL).?BODY|\bTRUNK\b|\bWB\b"
-    r"|(HEAD|SKULL|HALS|KOPF)( BASE)? ?(TO|-) ?(MID.?)?(PELVI|THIGH|BECKEN)",
+    r"|(?<!\d )\b(TH|THO|THOR)[ ./+-]*(?=ABD)|(WHOLE|TOTAL).?BODY|\bTRUNK\b|\bWB\b|\bCA[ /-]*(?=PELVI)"
+    r"|(HEAD|SKULL|NECK|HALS|KOPF)( BASE)? ?(TO|-) ?(MID.?)?(PELVI|THIGH|BECKEN)|PELVI\w* ?(TO|-) ?NECK",
     re.IGNORECASE,
 )
 _ELSEWHERE: Final = re.compile(
-    r"ABD|PELVI|HEAD(?! ?FIRST)|BRAIN|SKULL|\bNECK|SPINE|LIVER|KIDNEY|RENAL|COLON|EXTREM|\bLEG|\bKNEE|\bHIP\b"
+    r"ABD|PELVI|(?<!OVER)HEAD(?! ?FIRST)|BRAIN|SKULL|\bNECK|SPINE|LIVER|KIDNEY|(?<!AD)RENAL|COLON|EXTREMIT|\bLEGS?\b"
+    r"|\bKNEE|\bHIP\b"
     r"|BECKEN|KOPF|BAUCH|ADDOM|\bVENTRE\b|BUIK|BRZU(CH|SZ)|\bBUK\b|LEBER|NIERE|FOIE|\bTESTA\b|CABEZA|\bT[EÊ]TE\b|\bHALS\b"
-    r"|PORTAL|LUMB|VERTEB|WIRBEL|\b[BHL]WS\b|RACHIS|\bBATIN\b|B[RŘ]ICH|БРЮШ|ЖИВОТ|ГОЛОВ|腹|頭|头|盆|颈|頸|脑|脳|복부",
+    r"|LUMB|VERTEB|WIRBEL|\b[BHL]WS\b|RACHIS|\bBATIN\b|B[RŘ]ICH|БРЮШ|ЖИВОТ|ГОЛОВ|腹|頭|头|盆|颈|頸|脑|脳|복부",
     re.IGNORECASE,
 )
 _EXPIRATION: Final = re.compile(
@@ -37,7 +38,7 @@ _SPECTRAL: Final = re.compile(
     rf"|CA(LCIUM)? ?SUPP(?!ORT|LE)\w*|({_MATERIALS}) ?\(-?({_MATERIALS})\)|({_MATERIALS}) REMOVED)(?![A-Z])",
     re.IGNORECASE,
 )
-_ONE_TUBE: Final = re.compile(r"(?<![A-Z])[AB]_(SN)?\d{2,3} ?KV", re.IGNORECASE)
+_ONE_TUBE: Final = re.compile(r"(?<!\S)[AB]_(SN)?\d{2,3} ?KV", re.IGNORECASE)
 """Siemens' images of one tube of two, A_80kV and B_Sn140kV; the mix of both (M_0.5) has the HU of a plain scan."""
 
 

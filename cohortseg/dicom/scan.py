@@ -17,7 +17,7 @@ from cohortseg.config import ScanConfig
 from cohortseg.dicom.copies import Copy, drop_copies
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
-from cohortseg.dicom.selection import parse_rules, select_series
+from cohortseg.dicom.selection import STACK_MM, parse_rules, select_series
 from cohortseg.dicom.series import (
     DATE_CONFLICT,
     FILES_UNREADABLE,
@@ -28,7 +28,6 @@ from cohortseg.dicom.series import (
     SeriesRecord,
     series_from_headers,
 )
-from cohortseg.dicom.visits import MIDNIGHT_DAYS
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes, volumes_like
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.processors import die_with_parent, num_processors
@@ -195,12 +194,15 @@ class Persons:
         """Note what a file says of its patient; what it leaves out contradicts nothing."""
         if header.patient_id is None:
             return
-        slice_, visit = _slice(header), (header.patient_id, header.study_date)
         # one object for all slices of a visit: a cohort has millions of slices
-        owner, day = self._owners.setdefault(slice_, self._visits.setdefault(visit, visit))
+        visit = (header.patient_id, header.study_date)
+        slice_, visit = _slice(header), self._visits.setdefault(visit, visit)
+        owner, day = self._owners.setdefault(slice_, visit)
         if owner != header.patient_id:
             self._shared.add(slice_)
-        elif day is not None and header.study_date is not None and abs(day - header.study_date).days > MIDNIGHT_DAYS:
+        elif day is None:
+            self._owners[slice_] = visit
+        elif header.study_date not in (None, day):
             self._otherwise_dated.add(slice_)
         if header.patient_id in self._conflicting:
             return
@@ -258,7 +260,7 @@ def _without_fragment(record: SeriesRecord, most: int) -> SeriesRecord:
     """Skip a volume of a few slices, parted from the many of its like in its series: it must not stand for them."""
     if record.decision != "selected" or PARTIAL_COVERAGE not in record.qc_flags:
         return record
-    if record.n_slices >= FRAGMENT_SHARE * most:
+    if record.n_slices >= FRAGMENT_SHARE * most or (record.extent_mm or 0.0) >= STACK_MM:
         return record
     reason = f"fragment: {record.n_slices} slice(s) apart from the {most} of another volume of this series"
     return replace(record, decision="skipped", reason=reason)

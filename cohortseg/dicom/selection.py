@@ -36,8 +36,8 @@ LUNG_HEIGHT_MM: Final = 300.0
 """Lungs are seldom taller: a series that reaches farther covers no more of them."""
 FIELD_SHARE: Final = 0.8
 """A field of view narrower than this part of the widest of its study is one of the spine, the heart or one lung."""
-LUNG_WIDTH_MM: Final = 300.0
-"""Lungs are seldom wider, and wider fields show no more of them."""
+FIELD_MM: Final = 250.0
+"""Fields of slim chests are no wider; where one cuts the lungs, that shows in the pixels."""
 _FARTHER_MM: Final = 15.0
 """Series that reach beyond another by more than this show what it does not."""
 _FEW_APART: Final = 2
@@ -179,7 +179,12 @@ def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[S
 
 
 def select_next(
-    records: Sequence[SeriesRecord], config: ScanConfig, *, unmeasured: Collection[str], cut: Collection[str] = ()
+    records: Sequence[SeriesRecord],
+    config: ScanConfig,
+    unmeasured: Collection[str],
+    *,
+    short: Collection[str] = (),
+    narrow: Collection[str] = (),
 ) -> list[SeriesRecord]:
     """Return the same records, with the best alternative selected as well in visits that those tried leave open.
 
@@ -191,17 +196,24 @@ def select_next(
         ``prefer`` is used.
     unmeasured
         Keys of selected series that could not be measured.
-    cut
-        Keys of those whose first or last slice holds much lung: an alternative must reach farther than they.
+    short, narrow
+        Keys of others beyond whose end slices, or field of view, more lung may lie: only an alternative of the same
+        kind that reaches farther helps.
     """
     changed = []
     for visit in _studies(records, {"selected", "alternative"}):
         left = [record for record in visit if record.decision == "alternative"]
-        tried = [record for record in visit if record.decision == "selected"]
-        if any(record.series_key not in unmeasured and record.series_key not in cut for record in tried):
+        measured = [record for record in visit if record.decision == "selected" and record.series_key not in unmeasured]
+        if any(record.series_key not in short and record.series_key not in narrow for record in measured):
             continue
-        if measured := [record for record in tried if record.series_key not in unmeasured]:
-            left = [record for record in left if _reaches_farther(record, measured)]
+        if measured:
+            is_short, is_narrow = (any(one.series_key in keys for one in measured) for keys in (short, narrow))
+            left = [
+                record
+                for record in left
+                if _is_of_their_kind(record, measured)
+                and ((is_short and _is_longer(record, measured)) or (is_narrow and _is_wider(record, measured)))
+            ]
         if not left:
             continue
         anew = _choose([replace(record, decision="selected", reason=None) for record in left], config.prefer)
@@ -211,16 +223,30 @@ def select_next(
     return _with_apart(_replaced(records, changed))
 
 
-def _reaches_farther(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
-    """Return whether a stack that may show the chest reaches beyond the highest or the lowest slice of others."""
+def _is_of_their_kind(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
+    """Return whether a stack may show the chest as plainly as others do, breathed in if they are."""
     if _extent_mm(record) < STACK_MM or names_other_parts(record.body_part, record.series_description):
         return False
+    breathed_out = any(names_expiration(one.series_description) for one in others)
+    return not _is_unlike(record) and (breathed_out or not names_expiration(record.series_description))
+
+
+def _is_unlike(record: SeriesRecord) -> bool:
+    return not {SPECTRAL, PROJECTION_NAME}.isdisjoint(record.qc_flags)
+
+
+def _is_longer(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
+    """Return whether a series reaches beyond the highest or the lowest slice of others."""
     lowest_mm, highest_mm = (
         [getattr(one, name) for one in (record, *others)] for name in ("lowest_z_mm", "highest_z_mm")
     )
     if None in lowest_mm or None in highest_mm:
         return False
     return bool(lowest_mm[0] < min(lowest_mm[1:]) - _FARTHER_MM or highest_mm[0] > max(highest_mm[1:]) + _FARTHER_MM)
+
+
+def _is_wider(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
+    return _width_mm(record) > max(map(_width_mm, others)) + _FARTHER_MM
 
 
 def _replaced(records: Sequence[SeriesRecord], changed: Iterable[Sequence[SeriesRecord]]) -> list[SeriesRecord]:
@@ -262,7 +288,7 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
     chests = [record for record in members if not names_other_parts(record.body_part, record.series_description)]
     largest = _Largest(
         extent_mm=min(LUNG_HEIGHT_MM, max(map(_extent_mm, chests or members))),
-        width_mm=min(LUNG_WIDTH_MM, max(map(_width_mm, chests or members))),
+        width_mm=min(FIELD_MM, max(map(_width_mm, chests or members))),
     )
     ranks = {
         record.series_key: tuple(_PREFERENCES[name].rank(record, largest) for name in prefer) for record in members
@@ -372,6 +398,10 @@ _PREFERENCES: Final = {
         lambda record, _largest: names_other_parts(record.body_part, record.series_description),
         lambda _one, _best: "its names tell of other parts of the body only",
     ),
+    "plain": _Preference(
+        lambda record, _largest: _is_unlike(record),
+        lambda _one, _best: "computed from several energies or one of them, or called a projection",
+    ),
     "field": _Preference(
         lambda record, largest: _width_mm(record) < FIELD_SHARE * largest.width_mm,
         lambda one, best: f"a field of view of {_width_mm(one):.0f} mm against {_width_mm(best):.0f} mm",
@@ -381,13 +411,8 @@ _PREFERENCES: Final = {
         lambda one, best: f"reaches over {_extent_mm(one):.0f} mm against {_extent_mm(best):.0f} mm",
     ),
     "original": _Preference(
-        # What is computed from several energies comes last: other computed series have the HU of a plain scan.
-        lambda record, _largest: (
-            2
-            if {SPECTRAL, PROJECTION_NAME} & {*record.qc_flags}
-            else int(DERIVED in record.qc_flags or bool(record.repairs))
-        ),
-        lambda _one, _best: "computed from another series or several energies, resampled, or called a projection",
+        lambda record, _largest: DERIVED in record.qc_flags or bool(record.repairs),
+        lambda _one, _best: "computed from another series, or resampled",
     ),
     "inspiration": _Preference(
         lambda record, _largest: names_expiration(record.series_description),

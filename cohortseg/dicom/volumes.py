@@ -53,6 +53,8 @@ _BROKEN_MM: Final = 50.0
 """Slabs of one spacing that follow each other at up to this distance are one scan that lacks slices between."""
 _SLAB_MM: Final = 240.0
 """What reaches so far can be all of the lungs, and is no slab."""
+_LEAST_CHEST_MM: Final = 200.0
+"""What reaches less far shows no grown person's lungs: a half of a chest must not stand for it."""
 SERIES_COVERAGE_SHARE: Final = 0.8
 """A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
 
@@ -202,7 +204,9 @@ def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
 
 
 def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
-    """Return whether none of several stacks reaches into another."""
+    """Return whether none of several stacks reaches into another, and one can be all of the lungs."""
+    if max(map(_extent_mm, parts)) < _LEAST_CHEST_MM:
+        return False
     heights_mm = sorted((_heights_mm(part) for part in parts), key=np.min)
     return all(above.min() - below.max() > SAME_POSITION_MM for below, above in pairwise(heights_mm))
 
