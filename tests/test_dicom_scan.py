@@ -90,6 +90,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"M\xf6ller")).write_bytes(b"")
     found = scan_cohort(tmp_path)
     assert [file.reason for file in found.skipped] == ["name is not UTF-8: rename it"] * 2
+    assert found.num_unreadable == 2
     assert len({row["path"] for row in file_rows(found)}) == 5, "each file keeps a row of its own"
     table_from_rows([asdict(record) for record in found.series], MANIFEST)
 

@@ -22,6 +22,7 @@ from cohortseg.infer.commit import (
     committed_slices,
     count_attempts,
     end_anew,
+    forget_failed,
     is_done,
     read_committed,
     result_token,
@@ -191,6 +192,13 @@ def test_forgetting_removes_what_a_killed_run_left_without_a_marker(out: Path) -
     begin_anew(out)
     assert not (out / "masks.zarr" / key).exists()
     assert [path.name for path in (out / "pictures").iterdir()] == ["mine.png"]
+
+
+def test_only_failed_series_are_forgotten_to_be_done_again(out: Path) -> None:
+    for status in ("ok", "failed", "not_evaluable"):
+        commit(out, status, "t", result_of(status))
+    forget_failed(out)
+    assert [is_done(out, status, "t") for status in ("ok", "failed", "not_evaluable")] == [True, False, True]
 
 
 def test_a_run_that_began_anew_is_gone_on_with_until_it_has_ended(out: Path) -> None:

@@ -182,6 +182,15 @@ def test_an_8_bit_image_finds_back_to_hu_whatever_its_window(window):
     assert np.median(found[5:30, 5:30]) == pytest.approx(50, abs=35)
 
 
+def test_bone_that_the_window_cuts_off_is_not_taken_for_soft_tissue():
+    hu = np.full((200, 200), 50.0)
+    hu[40:160, 30:90] = hu[40:160, 110:170] = -870
+    hu[160:] = 700
+    hu += np.random.default_rng(0).normal(0, 15, hu.shape)
+    gray = np.clip((hu + 1350) / 1500 * 255, 0, 255).round().astype(np.uint8)
+    assert np.median(hu_from_image(gray)[5:30, 5:30]) == pytest.approx(50, abs=35)
+
+
 def test_an_image_without_two_landmarks_is_refused():
     with pytest.raises(DataError, match="blank"):
         hu_from_image(np.full((20, 20), 7, dtype=np.uint8))

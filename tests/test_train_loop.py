@@ -19,9 +19,9 @@ from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig
 from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError, ModelError
-from cohortseg.losses import softened_truth
+from cohortseg.losses import IGNORE, softened_truth
 from cohortseg.train import loop
-from cohortseg.train.history import read_history
+from cohortseg.train.history import History, read_history
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Workers, adversarial_step, supervised_step
@@ -334,6 +334,27 @@ def test_a_teacher_gives_the_pseudo_labels():
     assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)
 
 
+def test_a_teacher_sees_slices_as_they_were_before_their_intensity_was_changed():
+    config = replace(QUICK, ema_decay=0.9, teacher=True, confidence_threshold=0.0)
+    state, batch = loop.build_state(config, torch.device("cpu")), drawn()
+    batch = batch._replace(unlabeled_weak=batch.unlabeled.flip(-1))
+    with torch.no_grad():
+        taught = state.averaged(batch.unlabeled_weak, reconstruct=False).logits.argmax(dim=1)
+        logits = state.segmenter(torch.cat([batch.labeled, batch.unlabeled])).logits[2:]
+    expected = torch.nn.functional.cross_entropy(logits, taught)
+    assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_the_labels_of_a_lent_box_are_taught_however_little_is_trusted():
+    state = loop.build_state(replace(QUICK, mix=True, confidence_threshold=0.999), torch.device("cpu"))
+    batch = Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, mixed=True, rank=0, world=1).draw(
+        0, 2, 2
+    )
+    known = (batch.known != IGNORE).float().mean().item()
+    assert 0 < known < 1
+    assert adversarial_step(state, alone(state), batch)["trusted"] == pytest.approx(known)
+
+
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
@@ -463,6 +484,15 @@ def _asdict(config: TrainConfig) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(config)
+
+
+def test_what_a_run_did_behind_its_checkpoint_is_not_told_twice(tmp_path):
+    history = History(tmp_path, 0)
+    for iteration in (10, 20, 30):
+        history.add({"iteration": iteration, "phase": 1, "ce": 0.5})
+    history.close()
+    History(tmp_path, 20).close()
+    assert [row["iteration"] for row in read_history(tmp_path)] == [10, 20]
 
 
 def test_learning_rate_ramps_up_then_decays_to_zero():
