@@ -300,9 +300,9 @@ def _init(ray: "ModuleType", address: str | None) -> None:
             ) from error
         return
     ((num_cpus, num_gpus),) = local_resources().nodes
-    token = _token_path()
-    is_ours = not token.exists()
     try:
+        token = _token_path()
+        is_ours = not token.exists()
         ray.init(
             address="local",
             num_cpus=int(num_cpus),

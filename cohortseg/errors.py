@@ -12,10 +12,11 @@ class CohortSegError(Exception):
     """Of the command line: 1 the run failed, 2 wrong usage, configuration or unreadable input."""
 
 
-def unexpected(error: Exception) -> str:
-    """Return what an error is that is no `CohortSegError`, and where it arose; its text can quote a header."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"unexpected {type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
+def unexpected(error: Exception) -> tuple[str, str]:
+    """Return what an error is that is no `CohortSegError`, and the stack's frames; its text can quote a header."""
+    stack = traceback.extract_tb(error.__traceback__)
+    what = f"unexpected {type(error).__name__} in {Path(stack[-1].filename).name}:{stack[-1].lineno}"
+    return what, "".join(traceback.format_list(stack))
 
 
 class ConfigError(CohortSegError, ValueError):

@@ -27,9 +27,9 @@ _WHOLE_SHARE: Final = 0.8
 _LESS_SHARE: Final = 0.65
 """Severe disease and breathing out leave more than this part of a patient's lung volume, mostly."""
 _PART_ML: Final = 800.0
-"""Less lung than this, much of it in the first or last slice, is part of the lungs: the bases above an abdomen."""
+"""Less lung than this is part of the lungs, as the bases above an abdomen, or gas, or a child's."""
 _PART_SHARE: Final = 0.5
-"""So is less than this part of the most lung of the patient's dates, cut so."""
+"""Less than this part of the most lung of the patient's dates is part of it, if it is cut, or less than `_PART_ML`."""
 _CUT: Final = "lung_cut_at_end_slice"
 _NARROW: Final = "lung_cut_by_field_of_view"
 _UNLIKE: Final = ("spectral_image", "maybe_projection", "noisy")
@@ -241,9 +241,9 @@ def _evaluable() -> pl.Expr:
     by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
     lung_ml, flags = pl.col("lung_volume_ml"), pl.col("qc_flags")
     most_ml = lung_ml.filter(by_volume & ~flags.list.contains(_IMPLAUSIBLE)).max().over(_PERSON)
-    little = (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
+    half = (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
     slab = flags.list.contains(_SLAB) & (lung_ml < _LESS_SHARE * most_ml).fill_null(value=False)
-    part = is_end_of_another_part() | (is_cut() & (is_little() | little | slab)) | (is_little() & little)
+    part = is_end_of_another_part() | (is_cut() & (is_little() | half | slab)) | (is_little() & half)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
 

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from cohortseg.infer.commit import (
     begin_anew,
     committed_keys,
     committed_slices,
+    committed_status,
     end_anew,
     forget_failed,
     read_committed,
@@ -129,7 +130,6 @@ def infer_cohort(
             scan = scan_cohort(cohort, report, config=config)
         scan_s = time.perf_counter() - begin
         _check_rules(scan)
-        _check_same_cohort(scan, out, resume=config.resume)
         job = Job(
             root=cohort,
             out=out,
@@ -138,6 +138,7 @@ def infer_cohort(
             config=config,
         )
         _require_cluster(job, scan, address)
+        _check_same_cohort(scan, out, resume=config.resume)
         _make_ready(job)
         scan, num_done, engine = _segment(job, model, scan, progress, address)
         summary = _finished(job, scan, num_done, engine)
@@ -160,6 +161,7 @@ def _segment(
     """
     engine, num_done = "none", 0
     tried: set[str] = set()
+    left_open: dict[str, set[str]] = {"unmeasured": set(), "short": set(), "narrow": set()}
     while added := [record for record in _selected(scan) if record.series_key not in tried]:
         pending = pending_series(job, added)
         if pending:
@@ -170,7 +172,7 @@ def _segment(
             sweep_masks(job.out / MASKS)  # of actors that were killed while they wrote
             num_done += len(pending)
         tried |= {record.series_key for record in added}
-        scan = _with_alternatives(scan, job)
+        scan = _with_alternatives(scan, job, added, left_open)
     return scan, num_done, engine
 
 
@@ -294,8 +296,10 @@ def _check_same_cohort(scan: CohortScan, out: Path, *, resume: bool) -> None:
 def _require_cluster(job: Job, scan: CohortScan, address: str | None) -> None:
     """Refuse the address of a cluster that is not there, before anything of an earlier run is removed."""
     selected = _selected(scan)
-    keeps = job.config.resume and not job.config.retry_failed
-    num_pending = len(pending_series(job, selected) if keeps else selected)
+    num_pending = len(pending_series(job, selected) if job.config.resume else selected)
+    if job.config.resume and job.config.retry_failed:
+        done = [record.series_key for record in selected if job.is_done(record)]
+        num_pending += sum(committed_status(job.out, key) == "failed" for key in done)
     if num_pending and choose_engine(job.config, num_pending, address) == "ray":
         require_answer(address)
 
@@ -311,23 +315,28 @@ def _make_ready(job: Job) -> None:
         forget_failed(job.out)
 
 
-def _with_alternatives(scan: CohortScan, job: Job) -> CohortScan:
-    """Return the scan with an alternative selected as well in studies of which what was chosen leaves something open.
+def _with_alternatives(
+    scan: CohortScan, job: Job, added: Sequence[SeriesRecord], left_open: dict[str, set[str]]
+) -> CohortScan:
+    """Return the scan with an alternative selected as well where the series tried of a study left something open.
 
     That is where nothing was measured, or lung at the end of another part of the body, or where there is little lung or
     it goes on beyond the last slice or the field of view, and an alternative reaches farther. What a later run may
-    measure, like a file that is missing now, keeps its place.
+    measure, like a file that is missing now, keeps its place. ``left_open`` holds the keys of such series by what they
+    leave open; those of ``added`` are noted there.
     """
     if not any(record.decision == "alternative" for record in scan.series):
         return scan
-    done = read_committed(job.out, [record.series_key for record in _selected(scan) if job.is_done(record)])
-    unmeasured, short, narrow = (
-        frozenset(done.filter(rule)["series_key"])
-        for rule in ((pl.col("status") != "ok") | is_end_of_another_part(), is_cut() | is_little(), is_narrow())
-    )
-    if not unmeasured | short | narrow:
+    done = read_committed(job.out, [record.series_key for record in added if job.is_done(record)])
+    for name, rule in (
+        ("unmeasured", (pl.col("status") != "ok") | is_end_of_another_part()),
+        ("short", is_cut() | is_little()),
+        ("narrow", is_narrow()),
+    ):
+        left_open[name] |= set(done.filter(rule)["series_key"])
+    if not any(left_open.values()):
         return scan
-    return replace(scan, series=tuple(select_next(scan.series, job.config, unmeasured, short=short, narrow=narrow)))
+    return replace(scan, series=tuple(select_next(scan.series, job.config, **left_open)))
 
 
 def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:

@@ -39,7 +39,7 @@ def test_closed_or_full_standard_output_costs_no_results(tmp_path):
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         assert (tmp_path / f"m{number}.parquet").exists()
-    assert "No space left on device: standard output could not be written" in done.stderr
+    assert "standard output cannot be written: No space left on device" in done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

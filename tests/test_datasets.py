@@ -1,6 +1,8 @@
 """The COVID-SemiSeg layout and folders of one's own: what is found, how it lies, and what is refused."""
 
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -453,3 +455,33 @@ def test_the_real_data_set_has_its_known_sizes_and_every_lesion_lies_in_the_crop
 
 def test_terms_of_the_data_set_are_kept():
     assert "non-commercial" in covid_semiseg.TERMS
+
+
+def test_prepared_data_are_written_as_other_files_are_or_not_at_all(tmp_path):
+    code = """
+import os, resource, sys
+from pathlib import Path
+import torch
+from cohortseg.datasets.prepared import PreparedData, load_prepared, write_prepared
+from cohortseg.errors import StoreError
+os.umask(0o027)
+images = torch.zeros(20, 1, 64, 64, dtype=torch.float16)
+labels = torch.zeros(20, 64, 64, dtype=torch.uint8)
+data = PreparedData(
+    labeled=images, labels=labels, unlabeled=images.clone(), labeled_images=(), unlabeled_images=(), terms="none"
+)
+path = Path(sys.argv[1])
+write_prepared(path, data)
+assert path.stat().st_mode & 0o777 == 0o640
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    write_prepared(path, data)
+except StoreError as error:
+    print(error)
+assert len(load_prepared(path).unlabeled) == 20
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "data.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "data.safetensors: cannot be written" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["data.safetensors"]

@@ -198,6 +198,18 @@ def test_a_copy_that_lost_an_attribute_is_a_copy(tmp_path: Path, lost: str) -> N
     assert {path.split("/")[0] for path in record.files} == {"b"}, "what says more stays"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "flag"),
+    [("SeriesDescription", "LUNG MIP", "maybe_projection"), ("ImageType", ["DERIVED", "AXIAL"], "derived_reformat")],
+)
+def test_a_copy_that_lost_what_tells_of_its_kind_is_the_one_that_goes(
+    tmp_path: Path, name: str, value: Any, flag: str
+) -> None:
+    write_series(tmp_path / "a", attributes={name: ""})
+    write_series(tmp_path / "b", attributes={name: value})
+    assert flag in only_series(tmp_path).qc_flags
+
+
 def test_of_copies_the_one_that_knows_patient_and_date_stays(tmp_path: Path) -> None:
     told = {"ConvolutionKernel": "B30f", "AcquisitionNumber": 1}
     for name, lost in (("a", ["PatientID"]), ("b", ["StudyDate"]), ("c", ["ConvolutionKernel", "AcquisitionNumber"])):

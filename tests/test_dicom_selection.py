@@ -98,9 +98,10 @@ def test_scan_decides_by_the_settings_of_infer(study: Path, tmp_path: Path) -> N
         ("kernel~(", "unterminated|missing"),
         ("study_date>soon", "write YYYY-MM-DD"),
         ("study_date>=2020-03", "write YYYY-MM-DD"),
-        ("qc_flags=thick_slice", "no flag that headers raise"),
-        ("qc_flags!~lung_cut_at_end_slice|one_lung", "filter burden.parquet"),
-        ("qc_flags!=chosen_by_uid", "filter burden.parquet"),
+        ("qc_flags=thick_slice", "headers raise no such flag"),
+        ("qc_flags!~noisy|thick_slices", "noisy come later"),
+        ("qc_flags!~lung_cut_at_end_slice|one_lung", "are filtered in burden.parquet"),
+        ("qc_flags!=chosen_by_uid", "are filtered in burden.parquet"),
     ],
 )
 def test_rules_that_cannot_be_read_are_wrong_usage(rule: str, match: str) -> None:
@@ -166,16 +167,44 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
         ((None, "HEAD 5.0"), True),
         *(
             (("CHEST", name), True)
-            for name in ("Abdomen 3.0", "T-Spine 2.0 Br60", "BWS 2.0", "Batin 3.0", "EXTREMITY", "LEG RUNOFF")
+            for name in (
+                "Abdomen 3.0",
+                "T-Spine 2.0 Br60",
+                "BWS 2.0",
+                "Batin 3.0",
+                "T SPINE THORACIC",
+                "Thorax spine",
+                "EXTREMITY",
+                "LEG RUNOFF",
+            )
         ),
-        *(((None, name), True) for name in ("Thoracic Spine 2.0", "THORACOLUMBAR", "брюшная полость", "颈部")),
+        *(
+            ((None, name), True)
+            for name in (
+                "Thoracic Spine 2.0",
+                "THORACOLUMBAR",
+                "THORACIC AND LUMBAR SPINE",
+                "Rachide toracico",
+                "брюшная полость",
+                "颈部",
+            )
+        ),
         *(
             (("CHEST", name), False)
             for name in ("PORTAL VENOUS 5.0", "NECK TO PELVIS", "NECK-PELVIS", "PELVIS TO NECK", "CA PELVIS")
         ),
         *(
             (("CHEST", name), False)
-            for name in ("TH.ABD.BECKEN", "APEX TO ADRENALS", "ARMS OVERHEAD", "EXTREMELY LOW DOSE", "LEGACY 5.0")
+            for name in (
+                "TH.ABD.BECKEN",
+                "APEX TO ADRENALS",
+                "ARMS OVERHEAD",
+                "EXTREMELY LOW DOSE",
+                "LEGACY",
+                "COLUMBIA CT",
+                "UMBRICHT",
+                "CHEST/T-SPINE",
+            )
         ),
         *(((None, name), False) for name in ("TORAKS-ABDOMEN", "Bröst buk", "PLUĆA ABD", "CTA AORTA ABD THOR")),
         (("ABDOMEN", "Thorax 5.0"), False),
@@ -378,7 +407,7 @@ def test_lungs_cut_by_the_field_of_view_are_looked_for_in_a_wider_one(tmp_path: 
     records = scan_cohort(tmp_path).series
     (heart,) = (record for record in records if record.decision == "selected")
     after = select_next(records, ScanConfig(), set(), narrow={heart.series_key})
-    assert {record.columns and record.n_slices for record in after if record.decision == "selected"} == {60, 40}
+    assert {record.n_slices for record in after if record.decision == "selected"} == {60, 40}
 
 
 def test_an_expiration_is_an_alternative(tmp_path: Path) -> None:

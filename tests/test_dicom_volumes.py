@@ -247,7 +247,7 @@ def test_slices_far_apart_are_no_volume(tmp_path: Path) -> None:
     write_series(tmp_path / "sparse", shape=(6, 32, 24), spacing_mm=(30.0, 1, 1), series="2")
     decided = {record.n_slices: (record.decision, record.reason or "") for record in scan_cohort(tmp_path).series}
     assert decided == {
-        2: ("skipped", "slices lie 140 mm apart at least; up to 50 mm make a volume"),
+        2: ("skipped", "slices lie 140.0 mm or more apart; those of a volume at most 50 mm"),
         6: ("selected", ""),
     }
 

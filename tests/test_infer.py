@@ -494,6 +494,9 @@ def test_the_address_of_no_cluster_is_refused_before_results_are_removed(
         infer_cohort(cohort, out, config=config, model_path=model_path, address=address)
     assert differences(out, unbroken) == []
     assert run(cohort, out, model_path).num_done == 0
+    chosen = InferConfig(retry_failed=True, select=("patient_id = A",))
+    nothing = infer_cohort(cohort, out, config=chosen, model_path=model_path, address=address)
+    assert nothing.num_done == 0, "no cluster is needed to do nothing"
 
 
 @pytest.mark.ray

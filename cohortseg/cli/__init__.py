@@ -1,10 +1,7 @@
 """The command line: flags in, Rich out. One file a command; nothing is computed here."""
 
-import errno
-import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn
 
@@ -22,8 +19,6 @@ _HOW_TO_GO_ON: Final = {
     "train": "; the same command with --resume goes on where it stopped",
 }
 """By command; the others start over."""
-_STDOUT_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Of writing what is printed: of files, the store turns them into errors of its own."""
 _ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
 """Options of the program that are taken behind a command too, where most people write them."""
 
@@ -54,12 +49,6 @@ class _Group(typer.core.TyperGroup):
             raise typer.Exit(ConfigError.exit_code) from None
         except MemoryError:
             print_error("memory ran out; give the program more, or let less run beside it")
-            raise typer.Exit(1) from None
-        except OSError as error:
-            if error.errno not in _STDOUT_FULL:
-                raise
-            print_error(f"{error.strerror}: standard output could not be written; what is in files is whole")
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - Python writes what is left as it ends
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print_error(f"interrupted{_HOW_TO_GO_ON.get(ctx.invoked_subcommand, '')}")

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from cohortseg.errors import CohortSegError
 from cohortseg.progress import Report, silent
 
 for _name in ("stdin", "stdout", "stderr"):  # closed, as some schedulers start programs
@@ -22,7 +23,30 @@ for _name in ("stdin", "stdout", "stderr"):  # closed, as some schedulers start 
 _PLAIN_WIDTH: Final = 120
 """Of tables that go to a file or a pipe, unless COLUMNS says otherwise."""
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
+
+class StdoutError(CohortSegError):
+    """What is printed cannot be written."""
+
+    def __init__(self, what: str | None) -> None:
+        super().__init__(f"standard output cannot be written: {what}; what is in files is whole")
+
+
+class _Out(Console):
+    """Standard output."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; on a full disk end with one line."""
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # What is left in the buffer would fail again as Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise StdoutError(error.strerror) from error
+
+
+out = _Out(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
 """Results: standard output."""
 err = Console(stderr=True, highlight=False)
 """Messages and progress: standard error."""

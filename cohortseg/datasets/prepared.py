@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_canonical, read_canonical_series
-from cohortseg.errors import CohortSegError, DataError
+from cohortseg.errors import CohortSegError, DataError, StoreError
 from cohortseg.labels import LESIONS
 from cohortseg.progress import Report
-from cohortseg.store.files import replacing
+from cohortseg.store.files import replacing_by_name
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,11 @@ def write_prepared(path: Path, data: PreparedData) -> None:
     """
     images = {name: json.dumps(getattr(data, name)) for name in _IMAGES}
     tensors = {name: getattr(data, name) for name in _TENSORS}
-    with replacing(path) as file:  # by name: as bytes they would be in memory once more
-        save_file(tensors, file.name, images | {"terms": data.terms})
+    with replacing_by_name(path) as file:  # as bytes they would be in memory once more
+        try:
+            save_file(tensors, file, images | {"terms": data.terms})
+        except SafetensorError as error:  # of a full disk, too
+            raise StoreError(f"{path}: cannot be written: {error}") from error
 
 
 def load_prepared(path: Path) -> PreparedData:

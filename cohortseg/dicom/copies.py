@@ -24,13 +24,19 @@ _PLACE_MM: Final = 0.01
 """Positions this near are one: exports round."""
 _SPACING_MM: Final = 1e-4
 _OFTEN_LOST: Final = (
-    *("patient_id", "study_instance_uid", "convolution_kernel", "acquisition_number", "temporal_position", "stack_id"),
+    "patient_id",
+    "study_instance_uid",
+    "convolution_kernel",
+    "acquisition_number",
+    "temporal_position",
+    "stack_id",
     "cardiac_phase_pct",
 )
 """What tells scans apart, and what one export of a slice may have where another lost it."""
 _FIRST_OF_ALL: Final = ("patient_id", "study_date", "study_instance_uid")
 """Of copies that each lack something, the one that has these stays."""
-_OF_COPIES: Final = ("study_date", *_OFTEN_LOST)
+_TOLD: Final = ("study_date", *_OFTEN_LOST, "series_description", "body_part", "image_type", "slice_thickness_mm")
+"""All of which the more stays."""
 _DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
 _UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
 _EQUAL: Final = "copy of a slice of its series, with the same pixels"
@@ -70,8 +76,8 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     rounded, told = _Rounding(headers), _told(headers)
 
     def lost(path: str) -> list[int]:
-        """Return how often a file lacks its patient, its date, its study, and any of them all."""
-        lacks = {name: sum(getattr(header, name) is None for header in files[path]) for name in _OF_COPIES}
+        """Return how often a file lacks its patient, its date, its study, and all that counts."""
+        lacks = {name: sum(getattr(header, name) in (None, (), ("",)) for header in files[path]) for name in _TOLD}
         return [*(lacks[name] for name in _FIRST_OF_ALL), sum(lacks.values())]
 
     for path in sorted(files, key=lambda path: (lost(path), path)):
@@ -155,6 +161,12 @@ def _told(headers: Sequence[Header]) -> dict[tuple[str, str], Any]:
     return told
 
 
+def _known(header: Header, name: str, told: Mapping[tuple[str, str], Any]) -> Any:
+    """Return an attribute of a file, or what other files of its SOPInstanceUID tell."""
+    value = getattr(header, name)
+    return told.get((header.sop_instance_uid, name)) if value is None else value
+
+
 def _place(header: Header, rounded: _Rounding, told: Mapping[tuple[str, str], Any]) -> Hashable:
     """Return what two copies of a slice share besides their pixels."""
     if header.sop_class_uid in (CTImageStorage, *ENHANCED_CT) and header.image_position_patient is not None:
@@ -166,11 +178,7 @@ def _place(header: Header, rounded: _Rounding, told: Mapping[tuple[str, str], An
             header.rescale_intercept,
             header.rows,
             header.columns,
-            *(
-                told.get((header.sop_instance_uid, name)) if value is None else value
-                for name in _OFTEN_LOST
-                for value in (getattr(header, name),)
-            ),
+            *(_known(header, name, told) for name in _OFTEN_LOST),
         )
     return header.sop_instance_uid
 

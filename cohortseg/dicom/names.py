@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Final
 
 _CHEST: Final = re.compile(
-    r"CHEST|THORA(?!C(IC|AL|O)?[ -]*(SPINE|LUMB|VERTEB))|\bTHX\b|\bTHOR\b|LUNG|PULMO|POLMON|\bHRCT\b|\bCTPA\b|\bTAP\b"
+    r"CHEST|THORA|\bTHX\b|\bTHOR\b|LUNG|PULMO|POLMON|\bHRCT\b|\bCTPA\b|\bTAP\b"
     r"|\bN?CAP\b|BRUST|POUMON|T[OÓ]RAX|TOR[AÁ]C|PECHO"
     r"|KLATK|P[LŁ]U[CĆ]|PL[IÍ]C|[HG]RUDN|\bC/A/P\b|BORST|BR[OÖ]ST|TORAK[SO]|POITRINE|ГРУД|ОГК|Л[ЕЁ]ГК|胸|肺|흉부"
     # What holds the chest among others: CH/ABD/PEL, TX ABD (no transplant), whole body, head to pelvis.
@@ -18,9 +18,12 @@ _ELSEWHERE: Final = re.compile(
     r"ABD|PELVI|(?<!OVER)HEAD(?! ?FIRST)|BRAIN|SKULL|\bNECK|SPINE|LIVER|KIDNEY|(?<!AD)RENAL|COLON|EXTREMIT|\bLEGS?\b"
     r"|\bKNEE|\bHIP\b"
     r"|BECKEN|KOPF|BAUCH|ADDOM|\bVENTRE\b|BUIK|BRZU(CH|SZ)|\bBUK\b|LEBER|NIERE|FOIE|\bTESTA\b|CABEZA|\bT[EÊ]TE\b|\bHALS\b"
-    r"|LUMB|VERTEB|WIRBEL|\b[BHL]WS\b|RACHIS|\bBATIN\b|B[RŘ]ICH|БРЮШ|ЖИВОТ|ГОЛОВ|腹|頭|头|盆|颈|頸|脑|脳|복부",
+    r"|LUMB(?!I)|VERTEB|WIRBEL|ПОЗВОН|COLUMNA|\b[BHL]WS\b|RACHI|\bBATIN\b|\bB[RŘ]ICH|БРЮШ|ЖИВОТ|ГОЛОВ|腹|頭|头|盆|颈|頸|脑|脳|복부",
     re.IGNORECASE,
 )
+_SPINE: Final = re.compile(r"SPINE|VERTEB|WIRBEL|RACHI|COLUMNA|ПОЗВОН|LUMB(?!I)|LOMB[AE]R", re.IGNORECASE)
+_THORACIC: Final = re.compile(r"TH?ORA[CKX]\w*|\bTHOR\b|ГРУДН\w*", re.IGNORECASE)
+"""Of the thoracic spine it does not tell that the chest is in view."""
 _EXPIRATION: Final = re.compile(
     r"(?<![A-Z])(EXPI?|E[KX]?S?PIR(?!AL)\w*|EXSP\w*|ESP|EXHAL\w*|AUSATM\w*|UITADEM\w*|V[YÝ]DECH\w*|WYDECH\w*)(?![A-Z])"
     r"|呼[气気]|ВЫДОХ",
@@ -49,6 +52,8 @@ def names_other_parts(body_part: str | None, description: str | None) -> bool:
     """
     for name in (description, body_part):
         text = (name or "").replace("_", " ")
+        if _SPINE.search(text) and not _CHEST.search(_THORACIC.sub("", text)):
+            return True
         if _CHEST.search(text):
             return False
         if _ELSEWHERE.search(text):

@@ -82,7 +82,7 @@ def _words(image_type: tuple[str, ...]) -> frozenset[str]:
 
 def names_projection(header: Header) -> bool:
     """Return whether the series' description names a projection or rendering."""
-    return _PROJECTION_NAME.search(header.series_description or "") is not None
+    return _PROJECTION_NAME.search(re.sub("[_-]", " ", header.series_description or "")) is not None
 
 
 def is_spectral(header: Header) -> bool:
@@ -289,7 +289,7 @@ def _shifted(stack: Stack) -> Problem | None:
 def _far_apart(stack: Stack) -> Problem | None:
     if not stack.distances_mm.size or (least := float(stack.distances_mm.min())) <= MAX_SPACING_MM:
         return None
-    return Problem(f"slices lie {least:.0f} mm apart at least; up to {MAX_SPACING_MM:g} mm make a volume")
+    return Problem(f"slices lie {least:.1f} mm or more apart; those of a volume at most {MAX_SPACING_MM:g} mm")
 
 
 def _uneven(stack: Stack) -> Problem | None:

@@ -200,7 +200,9 @@ class Persons:
         owner, day = self._owners.setdefault(slice_, visit)
         if owner != header.patient_id:
             self._shared.add(slice_)
-        elif day is None:
+            slice_ = hash((slice_, header.patient_id))  # each patient's dates by themselves
+            _, day = self._owners.setdefault(slice_, visit)
+        if day is None:
             self._owners[slice_] = visit
         elif header.study_date not in (None, day):
             self._otherwise_dated.add(slice_)
@@ -217,13 +219,16 @@ class Persons:
         """Return whether files of an identifier disagreed."""
         return patient_id in self._conflicting
 
-    def share(self, header: Header) -> bool:
+    def has_two_ids(self, header: Header) -> bool:
         """Return whether a slice is there under another identifier too."""
         return _slice(header) in self._shared
 
-    def redate(self, header: Header) -> bool:
+    def has_two_dates(self, header: Header) -> bool:
         """Return whether a slice is there under another study date of its patient too."""
-        return _slice(header) in self._otherwise_dated
+        slice_ = _slice(header)
+        owner, _ = self._owners.get(slice_, (header.patient_id, None))
+        key = slice_ if owner == header.patient_id else hash((slice_, header.patient_id))
+        return key in self._otherwise_dated
 
 
 def _slice(header: Header) -> int:
@@ -257,7 +262,7 @@ def _describe(
 
 
 def _without_fragment(record: SeriesRecord, most: int) -> SeriesRecord:
-    """Skip a volume of a few slices, parted from the many of its like in its series: it must not stand for them."""
+    """Skip a volume of a few slices and little height, parted from the many of its like: it must not stand for them."""
     if record.decision != "selected" or PARTIAL_COVERAGE not in record.qc_flags:
         return record
     if record.n_slices >= FRAGMENT_SHARE * most or (record.extent_mm or 0.0) >= STACK_MM:
@@ -282,8 +287,8 @@ def _findings(
         PARTIAL_COVERAGE: covers_in_part(volume, volumes),
         FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, volumes),
-        DATE_CONFLICT: any(header.path in otherwise_dated or persons.redate(header) for header in volume),
-        TWO_IDS: any(map(persons.share, volume)),
+        DATE_CONFLICT: any(header.path in otherwise_dated or persons.has_two_dates(header) for header in volume),
+        TWO_IDS: any(map(persons.has_two_ids, volume)),
         PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }
     return {name for name, holds in found.items() if holds}

@@ -15,8 +15,10 @@ from cohortseg.dicom.names import names_expiration, names_other_parts
 from cohortseg.dicom.series import (
     ANOTHER_FAILED,
     APART,
+    CHOICE_FLAGS,
     CHOSEN_BY_UID,
     DERIVED,
+    PIXEL_FLAGS,
     PROJECTION_NAME,
     SCAN_FLAGS,
     SPECTRAL,
@@ -109,12 +111,24 @@ def _parse_rule(text: str) -> Rule:
         finds = _condition(sign.removeprefix("!"), value, _COLUMNS[column])
     except (ValueError, re.error) as error:
         raise ConfigError(f"--select {text!r}: {error}") from error
-    if column == "qc_flags" and not finds(tuple(SCAN_FLAGS)):
-        raise ConfigError(
-            f"--select {text!r}: no flag that headers raise is called so (docs/tables.md lists them); flags of the "
-            "choice, of pixels and of other dates come later: filter burden.parquet by them"
-        )
+    if column == "qc_flags":
+        later = [flag for flag in _later_flags() if finds(flag)]
+        if later or not finds(tuple(SCAN_FLAGS)):
+            named = f"{', '.join(later[:3])} come later" if later else "headers raise no such flag"
+            raise ConfigError(
+                f"--select {text!r}: {named}; only flags of headers can be selected by (docs/tables.md), others are "
+                "filtered in burden.parquet"
+            )
     return rule
+
+
+def _later_flags() -> list[str]:
+    """Return the flags that are not raised yet where series are selected."""
+    from cohortseg.longitudinal import TIMELINE_FLAGS
+    from cohortseg.lungs import LUNG_FLAGS
+    from cohortseg.noise import NOISE_FLAGS
+
+    return [*CHOICE_FLAGS, *PIXEL_FLAGS, *LUNG_FLAGS, *NOISE_FLAGS, *TIMELINE_FLAGS]
 
 
 def _condition(sign: str, value: str, types: Collection[Any]) -> Callable[[Any], bool]:
@@ -186,7 +200,7 @@ def select_next(
     short: Collection[str] = (),
     narrow: Collection[str] = (),
 ) -> list[SeriesRecord]:
-    """Return the same records, with the best alternative selected as well in visits that those tried leave open.
+    """Return the same records, with the best alternative selected as well where those tried left something open.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ SCAN_FLAGS: Final = {
     TWO_IDS: "its slices (SOPInstanceUID) are there under another PatientID too: one scan counted for two patients?",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
     DATE_CONFLICT: "its slices are there under another StudyDate too (corrected?): one scan counted for two dates? Of "
-    "copies in one series the first path's date stands",
+    "copies in one series the date of the one that tells most stands, or of the first path",
     "missing_study_date": "StudyDate is absent, empty, none, or a filler (1900-01-01, before 1800): no place in time",
     "early_study_date": "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     "future_study_date": "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",

@@ -1,6 +1,7 @@
 """All measured series of a run, exported one by one; what an earlier export wrote of the same masks stays."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
 from cohortseg.volume import Volume
+
+_log: Final = logging.getLogger(__name__)
 
 Fate = Literal["written", "up to date", "without lesion", "failed"]
 """What became of one series."""
@@ -145,7 +148,9 @@ def _export_one(
     except CohortSegError as error:
         return "failed", without_path(str(error), record.files)
     except Exception as error:  # noqa: BLE001 - the boundary of a series: the others are to be exported
-        return "failed", unexpected(error)
+        reason, frames = unexpected(error)
+        _log.debug("series %s\n%s", record.series_key, frames)
+        return "failed", reason
     _write(paths, contents, form)
     write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
     return ("written" if contents else "without lesion"), None

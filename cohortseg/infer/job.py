@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, fields, replace
@@ -175,8 +174,7 @@ def _result(
         if not final and not job.root.is_dir():
             raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
     except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
-        frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
-        status, reason = "failed", unexpected(error)
+        status, (reason, frames) = "failed", unexpected(error)
         # PyTorch says with a RuntimeError that memory is short.
         final = not isinstance(error, (OSError, MemoryError, RuntimeError))
     else:

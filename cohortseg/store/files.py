@@ -46,6 +46,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_by_name(path: Path) -> Iterator[Path]:
+    """Do as `replacing`, for what writes to a name of its own: give a name in a folder that is removed at the end.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; ``path`` is as it was then.
+    """
+    folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    written = folder / path.name
+    try:
+        folder.mkdir()
+        written.touch()
+        mode = written.stat().st_mode  # as the user's umask has it, whoever makes the file anew
+        yield written
+        written.chmod(mode)
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
+        written.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all.
 

@@ -1,6 +1,7 @@
 """The tables of cohorts and samples: columns, types, units and meanings (those of evaluate: ``evaluate/tables.py``)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import polars as pl
@@ -37,7 +38,7 @@ class TableSchema:
         """Name of its file in an output folder."""
         return f"{self.name}.parquet"
 
-    @property
+    @cached_property
     def polars_schema(self) -> pl.Schema:
         """The same as a Polars schema."""
         return pl.Schema({column.name: column.dtype for column in self.columns})

@@ -14,8 +14,12 @@ from cohortseg.errors import SchemaError, StoreError
 from cohortseg.store.files import replacing
 from cohortseg.store.schemas import TableSchema
 
-DAMAGED: Final = (OSError, pa.ArrowException, ValueError)
-"""What pyarrow raises on damaged files."""
+DAMAGED: Final = (OSError, pa.ArrowException, ValueError, pl.exceptions.PolarsError)
+"""What pyarrow and Polars raise on damaged files."""
+_TYPES: Final = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer),
+    *(pa.types.is_floating, pa.types.is_date, pa.types.is_boolean, pa.types.is_list, pa.types.is_large_list),
+)
 ROWS_A_PART: Final = 50_000
 """As plain values these take some 25 MB; a list in a row counts as so many rows as it is long."""
 
@@ -103,7 +107,16 @@ def write_table(
 
 
 def frame_of(table: pa.Table) -> pl.DataFrame:
-    """Return a table of pyarrow's as a data frame."""
+    """Return a table of pyarrow's as a data frame.
+
+    Raises
+    ------
+    ValueError
+        If a column is of a type that none of our tables has: a damaged file's; Polars panics on some.
+    """
+    for field in table.schema:
+        if not any(is_ours(field.type) for is_ours in _TYPES):
+            raise ValueError(f"column {field.name} is of type {field.type}")
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)  # of an array alone it makes a series
     return frame
