@@ -189,7 +189,7 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
         implausible,
         ~whole,
         pl.any_horizontal(pl.col("qc_flags").list.contains(name) for name in _UNLIKE),
-        is_cut() | is_narrow(),
+        is_cut().cast(pl.Int8) + is_narrow().cast(pl.Int8),
         -pl.coalesce("n_lung_slices", "n_slices", 0),
         "spacing_z_mm",
         pl.col("convolution_kernel").map_elements(_kernel_order, pl.Int64(), skip_nulls=False),

@@ -1,6 +1,7 @@
 """Which usable series are segmented: rules, preferences, and the reasons of the rest."""
 
 import shutil
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -399,6 +400,43 @@ def test_lungs_that_go_on_are_looked_for_in_a_series_that_reaches_farther(
         assert [record.decision for record in after].count("selected") == 1 + (taken and bool(cut))
     again = select_next(after, ScanConfig(), set(), short={record.series_key for record in records})
     assert select_next(again, ScanConfig(), set(), short={record.series_key for record in records}) == again
+
+
+def test_a_whole_chest_of_several_energies_is_looked_at_where_no_plain_one_is_whole(tmp_path: Path) -> None:
+    named(tmp_path, "slab", 34)
+    named(tmp_path, "energies", 60, SeriesDescription="CTPA MONO 70keV")
+    for count, expected in ((0, {34, 60}), (50, {34, 50})):
+        if count:
+            named(tmp_path, "whole", count, 5.0, ImageType="DERIVED\\SECONDARY\\AXIAL")
+        records = list(scan_cohort(tmp_path, config=ScanConfig(prefer=("plain", "original"))).series)
+        (slab,) = (record for record in records if record.decision == "selected")
+        after = select_next(records, ScanConfig(), set(), short={slab.series_key})
+        assert {record.n_slices for record in after if record.decision == "selected"} == expected
+
+
+def test_what_is_whole_both_ways_is_looked_at_after_what_is_not(tmp_path: Path) -> None:
+    sizes = {"both": (40, 20.0), "wide": (40, 30.0), "tall": (60, 20.0), "whole": (61, 31.0)}
+    for name, (count, columns_mm) in sizes.items():
+        named(tmp_path, name, count, columns_mm=columns_mm)
+    records = list(scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series)
+    keys = {record.files[0].split("/")[0]: record.series_key for record in records}
+    tried = [
+        replace(record, decision="alternative" if record.series_key == keys["whole"] else "selected", reason="")
+        for record in records
+    ]
+    short, narrow = {keys["both"], keys["wide"]}, {keys["both"], keys["tall"]}
+    after = select_next(tried, ScanConfig(), set(), short=short, narrow=narrow)
+    assert {record.decision for record in after} == {"selected"}
+
+
+@pytest.mark.parametrize("attributes", [{"SeriesDescription": "AX MIP 8"}, {"SeriesDescription": "ABDOMEN"}])
+def test_an_undated_chest_is_preferred_to_what_is_none(tmp_path: Path, attributes: dict[str, str]) -> None:
+    write_series(
+        tmp_path / "chest", series="1", shape=(50, 8, 8), spacing_mm=(5, 1, 1), study_date="", attributes=ONE_STUDY
+    )
+    other = ONE_STUDY | attributes
+    write_series(tmp_path / "other", series="2", shape=(50, 8, 8), spacing_mm=(5, 1, 1), attributes=other)
+    assert decisions(tmp_path) == {"chest": "selected", "other": "alternative"}
 
 
 def test_lungs_cut_by_the_field_of_view_are_looked_for_in_a_wider_one(tmp_path: Path) -> None:

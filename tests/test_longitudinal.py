@@ -178,6 +178,15 @@ def test_bowel_gas_is_no_lung_to_compare_with() -> None:
     assert timeline_table(burden(*children))["evaluable"].to_list() == [True, True]
 
 
+def test_lungs_cut_twice_stand_for_no_date_before_those_cut_once() -> None:
+    cut, narrow = "lung_cut_at_end_slice", "lung_cut_by_field_of_view"
+    rows = [
+        series("A", 1, "a", 3.0, lung_volume_ml=3640.0, n_lung_slices=60, qc_flags=[narrow, cut]),
+        series("A", 1, "b", 3.0, lung_volume_ml=4020.0, n_lung_slices=50, qc_flags=[narrow]),
+    ]
+    assert timeline_table(burden(*rows))["series_instance_uid"].to_list() == ["b"]
+
+
 @pytest.mark.parametrize("flag", ["noisy", "maybe_projection", "spectral_image"])
 def test_a_cut_plain_scan_stands_for_a_date_before_a_whole_other_one(flag: str) -> None:
     cut = series("A", 1, "a", 3.0, lung_volume_ml=3600.0, qc_flags=["lung_cut_at_end_slice"])

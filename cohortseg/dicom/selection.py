@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import takewhile
 from typing import Any, Final, get_args, get_type_hints
 
 from cohortseg.config import ScanConfig
@@ -46,6 +47,8 @@ _FEW_APART: Final = 2
 """More single slices than these of one study, all alike, are hardly scans of their own."""
 THIN_MM: Final = (1.55, 3.05, 5.05)
 """Slices within one of these classes count as equally thin."""
+_BEFORE_DATES: Final = frozenset({"stack", "chest", "plain"})
+"""Preferences that, at the head of the list, come before having a StudyDate."""
 _CHOICES: Final = ("preferred", "all")
 _RULE: Final = re.compile(r"\s*([A-Za-z_]+)\s*(<=|>=|!=|!~|=|~|<|>)\s*(.*?)\s*", re.DOTALL)
 _ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {
@@ -221,13 +224,17 @@ def select_next(
         if any(record.series_key not in short and record.series_key not in narrow for record in measured):
             continue
         if measured:
-            is_short, is_narrow = (any(one.series_key in keys for one in measured) for keys in (short, narrow))
             left = [
                 record
                 for record in left
                 if _is_of_their_kind(record, measured)
-                and ((is_short and _is_longer(record, measured)) or (is_narrow and _is_wider(record, measured)))
+                and all(
+                    (one.series_key in short and _is_longer(record, one))
+                    or (one.series_key in narrow and _is_wider(record, one))
+                    for one in measured
+                )
             ]
+            left = [record for record in left if not _is_unlike(record)] or left
         if not left:
             continue
         anew = _choose([replace(record, decision="selected", reason=None) for record in left], config.prefer)
@@ -238,29 +245,33 @@ def select_next(
 
 
 def _is_of_their_kind(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
-    """Return whether a stack may show the chest as plainly as others do, breathed in if they are."""
+    """Return whether a stack may show the chest, is no projection, and is breathed in if others are."""
     if _extent_mm(record) < STACK_MM or names_other_parts(record.body_part, record.series_description):
         return False
     breathed_out = any(names_expiration(one.series_description) for one in others)
-    return not _is_unlike(record) and (breathed_out or not names_expiration(record.series_description))
+    return PROJECTION_NAME not in record.qc_flags and (breathed_out or not names_expiration(record.series_description))
 
 
 def _is_unlike(record: SeriesRecord) -> bool:
     return not {SPECTRAL, PROJECTION_NAME}.isdisjoint(record.qc_flags)
 
 
-def _is_longer(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
-    """Return whether a series reaches beyond the highest or the lowest slice of others."""
-    lowest_mm, highest_mm = (
-        [getattr(one, name) for one in (record, *others)] for name in ("lowest_z_mm", "highest_z_mm")
-    )
-    if None in lowest_mm or None in highest_mm:
+def _is_longer(record: SeriesRecord, other: SeriesRecord) -> bool:
+    """Return whether a series reaches beyond the highest or the lowest slice of another."""
+    if (
+        record.lowest_z_mm is None
+        or record.highest_z_mm is None
+        or other.lowest_z_mm is None
+        or other.highest_z_mm is None
+    ):
         return False
-    return bool(lowest_mm[0] < min(lowest_mm[1:]) - _FARTHER_MM or highest_mm[0] > max(highest_mm[1:]) + _FARTHER_MM)
+    return (
+        record.lowest_z_mm < other.lowest_z_mm - _FARTHER_MM or record.highest_z_mm > other.highest_z_mm + _FARTHER_MM
+    )
 
 
-def _is_wider(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
-    return _width_mm(record) > max(map(_width_mm, others)) + _FARTHER_MM
+def _is_wider(record: SeriesRecord, other: SeriesRecord) -> bool:
+    return _width_mm(record) > _width_mm(other) + _FARTHER_MM
 
 
 def _replaced(records: Sequence[SeriesRecord], changed: Iterable[Sequence[SeriesRecord]]) -> list[SeriesRecord]:
@@ -297,7 +308,10 @@ def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
 
 
 def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[SeriesRecord]:
-    """Return the series of one study, the best selected (a dated one, if there is one), the others its alternatives."""
+    """Return the series of one study, the best selected, the others its alternatives.
+
+    A series without a date has no place in time: those that show the chest as well and have one come first.
+    """
     # Not of an abdomen, which is longer than a chest: the longest that may show one.
     chests = [record for record in members if not names_other_parts(record.body_part, record.series_description)]
     largest = _Largest(
@@ -307,20 +321,23 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
     ranks = {
         record.series_key: tuple(_PREFERENCES[name].rank(record, largest) for name in prefer) for record in members
     }
-    dated = [record for record in members if record.study_date is not None]
-    best, *others = sorted(
-        dated or members, key=lambda record: (ranks[record.series_key], record.series_instance_uid, record.volume)
-    )
+    num_before = sum(1 for _ in takewhile(_BEFORE_DATES.__contains__, prefer))
+
+    def order(record: SeriesRecord) -> tuple[Any, ...]:
+        rank = ranks[record.series_key]
+        return rank[:num_before], record.study_date is None, rank
+
+    best, *others = sorted(members, key=lambda record: (order(record), record.series_instance_uid, record.volume))
 
     def why(record: SeriesRecord) -> str:
-        if record.study_date is None and dated:
+        if order(record)[:1] == order(best)[:1] and record.study_date is None and best.study_date is not None:
             return "it has no StudyDate"
         for name, one, chosen in zip(prefer, ranks[record.series_key], ranks[best.series_key], strict=True):
             if one != chosen:
                 return _PREFERENCES[name].reason(record, best)
         return "equal in all preferences; the first UID is taken"
 
-    tied = any(ranks[record.series_key] == ranks[best.series_key] for record in others)
+    tied = any(order(record) == order(best) for record in others)
     decided = [_flagged(best, CHOSEN_BY_UID) if tied else best]
     for record in members:
         if record is not best:
