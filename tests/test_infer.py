@@ -482,6 +482,18 @@ def test_where_the_lungs_go_on_a_series_that_reaches_farther_is_measured_too(mod
     assert read_table(out / "timeline.parquet", TIMELINE)["series_key"].to_list() == [whole["series_key"]]
 
 
+def test_pictures_turned_off_segment_nothing_again_and_turned_on_what_lacks_them(
+    cohort: Path, model_path: Path, tmp_path: Path
+) -> None:
+    out, chosen = tmp_path / "out", {"select": ("patient_id = A",)}
+    assert run(cohort, out, model_path, **chosen).num_done == 2
+    assert run(cohort, out, model_path, **chosen, overlays=False).num_done == 0
+    next(path for path in out.glob("pictures/*.png") if path.stem != "trajectories").unlink()
+    assert run(cohort, out, model_path, **chosen, overlays=False).num_done == 1, "its result has lost a file"
+    assert run(cohort, out, model_path, **chosen).num_done == 1
+    assert len(list(out.glob("pictures/*.png"))) == 3
+
+
 def test_the_address_of_no_cluster_is_refused_before_results_are_removed(
     cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path
 ) -> None:
