@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from cohortseg.cluster import require_answer
+from cohortseg.cluster import cluster_address, require_answer
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig
 from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.selection import select_next
@@ -295,6 +295,8 @@ def _check_same_cohort(scan: CohortScan, out: Path, *, resume: bool) -> None:
 
 def _require_cluster(job: Job, scan: CohortScan, address: str | None) -> None:
     """Refuse the address of a cluster that is not there, before anything of an earlier run is removed."""
+    if cluster_address(address) is None:
+        return
     selected = _selected(scan)
     num_pending = len(pending_series(job, selected) if job.config.resume else selected)
     if job.config.resume and job.config.retry_failed:

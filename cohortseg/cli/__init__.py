@@ -21,9 +21,7 @@ _HOW_TO_GO_ON: Final = {
 """By command; the others start over."""
 _ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
 """Options of the program that are taken behind a command too, where most people write them."""
-
-
-_EVERYWHERE: Final = "Every command takes -q (results and errors only) and -v (details), too."
+_EPILOG: Final = "Every command takes -q (results and errors only) and -v (details), too."
 
 
 class _Group(typer.core.TyperGroup):
@@ -87,7 +85,7 @@ def _root(
 
 
 for _command in (sample, scan, train, evaluate, compare, infer, report, export, info):
-    app.command(epilog=_EVERYWHERE)(getattr(_command, _command.__name__.rsplit(".", 1)[-1]))
+    app.command(epilog=_EPILOG)(getattr(_command, _command.__name__.rsplit(".", 1)[-1]))
 
 
 def main() -> None:

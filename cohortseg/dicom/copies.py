@@ -80,7 +80,7 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         lacks = {name: sum(getattr(header, name) in (None, (), ("",)) for header in files[path]) for name in _TOLD}
         return [*(lacks[name] for name in _FIRST_OF_ALL), sum(lacks.values())]
 
-    for path in sorted(files, key=lambda path: (lost(path), path)):
+    for path in files:
         groups[tuple(_place(header, rounded, told) for header in files[path])].append(path)
     kept: list[str] = []
     dropped: list[Copy] = []
@@ -88,6 +88,7 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         if len(group) == 1:
             kept += group
             continue
+        group.sort(key=lambda path: (lost(path), path))
         decode = len({files[path][0].transfer_syntax_uid for path in group}) > 1
         contents = {path: _content(root / path, decode=decode) for path in group}
         first_whole = next((path for path, content in contents.items() if content.whole), None)

@@ -197,15 +197,14 @@ class Persons:
         # one object for all slices of a visit: a cohort has millions of slices
         visit = (header.patient_id, header.study_date)
         slice_, visit = _slice(header), self._visits.setdefault(visit, visit)
-        owner, day = self._owners.setdefault(slice_, visit)
-        if owner != header.patient_id:
+        key = self._key(slice_, header.patient_id)
+        if key != slice_:
             self._shared.add(slice_)
-            slice_ = hash((slice_, header.patient_id))  # each patient's dates by themselves
-            _, day = self._owners.setdefault(slice_, visit)
+        _, day = self._owners.setdefault(key, visit)
         if day is None:
-            self._owners[slice_] = visit
+            self._owners[key] = visit
         elif header.study_date not in (None, day):
-            self._otherwise_dated.add(slice_)
+            self._otherwise_dated.add(key)
         if header.patient_id in self._conflicting:
             return
         known = self._facts.setdefault(header.patient_id, [None] * len(header.patient_facts))
@@ -225,10 +224,12 @@ class Persons:
 
     def has_two_dates(self, header: Header) -> bool:
         """Return whether a slice is there under another study date of its patient too."""
-        slice_ = _slice(header)
-        owner, _ = self._owners.get(slice_, (header.patient_id, None))
-        key = slice_ if owner == header.patient_id else hash((slice_, header.patient_id))
-        return key in self._otherwise_dated
+        return self._key(_slice(header), header.patient_id) in self._otherwise_dated
+
+    def _key(self, slice_: int, patient_id: str | None) -> int:
+        """Return a slice's own number for the patient who had it first, another one for each other patient."""
+        owner = self._owners.get(slice_)
+        return slice_ if owner is None or owner[0] == patient_id else hash((slice_, patient_id))
 
 
 def _slice(header: Header) -> int:

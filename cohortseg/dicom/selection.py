@@ -111,10 +111,10 @@ def _parse_rule(text: str) -> Rule:
         )
     try:
         rule = Rule(text, column, _condition(sign, value, _COLUMNS[column]))
-        finds = _condition(sign.removeprefix("!"), value, _COLUMNS[column])
     except (ValueError, re.error) as error:
         raise ConfigError(f"--select {text!r}: {error}") from error
     if column == "qc_flags":
+        finds = _condition(sign.removeprefix("!"), value, _COLUMNS[column])
         later = [flag for flag in _later_flags() if finds(flag)]
         if later or not finds(tuple(SCAN_FLAGS)):
             named = f"{', '.join(later[:3])} come later" if later else "headers raise no such flag"

@@ -20,6 +20,11 @@ _TEMPORARY: Final = ".tmp"
 _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
+def _temporary_beside(path: Path) -> Path:
+    """Return a new name that `is_temporary` knows."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of ``path`` once the block ends well, on disk before it appears.
@@ -31,7 +36,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     StoreError
         If it cannot be written; ``path`` is as it was then.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    temporary = _temporary_beside(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -55,7 +60,7 @@ def replacing_by_name(path: Path) -> Iterator[Path]:
     StoreError
         If it cannot be written; ``path`` is as it was then.
     """
-    folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    folder = _temporary_beside(path)
     written = folder / path.name
     try:
         folder.mkdir()
@@ -93,7 +98,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     StoreError
         If it cannot be written; ``path`` is as it was then, or gone.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    temporary = _temporary_beside(path)
     try:
         temporary.mkdir()
         yield temporary
