@@ -14,7 +14,8 @@ from cohortseg.cli import app
 from cohortseg.config import InferConfig, ScanConfig
 from cohortseg.dicom.names import names_expiration, names_other_parts, names_spectral
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.dicom.selection import parse_rules, select_next
+from cohortseg.dicom.select_rules import parse_rules
+from cohortseg.dicom.selection import select_next
 from cohortseg.errors import ConfigError
 from cohortseg.kernels import kernel_kind
 from cohortseg.store.schemas import FILES

@@ -17,7 +17,8 @@ from cohortseg.config import ScanConfig
 from cohortseg.dicom.copies import Copy, drop_copies
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
-from cohortseg.dicom.selection import STACK_MM, parse_rules, select_series
+from cohortseg.dicom.select_rules import parse_rules
+from cohortseg.dicom.selection import STACK_MM, select_series
 from cohortseg.dicom.series import (
     DATE_CONFLICT,
     FILES_UNREADABLE,

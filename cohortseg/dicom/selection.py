@@ -1,33 +1,26 @@
 """Which usable series are segmented: the user's rules, then one of each study; the others keep their reason."""
 
-import math
-import operator
-import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from itertools import takewhile
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import names_expiration, names_other_parts
+from cohortseg.dicom.select_rules import Rule, parse_rules
 from cohortseg.dicom.series import (
     ANOTHER_FAILED,
     APART,
-    CHOICE_FLAGS,
     CHOSEN_BY_UID,
     DERIVED,
-    PIXEL_FLAGS,
     PROJECTION_NAME,
-    SCAN_FLAGS,
     SPECTRAL,
     Decision,
     SeriesRecord,
 )
 from cohortseg.dicom.visits import visit_numbers
-from cohortseg.errors import ConfigError
 from cohortseg.kernels import kernel_kind
 
 STUDY_COVERAGE_SHARE: Final = 0.8
@@ -49,128 +42,6 @@ THIN_MM: Final = (1.55, 3.05, 5.05)
 """Slices within one of these classes count as equally thin."""
 _BEFORE_DATES: Final = frozenset({"stack", "chest", "plain"})
 """Preferences that, at the head of the list, come before having a StudyDate."""
-_CHOICES: Final = ("preferred", "all")
-_RULE: Final = re.compile(r"\s*([A-Za-z_]+)\s*(<=|>=|!=|!~|=|~|<|>)\s*(.*?)\s*", re.DOTALL)
-_ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "=": operator.eq,
-    "!=": operator.ne,
-}
-_ALIASES: Final = {"kernel": "convolution_kernel", "description": "series_description"}
-_COLUMNS: Final = {name: {hint, *get_args(hint)} for name, hint in get_type_hints(SeriesRecord).items()}
-"""The types of each column's values."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One condition of ``--select``."""
-
-    text: str
-    column: str
-    matches: Callable[[Any], bool]
-
-
-def parse_rules(select: Sequence[str]) -> tuple[bool, list[Rule]]:
-    """Return whether one series a study is wanted, and the conditions.
-
-    Parameters
-    ----------
-    select
-        Each ``preferred``, ``all`` or COLUMN OPERATOR VALUE. Operators: ``=  !=  <  <=  >  >=`` compare numbers, dates
-        (YYYY-MM-DD) or texts, by the column's type; ``~`` and ``!~`` search a regular expression, ignoring case. In a
-        column of several values (``image_type``, ``qc_flags``) any of them may match. What is absent matches ``!=``
-        and ``!~`` only.
-
-    Raises
-    ------
-    ConfigError
-        If a rule is none of these; the message says what is valid.
-    """
-    chosen = [rule for rule in select if rule in _CHOICES]
-    if len(set(chosen)) > 1:
-        raise ConfigError("--select all and --select preferred exclude each other")
-    return "all" not in chosen, [_parse_rule(rule) for rule in select if rule not in _CHOICES]
-
-
-def _parse_rule(text: str) -> Rule:
-    match = _RULE.fullmatch(text)
-    if match is None:
-        raise ConfigError(
-            f"--select must be all, preferred or a rule like 'kernel~B30|B31' or 'spacing_z_mm<=2', got {text!r}"
-        )
-    name, sign, value = match.groups()
-    column = _ALIASES.get(name, name)
-    if column not in _COLUMNS:
-        raise ConfigError(f"--select {text!r}: {name} is no column; valid are {', '.join([*_ALIASES, *_COLUMNS])}")
-    if value.startswith(("=", "~", "<", ">", "!", '"', "'")):
-        raise ConfigError(
-            f"--select {text!r}: the operators are =, !=, <, <=, >, >=, ~ and !~, and the value stands without quotes"
-        )
-    try:
-        rule = Rule(text, column, _condition(sign, value, _COLUMNS[column]))
-    except (ValueError, re.error) as error:
-        raise ConfigError(f"--select {text!r}: {error}") from error
-    if column == "qc_flags":
-        finds = _condition(sign.removeprefix("!"), value, _COLUMNS[column])
-        later = [flag for flag in _later_flags() if finds(flag)]
-        if later or not finds(tuple(SCAN_FLAGS)):
-            named = f"{', '.join(later[:3])} come later" if later else "headers raise no such flag"
-            raise ConfigError(
-                f"--select {text!r}: {named}; only flags of headers can be selected by (docs/tables.md), others are "
-                "filtered in burden.parquet"
-            )
-    return rule
-
-
-def _later_flags() -> list[str]:
-    """Return the flags that are not raised yet where series are selected."""
-    from cohortseg.longitudinal import TIMELINE_FLAGS
-    from cohortseg.lungs import LUNG_FLAGS
-    from cohortseg.noise import NOISE_FLAGS
-
-    return [*CHOICE_FLAGS, *PIXEL_FLAGS, *LUNG_FLAGS, *NOISE_FLAGS, *TIMELINE_FLAGS]
-
-
-def _condition(sign: str, value: str, types: Collection[Any]) -> Callable[[Any], bool]:
-    """Return the test of one value of a column that holds such types."""
-    if "~" in sign:
-        pattern = re.compile(value, re.IGNORECASE)
-        return _over_values(lambda found: pattern.search(str(found)) is not None, negated=sign == "!~")
-    wanted: Any = value
-    if float in types or int in types:
-        wanted = _real(value)
-    elif date in types:
-        wanted = _day(value)
-    order = _ORDERS["=" if sign == "!=" else sign]
-    return _over_values(lambda found: order(found, wanted), negated=sign == "!=")
-
-
-def _real(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is no number; write it without a unit")
-    return number
-
-
-def _day(value: str) -> date:
-    try:
-        return date.fromisoformat(value)
-    except ValueError:
-        raise ValueError(f"{value!r} is no date; write YYYY-MM-DD") from None
-
-
-def _over_values(test: Callable[[Any], bool], *, negated: bool) -> Callable[[Any], bool]:
-    def matches(value: Any) -> bool:
-        values = value if isinstance(value, tuple) else (value,)
-        return any(test(item) for item in values if item is not None) != negated
-
-    return matches
 
 
 def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[SeriesRecord]:
