@@ -16,6 +16,7 @@ from typing import Final
 
 import polars as pl
 
+from cohortseg import qc
 from cohortseg.kernels import kernel_kind
 
 _PERSON: Final = "__person"
@@ -30,24 +31,10 @@ _PART_ML: Final = 800.0
 """Less lung than this is part of the lungs, as the bases above an abdomen, or gas, or a child's."""
 _PART_SHARE: Final = 0.5
 """Less than this part of the most lung of the patient's dates is part of it, if it is cut, or less than `_PART_ML`."""
-_CUT: Final = "lung_cut_at_end_slice"
-_NARROW: Final = "lung_cut_by_field_of_view"
-_UNLIKE: Final = ("spectral_image", "maybe_projection", "noisy")
+_UNLIKE: Final = (*qc.NOT_PLAIN, qc.NOISY)
 """Flags of series whose percents are not those of a plain scan of the patient."""
-_OTHER_PART: Final = "other_body_part"
-_SLAB: Final = "partial_coverage"
-_IMPLAUSIBLE: Final = "lung_volume_implausible"
 _KERNELS: Final = ("soft", None, "sharp")
 """Kinds of kernels, those whose percents are least of noise first."""
-LESS_LUNG: Final = "less_lung_than_other_dates"
-SEVERAL_STUDIES: Final = "several_studies"
-TIMELINE_FLAGS: Final = {
-    SEVERAL_STUDIES: "more than one study of the patient has this date: several visits under a filler, or repeated "
-    "(in timeline and patients only)",
-    LESS_LUNG: f"less than {100 * _LESS_SHARE:.0f} % of the (plausible) lung volume of another date of the patient: "
-    "part of it was not scanned, or it was breathed out; look before you compare (in timeline and patients only)",
-}
-"""Flags that timeline and patients tables add."""
 _TIMELINE_COLUMNS: Final = (
     *("patient_id", "study_date", "days_since_baseline", "timepoint", "days_since_onset"),
     *("series_instance_uid", "series_key", "n_series", "status", "evaluable", "qc_flags"),
@@ -63,12 +50,12 @@ _PATIENTS_COLUMNS: Final = (
 
 def is_cut() -> pl.Expr:
     """Tell burden rows of series whose first or last slice holds much lung."""
-    return pl.col("qc_flags").list.contains(_CUT)
+    return _has(qc.LUNG_CUT_AT_END_SLICE)
 
 
 def is_narrow() -> pl.Expr:
     """Tell burden rows of series whose field of view cuts the lungs."""
-    return pl.col("qc_flags").list.contains(_NARROW)
+    return _has(qc.LUNG_CUT_BY_FIELD_OF_VIEW)
 
 
 def is_little() -> pl.Expr:
@@ -78,7 +65,7 @@ def is_little() -> pl.Expr:
 
 def is_end_of_another_part() -> pl.Expr:
     """Tell burden rows of series named after another part of the body, at an end of which lung lies."""
-    return is_cut() & pl.col("qc_flags").list.contains(_OTHER_PART) & pl.col("lung_volume_ml").is_not_null()
+    return is_cut() & _has(qc.OTHER_BODY_PART) & pl.col("lung_volume_ml").is_not_null()
 
 
 def with_time(burden: pl.DataFrame) -> pl.DataFrame:
@@ -180,7 +167,7 @@ def _timeline(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFra
 def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
     """Return of the series of each person and date the one that stands for it, in order of person and date."""
     keys = [_PERSON, "study_date", _UNDATED]
-    implausible = pl.col("qc_flags").list.contains(_IMPLAUSIBLE)
+    implausible = _has(qc.LUNG_VOLUME_IMPLAUSIBLE)
     lung_ml = pl.when(~implausible).then("lung_volume_ml")
     whole = (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(keys)).fill_null(value=False)
     # The rules at the top of this module, in their order; the least of each is first.
@@ -188,7 +175,7 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
         pl.col("status") != "ok",
         implausible,
         ~whole,
-        pl.any_horizontal(pl.col("qc_flags").list.contains(name) for name in _UNLIKE),
+        pl.any_horizontal(_has(flag) for flag in _UNLIKE),
         is_cut().cast(pl.Int8) + is_narrow().cast(pl.Int8),
         -pl.coalesce("n_lung_slices", "n_slices", 0),
         "spacing_z_mm",
@@ -209,6 +196,10 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _kernel_order(kernel: str | None) -> int:
     return _KERNELS.index(kernel_kind(kernel))
+
+
+def _has(flag: str) -> pl.Expr:
+    return pl.col("qc_flags").list.contains(flag)
 
 
 def _change(value: str, name: str) -> pl.Expr:
@@ -239,10 +230,10 @@ def _evaluable() -> pl.Expr:
     """
     measured = (pl.col("status") == "ok") & pl.col("po_pct").is_not_null() & pl.col("study_date").is_not_null()
     by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
-    lung_ml, flags = pl.col("lung_volume_ml"), pl.col("qc_flags")
-    most_ml = lung_ml.filter(by_volume & ~flags.list.contains(_IMPLAUSIBLE)).max().over(_PERSON)
+    lung_ml = pl.col("lung_volume_ml")
+    most_ml = lung_ml.filter(by_volume & ~_has(qc.LUNG_VOLUME_IMPLAUSIBLE)).max().over(_PERSON)
     half = (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
-    slab = flags.list.contains(_SLAB) & (lung_ml < _LESS_SHARE * most_ml).fill_null(value=False)
+    slab = _has(qc.PARTIAL_COVERAGE) & (lung_ml < _LESS_SHARE * most_ml).fill_null(value=False)
     part = is_end_of_another_part() | (is_cut() & (is_little() | half | slab)) | (is_little() & half)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
@@ -250,11 +241,14 @@ def _evaluable() -> pl.Expr:
 
 def _flags_over_time() -> pl.Expr:
     """Return the flags of a row, with those that other dates of the patient give it."""
-    plausible = ~pl.col("qc_flags").list.contains(_IMPLAUSIBLE)
+    plausible = ~_has(qc.LUNG_VOLUME_IMPLAUSIBLE)
     most_ml = pl.col("lung_volume_ml").filter(pl.col(_EVALUABLE) & plausible).max().over(_PERSON)
     less = pl.col(_EVALUABLE) & (pl.col("lung_volume_ml") < _LESS_SHARE * most_ml)
     flags = pl.col("qc_flags")
-    for name, holds in ((SEVERAL_STUDIES, pl.col(_NUM_STUDIES) > 1), (LESS_LUNG, less.fill_null(value=False))):
+    for name, holds in (
+        (qc.SEVERAL_STUDIES, pl.col(_NUM_STUDIES) > 1),
+        (qc.LESS_LUNG_THAN_OTHER_DATES, less.fill_null(value=False)),
+    ):
         flags = pl.when(holds).then(flags.list.concat(pl.lit([name]))).otherwise(flags)
     return flags
 

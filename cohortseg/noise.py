@@ -10,11 +10,6 @@ NOISE_PIXEL_MM: Final = 1.5
 """Pixels over which HU are averaged first, about as wide as the network's: it does not see finer noise."""
 NOISY_HU: Final = 60.0
 """From here on the packaged model calls .3 % and more of lungs without lesions opacity (benchmarks/false_alarms.py)."""
-NOISY: Final = "noisy"
-NOISE_FLAGS: Final = {
-    NOISY: f"noise_hu is {NOISY_HU:.0f} or more: low dose or a sharp kernel: noise may be taken for ground glass",
-}
-"""Flags about noise, and what they mean."""
 _SOFT_HU: Final = (0.0, 100.0)
 _WINDOW: Final = 5
 """Width of the square over which a standard deviation is taken, pixels: 7.5 mm."""

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
+from cohortseg import qc
 from cohortseg.compare.tables import COMPARISON
-from cohortseg.dicom.series import CHOICE_FLAGS, PIXEL_FLAGS, SCAN_FLAGS
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import LABELS
-from cohortseg.longitudinal import TIMELINE_FLAGS
-from cohortseg.lungs import LUNG_FLAGS
-from cohortseg.noise import NOISE_FLAGS
 from cohortseg.store.schemas import TABLES, TableSchema
 
 _INTRO = """# The tables and masks
@@ -61,10 +58,10 @@ def tables_markdown() -> str:
     parts = [_INTRO.format(labels=labels)]
     parts += [_table(schema) for schema in (*TABLES, IMAGES, METRICS, COMPARISON)]
     found_in = {
-        "headers": SCAN_FLAGS,
-        "the choice of series": CHOICE_FLAGS,
-        "pixels": {**PIXEL_FLAGS, **LUNG_FLAGS, **NOISE_FLAGS},
-        "other dates": TIMELINE_FLAGS,
+        "headers": qc.HEADER_FLAGS,
+        "the choice of series": qc.CHOICE_FLAGS,
+        "pixels": qc.PIXEL_FLAGS,
+        "other dates": qc.TIMELINE_FLAGS,
     }
     lines = "\n".join(
         f"| `{name}` | {where} | {meaning} |" for where, flags in found_in.items() for name, meaning in flags.items()

@@ -10,11 +10,12 @@ import SimpleITK as sitk
 from typer.testing import CliRunner
 
 import cohortseg.synthetic.quirks  # noqa: F401 - registers the quirks
+from cohortseg import qc
 from cohortseg.cli import app
 from cohortseg.config import REPAIRS, ScanConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
-from cohortseg.dicom.series import CHOICE_FLAGS, PIXEL_FLAGS, SCAN_FLAGS, SeriesRecord
+from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DicomError, NotEvaluableError
 from cohortseg.store.schemas import QUIRKS
 from cohortseg.store.tables import read_table
@@ -76,7 +77,7 @@ def check(record: SeriesRecord, row: dict[str, Any], root: Path) -> None:
         expected = row["lung_volume_ml"]
         assert lung_ml(volume) == (None if expected is None else pytest.approx(expected, rel=tolerance))
     assert (found, flags) == (row["status"], row["qc_flags"])
-    assert set(flags) <= {*SCAN_FLAGS, *CHOICE_FLAGS, *PIXEL_FLAGS}, "each has a meaning"
+    assert set(flags) <= {*qc.HEADER_FLAGS, *qc.CHOICE_FLAGS, *qc.PIXEL_FLAGS}, "each has a meaning"
     assert (row["reason"] or "") in (reason or "")
 
 

@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from cohortseg import qc
 from cohortseg.cli import app
+from cohortseg.noise import NOISY_HU
 
 ROOT = Path(__file__).parents[1]
 DOCS = Path(__file__).parents[1] / "docs"
@@ -24,6 +26,13 @@ def test_page_of_the_settings_is_up_to_date() -> None:
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == expected, "run: python docs/make_settings.py"
     for name in ("batch_size", "auto_ray_series", "supervised_iterations", "min_box"):
         assert f"| `{name}` | " in expected
+
+
+def test_each_flag_has_one_meaning() -> None:
+    names = [value for name, value in vars(qc).items() if name.isupper() and isinstance(value, str)]
+    meanings = [*qc.HEADER_FLAGS, *qc.CHOICE_FLAGS, *qc.PIXEL_FLAGS, *qc.TIMELINE_FLAGS]
+    assert sorted(names) == sorted(meanings)
+    assert f"{NOISY_HU:.0f} or more" in qc.PIXEL_FLAGS[qc.NOISY]
 
 
 def test_the_readme_shows_what_the_sample_cohort_gives(tmp_path: Path) -> None:

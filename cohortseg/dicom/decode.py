@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
+from cohortseg import qc
 from cohortseg.config import RESAMPLE, UNTILT
 from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, behind_pixels, silence_pydicom
 from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
@@ -20,7 +21,7 @@ from cohortseg.dicom.padding import fill_undeclared_padding
 from cohortseg.dicom.pixels import slice_hu
 from cohortseg.dicom.plausible import check_hu
 from cohortseg.dicom.repair import resample_z, untilt
-from cohortseg.dicom.series import UNDECLARED_PADDING, SeriesRecord
+from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DicomError, GeometryError
 from cohortseg.volume import Volume
 
@@ -108,7 +109,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     spacing_z, affine, uids = stack.spacing_z_mm, stack.affine, [str(item.SOPInstanceUID) for item in slices]
     flags = record.qc_flags
     if fill_undeclared_padding(volume_hu):
-        flags = (*flags, UNDECLARED_PADDING)
+        flags = (*flags, qc.UNDECLARED_PADDING)
     rescales = [(item.real("RescaleSlope"), item.real("RescaleIntercept")) for item in map(Attributes.of, slices)]
     flags = (*flags, *check_hu(volume_hu, record.series_key, rescales))
     if record.repairs:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cohortseg import qc
 from cohortseg.errors import NotEvaluableError
 from cohortseg.volume import HU_MIN
 
@@ -60,7 +61,7 @@ def check_hu(
     held = np.flatnonzero([image.min() < image.max() for image in volume_hu])
     flags = [*_blank(held, len(volume_hu), series_key), *_repeated(volume_hu, held)]
     flags += _odd(volume_hu, held, series_key, rescales)
-    return (*flags, "hu_shifted") if _is_shifted(volume_hu) else tuple(flags)
+    return (*flags, qc.HU_SHIFTED) if _is_shifted(volume_hu) else tuple(flags)
 
 
 def _require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
@@ -76,7 +77,7 @@ def _require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
             f"series {series_key}: values are not Hounsfield units of a chest: {100 * air:.1f} % are like air,"
             f" {100 * soft:.1f} % like soft tissue; at least {100 * MIN_AIR_SHARE:.0f} and {100 * MIN_SOFT_SHARE:.0f} %"
             " are expected",
-            qc_flags=("hu_implausible",),
+            qc_flags=(qc.HU_IMPLAUSIBLE,),
         )
 
 
@@ -84,21 +85,21 @@ def _blank(held: NDArray[np.intp], count: int, series_key: str) -> list[str]:
     """Find slices of one value throughout; between those that hold an image they are as good as missing: a gap."""
     if not len(held):
         raise NotEvaluableError(
-            f"series {series_key}: every slice holds one value and no image", qc_flags=("blank_slices",)
+            f"series {series_key}: every slice holds one value and no image", qc_flags=(qc.BLANK_SLICES,)
         )
     between = int(np.ptp(held)) + 1 - len(held)
     if between:
         raise NotEvaluableError(
             f"series {series_key}: {between} of {count} slices, between others, hold one value and no image",
-            qc_flags=("blank_slices",),
+            qc_flags=(qc.BLANK_SLICES,),
         )
-    return ["blank_slices"] if len(held) < count else []
+    return [qc.BLANK_SLICES] if len(held) < count else []
 
 
 def _repeated(volume_hu: NDArray[np.int16], held: NDArray[np.intp]) -> list[str]:
     """Find neighbours with equal pixels; if that is most of them, it is a phantom without noise."""
     pairs = sum(np.array_equal(volume_hu[low], volume_hu[high]) for low, high in pairwise(held))
-    return ["repeated_slices"] if 0 < 2 * pairs < len(volume_hu) - 1 else []
+    return [qc.REPEATED_SLICES] if 0 < 2 * pairs < len(volume_hu) - 1 else []
 
 
 def _odd(
@@ -131,9 +132,9 @@ def _odd(
         raise NotEvaluableError(
             f"series {series_key}: {len(wrong)} of {len(volume_hu)} slices have another rescale than most, and values"
             " that do not fit those of the slices beside them",
-            qc_flags=("odd_slices",),
+            qc_flags=(qc.ODD_SLICES,),
         )
-    return ["odd_slices"]
+    return [qc.ODD_SLICES]
 
 
 def _require_one_scan(coarse: NDArray[np.float64], series_key: str) -> None:
@@ -145,7 +146,7 @@ def _require_one_scan(coarse: NDArray[np.float64], series_key: str) -> None:
         raise NotEvaluableError(
             f"series {series_key}: slices differ by {next_hu:.0f} HU from the next, and by {after_next_hu:.0f} HU from"
             " those after it: two scans of one place that lie between each other (breathing in and out?)",
-            qc_flags=("interleaved_scans",),
+            qc_flags=(qc.INTERLEAVED_SCANS,),
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID, CTImageStorage, SecondaryCaptureImageStorage
 
+from cohortseg import qc
 from cohortseg.config import RESAMPLE, UNTILT
 from cohortseg.dicom.frames import ENHANCED_CT
 from cohortseg.dicom.geometry import (
@@ -205,7 +206,7 @@ def geometry_problem(
     ``repair`` names what is resampled later and so no problem: see `needed_repairs`.
     """
     if orientation == "mixed":
-        return Problem(_mixed_reason(headers), "mixed_orientation")
+        return Problem(_mixed_reason(headers), qc.MIXED_ORIENTATION)
     if orientation is None:
         return Problem("ImageOrientationPatient is missing or not two perpendicular unit vectors")
     if orientation != "axial":
@@ -223,19 +224,19 @@ def geometry_problem(
     checks += [_shifted, _far_apart]
     checks += [] if RESAMPLE in repair and _can_be_resampled(stack.distances_mm) else [_uneven]
     problem = next((problem for check in checks if (problem := check(stack)) is not None), _repeated_uid(headers))
-    if problem is not None and RESAMPLE in repair and problem.flag in ("slice_gap", "uneven_spacing"):
+    if problem is not None and RESAMPLE in repair and problem.flag in (qc.SLICE_GAP, qc.UNEVEN_SPACING):
         limits = f"up to {MAX_BRIDGED_MM:g} mm apart, and to {MAX_FILLED:g} times the slices"
         return replace(problem, reason=f"{problem.reason}; too much to be resampled ({limits})")
-    if problem is not None and UNTILT in repair and problem.flag == "gantry_tilt":
+    if problem is not None and UNTILT in repair and problem.flag == qc.GANTRY_TILT:
         return replace(problem, reason=f"{problem.reason}; up to {MAX_UNTILTED_DEG:g} can be set upright")
     return problem
 
 
-def needed_repairs(stack: Stack, repair: Sequence[str]) -> dict[str, str]:
+def needed_repairs(stack: Stack, repair: Sequence[str]) -> dict[str, str | None]:
     """Return what must be resampled, of what the user allows, and the flag of each finding behind it."""
     checks = {UNTILT: _tilt, RESAMPLE: _uneven}
     problems = {name: check(stack) for name, check in checks.items() if name in repair}
-    return {name: problem.flag or "" for name, problem in problems.items() if problem is not None}
+    return {name: problem.flag for name, problem in problems.items() if problem is not None}
 
 
 def _can_be_resampled(distances_mm: NDArray[np.float64]) -> bool:
@@ -270,14 +271,14 @@ def _conflict(stack: Stack) -> Problem | None:
     if not count:
         return None
     return Problem(
-        f"different pixels at the same position ({count} of {len(stack.order)} slices)", "conflicting_slices"
+        f"different pixels at the same position ({count} of {len(stack.order)} slices)", qc.CONFLICTING_SLICES
     )
 
 
 def _tilt(stack: Stack) -> Problem | None:
     if stack.tilt_deg <= TILT_TOLERANCE_DEG:
         return None
-    return Problem(f"gantry tilt: slices are sheared by {stack.tilt_deg:.1f} degrees", "gantry_tilt")
+    return Problem(f"gantry tilt: slices are sheared by {stack.tilt_deg:.1f} degrees", qc.GANTRY_TILT)
 
 
 def _shifted(stack: Stack) -> Problem | None:
@@ -302,9 +303,9 @@ def _uneven(stack: Stack) -> Problem | None:
     if (multiples >= 2).all() and on_grid(stack.distances_mm):
         first, missing = int(odd[0]), int((multiples - 1).sum())
         where = f"{stack.distances_mm[first]:.2f} mm after slice {first + 1} of {len(stack.order)}"
-        return Problem(f"gap: {where}, spacing is {median:.2f} mm, {missing} slice(s) missing in all", "slice_gap")
+        return Problem(f"gap: {where}, spacing is {median:.2f} mm, {missing} slice(s) missing in all", qc.SLICE_GAP)
     low, high = float(stack.distances_mm.min()), float(stack.distances_mm.max())
-    return Problem(f"uneven spacing: {low:.2f} to {high:.2f} mm between {len(stack.order)} slices", "uneven_spacing")
+    return Problem(f"uneven spacing: {low:.2f} to {high:.2f} mm between {len(stack.order)} slices", qc.UNEVEN_SPACING)
 
 
 def _repeated_uid(headers: Sequence[Header]) -> Problem | None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cohortseg import qc
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.copies import Copy, drop_copies
 from cohortseg.dicom.elements import quiet_pydicom
@@ -20,12 +21,6 @@ from cohortseg.dicom.headers import Header, SkippedFile, read_headers
 from cohortseg.dicom.select_rules import parse_rules
 from cohortseg.dicom.selection import STACK_MM, select_series
 from cohortseg.dicom.series import (
-    DATE_CONFLICT,
-    FILES_UNREADABLE,
-    PARTIAL_COVERAGE,
-    PATIENT_CONFLICT,
-    SPLIT_SERIES,
-    TWO_IDS,
     SeriesRecord,
     series_from_headers,
 )
@@ -265,7 +260,7 @@ def _describe(
 
 def _without_fragment(record: SeriesRecord, most: int) -> SeriesRecord:
     """Skip a volume of a few slices and little height, parted from the many of its like: it must not stand for them."""
-    if record.decision != "selected" or PARTIAL_COVERAGE not in record.qc_flags:
+    if record.decision != "selected" or qc.PARTIAL_COVERAGE not in record.qc_flags:
         return record
     if record.n_slices >= FRAGMENT_SHARE * most or (record.extent_mm or 0.0) >= STACK_MM:
         return record
@@ -285,13 +280,15 @@ def _findings(
     ``unreadable`` names folders with such files, ``otherwise_dated`` files of which copies have another date.
     """
     found = {
-        SPLIT_SERIES: len(volumes) > 1,
-        PARTIAL_COVERAGE: covers_in_part(volume, volumes),
-        FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
+        qc.SPLIT_SERIES: len(volumes) > 1,
+        qc.PARTIAL_COVERAGE: covers_in_part(volume, volumes),
+        qc.FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, volumes),
-        DATE_CONFLICT: any(header.path in otherwise_dated or persons.has_two_dates(header) for header in volume),
-        TWO_IDS: any(map(persons.has_two_ids, volume)),
-        PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
+        qc.STUDY_DATE_CONFLICT: any(
+            header.path in otherwise_dated or persons.has_two_dates(header) for header in volume
+        ),
+        qc.TWO_PATIENT_IDS: any(map(persons.has_two_ids, volume)),
+        qc.PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }
     return {name for name, holds in found.items() if holds}
 

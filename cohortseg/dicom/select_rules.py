@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final, get_args, get_type_hints
 
-from cohortseg.dicom.series import CHOICE_FLAGS, PIXEL_FLAGS, SCAN_FLAGS, SeriesRecord
+from cohortseg import qc
+from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
 
 _CHOICES: Final = ("preferred", "all")
@@ -77,23 +78,14 @@ def _parse_rule(text: str) -> Rule:
         raise ConfigError(f"--select {text!r}: {error}") from error
     if column == "qc_flags":
         finds = _condition(sign.removeprefix("!"), value, _COLUMNS[column])
-        later = [flag for flag in _later_flags() if finds(flag)]
-        if later or not finds(tuple(SCAN_FLAGS)):
+        later = [flag for flag in (*qc.CHOICE_FLAGS, *qc.PIXEL_FLAGS, *qc.TIMELINE_FLAGS) if finds(flag)]
+        if later or not finds(tuple(qc.HEADER_FLAGS)):
             named = f"{', '.join(later[:3])} come later" if later else "headers raise no such flag"
             raise ConfigError(
                 f"--select {text!r}: {named}; only flags of headers can be selected by (docs/tables.md), others are "
                 "filtered in burden.parquet"
             )
     return rule
-
-
-def _later_flags() -> list[str]:
-    """Return the flags that are not raised yet where series are selected."""
-    from cohortseg.longitudinal import TIMELINE_FLAGS
-    from cohortseg.lungs import LUNG_FLAGS
-    from cohortseg.noise import NOISE_FLAGS
-
-    return [*CHOICE_FLAGS, *PIXEL_FLAGS, *LUNG_FLAGS, *NOISE_FLAGS, *TIMELINE_FLAGS]
 
 
 def _condition(sign: str, value: str, types: Collection[Any]) -> Callable[[Any], bool]:

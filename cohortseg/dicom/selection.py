@@ -7,16 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, Final
 
+from cohortseg import qc
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.names import names_expiration, names_other_parts
 from cohortseg.dicom.select_rules import Rule, parse_rules
 from cohortseg.dicom.series import (
-    ANOTHER_FAILED,
-    APART,
-    CHOSEN_BY_UID,
-    DERIVED,
-    PROJECTION_NAME,
-    SPECTRAL,
     Decision,
     SeriesRecord,
 )
@@ -110,7 +105,7 @@ def select_next(
             continue
         anew = _choose([replace(record, decision="selected", reason=None) for record in left], config.prefer)
         changed.append(
-            [_flagged(record, ANOTHER_FAILED) if record.decision == "selected" else record for record in anew]
+            [_flagged(record, qc.ANOTHER_FAILED) if record.decision == "selected" else record for record in anew]
         )
     return _with_apart(_replaced(records, changed))
 
@@ -120,11 +115,13 @@ def _is_of_their_kind(record: SeriesRecord, others: Sequence[SeriesRecord]) -> b
     if _extent_mm(record) < STACK_MM or names_other_parts(record.body_part, record.series_description):
         return False
     breathed_out = any(names_expiration(one.series_description) for one in others)
-    return PROJECTION_NAME not in record.qc_flags and (breathed_out or not names_expiration(record.series_description))
+    return qc.MAYBE_PROJECTION not in record.qc_flags and (
+        breathed_out or not names_expiration(record.series_description)
+    )
 
 
 def _is_unlike(record: SeriesRecord) -> bool:
-    return not {SPECTRAL, PROJECTION_NAME}.isdisjoint(record.qc_flags)
+    return any(flag in qc.NOT_PLAIN for flag in record.qc_flags)
 
 
 def _is_longer(record: SeriesRecord, other: SeriesRecord) -> bool:
@@ -209,7 +206,7 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
         return "equal in all preferences; the first UID is taken"
 
     tied = any(order(record) == order(best) for record in others)
-    decided = [_flagged(best, CHOSEN_BY_UID) if tied else best]
+    decided = [_flagged(best, qc.CHOSEN_BY_UID) if tied else best]
     for record in members:
         if record is not best:
             reason = f"alternative to series {best.series_key} of the same study: {why(record)}"
@@ -225,8 +222,8 @@ def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
         counts.update(_scans(record))
     apart = {record.series_key for record in single if any(counts[scan] > _FEW_APART for scan in _scans(record))}
     return [
-        _flagged(record, APART)
-        if record.decision == "selected" and record.series_key in apart and APART not in record.qc_flags
+        _flagged(record, qc.SLICES_APART)
+        if record.decision == "selected" and record.series_key in apart and qc.SLICES_APART not in record.qc_flags
         else record
         for record in records
     ]
@@ -313,7 +310,7 @@ _PREFERENCES: Final = {
         lambda one, best: f"reaches over {_extent_mm(one):.0f} mm against {_extent_mm(best):.0f} mm",
     ),
     "original": _Preference(
-        lambda record, _largest: DERIVED in record.qc_flags or bool(record.repairs),
+        lambda record, _largest: qc.DERIVED_REFORMAT in record.qc_flags or bool(record.repairs),
         lambda _one, _best: "computed from another series, or resampled",
     ),
     "inspiration": _Preference(

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from cohortseg import qc
 from cohortseg.config import RESAMPLE, UNTILT
 from cohortseg.dicom.geometry import (
     AXIS_TOLERANCE_DEG,
@@ -33,71 +34,6 @@ from cohortseg.dicom.rules import (
     needed_repairs,
 )
 from cohortseg.identity import series_key
-
-CHOSEN_BY_UID: Final = "chosen_by_uid"
-ANOTHER_FAILED: Final = "another_failed"
-DATE_CONFLICT: Final = "study_date_conflict"
-APART: Final = "slices_apart"
-DERIVED: Final = "derived_reformat"
-FILES_UNREADABLE: Final = "files_unreadable"
-PARTIAL_COVERAGE: Final = "partial_coverage"
-PATIENT_CONFLICT: Final = "patient_conflict"
-PROJECTION_NAME: Final = "maybe_projection"
-TWO_IDS: Final = "two_patient_ids"
-SPECTRAL: Final = "spectral_image"
-SPLIT_SERIES: Final = "split_series"
-UNDECLARED_PADDING: Final = "undeclared_padding"
-SCAN_FLAGS: Final = {
-    "single_slice": "one slice only: percents are of area; volumes and the spacing between slices are not known",
-    DERIVED: "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
-    SPECTRAL: "computed from several energies (monoenergetic, without iodine), or one of them: not HU of a plain scan",
-    "lossy_compression": "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
-    "thick_slices": "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
-    "sparse_slices": "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
-    "rotated_in_plane": "rows are turned by more than 10 degrees in the axial plane: percents are up to half too high",
-    SPLIT_SERIES: "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
-    PARTIAL_COVERAGE: "other volumes of its series reach where this one does not: part of the lungs may be missing",
-    FILES_UNREADABLE: "files beside its own could not be read, or lack a position (files.parquet): slices may miss",
-    "transfer_syntax_missing": "no TransferSyntaxUID (a bare data set): pixels taken as uncompressed, as they stand",
-    "monochrome1": "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",
-    "duplicates_dropped": "files that repeat a slice with the same pixels were left out",
-    "missing_patient_id": "PatientID is absent or empty: the series cannot be followed over time",
-    "placeholder_patient_id": "PatientID is a word like ANONYMOUS: perhaps of several persons, counted as one",
-    TWO_IDS: "its slices (SOPInstanceUID) are there under another PatientID too: one scan counted for two patients?",
-    PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
-    DATE_CONFLICT: "its slices are there under another StudyDate too (corrected?): one scan counted for two dates? Of "
-    "copies in one series the date of the one that tells most stands, or of the first path",
-    "missing_study_date": "StudyDate is absent, empty, none, or a filler (1900-01-01, before 1800): no place in time",
-    "early_study_date": "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
-    "future_study_date": "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",
-    "mixed_orientation": "slices of different orientation under one SeriesInstanceUID; skipped",
-    "slice_gap": "slices are missing between others; skipped unless repaired",
-    "uneven_spacing": "distances between slices differ by more than 5 % + 0.1 mm; skipped unless repaired",
-    "gantry_tilt": "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
-    "conflicting_slices": "different pixels at the same position; skipped",
-    "other_body_part": "BodyPartExamined or SeriesDescription name other parts of the body, and not the chest",
-    "resampled": "slices were interpolated to one spacing (--repair resample): volumes are estimates",
-    "untilted": "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",
-    "coarse_pixels": "pixels are wider than 4 mm: walls and vessels blur into lesions, and percents come out too high",
-    PROJECTION_NAME: "its description names a projection (MIP, VRT), its ImageType does not: look at it",
-}
-"""Flags that headers raise, and the pixels of copies, and what they mean; the only ones that ``--select`` can see."""
-CHOICE_FLAGS: Final = {
-    APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
-    CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs",
-    ANOTHER_FAILED: "the series preferred to it in its study could not be measured, or holds part of the lungs only",
-}
-"""Flags of the choice among several series."""
-PIXEL_FLAGS: Final = {
-    UNDECLARED_PADDING: "the corners of all slices hold one value that is no air and no declared padding: taken as air",
-    "blank_slices": "slices hold one value throughout; between others: not evaluable, at an end: lung may be missing",
-    "repeated_slices": "neighbouring slices have equal pixels: the same image at several positions",
-    "odd_slices": "slices do not fit those beside them (damaged, another image); not evaluable if rescaled otherwise",
-    "interleaved_scans": "slices look like two scans by turns (breathing in and out, two patients); not evaluable",
-    "hu_shifted": "neither fat nor muscle has its HU: the rescale may be wrong, and percents with it",
-    "hu_implausible": "too few voxels like air or like soft tissue: the values are not Hounsfield units; not evaluable",
-}
-"""Flags that the pixels raise once a series is decoded; for those of the lungs see `LUNG_FLAGS`."""
 
 THICK_MM: Final = 5.05
 """Slices thicker or farther apart are thick: 5 mm and rounding."""
@@ -243,7 +179,7 @@ def series_from_headers(
         frames=tuple(header.frame for header in headers if header.frame is not None),
         fingerprint=_fingerprint(headers, tuple(repairs)),
     )
-    found = {*findings, *repairs.values(), problem.flag if problem is not None else None}
+    found = {*findings, *repairs.values(), None if problem is None else problem.flag}
     return replace(record, qc_flags=_flags(record, headers, found, selected=problem is None))
 
 
@@ -296,34 +232,31 @@ def _stack(headers: Sequence[Header]) -> Stack | None:
 
 
 def _flags(
-    record: SeriesRecord, headers: Sequence[Header], findings: set[str | None], *, selected: bool
+    record: SeriesRecord, headers: Sequence[Header], findings: Collection[str | None], *, selected: bool
 ) -> tuple[str, ...]:
-    """Return the names of all findings, those given and those of the headers, in the order of ``SCAN_FLAGS``."""
+    """Return the names of all findings, those given and those of the headers, in the order of `qc.HEADER_FLAGS`."""
     thickness, spacing = record.slice_thickness_mm or 0.0, record.spacing_z_mm or 0.0
     cosines = headers[0].image_orientation_patient
-    found = {
-        "single_slice": selected and len(headers) == 1,
-        DERIVED: selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
-        SPECTRAL: selected and any(map(is_spectral, headers)),
-        "lossy_compression": any(header.lossy for header in headers),
-        "thick_slices": selected and max(thickness, spacing) > THICK_MM,
-        "sparse_slices": selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
-        "coarse_pixels": selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,
-        "other_body_part": selected and names_other_parts(record.body_part, record.series_description),
-        PROJECTION_NAME: selected and any(names_projection(header) for header in headers),
-        "rotated_in_plane": selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
-        "transfer_syntax_missing": any(header.transfer_syntax_uid is None for header in headers),
-        "monochrome1": any(header.photometric_interpretation == "MONOCHROME1" for header in headers),
-        "resampled": RESAMPLE in record.repairs,
-        "untilted": UNTILT in record.repairs,
-        "duplicates_dropped": record.n_duplicates > 0,
-        "missing_patient_id": all(header.patient_id is None for header in headers),
-        "placeholder_patient_id": _is_placeholder(record.patient_id),
-        "missing_study_date": record.study_date is None,
-        "early_study_date": (record.study_date or date.max) < _FIRST_CT,
-        "future_study_date": (record.study_date or date.min) > datetime.now(UTC).date() + timedelta(days=1),
+    found: dict[str, bool] = {
+        qc.SINGLE_SLICE: selected and len(headers) == 1,
+        qc.DERIVED_REFORMAT: selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
+        qc.SPECTRAL_IMAGE: selected and any(map(is_spectral, headers)),
+        qc.LOSSY_COMPRESSION: any(header.lossy for header in headers),
+        qc.THICK_SLICES: selected and max(thickness, spacing) > THICK_MM,
+        qc.SPARSE_SLICES: selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
+        qc.COARSE_PIXELS: selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,
+        qc.OTHER_BODY_PART: selected and names_other_parts(record.body_part, record.series_description),
+        qc.MAYBE_PROJECTION: selected and any(names_projection(header) for header in headers),
+        qc.ROTATED_IN_PLANE: selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
+        qc.TRANSFER_SYNTAX_MISSING: any(header.transfer_syntax_uid is None for header in headers),
+        qc.MONOCHROME1: any(header.photometric_interpretation == "MONOCHROME1" for header in headers),
+        qc.RESAMPLED: RESAMPLE in record.repairs,
+        qc.UNTILTED: UNTILT in record.repairs,
+        qc.DUPLICATES_DROPPED: record.n_duplicates > 0,
+        qc.MISSING_PATIENT_ID: all(header.patient_id is None for header in headers),
+        qc.PLACEHOLDER_PATIENT_ID: _is_placeholder(record.patient_id),
+        qc.MISSING_STUDY_DATE: record.study_date is None,
+        qc.EARLY_STUDY_DATE: (record.study_date or date.max) < _FIRST_CT,
+        qc.FUTURE_STUDY_DATE: (record.study_date or date.min) > datetime.now(UTC).date() + timedelta(days=1),
     }
-    unknown = {name for name in {*found, *findings} if name is not None} - set(SCAN_FLAGS)
-    if unknown:
-        raise ValueError(f"flags without a meaning in SCAN_FLAGS: {', '.join(sorted(unknown))}")
-    return tuple(name for name in SCAN_FLAGS if found.get(name, False) or name in findings)
+    return tuple(flag for flag in qc.HEADER_FLAGS if found.get(flag) or flag in findings)

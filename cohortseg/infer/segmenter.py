@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cohortseg import qc
 from cohortseg.burden import percent, series_burden, slice_areas
 from cohortseg.config import InferConfig
 from cohortseg.dicom.geometry import slice_normal
@@ -18,7 +19,7 @@ from cohortseg.infer.commit import SeriesResult
 from cohortseg.labels import GGO, LESIONS
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
 from cohortseg.models.device import batch_size_for
-from cohortseg.noise import NOISY, NOISY_HU, soft_tissue_noise
+from cohortseg.noise import NOISY_HU, soft_tissue_noise
 from cohortseg.overlays import overview, png_bytes
 from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore_crop
 from cohortseg.store.masks import SeriesMasks, mask_attributes
@@ -73,7 +74,7 @@ def segment_series(
     inside = lungs.mask[box]
     row["noise_hu"] = noise_hu = soft_tissue_noise(upright_hu[box[0]], upright_mm[1:])
     if noise_hu is not None and noise_hu >= NOISY_HU:
-        row["qc_flags"].append(NOISY)
+        row["qc_flags"].append(qc.NOISY)
     row |= series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
     row |= doubt | ({} if model.judges else {"confidence": None}) | {"status": "ok"}
     row |= {"device": model.device.type, "precision": "bfloat16" if model.bf16 else "float32"}

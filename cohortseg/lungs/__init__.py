@@ -21,11 +21,10 @@ some are worked on, and the masks between are interpolated.
 Axes: Z Y X; row 0 anterior, column 0 the patient's right, z rising to the head.
 """
 
-from cohortseg.lungs.segment import LUNG_FLAGS, LUNG_METHOD, Lungs, segment_lungs
+from cohortseg.lungs.segment import LUNG_METHOD, Lungs, segment_lungs
 from cohortseg.lungs.zones import zone_thirds
 
 __all__ = [
-    "LUNG_FLAGS",
     "LUNG_METHOD",
     "Lungs",
     "segment_lungs",

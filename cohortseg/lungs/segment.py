@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cohortseg import qc
 from cohortseg.labels import LEFT, RIGHT
 from cohortseg.lungs.aerated import EMPTY_HU, LungSlice, aerated_slice, padded_pixels, slice_view, supported_slices
 from cohortseg.lungs.cage import rib_cage_cavities
@@ -24,16 +25,6 @@ _EMPTY_DISC_MM: Final = 10.0
 _EMPTY_SHARE: Final = 0.02
 """More than this part of the lung in discs of such a radius that are darker throughout is worth a look."""
 _PLAUSIBLE_ML: Final = (800.0, 9000.0)
-LUNG_FLAGS: Final[dict[str, str]] = {
-    "lung_cut_by_field_of_view": "lung touches the edge of the image or of what was scanned: part may lie outside",
-    "lung_cut_at_end_slice": "the first or last slice still holds much lung: part of it was not scanned",
-    "lung_lost_between": "slices hold far less lung than those below and above: most of it was lost there",
-    "air_without_vessels": "regions 2 cm wide as dark as air count as lung: bullae, emphysema, or a pneumothorax",
-    "one_lung": "one side holds less than 5 % of the lung found",
-    "lung_volume_implausible": "below 0.8 or above 9 L of lung: not the whole chest, a child, or air that is no lung",
-    "dense_region_excluded": "a large homogeneous dorsal region was left out: effusion, atelectasis or consolidation",
-}
-"""Flags that `segment_lungs` may raise, and what they mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +34,7 @@ class Lungs:
     mask: NDArray[np.uint8]
     """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left. Vessels and lesions in, main airways out."""
     flags: tuple[str, ...]
-    """Findings, keys of `LUNG_FLAGS`."""
+    """Findings."""
 
 
 def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, float, float]) -> Lungs:
@@ -95,7 +86,7 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
     mask = to_full_grid(coarse, planes, volume_hu)
     found = _findings(coarse, slices, excluded_mm2) | _findings_of_whole(mask, spacing_mm)
-    return Lungs(mask=mask, flags=tuple(name for name in LUNG_FLAGS if found[name]))
+    return Lungs(mask=mask, flags=tuple(flag for flag in qc.PIXEL_FLAGS if found.get(flag)))
 
 
 def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
@@ -118,11 +109,11 @@ def _findings(
     upper = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), wide[-1] + 1)
     empty_mm2 = [_empty_mm2(coarse[z], item) for z, item in enumerate(slices)]
     return {
-        "lung_cut_by_field_of_view": any(_is_cut(coarse[z], item) for z, item in enumerate(slices)),
-        "lung_cut_at_end_slice": len(area) >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
-        "lung_lost_between": _is_lost_between(area),
-        "air_without_vessels": sum(empty_mm2) > _EMPTY_SHARE * area.sum() * slices[0].pixel_mm ** 2,
-        "dense_region_excluded": max(excluded_mm2[upper], default=0) > 1500,
+        qc.LUNG_CUT_BY_FIELD_OF_VIEW: any(_is_cut(coarse[z], item) for z, item in enumerate(slices)),
+        qc.LUNG_CUT_AT_END_SLICE: len(area) >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
+        qc.LUNG_LOST_BETWEEN: _is_lost_between(area),
+        qc.AIR_WITHOUT_VESSELS: sum(empty_mm2) > _EMPTY_SHARE * area.sum() * slices[0].pixel_mm ** 2,
+        qc.DENSE_REGION_EXCLUDED: max(excluded_mm2[upper], default=0) > 1500,
     }
 
 
@@ -132,8 +123,8 @@ def _findings_of_whole(mask: NDArray[np.uint8], spacing_mm: tuple[float | None, 
     z_mm, y_mm, x_mm = spacing_mm
     volume_ml = None if z_mm is None else sum(sides) * z_mm * y_mm * x_mm / 1000
     return {
-        "one_lung": min(sides) < 0.05 * sum(sides),
-        "lung_volume_implausible": volume_ml is not None and not _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1],
+        qc.ONE_LUNG: min(sides) < 0.05 * sum(sides),
+        qc.LUNG_VOLUME_IMPLAUSIBLE: volume_ml is not None and not _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1],
     }
 
 
