@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,14 +23,13 @@ from cohortseg.infer.commit import (
     begin_anew,
     committed_keys,
     committed_slices,
-    committed_status,
     end_anew,
     forget_failed,
     read_committed,
     sweep,
 )
 from cohortseg.infer.job import Job, pending_series
-from cohortseg.infer.run import check_workers, choose_engine, run_series
+from cohortseg.infer.run import check_workers, run_series
 from cohortseg.longitudinal import is_cut, is_end_of_another_part, is_little, is_narrow, with_time
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import (
@@ -137,8 +136,15 @@ def infer_cohort(
             model_sha256=model.sha256,
             config=config,
         )
+        of_another = _is_of_another_cohort(out, scan)
+        if of_another and config.resume:  # its tables would lose the other one's
+            raise ConfigError(
+                f"{out}: holds results, none of which is of a series of this cohort; choose another -o, or --no-resume "
+                "to remove them"
+            )
         _require_cluster(job, scan, address)
-        _check_same_cohort(scan, out, resume=config.resume)
+        if of_another:
+            _forget_cohort(out)
         _make_ready(job)
         scan, num_done, engine = _segment(job, model, scan, progress, address)
         summary = _finished(job, scan, num_done, engine)
@@ -161,7 +167,7 @@ def _segment(
     """
     engine, num_done = "none", 0
     tried: set[str] = set()
-    left_open: dict[str, set[str]] = {"unmeasured": set(), "short": set(), "narrow": set()}
+    rows: list[pl.DataFrame] = []
     while added := [record for record in _selected(scan) if record.series_key not in tried]:
         pending = pending_series(job, added)
         if pending:
@@ -172,7 +178,10 @@ def _segment(
             sweep_masks(job.out / MASKS)  # of actors that were killed while they wrote
             num_done += len(pending)
         tried |= {record.series_key for record in added}
-        scan = _with_alternatives(scan, job, added, left_open)
+        if any(record.decision == "alternative" for record in scan.series):
+            # What a later run may measure, like a file that is missing now, keeps its place.
+            rows.append(read_committed(job.out, [record.series_key for record in added if job.is_done(record)]))
+            scan = _with_alternatives(scan, job.config, pl.concat(rows))
     return scan, num_done, engine
 
 
@@ -277,33 +286,26 @@ def _check_rules(scan: CohortScan) -> None:
         raise ConfigError(f"no series is chosen: {reasons}; cohortseg scan shows what the columns hold")
 
 
-def _check_same_cohort(scan: CohortScan, out: Path, *, resume: bool) -> None:
-    """Refuse a folder with results of which none is of this cohort, or, not to resume, remove its clinical table."""
+def _is_of_another_cohort(out: Path, scan: CohortScan) -> bool:
+    """Return whether a folder has results of which none is of a series of this cohort."""
     done = committed_keys(out)
-    if not done or not done.isdisjoint(record.series_key for record in scan.series):
-        return
-    if resume:  # its tables would lose the other one's
-        raise ConfigError(
-            f"{out}: holds results of {len(done)} series, none of which is in this cohort; choose another -o, or "
-            "--no-resume to remove them"
-        )
-    end_anew(out)  # of the other cohort
-    if saved_clinical(out) is not None:
-        remove_clinical(out)
-        _log.warning("the onset dates kept in %s were of another cohort: removed", out)
+    return bool(done) and done.isdisjoint(record.series_key for record in scan.series)
 
 
 def _require_cluster(job: Job, scan: CohortScan, address: str | None) -> None:
     """Refuse the address of a cluster that is not there, before anything of an earlier run is removed."""
-    if cluster_address(address) is None:
+    if cluster_address(address) is None or job.config.engine == "local":
         return
-    selected = _selected(scan)
-    num_pending = len(pending_series(job, selected) if job.config.resume else selected)
-    if job.config.resume and job.config.retry_failed:
-        done = [record.series_key for record in selected if job.is_done(record)]
-        num_pending += sum(committed_status(job.out, key) == "failed" for key in done)
-    if num_pending and choose_engine(job.config, num_pending, address) == "ray":
+    if not job.config.resume or job.config.retry_failed or pending_series(job, _selected(scan)):
         require_answer(address)
+
+
+def _forget_cohort(out: Path) -> None:
+    """Remove what a folder keeps of another cohort beside its results, which go as those of this one do."""
+    end_anew(out)
+    if saved_clinical(out) is not None:
+        remove_clinical(out)
+        _log.warning("the onset dates kept in %s were of another cohort: removed", out)
 
 
 def _make_ready(job: Job) -> None:
@@ -317,28 +319,28 @@ def _make_ready(job: Job) -> None:
         forget_failed(job.out)
 
 
-def _with_alternatives(
-    scan: CohortScan, job: Job, added: Sequence[SeriesRecord], left_open: dict[str, set[str]]
-) -> CohortScan:
+def _with_alternatives(scan: CohortScan, config: InferConfig, tried: pl.DataFrame) -> CohortScan:
     """Return the scan with an alternative selected as well where the series tried of a study left something open.
 
     That is where nothing was measured, or lung at the end of another part of the body, or where there is little lung or
-    it goes on beyond the last slice or the field of view, and an alternative reaches farther. What a later run may
-    measure, like a file that is missing now, keeps its place. ``left_open`` holds the keys of such series by what they
-    leave open; those of ``added`` are noted there.
+    it goes on beyond the last slice or the field of view, and an alternative reaches farther.
+
+    Parameters
+    ----------
+    scan
+        What was found.
+    config
+        Its preferences are used.
+    tried
+        Rows of the burden table: all that were tried so far.
     """
-    if not any(record.decision == "alternative" for record in scan.series):
-        return scan
-    done = read_committed(job.out, [record.series_key for record in added if job.is_done(record)])
-    for name, rule in (
-        ("unmeasured", (pl.col("status") != "ok") | is_end_of_another_part()),
-        ("short", is_cut() | is_little()),
-        ("narrow", is_narrow()),
-    ):
-        left_open[name] |= set(done.filter(rule)["series_key"])
-    if not any(left_open.values()):
-        return scan
-    return replace(scan, series=tuple(select_next(scan.series, job.config, **left_open)))
+
+    def keys(rule: pl.Expr) -> set[str]:
+        return set(tried.filter(rule)["series_key"])
+
+    unmeasured = keys((pl.col("status") != "ok") | is_end_of_another_part())
+    short, narrow = keys(is_cut() | is_little()), keys(is_narrow())
+    return replace(scan, series=tuple(select_next(scan.series, config, unmeasured, short=short, narrow=narrow)))
 
 
 def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:

@@ -485,3 +485,9 @@ assert len(load_prepared(path).unlabeled) == 20
     assert done.returncode == 0, done.stderr
     assert "data.safetensors: cannot be written" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["data.safetensors"]
+
+
+def test_why_no_unlabelled_series_can_be_used_is_said(tmp_path):
+    write_series(tmp_path, attributes={"Modality": "MR"})
+    with pytest.raises(ConfigError, match="nor an axial DICOM CT series; 1 of 1 series: modality is MR, not CT"):
+        unlabeled_folder(tmp_path, UPRIGHT)

@@ -157,6 +157,24 @@ def test_a_series_that_falls_into_single_slices_is_left_whole(tmp_path: Path) ->
     assert "12 frames of reference" in (record.reason or "")
 
 
+def test_a_series_of_as_many_kernels_as_slices_is_left_whole_and_skipped(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(20, 8, 8), attributes=lambda index: {"ConvolutionKernel": f"B{20 + index}f"})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices) == ("skipped", 20)
+    assert record.reason == "mixed: files of 20 kernels share this SeriesInstanceUID"
+
+
+def test_classic_files_that_fall_into_single_slices_are_not_taken_for_frames(tmp_path: Path) -> None:
+    slices = chest_slices("both kinds")
+    write_files(tmp_path / "enhanced", [enhanced_file(slices[:4])])
+    for index, item in enumerate(slices[4:]):
+        item.ConvolutionKernel = f"B{20 + index}f"
+    write_files(tmp_path / "classic", slices[4:])
+    record = only_series(tmp_path)
+    assert record.decision == "skipped"
+    assert (record.reason or "").startswith("mixed: files of ")
+
+
 def test_a_fan_of_planes_is_mixed(tmp_path: Path) -> None:
     planes = [(1, 0, 0, 0, np.cos(0.01 * index), np.sin(0.01 * index)) for index in range(20)]
     write_series(

@@ -21,6 +21,7 @@ from cohortseg.config import CanonicalConfig, ModelConfig
 from cohortseg.datasets.covid_semiseg import VALIDATION, find_data, labeled_slices
 from cohortseg.datasets.slices import read_canonical, read_mask
 from cohortseg.errors import ConfigError, DataError, ModelError
+from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, eight_bit, score_images, summarise
 from cohortseg.evaluate.split import evaluate_split
 from cohortseg.evaluate.tables import IMAGES, METRICS, TOOLBOX_METRICS
@@ -117,6 +118,22 @@ def test_page_shows_every_image_the_worst_first(data: Path, model_path: Path, tm
     assert means == sorted(means)
     pooled = result.metrics.filter(protocol="pooled", class_name="opacity")["dice"].item()
     assert f"<td>{pooled:.3f}</td>" in page
+
+
+def test_page_of_many_images_shows_the_worst_in_a_fixed_order(tmp_path: Path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    truth = np.zeros((8, 8), np.uint8)
+    truth[2:4] = 1
+    prob = np.stack([truth == value for value in range(3)]).astype(np.float32)
+    names = [f"case{number:03}" for number in range(205)]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    images = score_images([Case(name, prob, truth) for name in reversed(names)])
+    pages = [evaluation_html("Model", summarise(images), images, folder) for _ in range(2)]
+    assert pages[0] == pages[1]
+    assert re.findall(r"<h3>(.*?)</h3>", pages[0]) == names[:200]
+    assert "<p>5 more in pictures/.</p>" in pages[0]
 
 
 def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):

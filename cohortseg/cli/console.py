@@ -111,13 +111,15 @@ def progress(title: str) -> Iterator[Report]:
 
 def _plain_reporter(title: str) -> Report:
     last = time.monotonic()
-    first: tuple[float, int] | None = None
+    first: tuple[float, int, int | None] | None = None
 
     def report(done: int, total: int | None, text: str) -> None:
         nonlocal first, last
         now = time.monotonic()
         # From the first report on: what starts before it takes time, and a resumed training has iterations already.
-        first = first or (now, done)
+        # Anew where other things are counted (files, then series).
+        if first is None or first[2] != total:
+            first = (now, done, total)
         if now - last < _PLAIN_EVERY_S:
             return
         last = now

@@ -24,7 +24,7 @@ from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report, no_progress
-from cohortseg.store.files import LOCK, held, is_temporary, write_file
+from cohortseg.store.files import LOCK, held, visible_files, write_file
 from cohortseg.store.layout import DATA, PAGE
 from cohortseg.store.provenance import write_run_json
 from cohortseg.store.tables import read_table, write_table
@@ -166,8 +166,8 @@ def _refuse_foreign(out: Path) -> None:
     """Refuse a folder that holds something, but no comparison nor what one leaves that was killed before it began."""
     if not out.exists() or (out / _SETTINGS).is_file():
         return
-    left = (LOCK, DATA, LABELED_DATA) if (out / LOCK).is_file() else ()
-    if not out.is_dir() or any(path.name not in left and not is_temporary(path) for path in out.iterdir()):
+    left = (DATA, LABELED_DATA) if (out / LOCK).is_file() else ()
+    if not out.is_dir() or any(path.name not in left for path in visible_files(out)):
         raise ConfigError(f"{out}: is not empty, and holds no comparison; choose another -o")
 
 

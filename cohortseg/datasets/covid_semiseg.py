@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Final, Literal
 
-from cohortseg.datasets.slices import IMAGE_ENDINGS, ImageSlice, visible_files
+from cohortseg.datasets.slices import IMAGE_ENDINGS, ImageSlice
 from cohortseg.errors import ConfigError
 from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, Orientation
+from cohortseg.store.files import visible_files
 
 Split = Literal["train", "val", "test", "all"]
 

@@ -1,16 +1,18 @@
 """Any folders of images or DICOM: labelled ones with label maps beside them, unlabelled ones without."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
 from PIL import Image
 
 from cohortseg.config import ScanConfig
-from cohortseg.datasets.slices import IMAGE_ENDINGS, DicomSlices, ImageSlice, visible_files
+from cohortseg.datasets.slices import IMAGE_ENDINGS, DicomSlices, ImageSlice
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import Orientation
+from cohortseg.store.files import visible_files
 
 TERMS: Final = "Trained on data of the user's own: their terms apply. Research software, not a medical device."
 """Terms of a model trained on such data."""
@@ -135,7 +137,7 @@ def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
     try:
         scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # all are meant, not a study's preferred one
     except ConfigError as error:
-        raise ConfigError(nothing) from error
+        raise ConfigError(f"{nothing} ({error})") from error
     records = [record for record in scan.series if record.decision == "selected"]
     for record in scan.series:
         if record.decision == "selected":
@@ -148,5 +150,6 @@ def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
     if lost and all_needed:
         raise DataError(f"{folder / lost[0].path}: cannot be used: {lost[0].reason}; take it out, or mend it")
     if not records:
-        raise ConfigError(nothing)
+        reason, count = Counter(record.reason for record in scan.series).most_common(1)[0]
+        raise ConfigError(f"{nothing}; {count} of {len(scan.series)} series: {reason}")
     return [DicomSlices(record=record, root=folder) for record in records]

@@ -62,11 +62,6 @@ class ImageSlice:
     """How the image lies."""
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """Return the files and folders in a folder, sorted, but for hidden ones: archives from a Mac hold ``._`` files."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
 @dataclass(frozen=True, kw_only=True)
 class DicomSlices:
     """One axial DICOM series, with a label map for each slice or for none."""

@@ -129,13 +129,15 @@ def _kind_problem(headers: Sequence[Header]) -> str | None:
 
 
 def _source_problem(headers: Sequence[Header]) -> str | None:
-    """One series belongs to one patient, one study and one frame of reference."""
-    for name, title in (
-        ("patient_id", "patients"),
-        ("study_instance_uid", "studies"),
-        ("frame_of_reference_uid", "frames of reference"),
+    """One volume belongs to one patient, one study and one frame of reference, and is made in one way."""
+    for name, title, may_lack in (
+        ("patient_id", "patients", False),
+        ("study_instance_uid", "studies", False),
+        ("frame_of_reference_uid", "frames of reference", True),
+        ("convolution_kernel", "kernels", True),
+        ("sop_class_uid", "SOP classes", False),
     ):
-        count = len({getattr(header, name) for header in headers} - ({None} if name.startswith("frame") else set()))
+        count = len({getattr(header, name) for header in headers} - ({None} if may_lack else set()))
         if count > 1:
             return f"mixed: files of {count} {title} share this SeriesInstanceUID"
     dates = [header.study_date for header in headers if header.study_date is not None]

@@ -36,7 +36,7 @@ _DESCRIBED: Final = ("series_description", _THICKNESS, "image_type")
 MAX_VOLUMES: Final = 16
 """A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
 MAX_LONE: Final = 2
-"""So is one that would fall, by half or more, into single slices, if these are more than two (scouts)."""
+"""More single slices than these (scouts), if they are half of a series or more, leave it whole too."""
 _FEW_LOST: Final = 1.25
 """Slices of one scan reach over no more than so many times what they would if none were lost."""
 _ORIGIN_MM: Final = 0.1

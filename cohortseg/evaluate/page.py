@@ -26,10 +26,11 @@ _METRICS: Final = {
     "mae": "MAE",
 }
 _NUM_TEXTS: Final = 3
+_MOST_IMAGES: Final = 200
 
 
 def evaluation_html(title: str, metrics: pl.DataFrame, images: pl.DataFrame, pictures: Path) -> str:
-    """Return the page; images stand in the order of their Dice, the worst first.
+    """Return the page; images stand in the order of their Dice, the worst 200 of them.
 
     Parameters
     ----------
@@ -60,7 +61,8 @@ def evaluation_html(title: str, metrics: pl.DataFrame, images: pl.DataFrame, pic
 
 def _figures(images: pl.DataFrame, pictures: Path) -> Iterator[str]:
     by_image = images.partition_by("image", as_dict=True, maintain_order=True)
-    for name in sorted(images["image"].unique(), key=lambda name: _order(by_image[(name,)])):
+    names = sorted(images["image"].unique(), key=lambda name: (*_order(by_image[(name,)]), name))
+    for name in names[:_MOST_IMAGES]:
         rows = {row["class_name"]: row for row in by_image[(name,)].iter_rows(named=True)}
         facts = "; ".join(
             f"{class_name} Dice {number_text(rows[class_name]['dice'], 3)}, "
@@ -70,6 +72,8 @@ def _figures(images: pl.DataFrame, pictures: Path) -> Iterator[str]:
         seen = " <span class='bad'>The model was trained on this image.</span>" if rows[OPACITY]["in_training"] else ""
         picture = image_html(smaller_jpeg((pictures / f"{name}.png").read_bytes()), f"image {name}", "jpeg")
         yield f"<h3>{html.escape(name)}</h3><p>{html.escape(facts)}.{seen}</p>{picture}"
+    if len(names) > _MOST_IMAGES:
+        yield f"<p>{len(names) - _MOST_IMAGES} more in pictures/.</p>"
 
 
 def _order(image: pl.DataFrame) -> tuple[bool, float]:

@@ -165,6 +165,14 @@ def held(folder: Path, command: str, *, folders: Iterable[Path] = ()) -> Iterato
         yield
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder, sorted, but for hidden ones.
+
+    Those are ours, as `LOCK` and temporary ones, or a desktop's, as ``.DS_Store`` and ``._*`` of a Mac.
+    """
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def is_temporary(path: Path) -> bool:
     """Tell by its name whether this is a file or folder that `replacing` or `replacing_folder` has not put in place."""
     return _OURS.fullmatch(path.name) is not None

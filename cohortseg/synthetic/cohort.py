@@ -24,6 +24,7 @@ from cohortseg.errors import ConfigError, StoreError
 from cohortseg.identity import series_key
 from cohortseg.labels import CONSOLIDATION, GGO
 from cohortseg.progress import Report
+from cohortseg.store.files import visible_files
 from cohortseg.store.schemas import TRUTH
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.synthetic.dicom_files import SeriesHeader, write_series
@@ -94,7 +95,7 @@ def empty_folder(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        occupied = any(out.iterdir())
+        occupied = bool(visible_files(out))
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{out}: is a file; name a folder that is new or empty") from error
     except OSError as error:

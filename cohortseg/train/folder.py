@@ -10,7 +10,7 @@ from typing import Any, Final
 from cohortseg import __version__
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.store.files import LOCK, held, is_temporary, write_file
+from cohortseg.store.files import LOCK, held, visible_files, write_file
 from cohortseg.train.state import check_same_settings
 
 SETTINGS: Final = "settings.json"
@@ -126,7 +126,7 @@ def _refuse_used(run: Path) -> None:
     """Refuse a folder that holds more than a start leaves that was killed before it noted its settings."""
     if not run.exists():
         return
-    if run.is_dir() and all(path.name in (_DATA_OPTIONS, LOCK) or is_temporary(path) for path in run.iterdir()):
+    if run.is_dir() and all(path.name == _DATA_OPTIONS for path in visible_files(run)):
         return
     raise ConfigError(f"{run}: is not empty; go on with --resume, or choose another folder with -o")
 
