@@ -48,18 +48,20 @@ def test_a_changed_mask_has_a_new_name_of_its_method(chest: Chest, mask: NDArray
         "one slice": segment_lungs(alone, (None, *ill.spacing_mm[1:])).mask,
         "one cropped slice": segment_lungs(alone[:, 40:-40, 60:-60], (None, *ill.spacing_mm[1:])).mask,
         "dome and lesion on it": over_diaphragm(16.0)[0],
+        "dense behind": segment_lungs(dense_behind(chest, 0.0)[0], chest.spacing_mm).mask,
     }
     counts = {name: [int((found == side).sum()) for side in (RIGHT, LEFT)] for name, found in masks.items()}
     expected = {
-        "cohortseg-threshold 11": {
+        "cohortseg-threshold 12": {
             "whole": [131136, 115728],
             "ill": [134014, 117897],
             "thin slices": [338386, 301307],
             "circle": [134586, 118249],
-            "cropped": [124189, 105838],
+            "cropped": [124189, 105677],
             "one slice": [8168, 6839],
             "one cropped slice": [7737, 6440],
             "dome and lesion on it": [199006, 228932],
+            "dense behind": [130373, 113690],
         }
     }[LUNG_METHOD]
     assert counts == {name: pytest.approx(numbers, rel=1e-4) for name, numbers in expected.items()}
@@ -71,6 +73,38 @@ def test_lung_of_which_two_fifths_are_consolidated_is_whole(chest: Chest) -> Non
     mask = segment_lungs(ill.volume_hu, ill.spacing_mm).mask > 0
     assert dice(mask, ill.truth > 0) > 0.9
     assert mask[ill.consolidation].mean() > 0.85
+
+
+def positions_mm(chest: Chest) -> tuple[NDArray[np.float64], ...]:
+    """Return (z, y, x), mm from the middle, of each voxel."""
+    axes = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(chest.truth.shape, chest.spacing_mm, strict=True))
+    return tuple(np.meshgrid(*axes, indexing="ij"))
+
+
+def dense_behind(chest: Chest, from_mm: float) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """Return a chest with both lungs dense from so far behind the middle on, but for round bronchograms; and where."""
+    _, y, x = positions_mm(chest)
+    dense = (chest.truth > 0) & (y > from_mm) & (np.hypot(x % 14 - 7, y % 14 - 7) > 1.8)
+    hu = 20 + np.random.default_rng(0).normal(0, 20, dense.shape)
+    return np.where(dense, hu, chest.volume_hu).astype(np.int16), dense
+
+
+@pytest.mark.parametrize("from_mm", [0.0, 20.0, 40.0])
+def test_lungs_both_dense_behind_are_kept_and_flagged(chest: Chest, from_mm: float) -> None:
+    volume_hu, dense = dense_behind(chest, from_mm)
+    found = segment_lungs(volume_hu, chest.spacing_mm)
+    assert dice(found.mask > 0, chest.truth > 0) > 0.9
+    assert (found.mask > 0)[dense].mean() > 0.8
+    assert "dense_region_excluded" in found.flags
+
+
+@pytest.mark.parametrize("radius_mm", [20.0, 36.0])
+def test_a_solid_lesion_with_lung_all_around_is_lung(chest: Chest, radius_mm: float) -> None:
+    z, y, x = positions_mm(chest)
+    ball = (z - 4) ** 2 + y**2 + (x + 72) ** 2 < radius_mm**2
+    hu = 10 + np.random.default_rng(0).normal(0, 15, ball.shape)
+    volume_hu = np.where(ball, hu, chest.volume_hu).astype(np.int16)
+    assert (segment_lungs(volume_hu, chest.spacing_mm).mask > 0)[ball].all()
 
 
 @pytest.mark.parametrize("padded", [False, True])

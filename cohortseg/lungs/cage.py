@@ -30,6 +30,12 @@ _ALONG_MM: Final = 5.0
 """Standard deviation of the heights over which slices lend each other their ribs."""
 _OFF_MM: Final = 3.0
 """Unit of the distance from where the wall is expected."""
+_BACK_SHARE: Final = 0.73
+"""Aerated lungs end at .74 to .89 of the body, from front to back."""
+_DENSE_SHARE: Final = 0.2
+"""Of the slices with wide lungs, those in which they end before."""
+_BACK_MM: Final = 30.0
+"""Skin, muscle and ribs behind the lungs."""
 _LUNG_LEFT_OUT: Final = 0.6
 """Cost of a pixel of lung beyond the wall."""
 _BEYOND_BODY: Final = 5.0
@@ -51,11 +57,12 @@ _WHOLE: Final = _Weights(too_far=0.05, too_near=0.08, bone=1.0)
 _CROPPED: Final = _Weights(too_far=0.03, too_near=0.12, bone=0.5)
 
 
-def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals) -> list[Mask]:
+def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals, dense: Sequence[bool]) -> list[Mask]:
     """Return step 2 for slices of one shape: the inside of the rib cage, all aerated lung included.
 
     A slice crosses ribs here and there only. What the wall costs is averaged over near slices (``heights_mm``, rising),
-    so that it does not cut through dense lung, or bulge out of the cage, where a slice shows no rib.
+    so that it does not cut through dense lung, or bulge out of the cage, where a slice shows no rib. ``dense``
+    tells of which slices both lungs may be dense behind (`dense_behind`): their wall is looked for near the skin.
     """
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     apart = np.abs(heights_mm[:, None] - heights_mm) / _ALONG_MM
@@ -63,13 +70,33 @@ def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals) -> list[Mas
     near /= near.sum(axis=1, keepdims=True)
     centres = [(float(row), float(column)) for row, column in near @ np.array([_centre(item) for item in items])]
     costs = np.stack(
-        [_wall_cost(item, at, angles, int(210 / item.pixel_mm)) for item, at in zip(items, centres, strict=True)]
+        [
+            _wall_cost(item, at, angles, int(210 / item.pixel_mm), dense_back=dense_back)
+            for item, at, dense_back in zip(items, centres, dense, strict=True)
+        ]
     )
     walls = _closed_paths(np.tensordot(near.astype(np.float32), costs, 1), reach=4, bend=0.04)
     return [
         _within(wall, centre, costs.shape[2], item.hu.shape) | item.aerated
         for item, centre, wall in zip(items, centres, walls, strict=True)
     ]
+
+
+def dense_behind(items: Sequence[LungSlice]) -> list[bool]:
+    """Tell of each slice whether both lungs may be dense behind: aerated lung ends far before the back of the body.
+
+    Only where it is wide, and if that holds for a fifth of such slices: shoulders make single ones look so.
+    """
+    widths = [int(np.ptp(np.flatnonzero(item.aerated.any(axis=0)))) for item in items]
+    wide = [width > 0.75 * max(widths) and not item.cropped for item, width in zip(items, widths, strict=True)]
+    short = [is_wide and _depth_share(item) < _BACK_SHARE for item, is_wide in zip(items, wide, strict=True)]
+    return short if sum(short) >= _DENSE_SHARE * sum(wide) else [False] * len(items)
+
+
+def _depth_share(item: LungSlice) -> float:
+    """Return at which part of the body, from front to back, aerated lung ends."""
+    lung, body = (np.flatnonzero(mask.any(axis=1)) for mask in (item.aerated, item.body))
+    return float((lung[-1] - body[0]) / (body[-1] - body[0]))
 
 
 def _centre(item: LungSlice) -> tuple[float, float]:
@@ -132,7 +159,7 @@ def _outermost(mask: Mask) -> NDArray[np.intp]:
     return np.where(mask.any(axis=1), mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1), 0)
 
 
-def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reach: int) -> Reals:
+def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reach: int, *, dense_back: bool) -> Reals:
     """Return (angle, radius): what it costs to put the wall of the cavity there.
 
     It costs to be off where the wall is expected, to lie beyond bone rather than before it, to leave lung out, and to
@@ -142,7 +169,10 @@ def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reac
     polar, weights = _Polar.around(centre, angles, reach), _CROPPED if item.cropped else _WHOLE
     lung = polar.holds(item.aerated | (item.cropped & item.body & ~item.airway & (item.smooth < SIGN_HU)))
     skin = _skin(item, polar)
-    off = (radii - _expected_wall(item, polar, skin)[:, None]) * px / _OFF_MM
+    expected = _expected_wall(item, polar, skin)
+    if dense_back:
+        expected = np.where(np.sin(angles) > 0.5, np.maximum(expected, skin - _BACK_MM / px), expected)
+    off = (radii - expected[:, None]) * px / _OFF_MM
     bone = polar.of(np.clip((item.smooth - 100) / 80, 0, 1))
     cost: Reals = np.where(off > 0, weights.too_far, weights.too_near) * np.abs(off)
     cost += weights.bone * (_window_mean(bone, -6 / px) - 1.5 * _window_mean(bone, 8 / px))

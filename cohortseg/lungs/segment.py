@@ -6,18 +6,19 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from cohortseg import qc
 from cohortseg.labels import LEFT, RIGHT
 from cohortseg.lungs.aerated import EMPTY_HU, LungSlice, aerated_slice, padded_pixels, slice_view, supported_slices
-from cohortseg.lungs.cage import rib_cage_cavities
+from cohortseg.lungs.cage import dense_behind, rib_cage_cavities
 from cohortseg.lungs.dense import dense_lung
 from cohortseg.lungs.dome import without_domes
 from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, working_shape
-from cohortseg.lungs.morphology import blur, dilate, frame_pixels, opening, padded_box
+from cohortseg.lungs.morphology import Mask, blur, dilate, frame_pixels, opening, padded_box
 from cohortseg.lungs.zones import split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 11"
+LUNG_METHOD: Final = "cohortseg-threshold 12"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
@@ -76,17 +77,30 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
         return Lungs(mask=np.zeros(volume_hu.shape, np.uint8), flags=())
     lung = np.zeros((len(slices), *slices[0].hu.shape), bool)
     boxes, excluded_mm2 = {}, [0.0] * len(slices)
-    cavities = rib_cage_cavities([slices[z] for z in held], heights_mm[held])
+    dense = dense_behind([slices[z] for z in held])
+    cavities = rib_cage_cavities([slices[z] for z in held], heights_mm[held], dense)
     for z, cavity in zip(held, cavities, strict=True):
         boxes[z] = box = padded_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
         lung[z][box], excluded_mm2[z] = dense_lung(slices[z].part(box), cavity[box])
     lung = without_domes(lung, slices, heights_mm)
+    lung |= _enclosed(lung, slices)
     coarse = np.zeros(lung.shape, np.uint8)
     for z, box in boxes.items():
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
     mask = to_full_grid(coarse, planes, volume_hu)
     found = _findings(coarse, slices, excluded_mm2) | _findings_of_whole(mask, spacing_mm)
+    found[qc.DENSE_REGION_EXCLUDED] |= any(dense)
     return Lungs(mask=mask, flags=tuple(flag for flag in qc.PIXEL_FLAGS if found.get(flag)))
+
+
+def _enclosed(lung: Mask, slices: list[LungSlice]) -> Mask:
+    """Return dense tissue with lung on all sides (Z, Y, X), above and below too: a solid lesion, as no organ lies."""
+    pieces, count = ndimage.label(~lung & ~np.stack([item.airway for item in slices]))
+    enclosed = np.ones(count + 1, bool)
+    for part in (np.s_[0], pieces[[0, -1]], pieces[:, [0, -1]], pieces[:, :, [0, -1]]):
+        enclosed[part] = False
+    found: Mask = enclosed[pieces]
+    return found
 
 
 def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
