@@ -96,8 +96,9 @@ def test_slices_whose_pixel_spacing_is_rounded_or_missing_are_no_volume(tmp_path
     assert record.reason == "PixelSpacing is missing, not positive, or differs between slices"
 
 
-def test_slabs_of_one_scan_that_each_have_a_cardiac_phase_are_one_volume(tmp_path: Path) -> None:
-    slabs = [{"NominalPercentageOfCardiacPhase": 70 + 2 * (index >= 6)} for index in range(12)]
+@pytest.mark.parametrize("name", ["NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier"])
+def test_slabs_of_one_scan_that_each_have_a_phase_are_one_volume(tmp_path: Path, name: str) -> None:
+    slabs = [{name: 70 + 2 * (index >= 6)} for index in range(12)]
     write_series(tmp_path, shape=(12, 8, 8), attributes=slabs.__getitem__)
     assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 12)
 

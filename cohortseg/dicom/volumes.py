@@ -173,10 +173,11 @@ def _numbers(headers: Sequence[Header], name: str, same: Callable[[Reals, Reals]
 def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     """Return a volume split by the first of phase, acquisition, time and so on that makes regular stacks of it.
 
-    Phases are never one volume. Acquisitions, times and descriptions can be, one after another along the patient; they
-    are not where each reaches over nearly all of the whole: scans whose slices happen to alternate (of a regular whole
-    SliceThickness alone does not tell that). Where slices are missing between acquisitions that follow each other, the
-    whole is left, so that no slab stands for the lungs.
+    Phases are never one volume, but for slabs of a regular whole that each have one. Acquisitions, times and
+    descriptions can be, one after another along the patient; they are not where each reaches over nearly all of the
+    whole: scans whose slices happen to alternate (of a regular whole SliceThickness alone does not tell that). Where
+    slices are missing between acquisitions that follow each other, the whole is left, so that no slab stands for the
+    lungs.
     """
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
@@ -188,6 +189,8 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     for name in (*scans, *described):
         parts = _regular_parts(headers, name)
         if not parts or (not regular and _are_one_broken_scan(parts)):
+            continue
+        if regular and name == _PHASE and _are_in_order(parts):
             continue
         large = all(len(part) > _FEW for part in parts)
         follow = not regular and name in described and _follow_each_other(parts)
@@ -205,8 +208,11 @@ def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
 
 def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
     """Return whether none of several stacks reaches into another, and one can be all of the lungs."""
-    if max(map(_extent_mm, parts)) < _LEAST_CHEST_MM:
-        return False
+    return max(map(_extent_mm, parts)) >= _LEAST_CHEST_MM and _are_in_order(parts)
+
+
+def _are_in_order(parts: Sequence[Sequence[Header]]) -> bool:
+    """Return whether none of several stacks reaches into another."""
     heights_mm = sorted((_heights_mm(part) for part in parts), key=np.min)
     return all(above.min() - below.max() > SAME_POSITION_MM for below, above in pairwise(heights_mm))
 

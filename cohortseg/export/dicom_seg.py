@@ -110,8 +110,8 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     except READ_ERRORS as error:
         # Without the error's text, which can quote a header.
         raise DicomError(
-            f"series {series_key}: its headers do not allow a DICOM SEG ({type(error).__name__}): patient, study or "
-            "frame of reference are missing or malformed; --format nifti or png does without"
+            f"series {series_key}: its headers do not allow a DICOM SEG ({type(error).__name__}: most often patient, "
+            "study or frame of reference are missing or malformed); --format nifti or png does without"
         ) from error
     return file.getvalue()
 
@@ -134,9 +134,12 @@ def _complete(sources: Sequence[Dataset]) -> None:
     """Add what must stand in a file and may be empty, and mend what highdicom refuses and the masks do not depend on.
 
     Dates, times and thicknesses that are none become empty; rounding leaves one orientation (scan has seen that it is
-    one); text is written as UTF-8 where its character set has a name that the standard does not know.
+    one); what frames of a multi-frame file say each of the grid that they share (scan has seen that they do) is said of
+    all of them; text is written as UTF-8 where its character set has a name that the standard does not know.
     """
     source = sources[0]
+    if "PerFrameFunctionalGroupsSequence" in source:
+        _share_grid(source)
     for keyword in _MAY_BE_EMPTY:
         if keyword not in source:
             setattr(source, keyword, None)
@@ -154,6 +157,16 @@ def _complete(sources: Sequence[Dataset]) -> None:
     if not {*([names] if isinstance(names, str) else names)} <= _CHARACTER_SETS:
         source.decode()
         source.SpecificCharacterSet = "ISO_IR 192"
+
+
+def _share_grid(source: Dataset) -> None:
+    """Move the functional groups of orientation and pixel spacing from the frames to those that all frames share."""
+    shared, frames = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence
+    for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if keyword not in shared:
+            shared[keyword] = frames[0][keyword]
+            for frame in frames:
+                del frame[keyword]
 
 
 def _number(source: Dataset, keyword: str) -> float:

@@ -84,6 +84,17 @@ def _enhanced(folder: Path) -> list[Expected]:
     return [measured(write_files(folder, [enhanced_file([slices[(index * 5) % 12] for index in range(12)])]))]
 
 
+@quirk("Enhanced multi-frame CT each of whose frames tells its orientation and pixel spacing")
+def _enhanced_grid_a_frame(folder: Path) -> list[Expected]:
+    file = enhanced_file(chest_slices("grid a frame"))
+    (shared,) = file.SharedFunctionalGroupsSequence
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        for frame in file.PerFrameFunctionalGroupsSequence:
+            frame[keyword] = shared[keyword]
+        del shared[keyword]
+    return [measured(write_files(folder, [file]))]
+
+
 @quirk("One series of axial slices and coronal reformats")
 def _mixed_planes(folder: Path) -> list[Expected]:
     axial = write_files(folder / "a", chest_slices("planes"))
