@@ -167,10 +167,6 @@ class TrainConfig:
     """T of equation (13), in the paper's range [0.1, 0.3]."""
     semi_supervised: bool = True
     """Whether phase 2 runs (SSA in the paper's table 2)."""
-    teacher: bool = False
-    """Pseudo labels are those of the averaged weights on the slice with its intensity as it was, not S's own."""
-    mix: bool = False
-    """A box of each unlabelled slice comes, with its labels, from a labelled one."""
     truth_confidence: float = 0.8
     """tau: truth is shown to the discriminator as the prediction itself, raised to at least tau for the right class, so
     that it cannot be told by its sharpness; 1: plain one-hot."""
@@ -244,7 +240,6 @@ class TrainConfig:
         _check(0 <= self.confidence_threshold < 1, "confidence_threshold must be in [0, 1)", self.confidence_threshold)
         _check(0.5 < self.truth_confidence <= 1, "truth_confidence must be in (0.5, 1]", self.truth_confidence)
         _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
-        _check(not self.teacher or self.ema_decay > 0, "a teacher needs ema_decay above 0", self.ema_decay)
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {

@@ -19,7 +19,7 @@ from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig
 from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError, ModelError
-from cohortseg.losses import IGNORE, softened_truth
+from cohortseg.losses import softened_truth
 from cohortseg.train import loop
 from cohortseg.train.history import History, read_history
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
@@ -233,7 +233,6 @@ def quick_model(tmp_path_factory):
         {"semi_weight": 0.0},
         {"vq_weight": 0.0},
         {"truth_confidence": 1.0},
-        {"mix": True},
     ],
     ids=lambda switch: next(iter(switch)),
 )
@@ -269,9 +268,7 @@ WEIGHTED = replace(QUICK, dice_weight=0.7, opacity_dice_weight=0.3, vq_weight=0.
 
 
 def drawn() -> Batch:
-    return Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, mixed=False, rank=0, world=1).draw(
-        0, 2, 2
-    )
+    return Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, rank=0, world=1).draw(0, 2, 2)
 
 
 def test_phase_1_minimises_the_weighted_sum_of_its_losses():
@@ -322,37 +319,11 @@ def test_a_loss_that_does_not_count_is_not_shown_as_0():
     assert not {"dice", "opacity_dice", "vq"} & set(supervised_step(state, alone(state), drawn()))
 
 
-def test_a_teacher_gives_the_pseudo_labels():
-    """The averaged weights are made to see consolidation everywhere; S is then taught just that."""
-    state = loop.build_state(replace(QUICK, ema_decay=0.9, teacher=True, confidence_threshold=0.0), torch.device("cpu"))
-    state.averaged.module.head.bias.data[2] = 50.0
-    batch = Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, mixed=False, rank=0, world=1).draw(
-        0, 2, 2
-    )
+def test_s_is_taught_its_own_predictions_of_unlabelled_slices():
+    state, batch = loop.build_state(replace(QUICK, confidence_threshold=0.0), torch.device("cpu")), drawn()
     logits = state.segmenter(torch.cat([batch.labeled, batch.unlabeled])).logits[2:]
-    expected = torch.nn.functional.cross_entropy(logits, torch.full(logits[:, 0].shape, 2))
+    expected = torch.nn.functional.cross_entropy(logits, logits.argmax(dim=1))
     assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)
-
-
-def test_a_teacher_sees_slices_as_they_were_before_their_intensity_was_changed():
-    config = replace(QUICK, ema_decay=0.9, teacher=True, confidence_threshold=0.0)
-    state, batch = loop.build_state(config, torch.device("cpu")), drawn()
-    batch = batch._replace(unlabeled_weak=batch.unlabeled.flip(-1))
-    with torch.no_grad():
-        taught = state.averaged(batch.unlabeled_weak, reconstruct=False).logits.argmax(dim=1)
-        logits = state.segmenter(torch.cat([batch.labeled, batch.unlabeled])).logits[2:]
-    expected = torch.nn.functional.cross_entropy(logits, taught)
-    assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)
-
-
-def test_the_labels_of_a_lent_box_are_taught_however_little_is_trusted():
-    state = loop.build_state(replace(QUICK, mix=True, confidence_threshold=0.999), torch.device("cpu"))
-    batch = Batches(prepared(), device=torch.device("cpu"), seed=0, augmented=True, mixed=True, rank=0, world=1).draw(
-        0, 2, 2
-    )
-    known = (batch.known != IGNORE).float().mean().item()
-    assert 0 < known < 1
-    assert adversarial_step(state, alone(state), batch)["trusted"] == pytest.approx(known)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -391,11 +362,6 @@ def test_a_step_that_is_undone_leaves_all_as_it_was():
         assert same(getattr(state, name).state_dict(), before[name]), name
     assert torch.equal(torch.random.get_rng_state(), random)
     assert supervised_step(state, alone(state), drawn())["total"] == expected
-
-
-def test_a_teacher_needs_averaged_weights():
-    with pytest.raises(ConfigError, match="a teacher needs ema_decay above 0"):
-        replace(QUICK, teacher=True)
 
 
 def alone(state: TrainState) -> Workers:

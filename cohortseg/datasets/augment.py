@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,18 +30,9 @@ _REACH = 4
 """Pixels on each side over which a Gaussian extends."""
 
 
-class Augmented(NamedTuple):
-    """Changed slices, the same before their intensity was changed, and the labels that go with both."""
-
-    images: torch.Tensor
-    """(B, 1, H, W) float32 in [0, 1]: other geometry and intensity."""
-    weak: torch.Tensor
-    """(B, 1, H, W) float32: other geometry only."""
-    labels: torch.Tensor
-    """(B, H, W) uint8."""
-
-
-def augment(images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]]) -> Augmented:
+def augment(
+    images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return changed slices and the labels that go with them.
 
     Geometry: mirroring, rotation (no quarter turns: slices come upright), scale, aspect, shift, and a smooth warp.
@@ -60,7 +50,7 @@ def augment(images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[in
 
     Returns
     -------
-    Augmented
+    tuple of images and labels
         Of the same shapes and types. Beyond the slice its edge is repeated.
     """
     device, size = images.device, images.shape[-1]
@@ -75,7 +65,7 @@ def augment(images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[in
     labels = functional.grid_sample(
         labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
     )
-    return Augmented(_intensity(images, draws), images, labels[:, 0].to(torch.uint8))
+    return _intensity(images, draws), labels[:, 0].to(torch.uint8)
 
 
 def _affine(draw: np.random.Generator) -> np.ndarray:

@@ -70,8 +70,7 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
     """Phase 2: S learns from labels, from trusted pseudo labels and from D, which stands still; then D learns.
 
     Labelled branch: L_ce, L_prop, L_adv. Unlabelled branch: L_semi, L_prop, L_adv; its L_semi and L_prop count only
-    after the first iterations of the phase, since an untrained D trusts everything. Where a labelled slice lent an
-    unlabelled one a box, its labels stand in the pseudo label.
+    after the first iterations of the phase, since an untrained D trusts everything.
     """
     config = state.config
     num_labeled = len(batch.labeled)
@@ -82,8 +81,8 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
         output: SegmenterOutput = workers.segmenter(images)
         prob = output.logits.softmax(dim=1)
         confidence = state.discriminator(prob)
-        pseudo = _pseudo_labels(state, batch, output.logits[num_labeled:], confidence[num_labeled:])
     logits, unlabeled_logits = output.logits[:num_labeled], output.logits[num_labeled:]
+    pseudo = refined_pseudo_labels(unlabeled_logits, confidence[num_labeled:], config.confidence_threshold)
     losses = _labeled_losses(state, logits, batch.labels)
     losses |= _vq_losses(state, output, images)
     losses["adversarial"] = adversarial_loss(confidence)
@@ -126,18 +125,6 @@ def _labeled_losses(state: TrainState, logits: torch.Tensor, labels: torch.Tenso
     if state.config.opacity_dice_weight:
         losses["opacity_dice"] = opacity_dice_loss(logits, labels)
     return losses
-
-
-@torch.no_grad()
-def _pseudo_labels(
-    state: TrainState, batch: Batch, logits: torch.Tensor, confidence_logits: torch.Tensor
-) -> torch.Tensor:
-    """Refine, by equation (13), the given predictions of S, or those of its averaged weights on the weaker slices."""
-    if state.config.teacher:
-        taught: SegmenterOutput = state.labeler(batch.unlabeled_weak, reconstruct=False)
-        logits, confidence_logits = taught.logits, state.discriminator(taught.logits.softmax(dim=1))
-    pseudo = refined_pseudo_labels(logits, confidence_logits, state.config.confidence_threshold)
-    return torch.where(batch.known == IGNORE, pseudo, batch.known)
 
 
 def _unlabeled_losses(workers: Workers, logits: torch.Tensor, pseudo: torch.Tensor) -> Losses:

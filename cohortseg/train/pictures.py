@@ -59,14 +59,14 @@ def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Im
     Parameters
     ----------
     state
-        The labeler (with a teacher, the averaged weights) and the discriminator predict.
+        Its segmenter and discriminator predict.
     images
         (B, 1, size, size) float32 on the networks' device.
     bf16
         Whether to predict in bfloat16.
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        output = state.labeler(images)
+        output = state.segmenter(images)
         confidence = state.discriminator(output.logits.softmax(dim=1))
     predicted = output.logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
     pseudo = refined_pseudo_labels(output.logits, confidence, state.config.confidence_threshold).cpu().numpy()

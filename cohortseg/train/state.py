@@ -62,11 +62,6 @@ class TrainState:
             return self.phase_start + self.config.adversarial_iterations
         return self.config.planned_iterations
 
-    @property
-    def labeler(self) -> torch.nn.Module:
-        """The network whose predictions become pseudo labels: the segmenter itself, or its averaged weights."""
-        return self.segmenter if self.averaged is None or not self.config.teacher else self.averaged
-
     def final_segmenter(self) -> Segmenter:
         """Return a copy of the segmenter that becomes the model: averaged if asked for, with the class offsets."""
         module = copy.deepcopy(self.segmenter if self.averaged is None else self.averaged.module)
