@@ -73,20 +73,6 @@ def class_proportions(labels: torch.Tensor, num_classes: int = NUM_CLASSES) -> t
     return counts / valid.sum(dim=(1, 2)).clamp_min(1)[:, None]
 
 
-def label_marginal_kl(target: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Return the label-marginal divergence D_KL(y || p) = sum_k y_k log(y_k / p_k), equation (9).
-
-    The term hidden in the cross-entropy by equation (10), CE = H(F|K) + D_KL(y || p) up to a constant. Not part of the
-    training objective, where `proportion_loss` stands for it: a test shows with it that the identity holds.
-
-    Parameters
-    ----------
-    target, predicted
-        (B, K) proportions; 0 log 0 counts as 0.
-    """
-    return (torch.xlogy(target, target) - torch.xlogy(target, predicted)).sum(dim=1)
-
-
 def proportion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the proportion loss (y - p)^2, second part of equation (11), summed over classes, averaged over images.
 
