@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -71,6 +72,23 @@ def listed_checkpoints(run_folder: Path) -> set[str]:
     return set(re.findall(r"checkpoint_\d[^\"]*", path.read_text(encoding="utf-8"))) if path.is_file() else set()
 
 
+def started_by(pid: int) -> set[int]:
+    """Return the processes that a process started, and those that these started."""
+    found: set[int] = set()
+    with suppress(OSError):  # it has just ended
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            found |= {int(child) for child in file.read_text().split()}
+    return found.union(*map(started_by, found))
+
+
+def is_training(pid: int) -> bool:
+    """Return whether this is a worker of Ray Train, or what leads them; what has ended is not."""
+    try:
+        return b"Train" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 @pytest.mark.ray
 def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     config = config_file(tmp_path, supervised=20, adversarial=20)
@@ -87,9 +105,13 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    processes = started_by(process.pid)
+    assert any(map(is_training, processes))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(5)  # workers that lost their driver run on for a moment
+    while any(map(is_training, processes)):  # workers that lost their driver run on for a moment
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
     torn = tmp_path / "torn"
     shutil.copytree(broken, torn)
@@ -193,16 +215,17 @@ def test_training_that_diverges_ends_at_once_with_advice(data, tmp_path):
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
-def test_more_workers_than_cores_are_refused_at_once_with_the_flags_that_fit(tmp_path):
+def test_more_workers_than_cores_are_refused_with_the_flags_that_fit_before_ray_is_started(tmp_path, monkeypatch):
+    monkeypatch.setattr("cohortseg.cluster._init", lambda *_: pytest.fail("Ray is started"))
     cores = num_processors()
-    start = time.monotonic()
-    done = run("--workers", 4 * cores, "--cpus-per-worker", 1, "-o", tmp_path / "run")
-    assert time.monotonic() - start < 30
-    assert done.returncode == 2
-    assert f"need {4 * cores} CPUs" in done.stderr
-    assert f"--workers {cores}" in done.stderr
-    assert "--cpus-per-worker 0.25" in done.stderr
-    assert done.stdout == ""
+    arguments = ["--workers", f"{4 * cores}", "--cpus-per-worker", "1", "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 2
+    message = " ".join(result.stderr.split())
+    assert f"need {4 * cores} CPUs" in message
+    assert f"--workers {cores}" in message
+    assert "--cpus-per-worker 0.25" in message
+    assert result.stdout == ""
     assert not (tmp_path / "run").exists()
 
 
