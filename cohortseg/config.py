@@ -240,6 +240,11 @@ class TrainConfig:
         _check(0 <= self.confidence_threshold < 1, "confidence_threshold must be in [0, 1)", self.confidence_threshold)
         _check(0.5 < self.truth_confidence <= 1, "truth_confidence must be in (0.5, 1]", self.truth_confidence)
         _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
+        _check(
+            not self.imagenet_file or self.model.imagenet,
+            "imagenet_file needs imagenet = true in the table [model]",
+            self.imagenet_file,
+        )
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {

@@ -182,6 +182,14 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     assert "done before" in again.output
     assert times(out) == now
 
+    scores = out / "folds/full-1/held_out.parquet"
+    whole = scores.read_bytes()
+    scores.write_bytes(whole[:500])
+    damaged = CliRunner().invoke(app, tiny.arguments(out, "plain"))
+    assert damaged.exit_code == 2
+    assert "remove it, and that row and fold is trained again" in " ".join(damaged.output.split())
+    scores.write_bytes(whole)
+
     other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--seed", "7"])
     assert other.exit_code == 2
     assert "seed was 0, is 7" in other.output

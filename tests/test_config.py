@@ -46,6 +46,7 @@ from cohortseg.errors import ConfigError
         ("canonical", {"size": 80}),
         ("canonical", {"min_box": 0.0}),
         ("momentum", 1.0),
+        ("imagenet_file", "resnet18.pth"),
     ],
 )
 def test_a_value_of_another_type_or_range_is_refused_by_name(name, value):

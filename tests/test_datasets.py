@@ -215,6 +215,9 @@ def test_labels_without_a_lesion_are_refused_and_without_a_class_told(tmp_path, 
     Image.fromarray(np.zeros_like(labels)).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match="none of the 1 labelled slices holds a lesion"):
         prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
+    Image.fromarray(np.where(labels > 0, 2, 1).astype(np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="none of the 1 labelled slices holds background"):
+        prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
     Image.fromarray((labels > 0).astype(np.uint8)).save(tmp_path / "mask.png")
     prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
     assert "no labelled slice holds Consolidation" in caplog.text
@@ -268,7 +271,9 @@ def test_own_folders_of_images(tmp_path):
     Image.fromarray(gray).save(tmp_path / "images" / "x.png")
     with pytest.raises(DataError, match=r"x\.png: the label map of x\.png is missing"):
         labeled_folder(tmp_path, UPRIGHT)
-    Image.fromarray(labels).save(tmp_path / "masks" / "x.png")
+    Image.fromarray(labels).save(tmp_path / "masks" / "x.PNG")
+    assert len(labeled_folder(tmp_path, TRANSPOSED)) == 1
+    (tmp_path / "masks" / "x.PNG").rename(tmp_path / "masks" / "x.png")
     (found,) = labeled_folder(tmp_path, TRANSPOSED)
     assert isinstance(found, ImageSlice)
     assert found.orientation == TRANSPOSED

@@ -21,7 +21,7 @@ from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.prepared import prepare
 from cohortseg.datasets.slices import ImageSlice
-from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreError
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report, no_progress
 from cohortseg.store.files import LOCK, held, visible_files, write_file
@@ -101,6 +101,7 @@ def compare_rows(
     with held(out, "compare"):
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
+        _read_scores(out)  # to say what is wrong with them before the work
         if jobs:
             require_answer(address)
         _begin(out, jobs, images, root, config, progress)
@@ -247,9 +248,20 @@ def _run_on_worker(job: FoldJob, request: WorkerRequest) -> None:
     run_fold(job, lambda _iteration: None)
 
 
+def _read_scores(out: Path) -> list[pl.DataFrame]:
+    """Return the tables `HELD_OUT` of all jobs that are done."""
+    tables = []
+    for path in scores_in(out):
+        try:
+            tables.append(read_table(path, HELD_OUT))
+        except SchemaError as error:
+            raise SchemaError(f"{error}; remove it, and that row and fold is trained again") from error
+    return tables
+
+
 def _write_tables(out: Path, provenance: dict[str, Any]) -> pl.DataFrame:
     """Gather what all starts have left, write tables and page, and return the table of rows."""
-    held_out = pl.concat(read_table(path, HELD_OUT) for path in scores_in(out)).sort("fold", "row", maintain_order=True)
+    held_out = pl.concat(_read_scores(out)).sort("fold", "row", maintain_order=True)
     table = comparison_table(held_out)
     write_table(out / HELD_OUT.file_name, held_out, HELD_OUT, provenance)
     write_table(out / COMPARISON.file_name, table, COMPARISON, provenance)

@@ -52,7 +52,8 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
 
     def mask_of(name: str) -> Path:
         beside = masks / _mask_name(name)
-        path = next((path for path in (beside, masks / beside.name) if path.is_file()), None)
+        places = (beside, masks / beside.name)
+        path = next((path for place in places for path in (place, place.with_suffix(".PNG")) if path.is_file()), None)
         if path is None:
             raise DataError(f"{beside}: the label map of {name} is missing")
         if owners.setdefault(path, name) != name:
@@ -73,7 +74,7 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
                 )
             names = tuple(mask_of(name) for name in source.record.files)
             sources.append(DicomSlices(record=source.record, root=source.root, mask_paths=names))
-    for path in sorted(masks.rglob("*.png")):
+    for path in sorted(path for path in masks.rglob("*") if path.suffix.lower() == ".png"):
         if path not in owners and not path.name.startswith("."):
             raise DataError(f"{path}: is the label map of no slice that can be used; add its image, or take it out")
     return sources

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_canonical, read_canonical_series
 from cohortseg.errors import CohortSegError, DataError, StoreError
-from cohortseg.labels import LESIONS
+from cohortseg.labels import BACKGROUND, LESIONS
 from cohortseg.progress import Report
 from cohortseg.store.files import replacing_by_name
 
@@ -132,12 +132,17 @@ def load_prepared(path: Path) -> PreparedData:
 
 
 def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
-    """Say how many labelled slices hold each lesion class; refuse labels without any lesion."""
+    """Say how many labelled slices hold each lesion class; refuse labels without any lesion, or any background."""
     counts = {label.title: sum(bool((item == label.value).any()) for item in labels) for label in LESIONS}
     if labels and not any(counts.values()):
         raise DataError(
             f"none of the {len(labels)} labelled slices holds a lesion: the label maps must hold 1 for ground-glass "
             "opacity and 2 for consolidation; look at how they were saved"
+        )
+    if labels and not any((item == BACKGROUND.value).any() for item in labels):
+        raise DataError(
+            f"none of the {len(labels)} labelled slices holds background: the label maps must hold 0 where there is no "
+            "lesion, 1 for ground-glass opacity and 2 for consolidation; look at how they were saved"
         )
     log.info("of %d labelled slices, %s", len(labels), ", ".join(f"{n} hold {name}" for name, n in counts.items()))
     for name, count in counts.items():

@@ -76,7 +76,7 @@ def fit(
     with connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources)
-        _warn_of_damage(run / _RAY_FOLDER)
+        _warn_of_lost_work(run, config)
         with _following(run, on_history):
             counts = _run_trainer(config, run, request)
     if not (run / MODEL).is_file():
@@ -98,11 +98,15 @@ def is_finished(run: Path) -> bool:
     return (run / MODEL).is_file() and read_run_json(run).get("command") == _COMMAND
 
 
-def _warn_of_damage(checkpoints: Path) -> None:
-    """Say which checkpoints of an earlier start are damaged; the workers, which pass over them, have no terminal."""
-    for folder in sorted(checkpoints.iterdir() if checkpoints.is_dir() else ()):
-        if folder.is_dir() and not is_whole(folder):
-            _log.warning("%s is damaged: training goes on from the checkpoint before", folder)
+def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
+    """Say which checkpoints of an earlier start are damaged or gone; the workers, who see it too, have no terminal."""
+    checkpoints = run / _RAY_FOLDER
+    folders = sorted(path for path in checkpoints.glob("*") if path.is_dir())
+    for folder in folders:
+        if not is_whole(folder):
+            _log.warning("%s is damaged: it is passed over", folder)
+    if not folders and any(row["iteration"] >= config.checkpoint_every for row in read_history(run)):
+        _log.warning("%s holds no checkpoint any more: training begins again", checkpoints)
 
 
 def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict[str, int]:

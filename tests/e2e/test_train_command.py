@@ -139,6 +139,13 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     assert refused.returncode == 2
     assert "data.safetensors: is missing" in " ".join(refused.stderr.split())
 
+    # that all checkpoints are gone is said
+    bare = shutil.copytree(torn, tmp_path / "bare")
+    shutil.rmtree(bare / "checkpoints")
+    resumed = run("--data", data, "--config", config, "-o", bare, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "holds no checkpoint any more: training begins again" in " ".join(resumed.stderr.split())
+
     # the same with a newest checkpoint that is cut off: the one before it takes its place
     newest = torn / "checkpoints" / max(listed_checkpoints(torn)) / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
