@@ -1,7 +1,5 @@
 """From folders to manifest rows: every file accounted for, whatever the tree looks like; and the command."""
 
-import ast
-import inspect
 import os
 import signal
 import subprocess
@@ -9,7 +7,6 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from unittest.mock import patch
 
 import polars as pl
@@ -22,7 +19,7 @@ from pydicom.data import get_testdata_file
 from runs import only_series
 from typer.testing import CliRunner
 
-from cohortseg.dicom import decode, headers
+from cohortseg.dicom import headers
 from cohortseg.dicom.elements import Attributes, first_attributes, quiet_pydicom
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
@@ -246,21 +243,6 @@ def test_an_equal_slice_of_another_reconstruction_is_no_copy(tmp_path: Path) -> 
         ("LUNG", 4),
         ("STANDARD", 4),
     ]
-
-
-@pytest.mark.parametrize("module", [headers, decode])
-def test_every_attribute_that_is_read_was_asked_for(module: ModuleType) -> None:
-    """Of a file only some attributes are read from disk; any other would seem to be absent."""
-    calls = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Call)]
-    readers = {"text", "texts", "real", "reals", "whole", "date"}
-    read = {
-        call.args[0].value
-        for call in calls
-        if isinstance(call.func, ast.Attribute) and call.func.attr in readers and isinstance(call.args[0], ast.Constant)
-    }
-    assert read
-    of_the_file_meta = {"TransferSyntaxUID", "MediaStorageSOPClassUID"}
-    assert read <= {*module._KEYWORDS} | of_the_file_meta
 
 
 def test_an_empty_file_in_a_hidden_folder_is_no_lost_slice(tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
 from cohortseg import qc
 from cohortseg.config import RESAMPLE, UNTILT
-from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, behind_pixels, silence_pydicom
+from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, behind_pixels, silence_pydicom, tag_of
 from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_slices
 from cohortseg.dicom.guards import BoundedFile, inflates_too_far
@@ -51,7 +50,7 @@ _KEYWORDS: Final = (
     "PixelData",
     *GROUP_SEQUENCES,
 )
-_TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
+_TAGS: Final = [tag_of(keyword) for keyword in _KEYWORDS]
 _REMEDY: Final = "if it has changed since the scan, run infer again"
 
 

@@ -126,12 +126,13 @@ class Attributes:
 
     def _parsed(self, keyword: str, form: Callable[[list[Any]], tuple[Any, ...]]) -> tuple[Any, ...]:
         """Return an attribute's values in a form; empty if it is absent, empty or cannot be parsed."""
-        element = self._elements.get(_tag(keyword))
+        tag = tag_of(keyword)
+        element = self._elements.get(tag)
         if element is None:
             return ()
         if not isinstance(element, RawDataElement):
             return form(_listed(element.value))
-        raw = (int(element.tag), element.VR, element.value, element.is_implicit_VR, element.is_little_endian)
+        raw = (tag, element.VR, element.value, element.is_implicit_VR, element.is_little_endian)
         parse = _remembered if len(element.value or b"") <= _REMEMBERED_BYTES else _remembered.__wrapped__
         found: tuple[Any, ...] = parse(form, raw, self._encoding)
         return found
@@ -201,7 +202,14 @@ def _looks_implicit(element: bytes) -> bool:
 
 
 @cache
-def _tag(keyword: str) -> int:
+def tag_of(keyword: str) -> int:
+    """Return the tag of a DICOM keyword.
+
+    Raises
+    ------
+    ValueError
+        If there is no such keyword.
+    """
     tag = tag_for_keyword(keyword)
     if tag is None:
         raise ValueError(f"{keyword}: no DICOM keyword")

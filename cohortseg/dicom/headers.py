@@ -3,65 +3,21 @@
 import math
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
-from pydicom.datadict import tag_for_keyword
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, MediaStorageDirectoryStorage
 
-from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, first_attributes
+from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, first_attributes, tag_of
 from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
-
-_KEYWORDS: Final = (
-    "SpecificCharacterSet",
-    "ImageType",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyDate",
-    "Modality",
-    "Manufacturer",
-    "SeriesDescription",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "BodyPartExamined",
-    "SliceThickness",
-    "ConvolutionKernel",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "AcquisitionNumber",
-    "AcquisitionTime",
-    "AcquisitionDateTime",
-    "TemporalPositionIdentifier",
-    "NominalPercentageOfCardiacPhase",
-    "StackID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "FrameOfReferenceUID",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
-    "LossyImageCompression",
-    "VolumeBasedCalculationTechnique",
-    *GROUP_SEQUENCES,
-)
-_TAGS: Final = [tag for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
-
 
 _SPACING_RTOL: Final = 1e-4
 _LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit)
@@ -69,6 +25,8 @@ _PACKED: Final = (".nii.gz", ".xlsx", ".docx", ".pptx", ".odt", ".ods", ".jar", 
 """Endings of files that are archives only inside."""
 _START: Final = 1 << 16
 """Bytes read first of every file: most headers end within them."""
+_Asked = TypeVar("_Asked", str, tuple[str, ...])
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -85,6 +43,31 @@ class SkippedFile:
     """Whether it may hold slices, packed."""
 
 
+def _from(reader: Callable[[Attributes, _Asked], _Value], asked: _Asked) -> _Value:
+    """Return a field of `Header`: what a reader makes of one attribute or several, by keyword."""
+    made: _Value = field(metadata={"reader": reader, "asked": asked})
+    return made
+
+
+def _first_text(item: Attributes, keywords: tuple[str, ...]) -> str | None:
+    return next(filter(None, map(item.text, keywords)), None)
+
+
+def _three_texts(item: Attributes, keywords: tuple[str, ...]) -> tuple[str | None, str | None, str | None]:
+    first, second, third = map(item.text, keywords)
+    return first, second, third
+
+
+def _reals(count: int) -> Callable[[Attributes, str], tuple[float, ...] | None]:
+    return lambda item, keyword: item.reals(keyword, count)
+
+
+def _positive(item: Attributes, keyword: str) -> float | None:
+    """Return a length, or None for what cannot be one: some exports write 0 or -1 where they do not know it."""
+    value = item.real(keyword)
+    return value if value is not None and value > 0 else None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
     """One slice without its pixels: a file, or a frame of one. None: absent, empty or unreadable."""
@@ -96,49 +79,60 @@ class Header:
     size_bytes: int
     mtime_ns: int
     transfer_syntax_uid: str | None
-    sop_class_uid: str | None
+    sop_class_uid: str | None = _from(Attributes.text, "SOPClassUID")
     sop_instance_uid: str
-    study_instance_uid: str | None
+    study_instance_uid: str | None = _from(Attributes.text, "StudyInstanceUID")
     series_instance_uid: str
-    acquisition_number: int | None
-    acquisition_time: str | None
+    acquisition_number: int | None = _from(Attributes.whole, "AcquisitionNumber")
+    acquisition_time: str | None = _from(_first_text, ("AcquisitionTime", "AcquisitionDateTime"))
     """TM as it stands: only whether two slices agree in it matters."""
-    temporal_position: int | None
+    temporal_position: int | None = _from(Attributes.whole, "TemporalPositionIdentifier")
     """TemporalPositionIdentifier (0020,0100): the phase of a scan in time."""
-    stack_id: str | None
+    stack_id: str | None = _from(Attributes.text, "StackID")
     """StackID (0020,9056) of a frame: frames that belong together."""
-    cardiac_phase_pct: float | None
+    cardiac_phase_pct: float | None = _from(Attributes.real, "NominalPercentageOfCardiacPhase")
     """NominalPercentageOfCardiacPhase (0020,9241): slabs of one scan may each have their own."""
-    patient_id: str | None
-    patient_facts: tuple[str | None, str | None, str | None]
+    patient_id: str | None = _from(Attributes.text, "PatientID")
+    patient_facts: tuple[str | None, str | None, str | None] = _from(
+        _three_texts, ("IssuerOfPatientID", "PatientBirthDate", "PatientSex")
+    )
     """IssuerOfPatientID, PatientBirthDate, PatientSex: never written, they only tell persons of one PatientID apart."""
-    study_date: date | None
-    modality: str | None
-    series_description: str | None
-    body_part: str | None
-    image_type: tuple[str, ...]
-    volume_calculation: str | None
+    study_date: date | None = _from(Attributes.date, "StudyDate")  # noqa: RUF009 (a field, not a date)
+    modality: str | None = _from(Attributes.text, "Modality")
+    series_description: str | None = _from(Attributes.text, "SeriesDescription")
+    body_part: str | None = _from(Attributes.text, "BodyPartExamined")
+    image_type: tuple[str, ...] = _from(Attributes.texts, "ImageType")
+    volume_calculation: str | None = _from(Attributes.text, "VolumeBasedCalculationTechnique")
     """VolumeBasedCalculationTechnique (0008,9207) of an enhanced CT: MAX_IP, VOLUME_RENDER, ..."""
-    manufacturer: str | None
-    convolution_kernel: str | None
-    slice_thickness_mm: float | None
-    image_position_patient: tuple[float, ...] | None
+    manufacturer: str | None = _from(Attributes.text, "Manufacturer")
+    convolution_kernel: str | None = _from(Attributes.text, "ConvolutionKernel")
+    slice_thickness_mm: float | None = _from(_positive, "SliceThickness")
+    image_position_patient: tuple[float, ...] | None = _from(_reals(3), "ImagePositionPatient")
     """(3,) mm, LPS."""
-    image_orientation_patient: tuple[float, ...] | None
+    image_orientation_patient: tuple[float, ...] | None = _from(_reals(6), "ImageOrientationPatient")
     """(6,) direction cosines: of a row, then of a column."""
-    frame_of_reference_uid: str | None
-    samples_per_pixel: int | None
-    photometric_interpretation: str | None
-    number_of_frames: int | None
-    rows: int | None
-    columns: int | None
-    pixel_spacing_mm: tuple[float, ...] | None
+    frame_of_reference_uid: str | None = _from(Attributes.text, "FrameOfReferenceUID")
+    samples_per_pixel: int | None = _from(Attributes.whole, "SamplesPerPixel")
+    photometric_interpretation: str | None = _from(Attributes.text, "PhotometricInterpretation")
+    number_of_frames: int | None = _from(Attributes.whole, "NumberOfFrames")
+    rows: int | None = _from(Attributes.whole, "Rows")
+    columns: int | None = _from(Attributes.whole, "Columns")
+    pixel_spacing_mm: tuple[float, ...] | None = _from(_reals(2), "PixelSpacing")
     """(2,) mm: between rows (y), then between columns (x)."""
-    rescale_slope: float | None
-    rescale_intercept: float | None
-    rescale_type: str | None
+    rescale_slope: float | None = _from(Attributes.real, "RescaleSlope")
+    rescale_intercept: float | None = _from(Attributes.real, "RescaleIntercept")
+    rescale_type: str | None = _from(Attributes.text, "RescaleType")
     lossy: bool
     """LossyImageCompression (0028,2110) is "01", or the transfer syntax is never without loss."""
+
+
+_READ: Final = [(item.name, *item.metadata.values()) for item in fields(Header) if item.metadata]
+_UIDS: Final = ("SOPInstanceUID", "SeriesInstanceUID")
+_KEYWORDS: Final = (
+    *("SpecificCharacterSet", *_UIDS, "LossyImageCompression", *GROUP_SEQUENCES),
+    *(keyword for _, _, asked in _READ for keyword in ((asked,) if isinstance(asked, str) else asked)),
+)
+_TAGS: Final = [tag_of(keyword) for keyword in _KEYWORDS]
 
 
 def common(headers: Sequence[Header], name: str) -> Any:
@@ -265,7 +259,7 @@ def _header(
     item: Attributes, path: str, status: os.stat_result, syntax: str | None, frame: int | None
 ) -> Header | None:
     """Return the header, or None without the two UIDs that place a file in a series."""
-    series_uid, sop_uid = item.text("SeriesInstanceUID"), item.text("SOPInstanceUID")
+    sop_uid, series_uid = map(item.text, _UIDS)
     if series_uid is None or sop_uid is None:
         return None
     return Header(
@@ -274,42 +268,8 @@ def _header(
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
         transfer_syntax_uid=syntax,
-        sop_class_uid=item.text("SOPClassUID"),
         sop_instance_uid=sop_uid,
-        study_instance_uid=item.text("StudyInstanceUID"),
         series_instance_uid=series_uid,
-        acquisition_number=item.whole("AcquisitionNumber"),
-        acquisition_time=item.text("AcquisitionTime") or item.text("AcquisitionDateTime"),
-        temporal_position=item.whole("TemporalPositionIdentifier"),
-        stack_id=item.text("StackID"),
-        cardiac_phase_pct=item.real("NominalPercentageOfCardiacPhase"),
-        patient_id=item.text("PatientID"),
-        patient_facts=(item.text("IssuerOfPatientID"), item.text("PatientBirthDate"), item.text("PatientSex")),
-        study_date=item.date("StudyDate"),
-        modality=item.text("Modality"),
-        series_description=item.text("SeriesDescription"),
-        body_part=item.text("BodyPartExamined"),
-        image_type=item.texts("ImageType"),
-        volume_calculation=item.text("VolumeBasedCalculationTechnique"),
-        manufacturer=item.text("Manufacturer"),
-        convolution_kernel=item.text("ConvolutionKernel"),
-        slice_thickness_mm=_positive(item.real("SliceThickness")),
-        image_position_patient=item.reals("ImagePositionPatient", 3),
-        image_orientation_patient=item.reals("ImageOrientationPatient", 6),
-        frame_of_reference_uid=item.text("FrameOfReferenceUID"),
-        samples_per_pixel=item.whole("SamplesPerPixel"),
-        photometric_interpretation=item.text("PhotometricInterpretation"),
-        number_of_frames=item.whole("NumberOfFrames"),
-        rows=item.whole("Rows"),
-        columns=item.whole("Columns"),
-        pixel_spacing_mm=item.reals("PixelSpacing", 2),
-        rescale_slope=item.real("RescaleSlope"),
-        rescale_intercept=item.real("RescaleIntercept"),
-        rescale_type=item.text("RescaleType"),
         lossy=item.text("LossyImageCompression") == "01" or syntax in _LOSSY_SYNTAXES,
+        **{name: reader(item, asked) for name, reader, asked in _READ},
     )
-
-
-def _positive(value: float | None) -> float | None:
-    """Return a length, or None for what cannot be one: some exports write 0 or -1 where they do not know it."""
-    return value if value is not None and value > 0 else None
