@@ -69,56 +69,61 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
     headers
         Files with one SeriesInstanceUID.
     """
+    kept: dict[str, list[Header]] = {}
+    dropped: list[Copy] = []
+    for group in _groups(headers):
+        repeats = _repeats(root, group) if len(group) > 1 else {}
+        kept |= {path: file for path, file in group.items() if path not in repeats}
+        for path, (_, reason) in repeats.items():
+            of = _original(path, repeats)
+            days = {group[one][0].study_date for one in (path, of)} - {None}
+            dropped.append(Copy(SkippedFile(path, reason, unreadable=reason == _UNREAD), of, len(days) > 1))
+    return [header for path in sorted(kept) for header in kept[path]], dropped
+
+
+def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
+    """Return the files of each place by path; a multi-frame file, of several headers, is compared as a whole."""
     files: defaultdict[str, list[Header]] = defaultdict(list)
     for header in headers:
-        files[header.path].append(header)  # several for a multi-frame file, which is compared as a whole
-    groups: defaultdict[Hashable, list[str]] = defaultdict(list)
+        files[header.path].append(header)
     rounded, told = _Rounding(headers), _told(headers)
+    groups: defaultdict[Hashable, dict[str, list[Header]]] = defaultdict(dict)
+    for path, file in files.items():
+        groups[tuple(_place(header, rounded, told) for header in file)][path] = file
+    return list(groups.values())
 
-    def lost(path: str) -> list[int]:
-        """Return how often a file lacks its patient, its date, its study, and all that counts."""
-        lacks = {name: sum(getattr(header, name) in (None, (), ("",)) for header in files[path]) for name in _TOLD}
-        return [*(lacks[name] for name in _FIRST_OF_ALL), sum(lacks.values())]
 
-    for path in files:
-        groups[tuple(_place(header, rounded, told) for header in files[path])].append(path)
-    kept: list[str] = []
-    dropped: list[Copy] = []
-    for group in groups.values():
-        if len(group) == 1:
-            kept += group
-            continue
-        group.sort(key=lambda path: (lost(path), path))
-        decode = len({files[path][0].transfer_syntax_uid for path in group}) > 1
-        contents = {path: _content(root / path, decode=decode) for path in group}
-        first_whole = next((path for path, content in contents.items() if content.whole), None)
-        lossy = {path for path in group if files[path][0].lossy}
-        uids = {path: tuple(header.sop_instance_uid for header in files[path]) for path in group}
-        exact: dict[tuple[str, ...], str] = {}
-        for path, content in contents.items():
-            if content.whole and path not in lossy:
-                exact.setdefault(uids[path], path)
-        seen: dict[str, str] = {}
-        repeats: dict[str, tuple[SkippedFile, str]] = {}
-        for path, content in contents.items():
-            if first_whole is not None and not content.whole:
-                reason = _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
-                of = first_whole
-            elif path in lossy and uids[path] in exact:
-                reason, of = _LOSSY, exact[uids[path]]
-            elif content.digest in seen:
-                reason, of = _EQUAL, seen[content.digest]
-            else:
-                kept.append(path)
-                seen[content.digest] = path
-                continue
-            repeats[path] = SkippedFile(path, reason, unreadable=content.unread), of
-        for path, (file, of) in repeats.items():
-            while of in repeats:  # what it repeats was dropped as a copy of another
-                of = repeats[of][1]
-            days = {files[one][0].study_date for one in (path, of)} - {None}
-            dropped.append(Copy(file, of, len(days) > 1))
-    return [header for path in sorted(kept) for header in files[path]], dropped
+def _repeats(root: Path, group: Mapping[str, Sequence[Header]]) -> dict[str, tuple[str, str]]:
+    """Return of each file of one place that repeats another the other's path, and why it is dropped."""
+    decode = len({file[0].transfer_syntax_uid for file in group.values()}) > 1
+    best_first = sorted(group, key=lambda path: (_lost(group[path]), path))
+    contents = {path: _content(root / path, decode=decode) for path in best_first}
+    wholes = [path for path, content in contents.items() if content.whole]
+    uids = {path: tuple(header.sop_instance_uid for header in file) for path, file in group.items()}
+    exact = {uids[path]: path for path in reversed(wholes) if not group[path][0].lossy}  # the first of each
+    first_of: dict[str, str] = {}
+    repeats: dict[str, tuple[str, str]] = {}
+    for path, content in contents.items():
+        if wholes and not content.whole:
+            repeats[path] = wholes[0], _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
+        elif group[path][0].lossy and uids[path] in exact:
+            repeats[path] = exact[uids[path]], _LOSSY
+        elif (first := first_of.setdefault(content.digest, path)) != path:
+            repeats[path] = first, _EQUAL
+    return repeats
+
+
+def _lost(file: Sequence[Header]) -> list[int]:
+    """Return how often a file lacks its patient, its date, its study, and all that counts."""
+    lacks = {name: sum(getattr(header, name) in (None, (), ("",)) for header in file) for name in _TOLD}
+    return [*(lacks[name] for name in _FIRST_OF_ALL), sum(lacks.values())]
+
+
+def _original(path: str, repeats: Mapping[str, tuple[str, str]]) -> str:
+    """Return the file that stays of which another is a copy, if only by way of a copy that is dropped as well."""
+    while path in repeats:
+        path, _ = repeats[path]
+    return path
 
 
 class _Rounding:
