@@ -1,6 +1,5 @@
 """One row on one fold: train on the other folds, score the images held out."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import StoreError
 from cohortseg.evaluate.score import score_images
 from cohortseg.evaluate.split import predicted_cases
+from cohortseg.hashes import file_sha256
 from cohortseg.models.device import find_device
 from cohortseg.store.layout import DATA
 from cohortseg.store.tables import write_table
@@ -103,7 +103,7 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     held_out = [item for item in job.images if item.name in FOLDS[job.fold - 1]]
     kept = torch.tensor([item not in held_out for item in job.images])
     data = load_prepared(job.data)
-    unseen = {hashlib.sha256(item.image_path.read_bytes()).hexdigest() for item in held_out}
+    unseen = {file_sha256(item.image_path) for item in held_out}
     data = replace(
         data,
         labeled=data.labeled[kept],

@@ -1,6 +1,5 @@
 """Single slices with or without labels, brought to the canonical form: 8-bit images, and DICOM series with masks."""
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from cohortseg.config import CanonicalConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DataError
+from cohortseg.hashes import file_sha256
 from cohortseg.labels import NUM_CLASSES
 from cohortseg.lungs import segment_lungs
 from cohortseg.preprocess import (
@@ -262,7 +262,7 @@ def _canonical_of_image(
         box=box or frame,
         orientation=source.orientation,
         upright_shape=(upright_hu.shape[0], upright_hu.shape[1]),
-        sha256=hashlib.sha256(source.image_path.read_bytes()).hexdigest(),
+        sha256=file_sha256(source.image_path),
         lungs_found=box is not None,
     )
 
@@ -277,11 +277,7 @@ def _canonical_labels(
 
 def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[SourceSlice]:
     volume = read_volume(source.record, source.root)
-
-    @cache  # a multi-frame file is that of many slices
-    def sha256_of(path: str) -> str:
-        return hashlib.sha256((source.root / path).read_bytes()).hexdigest()
-
+    sha256_of = cache(file_sha256)  # a multi-frame file is that of many slices
     orientation = orientation_from_affine(volume.affine)
     hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
     lungs = segment_lungs(hu, orientation.upright_spacing(volume.spacing_mm)).mask > 0
@@ -303,7 +299,7 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
                 box=box,
                 orientation=orientation,
                 upright_shape=(hu.shape[1], hu.shape[2]),
-                sha256=sha256_of(source.record.files[index]),
+                sha256=sha256_of(source.root / source.record.files[index]),
                 lungs_found=True,
             )
         yield SourceSlice(

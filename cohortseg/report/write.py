@@ -1,6 +1,5 @@
 """The report of an output folder: who changed how, from burden.parquet alone; nothing is measured again."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Final
 import polars as pl
 
 from cohortseg.errors import StoreError
+from cohortseg.hashes import file_sha256
 from cohortseg.longitudinal import patients_table, timeline_table
 from cohortseg.report.clinical import saved_clinical
 from cohortseg.report.page import report_html
@@ -56,11 +56,10 @@ def write_report(out: Path) -> WrittenReport:
     _warn_of_far_onsets(timeline)
     if clinical is not None:
         _warn_of_missing_onsets(patients)
-    table = None if clinical is None else (out / CLINICAL.file_name).read_bytes()
     provenance = {
         "model_sha256": sorted(burden["model_sha256"].drop_nulls().unique()),
         "burden_rows": len(burden),
-        "clinical_sha256": table and hashlib.sha256(table).hexdigest(),
+        "clinical_sha256": None if clinical is None else file_sha256(out / CLINICAL.file_name),
     }
     write_table(out / TIMELINE.file_name, timeline, TIMELINE, provenance)
     write_table(out / PATIENTS.file_name, patients, PATIENTS, provenance)

@@ -1,6 +1,5 @@
 """Ray Train around the loop: workers, checkpoints, restarts. The only place in training that knows Ray."""
 
-import hashlib
 import logging
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from cohortseg.cluster import WorkerRequest, connected, followed, worker_request
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError
+from cohortseg.hashes import file_sha256
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.train.folder import saved_options
@@ -86,7 +86,7 @@ def fit(
         "data": asdict(saved_options(run)),
         "counts": counts,
         "workers": asdict(request),
-        "model": {"sha256": hashlib.sha256((run / MODEL).read_bytes()).hexdigest()},
+        "model": {"sha256": file_sha256(run / MODEL)},
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
     write_run_json(run, _COMMAND, facts)
