@@ -23,8 +23,8 @@ from cohortseg.compare.rows import FOLDS
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.slices import ImageSlice, read_image, read_mask
+from cohortseg.evaluate.run import predicted_cases
 from cohortseg.evaluate.score import score_images, summarise
-from cohortseg.evaluate.split import predicted_cases
 from cohortseg.preprocess import UPRIGHT, Orientation, hu_from_image
 from cohortseg.weights import LoadedModel, load_model
 
@@ -90,7 +90,7 @@ def changed(source: ImageSlice, copy: Copy, folder: Path) -> ImageSlice:
 
 def mean_dice(slices: list[ImageSlice], model: LoadedModel) -> dict[str, float]:
     """Return each class's mean Dice over the images that have it."""
-    metrics = summarise(score_images(predicted_cases(slices, model)))
+    metrics = summarise(score_images(case for _, case in predicted_cases(slices, model)))
     rows = metrics.filter(protocol="per_image").iter_rows(named=True)
     return {row["class_name"]: round(row["dice"], 3) for row in rows if row["dice"] is not None}
 

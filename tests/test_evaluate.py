@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,12 +19,12 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import CanonicalConfig, ModelConfig
-from cohortseg.datasets.covid_semiseg import VALIDATION, find_data, labeled_slices
+from cohortseg.datasets.covid_semiseg import VALIDATION, Split, find_data, labeled_slices
 from cohortseg.datasets.slices import read_canonical, read_mask
 from cohortseg.errors import ConfigError, DataError, ModelError
 from cohortseg.evaluate.page import evaluation_html
+from cohortseg.evaluate.run import Evaluation, evaluate_images
 from cohortseg.evaluate.score import Case, eight_bit, score_images, summarise
-from cohortseg.evaluate.split import evaluate_split
 from cohortseg.evaluate.tables import IMAGES, METRICS, TOOLBOX_METRICS
 from cohortseg.metrics import toolbox_scores
 from cohortseg.models.discriminator import Discriminator
@@ -85,6 +86,11 @@ def model_path(data: Path) -> Path:
     path = data / "untrained.safetensors"
     save_model(path, Segmenter(config), Discriminator(config.discriminator_channels), card)
     return path
+
+
+def evaluate_split(data: Path, split: Split, **options: Any) -> Evaluation:
+    folder = find_data(data)
+    return evaluate_images(labeled_slices(folder, split), data=folder, split=split, **options)
 
 
 def test_output_holds_tables_pictures_and_provenance(data: Path, model_path: Path, tmp_path: Path):
@@ -185,11 +191,11 @@ def test_a_folder_that_holds_something_else_is_left_alone(data: Path, model_path
 
 
 def test_batches_and_flips_are_those_of_the_model(data: Path, model_path: Path, tmp_path: Path):
-    evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True, flips=False)
+    evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
     model = load_model(model_path)
     source = next(item for item in labeled_slices(data / "COVID-SemiSeg", "val") if item.name == "24")
     item = read_canonical(source, model.card.canonical)
-    alone = eight_bit(item.restore(model.predict(item.image[None]).prob[0])[1])
+    alone = eight_bit(item.restore(model.predict(item.image[None], flips=True).prob[0])[1])
     saved = np.asarray(Image.open(tmp_path / "maps" / "ggo" / "24.png"))
     assert np.abs(saved.astype(int) - alone).max() <= 1  # rounding
 

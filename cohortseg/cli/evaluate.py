@@ -14,7 +14,7 @@ from cohortseg.errors import ConfigError
 if TYPE_CHECKING:
     import polars as pl
 
-    from cohortseg.evaluate.split import Evaluation
+    from cohortseg.evaluate.run import Evaluation
 
 _TITLES: Final = {"ggo": "GGO", "consolidation": "Consolidation", "opacity": "Opacity"}
 _TOOLBOX: Final = {
@@ -63,19 +63,22 @@ def evaluate(
         raise ConfigError("--labeled goes without --data and --split")
     if labeled is None and orientation is not None:
         raise ConfigError("--orientation goes with --labeled; how the images of COVID-SemiSeg lie is known")
+    from cohortseg.datasets.covid_semiseg import find_data, labeled_slices
     from cohortseg.datasets.folders import labeled_folder
-    from cohortseg.evaluate.split import evaluate_images, evaluate_split
+    from cohortseg.evaluate.run import evaluate_images
     from cohortseg.preprocess import ORIENTATIONS
 
     common: dict[str, Any] = {"model_path": model, "output": output, "save_maps": save_maps}
     with progress("Evaluating") as report:
         if labeled is None:
-            result = evaluate_split(data, split or "val", **common, report=report)
+            split, folder = split or "val", find_data(data)
+            images = labeled_slices(folder, split)
+            result = evaluate_images(images, data=folder, split=split, **common, report=report)
         else:
             sources = labeled_folder(labeled, ORIENTATIONS[orientation or "upright"])
             result = evaluate_images(sources, data=labeled.resolve(), **common, report=report)
     _warn(result)
-    _print(result, f"split {split or 'val'}" if labeled is None else str(labeled))
+    _print(result, f"split {split}" if labeled is None else str(labeled))
     if output is not None:
         say(f"written to {output}")
 

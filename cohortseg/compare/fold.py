@@ -16,8 +16,8 @@ from cohortseg.config import TrainConfig
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import StoreError
+from cohortseg.evaluate.run import predicted_cases
 from cohortseg.evaluate.score import score_images
-from cohortseg.evaluate.split import predicted_cases
 from cohortseg.hashes import file_sha256
 from cohortseg.models.device import find_device
 from cohortseg.store.layout import DATA
@@ -128,7 +128,7 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     facts = {"train_s": round(time.perf_counter() - started, 1)}
     models = {job.row: MODEL} | ({job.row + PHASE_1: PHASE_1_MODEL} if config.semi_supervised else {})
     scores = [
-        score_images(predicted_cases(held_out, load_model(job.folder / name))).select(
+        score_images(case for _, case in predicted_cases(held_out, load_model(job.folder / name))).select(
             pl.lit(row).alias("row"), pl.lit(job.fold, pl.Int64).alias("fold"), pl.all()
         )
         for row, name in models.items()

@@ -13,7 +13,6 @@ import polars as pl
 import torch
 
 from cohortseg.config import InferConfig
-from cohortseg.datasets.covid_semiseg import Split, find_data, labeled_slices
 from cohortseg.datasets.slices import DicomSlices, ImageSlice, SourceSlice, read_slices
 from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
@@ -51,60 +50,6 @@ class Evaluation:
     """Images of the split that the model was trained on: numbers that count them are optimistic."""
 
 
-def evaluate_split(
-    data: Path | None,
-    split: Split,
-    *,
-    model_path: Path | None = None,
-    output: Path | None = None,
-    save_maps: bool = False,
-    flips: bool = InferConfig.flips,
-    report: Report = silent,
-) -> Evaluation:
-    """Run a model over a split and return its numbers; with an output folder, write them.
-
-    Parameters
-    ----------
-    data
-        The COVID-SemiSeg folder, or the folder that contains it; None: $COHORTSEG_DATA, else ./COVID-SemiSeg.
-    split
-        Which labelled images; only the split's own folders must exist.
-    model_path
-        A model file; None: the packaged model.
-    output
-        Folder for ``metrics.parquet``, ``images.parquet``, ``run.json``, ``pictures/`` and ``page.html``; None:
-        nothing is written.
-    save_maps
-        Also write ``labels/`` and ``maps/``; needs ``output``.
-    flips
-        Average the probabilities over each slice and its mirror image, by default as ``infer`` does.
-    report
-        Called after each image.
-
-    Raises
-    ------
-    ConfigError
-        If the data are not there, or the output folder holds something else.
-    DataError
-        If an image or its label map cannot be used.
-    ModelError
-        If the model cannot be loaded.
-    StoreError
-        If the output cannot be written.
-    """
-    folder = find_data(data)
-    return evaluate_images(
-        labeled_slices(folder, split),
-        data=folder,
-        split=split,
-        model_path=model_path,
-        output=output,
-        save_maps=save_maps,
-        flips=flips,
-        report=report,
-    )
-
-
 def evaluate_images(
     sources: Sequence[ImageSlice | DicomSlices],
     *,
@@ -113,62 +58,68 @@ def evaluate_images(
     model_path: Path | None = None,
     output: Path | None = None,
     save_maps: bool = False,
-    flips: bool = InferConfig.flips,
     report: Report = silent,
 ) -> Evaluation:
-    """Do the same for any labelled slices; ``data`` and ``split`` say in ``run.json`` where they are from.
+    """Run a model over labelled slices and return its numbers; with an output folder, write them.
+
+    Parameters
+    ----------
+    sources
+        The slices: `labeled_slices` of COVID-SemiSeg, or `labeled_folder`.
+    data
+        Where they are from, for ``run.json``.
+    split
+        Which part of it, likewise.
+    model_path
+        A model file; None: the packaged model.
+    output
+        Folder for ``metrics.parquet``, ``images.parquet``, ``run.json``, ``pictures/`` and ``page.html``; None:
+        nothing is written.
+    save_maps
+        Also write ``labels/`` and ``maps/``; needs ``output``.
+    report
+        Called after each image.
 
     Raises
     ------
-    ConfigError, DataError, ModelError, StoreError
-        As `evaluate_split`.
+    ConfigError
+        If the output folder holds something else.
+    DataError
+        If an image or its label map cannot be used.
     DicomError, GeometryError
         If a series cannot be used.
+    ModelError
+        If the model cannot be loaded.
+    StoreError
+        If the output cannot be written.
     """
     model = load_model(model_path)
     with _held(output):
-        return _evaluate(sources, model, data, split, output, save_maps=save_maps, flips=flips, report=report)
-
-
-def _evaluate(
-    sources: Sequence[ImageSlice | DicomSlices],
-    model: LoadedModel,
-    data: Path,
-    split: str | None,
-    output: Path | None,
-    *,
-    save_maps: bool,
-    flips: bool,
-    report: Report,
-) -> Evaluation:
-    started = time.perf_counter()
-    pairs = _predicted(sources, model, flips=flips, report=report)
-    cases = (case for _, case in pairs) if output is None else _written(pairs, output, save_maps=save_maps)
-    images = score_images(cases)
-    seen = tuple(images.filter(pl.col("in_training"))["image"].unique(maintain_order=True).to_list())
-    result = Evaluation(metrics=summarise(images), images=images, data=data, model=model.name, seen=seen)
-    if output is not None:
-        lying = dict.fromkeys(source.orientation for source in sources if isinstance(source, ImageSlice))
-        arguments: dict[str, Any] = {"data": str(data), "split": split, "model": model.name}
-        arguments |= {"save_maps": save_maps, "flips": flips, "orientation": [asdict(item) for item in lying]}
-        facts = {
-            "arguments": arguments,
-            "model": {"name": model.name, "sha256": model.sha256},
-            "counts": {"images": images["image"].n_unique(), "images_in_training": len(seen)},
-            "timings": {"total_s": round(time.perf_counter() - started, 3)},
-        }
-        _write(output, result, facts)
+        started = time.perf_counter()
+        pairs = predicted_cases(sources, model, report=report)
+        cases = (case for _, case in pairs) if output is None else _written(pairs, output, save_maps=save_maps)
+        images = score_images(cases)
+        seen = tuple(images.filter(pl.col("in_training"))["image"].unique(maintain_order=True).to_list())
+        result = Evaluation(metrics=summarise(images), images=images, data=data, model=model.name, seen=seen)
+        if output is not None:
+            lying = dict.fromkeys(source.orientation for source in sources if isinstance(source, ImageSlice))
+            arguments: dict[str, Any] = {"data": str(data), "split": split, "model": model.name}
+            arguments |= {"save_maps": save_maps, "flips": InferConfig.flips}
+            arguments |= {"orientation": [asdict(item) for item in lying]}
+            facts = {
+                "arguments": arguments,
+                "model": {"name": model.name, "sha256": model.sha256},
+                "counts": {"images": images["image"].n_unique(), "images_in_training": len(seen)},
+                "timings": {"total_s": round(time.perf_counter() - started, 3)},
+            }
+            _write(output, result, facts)
     return result
 
 
 def predicted_cases(
-    sources: Sequence[ImageSlice | DicomSlices],
-    model: LoadedModel,
-    *,
-    flips: bool = InferConfig.flips,
-    report: Report = silent,
-) -> Iterator[Case]:
-    """Yield each labelled slice with its prediction on its own grid, a batch in memory at a time.
+    sources: Sequence[ImageSlice | DicomSlices], model: LoadedModel, *, report: Report = silent
+) -> Iterator[tuple[SourceSlice, Case]]:
+    """Yield each labelled slice, and its prediction on its own grid, a batch in memory at a time.
 
     Slices of a series are predicted as ``infer`` does: those without lung hold no lesion, nor do pixels outside it.
 
@@ -179,19 +130,12 @@ def predicted_cases(
     DicomError, GeometryError
         If a series cannot be used.
     """
-    return (case for _, case in _predicted(sources, model, flips=flips, report=report))
-
-
-def _predicted(
-    sources: Sequence[ImageSlice | DicomSlices], model: LoadedModel, *, flips: bool, report: Report
-) -> Iterator[tuple[SourceSlice, Case]]:
-    """Yield the same, each with the slice that it is of."""
     total = sum(source.record.n_slices if isinstance(source, DicomSlices) else 1 for source in sources)
     slices = (item for source in sources for item in read_slices(source, model.card.canonical))
     done = 0
     while batch := list(islice(slices, _BATCH)):
         inputs = [item.canonical.image for item in batch if item.canonical is not None]
-        probs = iter(model.predict(torch.stack(inputs), flips=flips).prob if inputs else ())
+        probs = iter(model.predict(torch.stack(inputs), flips=InferConfig.flips).prob if inputs else ())
         for item in batch:
             yield item, _case(item, None if item.canonical is None else next(probs), model)
             done += 1
