@@ -1,5 +1,6 @@
 """Model files: what is written loads again; what is damaged or foreign is refused with the file's name."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def test_bf16_agrees_with_float32(model_file):
     images = torch.rand(4, 1, 64, 64)
     exact = load_model(model_file, bf16=False).predict(images).prob
     assert (load_model(model_file, bf16=True).predict(images).prob - exact).abs().max() < 0.05
+
+
+def test_the_hash_is_of_what_was_loaded(model_file, monkeypatch):
+    digest = hashlib.sha256(model_file.read_bytes()).hexdigest()
+
+    def replaced() -> None:
+        model_file.write_bytes(b"of another run")
+
+    monkeypatch.setattr("cohortseg.weights.model_file.reuse_memory", replaced)
+    assert load_model(model_file).sha256 == digest
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):

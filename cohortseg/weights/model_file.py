@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
 from cohortseg.errors import DivergedError, ModelError
@@ -211,7 +211,7 @@ def load_model(
         If the file is missing, damaged (by the hash in its header), or not one of cohortseg's.
     """
     path = Path(path or default_model_path())
-    card, tensors = _read(path)
+    card, tensors, sha256 = _read(path)
     device = device or find_device()
     reuse_memory()
     limit_threads()
@@ -233,20 +233,22 @@ def load_model(
         segmenter=segmenter,
         discriminator=discriminator,
         card=card,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=sha256,
         device=device,
         bf16=has_fast_bf16(device) if bf16 is None else bf16,
     )
 
 
-def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
+    """Return what a model file says, and the SHA-256 of just these bytes: the file may be replaced meanwhile."""
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with 'cohortseg train', or leave --model out")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        content = path.read_bytes()
+        tensors = load(content)
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads((json.loads(content[8:end]).get("__metadata__") or {}).get(_HEADER_KEY, "null"))
+    except (OSError, LookupError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ModelError(f"{path}: not a model file of this version of cohortseg (its header lacks format {_FORMAT})")
@@ -258,7 +260,7 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor]]:
         header["canonical"] = config_from_mapping(CanonicalConfig, header["canonical"])
         header["training_images"] = tuple(header["training_images"])
         _check_types(header)
-        return ModelCard(**header), tensors
+        return ModelCard(**header), tensors, hashlib.sha256(content).hexdigest()
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{path}: the header does not describe a model: {error}") from error
 
