@@ -244,10 +244,17 @@ def _flags_over_time() -> pl.Expr:
     plausible = ~_has(qc.LUNG_VOLUME_IMPLAUSIBLE)
     most_ml = pl.col("lung_volume_ml").filter(pl.col(_EVALUABLE) & plausible).max().over(_PERSON)
     less = pl.col(_EVALUABLE) & (pl.col("lung_volume_ml") < _LESS_SHARE * most_ml)
+    figures = pl.struct("lung_volume_ml", "lung_mean_hu")
+    same = (
+        pl.col("lung_mean_hu").is_not_null()
+        & pl.col("study_date").is_not_null()
+        & figures.is_duplicated().over(_PERSON)
+    )
     flags = pl.col("qc_flags")
     for name, holds in (
         (qc.SEVERAL_STUDIES, pl.col(_NUM_STUDIES) > 1),
         (qc.LESS_LUNG_THAN_OTHER_DATES, less.fill_null(value=False)),
+        (qc.SAME_AS_OTHER_DATE, same),
     ):
         flags = pl.when(holds).then(flags.list.concat(pl.lit([name]))).otherwise(flags)
     return flags

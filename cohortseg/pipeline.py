@@ -244,6 +244,7 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     burden = read_table(out / BURDEN.file_name, BURDEN)  # to say what is wrong with it before the folder is touched
     known = None if clinical is None else _patients_of(burden, clinical, out)
     with claimed(out):
+        sweep(out)
         if known is not None:
             patients, source_sha256 = known
             _warn_of_lost_onsets(out, burden, patients)

@@ -53,6 +53,7 @@ DENSE_REGION_EXCLUDED: Final = "dense_region_excluded"
 NOISY: Final = "noisy"
 SEVERAL_STUDIES: Final = "several_studies"
 LESS_LUNG_THAN_OTHER_DATES: Final = "less_lung_than_other_dates"
+SAME_AS_OTHER_DATE: Final = "same_as_other_date"
 
 HEADER_FLAGS: Final = {
     SINGLE_SLICE: "one slice only: percents are of area; volumes and the spacing between slices are not known",
@@ -123,6 +124,8 @@ TIMELINE_FLAGS: Final = {
     "timeline and patients only)",
     LESS_LUNG_THAN_OTHER_DATES: "less than 65 % of the (plausible) lung volume of another date of the patient: "
     "part of it was not scanned, or it was breathed out; look before you compare (in timeline and patients only)",
+    SAME_AS_OTHER_DATE: "lung volume and mean HU are exactly those of another date of the patient: one scan filed "
+    "under two dates? (in timeline and patients only)",
 }
 """Raised by the other dates of a patient: in timeline and patients only."""
 

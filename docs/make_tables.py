@@ -7,6 +7,7 @@ from cohortseg.compare.tables import COMPARISON
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import LABELS
 from cohortseg.store.schemas import TABLES, TableSchema
+from cohortseg.volume import HU_MAX, HU_MIN
 
 _INTRO = """# The tables and masks
 
@@ -15,6 +16,8 @@ Made from `cohortseg/store/schemas.py` by `docs/make_tables.py`; do not edit.
 **Null means not measured or not known, never 0.** Units are in the names: `_ml`, `_mm`, `_mm2`, `_hu`, `_pct`, `_s`.
 Each Parquet file carries its schema version and provenance as JSON under the metadata key `cohortseg`, and what each
 column means as `description` in the metadata of its field (pyarrow: `pq.read_schema(path).field("po_pct").metadata`).
+HU are rounded to whole numbers and cut off at {low} and {high}: where noise goes below, as in lungs at a low dose,
+means come out some HU too high (10 at a noise of 150 HU), so compare `lung_mean_hu` of scans of like `noise_hu` only.
 
 ## Which series stands for a date
 
@@ -55,7 +58,7 @@ rows of the others are filtered in `burden.parquet`."""
 def tables_markdown() -> str:
     """Return the whole page."""
     labels = ", ".join(f"{label.value} {label.title.lower()}" for label in LABELS)
-    parts = [_INTRO.format(labels=labels)]
+    parts = [_INTRO.format(labels=labels, low=HU_MIN, high=HU_MAX)]
     parts += [_table(schema) for schema in (*TABLES, IMAGES, METRICS, COMPARISON)]
     found_in = {
         "headers": qc.HEADER_FLAGS,

@@ -61,6 +61,7 @@ def written(folder: Path, content: str | bytes) -> Path:
         "\r\n\ufeffpatient_id,onset_date\r007,2020-03-01\rB,,,\r",
         "patient_id\tonset_date\r\n007\t2020-03-01\r\nB\t\r\n".encode("utf-16"),
         "patient_id,onset_date\n007,2020-03-01 00:00:00\nB,\n",
+        "patient_id,onset_date\n007,2020-03-01\nB,NA\n",
         "onset_date\tpatient_id\r\n2020/03/01\t007\r\n\tB\r\n2020-03-01\t007\r\n\t007\r\n",
     ],
 )
@@ -127,6 +128,11 @@ def test_the_report_keeps_the_onset_through_later_runs(tmp_path: Path, cohort: P
     told = onsets()
     assert told[0] == since
     png = (out / "pictures/trajectories.png").read_bytes()
+    left = [out / f".{name}.{'0' * 32}.tmp" for name in (CLINICAL.file_name, "report.html")]  # of a killed report
+    for path in left:
+        path.touch()
+    report()
+    assert not any(path.exists() for path in left)
     run(cohort, out, model_path)
     assert onsets() == told, "a later run goes by the table that the folder keeps"
     report()
@@ -147,6 +153,27 @@ def test_the_report_keeps_the_onset_through_later_runs(tmp_path: Path, cohort: P
         run(tmp_path / "nowhere", out, model_path)  # before the cohort is looked at
 
 
+def test_identifiers_are_the_same_however_their_accents_are_written(tmp_path: Path, model_path: Path) -> None:
+    composed, decomposed = "Zo\u00eb", "Zoe\u0308"
+    for day, name in (("20200301", composed), ("20200305", decomposed)):
+        write_series(
+            tmp_path / "cohort" / day,
+            shape=(4, 96, 80),
+            spacing_mm=(5.0, 3.0, 3.5),
+            hu=ill_body,
+            patient_id=name,
+            study_date=day,
+            series=day,
+            attributes={"SpecificCharacterSet": "ISO_IR 192"},
+        )
+    out = tmp_path / "out"
+    run(tmp_path / "cohort", out, model_path)
+    report_cohort(out, written(tmp_path, f"patient_id,onset_date\n{decomposed},2020-02-25\n"))
+    (patient,) = read_table(out / PATIENTS.file_name, PATIENTS).to_dicts()
+    assert (patient["patient_id"], patient["n_timepoints"]) == (composed, 2)
+    assert patient["onset_date"] == date(2020, 2, 25)
+
+
 def test_onsets_far_from_every_scan_are_told_and_those_of_another_cohort_go(
     tmp_path: Path, cohort: Path, model_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,6 +182,7 @@ def test_onsets_far_from_every_scan_are_told_and_those_of_another_cohort_go(
     patient = read_table(out / PATIENTS.file_name, PATIENTS)["patient_id"][0]
     report_cohort(out, written(tmp_path, f"patient_id,onset_date\n{patient},2023-03-01\n"))
     assert "1 patients have an onset of symptoms more than a year from each of their scans" in caplog.text
+    assert "1 patients have an onset of symptoms after all of their scans" in caplog.text
     other = tmp_path / "other"
     write_series(other, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, patient_id=patient, series="other")
     run(other, out, model_path, resume=False)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from cohortseg.cluster import Resources, connected, local_resources, require_ans
 from cohortseg.errors import ConfigError
 from cohortseg.processors import num_processors
 
+SLURM = Path(__file__).parents[1] / "cluster/slurm.sbatch"
 KUBERAY = ((4.0, 0.0), (8.0, 1.0), (8.0, 1.0))
 """cluster/kuberay.yaml: a head without GPU and two workers with one each."""
 
@@ -118,3 +120,35 @@ def test_a_ray_that_was_imported_too_early_to_listen_on_loopback_is_refused(monk
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
     with pytest.raises(ConfigError, match="ray was imported before cohortseg"), connected(None):
         pass
+
+
+@pytest.mark.parametrize(("starts", "ends"), [(True, 0), (True, 3), (False, 1)])
+def test_the_slurm_script_ends_as_the_command_does_and_fails_where_ray_does_not_start(tmp_path, starts, ends):
+    """Ray's own symmetric-run ends with 0 where it did not start, and so does the one here."""
+    symmetric_run = f'while [ "$1" != -- ]; do shift; done; shift; {"" if starts else "exit 0; "}"$@"'
+    commands = {
+        "scontrol": "echo node1",
+        "srun": 'while [[ $1 == -* ]]; do [ "$1" = -w ] && shift; shift; done; "$@"',
+        "hostname": "echo 10.1.2.3",
+        "ray": symmetric_run,
+        "cohortseg": f'echo "$#: $*" >"{tmp_path}/arguments"; exit {ends}',
+    }
+    for name, body in commands.items():
+        path = tmp_path / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", str(SLURM), "infer", "a cohort", "-o", "out"],
+        env=os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == ends, done.stderr
+    assert ("did not run to its end" in done.stderr) == (not starts)
+    if starts:
+        assert (tmp_path / "arguments").read_text() == "4: infer a cohort -o out\n"
+    assert not list(tmp_path.glob(".cohortseg-*"))

@@ -310,12 +310,15 @@ def test_series_without_a_study_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_command_says_what_it_decided_and_where_each_file_went(study: Path, tmp_path: Path) -> None:
+    killed = tmp_path / f".files.parquet.{'0' * 32}.tmp"  # what a killed scan leaves
+    killed.touch()
     (study / "notes.txt").write_text("hello")
     files = tmp_path / "files.parquet"
     result = CliRunner().invoke(app, ["scan", str(study), "--files", str(files), "--select", "n_slices>5"])
     assert result.exit_code == 0
     assert "does not match --select 'n_slices>5'" in " ".join(result.stdout.split())
     assert "3 series, 1 to be segmented; 1 other files" in result.stdout
+    assert not killed.exists()
     table = read_table(files, FILES)
     assert dict(table["went_to"].value_counts().rows()) == {"selected": 20, "excluded": 10, "no series": 1}
     assert table.filter(pl.col("path") == "notes.txt")["reason"].to_list() == ["not DICOM"]

@@ -416,9 +416,11 @@ def test_a_killed_export_leaves_whole_folders_and_is_finished_by_the_same_comman
     for folder in killed:
         lungs = read_masks(out / "masks.zarr", folder.name).lungs
         assert len(list(folder.iterdir())) == lungs.any(axis=(1, 2)).sum()
+    (target / f".exported/.key-png.json.{'0' * 32}.tmp").touch()  # what a kill leaves in the midst of a marker
     code, said = export(out, target, "png", "--cohort", cohort)
     assert (code, "up to date" in said) == (0, True)
     assert sorted(path.name for path in target.iterdir() if path.name not in (".lock", ".exported")) == keys_of(out)
+    assert not list(target.rglob("*.tmp"))
 
 
 def test_a_segmentation_names_the_patient_that_its_source_names_now(

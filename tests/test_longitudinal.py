@@ -226,6 +226,20 @@ def test_a_date_with_much_less_lung_is_flagged() -> None:
     assert patient["qc_flags"] == ["less_lung_than_other_dates", "monochrome1"]
 
 
+def test_a_scan_filed_under_two_dates_is_flagged_at_both() -> None:
+    lung = {"lung_volume_ml": 4000.0, "lung_mean_hu": -712.3456789}
+    rows = [
+        series("A", 1, "1", 3.0, **lung),
+        series("A", 5, "2", 3.0, **lung),
+        series("A", 9, "3", 3.0, **lung | {"lung_mean_hu": -712.3456788}),
+        series("B", 1, "4", 3.0, **lung),
+        series("B", 5, "5"),
+        series("B", 9, "6"),
+    ]
+    flagged = ["same_as_other_date"]
+    assert timeline_table(burden(*rows))["qc_flags"].to_list() == [flagged, flagged, [], [], [], []]
+
+
 def test_only_dates_that_are_compared_are_flagged_for_less_lung() -> None:
     undated = series("A", None, "undated", 5.0, lung_volume_ml=9000.0)
     abdomen = series("A", 9, "abdomen", 5.0, lung_volume_ml=700.0, qc_flags=["lung_cut_at_end_slice"])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import date
 from functools import cache, lru_cache
 from typing import Any, BinaryIO, Final, Self
+from unicodedata import normalize
 
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.config import disable_value_validation
@@ -246,8 +247,12 @@ def _listed(value: Any) -> list[Any]:
 def _texts(values: list[Any]) -> tuple[str, ...]:
     # Control characters would reach terminals (--show-ids) and tables; the upper ones are letters of another set.
     texts = (_UPPER_CONTROL.sub(_escaped, _CONTROL.sub("", str(value))).strip() for value in values)
-    # Bytes of an undeclared character set must not break the table, which is UTF-8.
-    return tuple(value.encode("utf-8", "replace").decode("utf-8") for value in texts)
+    # Bytes of an undeclared character set must not break the table, which is UTF-8; letters and their accents are one
+    # character or two by who wrote them.
+    return tuple(
+        value if value.isascii() else normalize("NFC", value.encode("utf-8", "replace").decode("utf-8"))
+        for value in texts
+    )
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -146,8 +146,8 @@ def scan_cohort(
         report(len(by_series), len(by_series), "series")
     series.sort(
         key=lambda record: (
-            record.patient_id or "",
-            record.study_date or date.min,
+            *(record.patient_id is None, record.patient_id or ""),
+            *(record.study_date is None, record.study_date or date.max),
             record.series_instance_uid,
             record.volume,
         )

@@ -22,7 +22,7 @@ from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import BACKGROUND, NUM_CLASSES
 from cohortseg.overlays import Compared, compared
 from cohortseg.progress import Report, silent
-from cohortseg.store.files import LOCK, held, is_temporary, write_file
+from cohortseg.store.files import held, visible_files, write_file
 from cohortseg.store.layout import PAGE, PICTURES
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
@@ -175,7 +175,7 @@ def _held(folder: Path | None) -> Iterator[None]:
         yield
         return
     try:
-        others = folder.exists() and any(path.name != LOCK and not is_temporary(path) for path in folder.iterdir())
+        others = folder.exists() and bool(visible_files(folder))
     except OSError as error:
         raise StoreError(f"{folder}: cannot be used as an output folder: {error}") from error
     if others and read_run_json(folder).get("command") != COMMAND:

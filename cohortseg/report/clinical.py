@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
+from unicodedata import normalize
 
 import polars as pl
 
@@ -30,8 +31,8 @@ def read_clinical(path: Path) -> tuple[pl.DataFrame, str]:
     ----------
     path
         Text in UTF-8 (UTF-16 with its mark, as Excel writes it) with a header, and commas, semicolons or tabs between
-        the columns. Dates have the year first; a time of midnight behind them is passed over. An empty date: not known.
-        Rows with neither are passed over.
+        the columns. Dates have the year first; a time of midnight behind them is passed over. An empty date, or R's
+        ``NA``: not known. Rows with neither are passed over.
 
     Returns
     -------
@@ -69,6 +70,7 @@ def read_clinical(path: Path) -> tuple[pl.DataFrame, str]:
         schema={"row": pl.Int64} | dict.fromkeys(CLINICAL.polars_schema.names(), pl.String),
         orient="row",
     )
+    texts = texts.with_columns(pl.col("onset_date").replace("NA", None))
     blank = pl.all_horizontal(pl.col(CLINICAL.polars_schema.names()).is_null())
     texts = texts.filter(~blank)
     if texts.is_empty():
@@ -93,7 +95,7 @@ def _rows(text: str) -> list[list[str]]:
         separator = max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        return [[cell.strip() for cell in row] for row in reader]
+        return [[normalize("NFC", cell.strip()) for cell in row] for row in reader]  # as the scan has identifiers
     except csv.Error as error:
         raise csv.Error(f"line {reader.line_num}: {error}") from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cohortseg.dicom.scan import CohortScan, file_rows
+from cohortseg.store.files import sweep_temporaries
 from cohortseg.store.schemas import FILES, MANIFEST
 from cohortseg.store.tables import tables_from_rows, write_table
 
@@ -15,11 +16,15 @@ def write_scan(
 ) -> None:
     """Write what a scan found: the manifest, and where every file went; what has no path is not written.
 
+    What a killed scan left under a temporary name of these files is removed.
+
     Raises
     ------
     StoreError
         If one cannot be written.
     """
+    for path in filter(None, (manifest, files)):
+        sweep_temporaries(path.parent, path.name)
     if manifest is not None:
         write_table(manifest, tables_from_rows(map(asdict, scan.series), MANIFEST), MANIFEST, provenance)
     if files is not None:

@@ -76,16 +76,20 @@ def write_report(out: Path) -> WrittenReport:
 
 def _warn_of_missing_onsets(patients: pl.DataFrame) -> None:
     """Say that the clinical table, of which the folder keeps what it says of its patients then, may know more now."""
-    if missing := patients["onset_date"].null_count():
+    named = patients.drop_nulls("patient_id")
+    if missing := named["onset_date"].null_count():
         _log.warning(
             "%d of %d patients have no onset_date; if they are new, give the whole table to report --clinical again",
             missing,
-            len(patients),
+            len(named),
         )
 
 
 def _warn_of_far_onsets(timeline: pl.DataFrame) -> None:
-    """Say where onset and scans cannot belong together: dates of one of them were shifted, or a year is mistyped."""
-    nearest = timeline.group_by("patient_id").agg(pl.col("days_since_onset").abs().min())
-    if far := len(nearest.filter(pl.col("days_since_onset") > _FAR_DAYS)):
+    """Say where onset and scans hardly belong together: dates of one of them were shifted, or one is mistyped."""
+    days = pl.col("days_since_onset")
+    patients = timeline.group_by("patient_id").agg(nearest=days.abs().min(), last=days.max())
+    if far := len(patients.filter(pl.col("nearest") > _FAR_DAYS)):
         _log.warning("%d patients have an onset of symptoms more than a year from each of their scans", far)
+    if after := len(patients.filter(pl.col("last") < 0)):
+        _log.warning("%d patients have an onset of symptoms after all of their scans", after)

@@ -21,7 +21,7 @@ _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 def _temporary_beside(path: Path) -> Path:
-    """Return a new name that `is_temporary` knows."""
+    """Return a new name that `_is_temporary` knows."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
 
 
@@ -154,14 +154,18 @@ def locked(
 def held(folder: Path, command: str, *, folders: Iterable[Path] = ()) -> Iterator[None]:
     """Hold the output folder of a command, created if need be, and remove what killed runs of it left half-written.
 
+    ``folders`` are those in it that the command writes into.
+
     Raises
     ------
     StoreError
         As `locked`.
     """
     busy = f"{folder}: another cohortseg {command} is at work here; wait for it, or choose another -o"
-    with locked(folder, folder / LOCK, use="an output folder", busy=lambda: busy, folders=[folder, *folders]):
-        sweep_temporaries(folder)
+    all_folders = [folder, *folders]
+    with locked(folder, folder / LOCK, use="an output folder", busy=lambda: busy, folders=all_folders):
+        for path in all_folders:
+            sweep_temporaries(path)
         yield
 
 
@@ -173,7 +177,7 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def is_temporary(path: Path) -> bool:
+def _is_temporary(path: Path) -> bool:
     """Tell by its name whether this is a file or folder that `replacing` or `replacing_folder` has not put in place."""
     return _OURS.fullmatch(path.name) is not None
 
@@ -184,7 +188,7 @@ def sweep_temporaries(folder: Path, name: str = "*") -> None:
     Only for who holds the folder: another process may be writing one.
     """
     for path in folder.glob(f".{name}.*{_TEMPORARY}"):
-        if not is_temporary(path):
+        if not _is_temporary(path):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -237,8 +237,9 @@ BURDEN: Final = TableSchema(
             "noise_hu",
             _REAL,
             "image noise: the most frequent standard deviation of HU in squares of soft tissue, five pixels of 1.5 mm "
-            "(or, if wider, their own) a side, in slices with lung (global noise level, Christianson 2015); null where "
-            "too little is in view",
+            "(or, if wider, their own) a side, in up to 16 slices with lung (global noise level, Christianson 2015), "
+            "in steps of 2 HU; less than the noise of finer pixels, which are averaged to these; null where too "
+            "little is in view",
         ),
         Column("lung_method", _TEXT, "name and version of the lung segmentation"),
         Column("model_sha256", _TEXT, "SHA-256 of the model file"),

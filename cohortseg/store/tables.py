@@ -160,6 +160,7 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
     if frame.schema != schema.polars_schema:
         raise SchemaError(
             f"{path}: not a {schema.name} table of schema version {schema.version}: {_difference(frame.schema, schema)}"
+            "; if another version of cohortseg made it, run the command that made it again"
         )
     if odd := odd_columns(frame, schema):
         raise SchemaError(f"{path}: was changed: {', '.join(odd)} hold NaN, or null where every row must say something")

@@ -101,7 +101,10 @@ def empty_folder(out: Path) -> None:
     except OSError as error:
         raise StoreError(f"{out}: cannot be written: {error}") from error
     if occupied:
-        raise ConfigError(f"{out}: is not empty; name a folder that is new or empty, so that nothing is overwritten")
+        raise ConfigError(
+            f"{out}: is not empty (a sample that was broken off, perhaps); name a folder that is new or empty, so that "
+            "nothing is overwritten"
+        )
 
 
 def dates_of(config: SampleConfig, index: int) -> int:

@@ -10,7 +10,8 @@ from typing import Any, Final
 from cohortseg import __version__
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.store.files import LOCK, held, visible_files, write_file
+from cohortseg.store.files import LOCK, held, sweep_temporaries, visible_files, write_file
+from cohortseg.store.layout import PICTURES
 from cohortseg.train.state import check_same_settings
 
 SETTINGS: Final = "settings.json"
@@ -51,6 +52,7 @@ def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
     else:
         saved_settings(run)  # before a lock is left in a folder of something else
     with held(run, "train"):
+        sweep_temporaries(run / PICTURES)
         yield
 
 
