@@ -308,6 +308,16 @@ def test_bare_data_sets_are_read_as_they_stand_and_flagged(tmp_path: Path, synta
     assert "transfer_syntax_missing" in bare.qc_flags
 
 
+def test_pixels_that_are_native_whatever_the_syntax_says_are_read_so(tmp_path: Path) -> None:
+    """As of archives that decompress pixels and leave the file meta information."""
+    write_series(tmp_path / "right")
+    for path in write_series(tmp_path / "wrong"):
+        content = path.read_bytes()
+        assert content.count(ExplicitVRLittleEndian.encode() + b"\0") == 1
+        path.write_bytes(content.replace(ExplicitVRLittleEndian.encode(), RLELossless.encode()))
+    np.testing.assert_array_equal(read_only(tmp_path / "wrong").volume_hu, read_only(tmp_path / "right").volume_hu)
+
+
 def test_compressed_pixels_of_a_bare_data_set_are_not_guessed_at(tmp_path: Path) -> None:
     for path in write_series(tmp_path, shape=(1, 8, 8), transfer_syntax=RLELossless):
         content = path.read_bytes()

@@ -126,12 +126,13 @@ def _is_cut_short(dataset: Dataset) -> bool:
 
 
 def _transfer_syntax(dataset: Dataset, path: str) -> UID:
-    """Return how the pixels are stored; where no file meta information says it, as the data set itself shows.
+    """Return how the pixels are stored; where no file meta information says it, or wrongly, as the data set shows.
 
-    Native pixels are in the data set's own encoding, and have a length; compressed ones never have (PS3.5 A.4).
+    Native pixels are in the data set's own encoding, and have a length; compressed ones never have (PS3.5 A.4). Some
+    archives decompress the pixels and keep the syntax.
     """
     stated = Attributes.of(getattr(dataset, "file_meta", Dataset())).text("TransferSyntaxUID")
-    if stated is not None:
+    if stated is not None and not _is_wrong(UID(stated), dataset):
         return UID(stated)
     if dataset["PixelData"].is_undefined_length:
         raise DicomError(f"{path}: the pixels are compressed, and TransferSyntaxUID, which says how, is missing")
@@ -143,6 +144,15 @@ def _transfer_syntax(dataset: Dataset, path: str) -> UID:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     return syntax
+
+
+def _is_wrong(syntax: UID, dataset: Dataset) -> bool:
+    """Return whether a syntax says compressed of pixels that have a length, exactly that of native ones."""
+    try:
+        has_length = syntax.is_encapsulated and not dataset["PixelData"].is_undefined_length
+        return has_length and len(dataset.PixelData) == get_expected_length(dataset)
+    except READ_ERRORS:  # it is no transfer syntax, or the header does not say how long they are
+        return False
 
 
 def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) -> NDArray[np.integer]:
