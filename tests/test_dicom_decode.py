@@ -50,7 +50,7 @@ def copy_testdata(name: str, folder: Path) -> Path:
 
 
 def test_values_and_geometry(tmp_path: Path) -> None:
-    write_series(tmp_path, shuffle=1, origin=(-10, -20, 100), spacing_mm=(2.5, 0.8, 0.6))
+    paths = write_series(tmp_path, shuffle=1, origin=(-10, -20, 100), spacing_mm=(2.5, 0.8, 0.6))
     volume = read_only(tmp_path)
     np.testing.assert_array_equal(volume.volume_hu, body_hu(SHAPE))
     assert volume.volume_hu.dtype == np.int16
@@ -59,6 +59,7 @@ def test_values_and_geometry(tmp_path: Path) -> None:
     assert volume.voxel_volume_ml == pytest.approx(0.0012)
     assert volume.qc_flags == ()
     assert len(set(volume.sop_instance_uids)) == 4
+    assert volume.frame_of_reference_uid == pydicom.dcmread(paths[0]).FrameOfReferenceUID
 
 
 def round_picture(fill: int) -> Callable[[tuple[int, int, int]], np.ndarray]:

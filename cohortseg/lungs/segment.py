@@ -83,7 +83,8 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
         boxes[z] = box = padded_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
         lung[z][box], excluded_mm2[z] = dense_lung(slices[z].part(box), cavity[box])
     lung = without_domes(lung, slices, heights_mm)
-    lung |= _enclosed(lung, slices)
+    box = padded_box(np.logical_or.reduce(lung), 1)
+    lung[:, *box] |= _enclosed(lung[:, *box], np.stack([item.airway[box] for item in slices]))
     coarse = np.zeros(lung.shape, np.uint8)
     for z, box in boxes.items():
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
@@ -93,9 +94,9 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     return Lungs(mask=mask, flags=tuple(flag for flag in qc.PIXEL_FLAGS if found.get(flag)))
 
 
-def _enclosed(lung: Mask, slices: list[LungSlice]) -> Mask:
+def _enclosed(lung: Mask, airway: Mask) -> Mask:
     """Return dense tissue with lung on all sides (Z, Y, X), above and below too: a solid lesion, as no organ lies."""
-    pieces, count = ndimage.label(~lung & ~np.stack([item.airway for item in slices]))
+    pieces, count = ndimage.label(~(lung | airway))
     enclosed = np.ones(count + 1, bool)
     for part in (np.s_[0], pieces[[0, -1]], pieces[:, [0, -1]], pieces[:, :, [0, -1]]):
         enclosed[part] = False
