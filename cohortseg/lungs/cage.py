@@ -31,11 +31,15 @@ _ALONG_MM: Final = 5.0
 _OFF_MM: Final = 3.0
 """Unit of the distance from where the wall is expected."""
 _BACK_SHARE: Final = 0.73
-"""Aerated lungs end at .74 to .89 of the body, from front to back."""
+"""Aerated lungs end at .74 to .91 of the body without its fat, from front to back."""
 _DENSE_SHARE: Final = 0.2
 """Of the slices with wide lungs, those in which they end before."""
-_BACK_MM: Final = 30.0
-"""Skin, muscle and ribs behind the lungs."""
+_BACK_MM: Final = 25.0
+"""Muscle and ribs behind the lungs."""
+_FAT_HU: Final = -40.0
+"""Above: muscle."""
+_SKIN_MM: Final = 4.0
+"""No thicker."""
 _LUNG_LEFT_OUT: Final = 0.6
 """Cost of a pixel of lung beyond the wall."""
 _BEYOND_BODY: Final = 5.0
@@ -62,7 +66,7 @@ def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals, dense: Sequ
 
     A slice crosses ribs here and there only. What the wall costs is averaged over near slices (``heights_mm``, rising),
     so that it does not cut through dense lung, or bulge out of the cage, where a slice shows no rib. ``dense``
-    tells of which slices both lungs may be dense behind (`dense_behind`): their wall is looked for near the skin.
+    tells of which slices both lungs may be dense behind (`dense_behind`): their wall is looked for near these.
     """
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     apart = np.abs(heights_mm[:, None] - heights_mm) / _ALONG_MM
@@ -83,7 +87,7 @@ def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals, dense: Sequ
 
 
 def dense_behind(items: Sequence[LungSlice]) -> list[bool]:
-    """Tell of each slice whether both lungs may be dense behind: aerated lung ends far before the back of the body.
+    """Tell of each slice whether both lungs may be dense behind: aerated lung ends far before the muscles of the back.
 
     Only where it is wide, and if that holds for a fifth of such slices: shoulders make single ones look so.
     """
@@ -94,9 +98,14 @@ def dense_behind(items: Sequence[LungSlice]) -> list[bool]:
 
 
 def _depth_share(item: LungSlice) -> float:
-    """Return at which part of the body, from front to back, aerated lung ends."""
-    lung, body = (np.flatnonzero(mask.any(axis=1)) for mask in (item.aerated, item.body))
-    return float((lung[-1] - body[0]) / (body[-1] - body[0]))
+    """Return at which part of the body without its fat, from front to back, aerated lung ends."""
+    lung, body = (np.flatnonzero(mask.any(axis=1)) for mask in (item.aerated, _lean(item)))
+    return float((lung[-1] - body[0]) / (body[-1] - body[0])) if body.size > 1 else 1.0
+
+
+def _lean(item: LungSlice) -> Mask:
+    """Return muscle, organs and bone (Y, X): neither fat nor skin."""
+    return opening(item.body & (item.smooth > _FAT_HU), _SKIN_MM / item.pixel_mm)
 
 
 def _centre(item: LungSlice) -> tuple[float, float]:
@@ -171,7 +180,8 @@ def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reac
     skin = _skin(item, polar)
     expected = _expected_wall(item, polar, skin)
     if dense_back:
-        expected = np.where(np.sin(angles) > 0.5, np.maximum(expected, skin - _BACK_MM / px), expected)
+        behind = _outermost(polar.holds(_lean(item))) - _BACK_MM / px
+        expected = np.where(np.sin(angles) > 0.5, np.maximum(expected, behind), expected)
     off = (radii - expected[:, None]) * px / _OFF_MM
     bone = polar.of(np.clip((item.smooth - 100) / 80, 0, 1))
     cost: Reals = np.where(off > 0, weights.too_far, weights.too_near) * np.abs(off)

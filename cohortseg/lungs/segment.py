@@ -25,6 +25,7 @@ _MARGIN_MM: Final = 15.0
 _EMPTY_DISC_MM: Final = 10.0
 _EMPTY_SHARE: Final = 0.02
 """More than this part of the lung in discs of such a radius that are darker throughout is worth a look."""
+_BEHIND_MM: Final = 10.0
 _PLAUSIBLE_ML: Final = (800.0, 9000.0)
 
 
@@ -90,7 +91,9 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
     mask = to_full_grid(coarse, planes, volume_hu)
     found = _findings(coarse, slices, excluded_mm2) | _findings_of_whole(mask, spacing_mm)
-    found[qc.DENSE_REGION_EXCLUDED] |= any(dense)
+    found[qc.DENSE_REGION_EXCLUDED] |= any(
+        is_dense and _reaches_behind_air(coarse[z], slices[z]) for z, is_dense in zip(held, dense, strict=True)
+    )
     return Lungs(mask=mask, flags=tuple(flag for flag in qc.PIXEL_FLAGS if found.get(flag)))
 
 
@@ -141,6 +144,12 @@ def _findings_of_whole(mask: NDArray[np.uint8], spacing_mm: tuple[float | None, 
         qc.ONE_LUNG: min(sides) < 0.05 * sum(sides),
         qc.LUNG_VOLUME_IMPLAUSIBLE: volume_ml is not None and not _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1],
     }
+
+
+def _reaches_behind_air(sides: NDArray[np.uint8], item: LungSlice) -> bool:
+    """Tell whether lung (Y, X) goes on behind its last aerated row, by more than a thick patient's does."""
+    lung, aerated = (np.flatnonzero(mask.any(axis=1)) for mask in (sides > 0, item.aerated))
+    return bool(lung.size) and bool((lung[-1] - aerated[-1]) * item.pixel_mm > _BEHIND_MM)
 
 
 def _is_lost_between(area: NDArray[np.intp]) -> bool:
