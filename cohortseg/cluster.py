@@ -92,73 +92,45 @@ def cluster_address(address: str | None) -> str | None:
     return address or os.environ.get("RAY_ADDRESS") or None
 
 
-def require_workers(
-    num_workers: int,
-    cpus_per_worker: float,
-    gpus_per_worker: float,
-    resources: Resources,
-    *,
-    cpus_flag: str | None = "--cpus-per-worker",
-) -> None:
-    """Refuse workers that would wait for ever for resources that are not there.
-
-    Parameters
-    ----------
-    num_workers
-        At least 1.
-    cpus_per_worker, gpus_per_worker
-        What each reserves; each worker lies whole on one node.
-    resources
-        What there is.
-    cpus_flag
-        The command's flag for the share of a worker, to be advised; None if it has none.
-
-    Raises
-    ------
-    ConfigError
-        If they do not fit; the message has the numbers and which flags would.
-    """
-    fits = resources.fitting(cpus_per_worker, gpus_per_worker)
-    if num_workers <= fits:
-        return
-    lacks = [_lack(num_workers, cpus_per_worker, "CPU")]
-    if gpus_per_worker > 0:
-        lacks.append(_lack(num_workers, gpus_per_worker, "GPU"))
-    advice = [f"--workers {fits}"] if fits else []
-    share = resources.largest_share(num_workers, gpus_per_worker)
-    if cpus_flag and share > 0:
-        advice.append(f"{cpus_flag} {share:g}")
-    spread = f" on {len(resources.nodes)} nodes" if len(resources.nodes) > 1 else ""
-    raise ConfigError(
-        f"{num_workers} workers x {' and '.join(lacks)}, {resources.where} has {resources.num_cpus:g}"
-        f"{f' and {resources.num_gpus:g}' if gpus_per_worker > 0 else ''}{spread}; "
-        f"use {' or '.join(advice) if advice else 'a larger machine'}"
-    )
-
-
-def _lack(num_workers: int, each: float, unit: str) -> str:
-    total = num_workers * each
-    return f"{each:g} {unit} need {total:g} {unit}{'s' if total != 1 else ''}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkerRequest:
-    """How many workers, and what each needs."""
+    """How many workers, and what each reserves; each lies whole on one node."""
 
     num_workers: int
     cpus_per_worker: float
     """Also, rounded down, the number of threads of each."""
     gpus_per_worker: float
 
-    def check(self, resources: Resources, *, cpus_flag: str | None = "--cpus-per-worker") -> None:
-        """Refuse workers that do not fit; ``cpus_flag`` as in `require_workers`.
+    def check(self, resources: Resources, *, cpus_flag: bool = False) -> None:
+        """Refuse workers that would wait for ever for resources that are not there.
+
+        ``cpus_flag`` tells whether the command has ``--cpus-per-worker``, which is then advised too.
 
         Raises
         ------
         ConfigError
-            Saying what is missing and which flags would fit.
+            If they do not fit; the message has the numbers and which flags would.
         """
-        require_workers(self.num_workers, self.cpus_per_worker, self.gpus_per_worker, resources, cpus_flag=cpus_flag)
+        count, cpus, gpus = self.num_workers, self.cpus_per_worker, self.gpus_per_worker
+        fits = resources.fitting(cpus, gpus)
+        if count <= fits:
+            return
+        lacks = [_lack(count, cpus, "CPU")] + ([_lack(count, gpus, "GPU")] if gpus > 0 else [])
+        advice = [f"--workers {fits}"] if fits else []
+        share = resources.largest_share(count, gpus)
+        if cpus_flag and share > 0:
+            advice.append(f"--cpus-per-worker {share:g}")
+        spread = f" on {len(resources.nodes)} nodes" if len(resources.nodes) > 1 else ""
+        raise ConfigError(
+            f"{count} workers x {' and '.join(lacks)}, {resources.where} has {resources.num_cpus:g}"
+            f"{f' and {resources.num_gpus:g}' if gpus > 0 else ''}{spread}; "
+            f"use {' or '.join(advice) if advice else 'a larger machine'}"
+        )
+
+
+def _lack(num_workers: int, each: float, unit: str) -> str:
+    total = num_workers * each
+    return f"{each:g} {unit} need {total:g} {unit}{'s' if total != 1 else ''}"
 
 
 def worker_request(num_workers: int | None, cpus_per_worker: float | None, resources: Resources) -> WorkerRequest:
@@ -168,20 +140,6 @@ def worker_request(num_workers: int | None, cpus_per_worker: float | None, resou
     gpus_per_worker = 1.0 if gpus else 0.0
     cpus = cpus_per_worker or max(1.0, float(int(resources.largest_share(count, gpus_per_worker))))
     return WorkerRequest(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=gpus_per_worker)
-
-
-def check_local(
-    num_workers: int | None, cpus_per_worker: float | None = None, *, cpus_flag: str | None = "--cpus-per-worker"
-) -> None:
-    """Refuse, before any other work, workers that this machine cannot hold; ``cpus_flag`` as in `require_workers`.
-
-    Raises
-    ------
-    ConfigError
-        Saying what is missing and which flags would fit.
-    """
-    resources = local_resources()
-    worker_request(num_workers, cpus_per_worker, resources).check(resources, cpus_flag=cpus_flag)
 
 
 @contextmanager

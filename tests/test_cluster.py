@@ -10,7 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from cohortseg.cluster import Resources, connected, local_resources, require_answer, require_workers, worker_request
+from cohortseg.cluster import (
+    Resources,
+    WorkerRequest,
+    connected,
+    local_resources,
+    require_answer,
+    worker_request,
+)
 from cohortseg.errors import ConfigError
 from cohortseg.processors import num_processors
 
@@ -40,6 +47,11 @@ def test_the_default_request_fits_where_a_worker_fits():
     for nodes in (KUBERAY, ((4.0, 0.0), (4.0, 0.0)), ((1.0, 0.0),)):
         resources = Resources(nodes=nodes, where="the cluster")
         worker_request(None, None, resources).check(resources)
+
+
+def require_workers(num_workers, cpus, gpus, resources):
+    request = WorkerRequest(num_workers=num_workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    request.check(resources, cpus_flag=True)
 
 
 def test_workers_that_do_not_fit_are_refused_with_the_flags_that_would():

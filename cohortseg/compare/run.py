@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from cohortseg import __version__
-from cohortseg.cluster import WorkerRequest, check_local, cluster_address, connected, require_answer, worker_request
+from cohortseg.cluster import WorkerRequest, cluster_address, connected, local_resources, require_answer, worker_request
 from cohortseg.compare.fold import LABELED_DATA, FoldJob, run_fold, scores_in
 from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, check_rows
@@ -96,7 +96,8 @@ def compare_rows(
     images = _images_of(root, folds)
     on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
     if on_ray and cluster_address(address) is None:
-        check_local(num_workers, cpus_flag=None)
+        machine = local_resources()
+        worker_request(num_workers, None, machine).check(machine)
     _refuse_foreign(out)
     with held(out, "compare"):
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
@@ -215,7 +216,7 @@ def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | No
     """Train on Ray, each job a task of its own; a task whose process or node dies is begun again."""
     with connected(address) as resources:
         request = worker_request(num_workers, None, resources)
-        request.check(resources, cpus_flag=None)
+        request.check(resources)
         import ray  # after `connected`, which sets what ray reads while it is imported
         import ray.exceptions
 

@@ -16,13 +16,13 @@ import torch
 from cohortseg.cluster import (
     RayStartError,
     Resources,
+    WorkerRequest,
     cluster_address,
     connected,
     connected_resources,
     followed,
     head_answers,
     local_resources,
-    require_workers,
 )
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
@@ -152,7 +152,7 @@ def worker_shares(config: InferConfig, resources: Resources) -> tuple[int, float
         # Some node may have too few cores to make use of a larger part.
         if resources.fitting(_WORKER_CPUS, equal) >= workers or resources.fitting(_WORKER_CPUS, gpus) < workers:
             gpus = equal
-    require_workers(workers, _WORKER_CPUS, gpus, resources, cpus_flag=None)
+    WorkerRequest(num_workers=workers, cpus_per_worker=_WORKER_CPUS, gpus_per_worker=gpus).check(resources)
     return workers, gpus
 
 

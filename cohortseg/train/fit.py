@@ -75,7 +75,7 @@ def fit(
     run = run.resolve()
     with connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
-        request.check(resources)
+        request.check(resources, cpus_flag=True)
         _warn_of_lost_work(run, config)
         with _following(run, on_history):
             counts = _run_trainer(config, run, request)

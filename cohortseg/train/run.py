@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cohortseg.cluster import check_local, cluster_address, require_answer
+from cohortseg.cluster import cluster_address, local_resources, require_answer, worker_request
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
 from cohortseg.datasets.prepared import prepare
@@ -73,7 +73,8 @@ def train_model(
         If training fails.
     """
     if cluster_address(address) is None:
-        check_local(num_workers, cpus_per_worker)  # before the data; the workers of a cluster once it answers
+        machine = local_resources()  # before the data; the workers of a cluster once it answers
+        worker_request(num_workers, cpus_per_worker, machine).check(machine, cpus_flag=True)
     if config.imagenet_file:  # workers have other working folders
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
     _check_options(options, semi=config.semi_supervised, resume=resume)
