@@ -1,5 +1,6 @@
-"""Single files, written whole or not at all."""
+"""Files and folders, written whole or not at all."""
 
+import errno
 import filecmp
 import os
 import re
@@ -18,6 +19,7 @@ LOCK: Final = ".lock"
 """File that is locked while a command works in its output folder."""
 _TEMPORARY: Final = ".tmp"
 _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+_RENAME_ATTEMPTS: Final = 5
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -93,6 +95,8 @@ def write_file(path: Path, content: bytes) -> None:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of ``path``, a folder or nothing, once the block ends well.
 
+    A reader sees the whole old folder, none, or the whole new one, which is on disk before it appears.
+
     Raises
     ------
     StoreError
@@ -102,13 +106,43 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        _put_in_place(temporary, path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a folder to its final name; a worker left over from a killed run may be doing the same."""
+    for attempt in range(_RENAME_ATTEMPTS):
+        remove_folder(path)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == _RENAME_ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder if there is one; it vanishes at once, under a temporary name.
+
+    Raises
+    ------
+    OSError
+        If it cannot be renamed.
+    """
+    if path.is_dir():
+        aside = _temporary_beside(path)
+        with suppress(FileNotFoundError):
+            path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

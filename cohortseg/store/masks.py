@@ -6,12 +6,9 @@ group's attributes carry NGFF 0.5 image-label metadata under ``ome`` and geometr
 ``cohortseg``. Each array is a single shard, since two writers of one shard lose data; a group appears by renaming.
 """
 
-import errno
 import hashlib
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +21,10 @@ from zarr.codecs import BloscCodec
 from cohortseg import __version__
 from cohortseg.errors import StoreError
 from cohortseg.labels import LABELS, LESIONS, SIDES, Lesion
+from cohortseg.store.files import remove_folder, replacing_folder, sweep_temporaries
 from cohortseg.volume import Volume
 
 _CHUNK: Final = (32, 128, 128)
-_TEMPORARY: Final = ".tmp-"
-_RENAME_ATTEMPTS: Final = 5
 _AXES: Final = ("z", "y", "x")
 _FACTS: Final = {
     *("affine_zyx_to_lps_mm", "spacing_zyx_mm", "frame_of_reference_uid", "sop_instance_uids"),
@@ -141,8 +137,9 @@ def create_mask_store(path: Path) -> None:
 
 
 def sweep_masks(path: Path) -> None:
-    """Remove what killed processes left under temporary names."""
-    for leftover in path.glob(f"{_TEMPORARY}*"):
+    """Remove what killed processes left under temporary names; ``.tmp-*`` are those of earlier versions."""
+    sweep_temporaries(path)
+    for leftover in path.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -154,32 +151,17 @@ def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
     StoreError
         If it cannot be written (disk full, permissions).
     """
-    temporary = path / f"{_TEMPORARY}{series_key}-{uuid.uuid4().hex}"
+    arrays = {"labels": masks.labels, "lungs": masks.lungs}
+    facts = {**masks.attributes["cohortseg"], "nonzero_voxels": _nonzero(arrays)}
+    attributes = {**masks.attributes, "cohortseg": facts}
     try:
-        arrays = {"labels": masks.labels, "lungs": masks.lungs}
-        facts = {**masks.attributes["cohortseg"], "nonzero_voxels": _nonzero(arrays)}
-        attributes = {**masks.attributes, "cohortseg": facts}
-        group = zarr.open_group(temporary, mode="w-", zarr_format=3, attributes=attributes)
-        for name, array in arrays.items():
-            _write_array(group, name, array)
-        _sync(temporary)
-        _put_in_place(temporary, path, series_key)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise StoreError(f"{path}: masks of series {series_key} cannot be written: {error}") from error
-
-
-def _put_in_place(temporary: Path, path: Path, series_key: str) -> None:
-    """Rename a group to its final name; a worker left over from a killed run may be doing the same."""
-    for attempt in range(_RENAME_ATTEMPTS):
-        remove_masks(path, series_key)
-        try:
-            temporary.rename(path / series_key)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == _RENAME_ATTEMPTS - 1:
-                raise
-        else:
-            return
+        with replacing_folder(path / series_key) as folder:
+            group = zarr.open_group(folder, mode="w-", zarr_format=3, attributes=attributes)
+            for name, array in arrays.items():
+                _write_array(group, name, array)
+    except StoreError as error:
+        what = f"masks of series {series_key} cannot be written"
+        raise StoreError(f"{path}: {what}: {error.__cause__}") from error
 
 
 def remove_masks(path: Path, series_key: str) -> None:
@@ -190,14 +172,10 @@ def remove_masks(path: Path, series_key: str) -> None:
     StoreError
         If it cannot be removed.
     """
-    aside = path / f"{_TEMPORARY}{series_key}-{uuid.uuid4().hex}"
     try:
-        (path / series_key).rename(aside)
-    except FileNotFoundError:
-        return
+        remove_folder(path / series_key)
     except OSError as error:
         raise StoreError(f"{path}: masks of series {series_key} cannot be removed: {error}") from error
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_masks(path: Path, series_key: str) -> SeriesMasks:
@@ -227,7 +205,7 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
 
 def mask_files(path: Path, series_key: str) -> list[Path]:
     """Return the files of the group of one series, sorted; none if there is no such group."""
-    return sorted(_files(path / series_key))
+    return sorted(file for file in (path / series_key).rglob("*") if file.is_file())
 
 
 def masks_hash(path: Path, series_key: str) -> str:
@@ -273,14 +251,3 @@ def _read_array(group: zarr.Group, name: str) -> NDArray[np.uint8]:
 
 def _nonzero(arrays: Mapping[str, NDArray[np.uint8]]) -> dict[str, int]:
     return {name: int(np.count_nonzero(array)) for name, array in arrays.items()}
-
-
-def _sync(folder: Path) -> None:
-    """Bring every file below a folder to disk, so that after a power cut a renamed group is a whole one."""
-    for path in _files(folder):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
