@@ -1,14 +1,18 @@
 """Quirks of single attributes, of pixels and of damaged or hostile files."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
@@ -29,96 +33,88 @@ from cohortseg.synthetic.quirk_files import (
 from cohortseg.synthetic.quirk_registry import Expected, measured, quirk, skipped
 
 
-def _register_simple() -> None:
-    """Register the quirks that are one series with something changed on every slice, or stored in another way."""
-    changed: dict[str, tuple[str, dict[str, Any], str | None, tuple[str, ...]]] = {
-        "localizer": ("a scout", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer", ()),
-        "projection": (
-            "a maximum intensity projection",
-            {"ImageType": ["DERIVED", "SECONDARY", "MIP"]},
-            "projection",
-            (),
-        ),
-        "screen_save": (
-            "a dose or protocol page",
-            {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
-            "screen",
-            (),
-        ),
-        "secondary_capture": ("a screen shot", {"SOPClassUID": SecondaryCaptureImageStorage}, "secondary capture", ()),
-        "rtstruct": ("contours", {"Modality": "RTSTRUCT", "SOPClassUID": RTStructureSetStorage}, "is RTSTRUCT", ()),
-        "segmentation": ("a mask", {"Modality": "SEG", "SOPClassUID": SegmentationStorage}, "modality is SEG", ()),
-        "pdf": ("a scanned report", {"SOPClassUID": EncapsulatedPDFStorage}, "Encapsulated PDF", ()),
-        "derived_axial": ("an axial reformat", {"ImageType": ["DERIVED", "SECONDARY"]}, None, ("derived_reformat",)),
-        "material_map": (
-            "an iodine map of a scan of two energies",
-            {"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"]},
-            "map of a material",
-            (),
-        ),
-        "virtual_unenhanced": (
-            "a scan of two energies, its iodine taken away",
-            {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesDescription": "Chest 1.5 VNC"},
-            None,
-            ("spectral_image",),
-        ),
-        "rescale_missing": ("no slope", {"RescaleSlope": None}, "RescaleSlope or RescaleIntercept is missing", ()),
-        "spacing_zero": (
-            "PixelSpacing of 0",
-            {"PixelSpacing": ["0", "0"]},
-            "PixelSpacing is missing, not positive",
-            (),
-        ),
-        "spacing_in_micrometres": (
-            "PixelSpacing in another unit",
-            {"PixelSpacing": ["3600", "3400"]},
-            "the image is 345600 mm wide",
-            (),
-        ),
-        "no_samples_per_pixel": ("no SamplesPerPixel", {"SamplesPerPixel": None}, None, ()),
-        "no_positions": ("no positions", {"ImagePositionPatient": None}, "ImagePositionPatient is missing in 12", ()),
-        "monochrome1": ("shown inverted", {"PhotometricInterpretation": "MONOCHROME1"}, None, ("monochrome1",)),
-        "anonymised_away": (
-            "neither patient nor date",
-            {"PatientID": "", "StudyDate": None},
-            None,
-            ("missing_patient_id", "missing_study_date"),
-        ),
-        "hostile_names": (
-            "identifiers that are paths, or 10 kB long",
-            {
-                "PatientID": "../../etc/passwd",
-                "StudyInstanceUID": "../CON",
-                "SeriesDescription": "\u202e/tmp/" + "x" * 10000,
-            },
-            None,
-            (),
-        ),
-    }
-    for name, (meaning, attributes, reason, flags) in changed.items():
+@dataclass(frozen=True)
+class _Simple:
+    """A series with something changed on every slice, or stored in another way."""
 
-        def write(folder: Path, name: str = name, more: Any = attributes, why: Any = reason, flags: Any = flags) -> Any:
-            files = write_files(folder, chest_slices(name, **more))
-            return [measured(files, *flags) if why is None else skipped(files, why, *flags)]
+    name: str
+    meaning: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    """Why it is skipped; None: it is measured."""
+    flags: tuple[str, ...] = ()
+    syntax: UID = ExplicitVRLittleEndian
 
-        quirk(meaning, name)(write)
-    for name, syntax in (
-        ("implicit_vr", ImplicitVRLittleEndian),
-        ("big_endian", ExplicitVRBigEndian),
-        ("deflated", DeflatedExplicitVRLittleEndian),
-        ("rle", RLELossless),
-        ("jpeg_lossless", JPEGLosslessSV1),
-        ("jpeg_ls", JPEGLSLossless),
-        ("jpeg_2000", JPEG2000Lossless),
-    ):
-
-        def compressed(folder: Path, name: str = name, syntax: Any = syntax) -> list[Expected]:
-            return [measured(write_files(folder, chest_slices(name), syntax))]
-
-        quirk(f"transfer syntax {syntax.name}", name)(compressed)
+    def write(self, folder: Path) -> list[Expected]:
+        """Write its files."""
+        files = write_files(folder, chest_slices(self.name, **self.attributes), self.syntax)
+        return [measured(files, *self.flags) if self.reason is None else skipped(files, self.reason, *self.flags)]
 
 
-_register_simple()
+_SIMPLE: Final = (
+    _Simple("localizer", "a scout", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+    _Simple(
+        "projection", "a maximum intensity projection", {"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "projection"
+    ),
+    _Simple("screen_save", "a dose or protocol page", {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen"),
+    _Simple("secondary_capture", "a screen shot", {"SOPClassUID": SecondaryCaptureImageStorage}, "secondary capture"),
+    _Simple("rtstruct", "contours", {"Modality": "RTSTRUCT", "SOPClassUID": RTStructureSetStorage}, "is RTSTRUCT"),
+    _Simple("segmentation", "a mask", {"Modality": "SEG", "SOPClassUID": SegmentationStorage}, "modality is SEG"),
+    _Simple("pdf", "a scanned report", {"SOPClassUID": EncapsulatedPDFStorage}, "Encapsulated PDF"),
+    _Simple("derived_axial", "an axial reformat", {"ImageType": ["DERIVED", "SECONDARY"]}, flags=("derived_reformat",)),
+    _Simple(
+        "material_map",
+        "an iodine map of a scan of two energies",
+        {"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"]},
+        "map of a material",
+    ),
+    _Simple(
+        "virtual_unenhanced",
+        "a scan of two energies, its iodine taken away",
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesDescription": "Chest 1.5 VNC"},
+        flags=("spectral_image",),
+    ),
+    _Simple("rescale_missing", "no slope", {"RescaleSlope": None}, "RescaleSlope or RescaleIntercept is missing"),
+    _Simple("spacing_zero", "PixelSpacing of 0", {"PixelSpacing": ["0", "0"]}, "PixelSpacing is missing, not positive"),
+    _Simple(
+        "spacing_in_micrometres",
+        "PixelSpacing in another unit",
+        {"PixelSpacing": ["3600", "3400"]},
+        "the image is 345600 mm wide",
+    ),
+    _Simple("no_samples_per_pixel", "no SamplesPerPixel", {"SamplesPerPixel": None}),
+    _Simple("no_positions", "no positions", {"ImagePositionPatient": None}, "ImagePositionPatient is missing in 12"),
+    _Simple("monochrome1", "shown inverted", {"PhotometricInterpretation": "MONOCHROME1"}, flags=("monochrome1",)),
+    _Simple(
+        "anonymised_away",
+        "neither patient nor date",
+        {"PatientID": "", "StudyDate": None},
+        flags=("missing_patient_id", "missing_study_date"),
+    ),
+    _Simple(
+        "hostile_names",
+        "identifiers that are paths, or 10 kB long",
+        {
+            "PatientID": "../../etc/passwd",
+            "StudyInstanceUID": "../CON",
+            "SeriesDescription": "\u202e/tmp/" + "x" * 10000,
+        },
+    ),
+    *(
+        _Simple(name, f"transfer syntax {syntax.name}", syntax=syntax)
+        for name, syntax in (
+            ("implicit_vr", ImplicitVRLittleEndian),
+            ("big_endian", ExplicitVRBigEndian),
+            ("deflated", DeflatedExplicitVRLittleEndian),
+            ("rle", RLELossless),
+            ("jpeg_lossless", JPEGLosslessSV1),
+            ("jpeg_ls", JPEGLSLossless),
+            ("jpeg_2000", JPEG2000Lossless),
+        )
+    ),
+)
+for _simple in _SIMPLE:
+    quirk(_simple.meaning, _simple.name)(_simple.write)
 
 
 @quirk("A rescale of its own on every slice")
