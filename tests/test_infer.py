@@ -25,7 +25,7 @@ from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, DicomError, StoreError
-from cohortseg.infer.commit import suspects
+from cohortseg.infer.attempts import suspects
 from cohortseg.infer.run import choose_engine, room_watched, worker_shares
 from cohortseg.pipeline import infer_cohort, report_cohort
 from cohortseg.store.schemas import BURDEN, MANIFEST, TIMELINE

@@ -12,21 +12,18 @@ import polars as pl
 import pytest
 
 from cohortseg.errors import StoreError
+from cohortseg.infer.attempts import begin_attempt, count_attempts, suspects, withdraw_attempts
 from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
     SeriesResult,
     begin_anew,
-    begin_attempt,
     commit,
     committed_slices,
-    count_attempts,
     end_anew,
     forget_failed,
     is_done,
     read_committed,
     result_token,
-    suspects,
-    withdraw_attempts,
 )
 from cohortseg.store.masks import SeriesMasks, create_mask_store
 from cohortseg.store.schemas import BURDEN, SLICES

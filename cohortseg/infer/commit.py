@@ -1,18 +1,16 @@
-"""What makes a run safe to kill: attempts are counted before the work, the marker that says "done" is written last.
+"""What makes a run safe to kill: of the files of a result the marker that says "done" is written last.
 
-OUT/.state/ holds ``attempts/<key>`` (one line an attempt that has not ended), ``slices/<key>.arrow`` (the series' rows
-of the slices table) and ``rows/<key>.json`` (the marker: its burden row, and what it was made from). Beside them lie
-``anew`` while a run with ``--no-resume`` has not ended, and ``unfinished`` (`store.layout`). A series without a valid
-marker is done again; done twice it is replaced, so nothing is lost or doubled, whoever died when.
+OUT/.state/ holds ``slices/<key>.arrow`` (a series' rows of the slices table) and ``rows/<key>.json`` (the marker: its
+burden row, and what it was made from). Beside them lie ``attempts`` (`infer.attempts`), ``anew`` while a run with
+``--no-resume`` has not ended, and ``unfinished`` (`store.layout`). A series without a valid marker is done again; done
+twice it is replaced, so nothing is lost or doubled, whoever died when.
 """
 
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,8 +20,9 @@ import polars as pl
 import pyarrow as pa
 
 from cohortseg.errors import SchemaError, StoreError
-from cohortseg.store.files import sweep_temporaries, write_file
-from cohortseg.store.layout import ATTEMPTS, MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
+from cohortseg.infer.attempts import end_attempts
+from cohortseg.store.files import store_errors, sweep_temporaries, write_file
+from cohortseg.store.layout import MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.store.tables import DAMAGED, frame_of, odd_columns, table_from_rows
@@ -54,60 +53,10 @@ class SeriesResult:
     """False: the next run tries again, since the failure may have passed by then (file server away, memory full)."""
 
 
-@contextmanager
-def _store_errors(out: Path) -> Iterator[None]:
-    """Turn what the file system says no to into an error that names the output folder."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{out}: cannot be read or written: {error}") from error
-
-
 def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any]) -> str:
     """Return the hash of all that a result depends on: input files, model, settings and versions."""
     document = json.dumps([fingerprint, model_sha256, dict(settings)], sort_keys=True, default=_plain)
     return hashlib.sha256(document.encode()).hexdigest()
-
-
-def suspects(out: Path) -> frozenset[str]:
-    """Return the keys of all series with an attempt that did not end: their process died, or is still at it."""
-    with _store_errors(out):
-        return frozenset(path.name for path in (out / STATE / ATTEMPTS).iterdir() if not path.name.startswith("."))
-
-
-def count_attempts(out: Path, series_key: str, token: str, run_id: str) -> int:
-    """Return how many attempts at this very result began in this run and did not end.
-
-    Those of earlier runs do not count: whoever ended the whole run may have meant the run and not the series.
-    """
-    return _attempt_lines(out, series_key).count(f"{token} {run_id}")
-
-
-def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
-    """Note on disk, before the dangerous work, that an attempt begins.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be written.
-    """
-    with _store_errors(out), _attempts(out, series_key).open("a", encoding="ascii") as file:
-        file.write(f"{token} {run_id}\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def withdraw_attempts(out: Path, series_key: str, run_id: str) -> None:
-    """Take back what this run noted, where it ends in order, so that it is not held against the series.
-
-    On a disk that takes no writes the note stays: the series is then done alone in the next run, no more.
-    """
-    with suppress(OSError, StoreError):
-        rest = [line for line in _attempt_lines(out, series_key) if not line.endswith(f" {run_id}")]
-        if rest:
-            write_file(_attempts(out, series_key), "".join(f"{line}\n" for line in rest).encode("ascii"))
-        else:
-            _attempts(out, series_key).unlink(missing_ok=True)
 
 
 def check_rows(result: SeriesResult) -> None:
@@ -135,7 +84,7 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
     """
     marker, picture, rows = _marker(out, series_key), _picture(out, series_key), io.BytesIO()
     table_from_rows(result.slices, SLICES).write_ipc(rows, compression="lz4")
-    with _store_errors(out):
+    with store_errors(out):
         marker.unlink(missing_ok=True)
         if result.masks is None:
             remove_masks(out / MASKS, series_key)
@@ -153,7 +102,7 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
             "burden": dict(result.burden),
         }
         write_file(marker, json.dumps(document, default=_plain, allow_nan=False).encode())
-        _attempts(out, series_key).unlink(missing_ok=True)
+    end_attempts(out, series_key)
 
 
 def is_done(out: Path, series_key: str, token: str, *, with_picture: bool = False) -> bool:
@@ -166,7 +115,7 @@ def is_done(out: Path, series_key: str, token: str, *, with_picture: bool = Fals
         return False
     if with_picture and document["burden"]["status"] == "ok" and not _picture(out, series_key).exists():
         return False
-    with _store_errors(out):
+    with store_errors(out):
         return bool(document["sizes"] == _sizes(out, series_key))
 
 
@@ -244,7 +193,7 @@ def _read_slices(out: Path, series_key: str) -> pl.DataFrame:
 
 def _undone(out: Path, series_key: str, path: Path, what: str) -> StoreError:
     """Take back the marker of a series with a damaged file, and return what is to be said of it."""
-    with _store_errors(out):
+    with store_errors(out):
         _marker(out, series_key).unlink(missing_ok=True)
     advice = f"run the same command again, which does series {series_key} anew"
     return StoreError(f"{path}: cannot be read ({' '.join(what.split())}); {advice}")
@@ -256,7 +205,7 @@ def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def committed_keys(out: Path) -> set[str]:
     """Return the keys of all series with a marker, those of earlier runs too."""
-    with _store_errors(out):
+    with store_errors(out):
         return {path.stem for path in (out / STATE / ROWS).glob("*.json")}
 
 
@@ -271,7 +220,7 @@ def forget_failed(out: Path) -> None:
     for series_key in committed_keys(out):
         document = _read_marker(out, series_key)
         if document is not None and document["burden"]["status"] == "failed":
-            with _store_errors(out):
+            with store_errors(out):
                 _marker(out, series_key).unlink(missing_ok=True)
 
 
@@ -287,7 +236,7 @@ def begin_anew(out: Path) -> None:
     """
     if (out / STATE / _ANEW).exists():
         return
-    with _store_errors(out):
+    with store_errors(out):
         # By name, not by marker: a killed run leaves masks and a picture without one.
         for group in (out / MASKS).iterdir():
             if _KEY.fullmatch(group.name):
@@ -309,7 +258,7 @@ def end_anew(out: Path) -> None:
     StoreError
         If the note cannot be removed.
     """
-    with _store_errors(out):
+    with store_errors(out):
         (out / STATE / _ANEW).unlink(missing_ok=True)
 
 
@@ -319,18 +268,6 @@ def sweep(out: Path) -> None:
         sweep_temporaries(folder)
     for name in ("*.parquet", RUN_JSON, REPORT):
         sweep_temporaries(out, name)
-
-
-def _attempts(out: Path, series_key: str) -> Path:
-    return out / STATE / ATTEMPTS / series_key
-
-
-def _attempt_lines(out: Path, series_key: str) -> list[str]:
-    with _store_errors(out):
-        try:
-            return _attempts(out, series_key).read_text(encoding="ascii", errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
 
 
 def _slices(out: Path, series_key: str) -> Path:
@@ -347,7 +284,7 @@ def _marker(out: Path, series_key: str) -> Path:
 
 def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
     """Return a marker; None if there is none, or it is not ours (cut off by a power failure): then it never was."""
-    with _store_errors(out):
+    with store_errors(out):
         try:
             document = json.loads(_marker(out, series_key).read_bytes())
         except (FileNotFoundError, ValueError):

@@ -15,16 +15,8 @@ from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, ConfigError, NotEvaluableError, StoreError, unexpected
 from cohortseg.identity import without_path
-from cohortseg.infer.commit import (
-    SeriesResult,
-    begin_attempt,
-    check_rows,
-    commit,
-    count_attempts,
-    is_done,
-    result_token,
-    suspects,
-)
+from cohortseg.infer.attempts import begin_attempt, count_attempts, suspects
+from cohortseg.infer.commit import SeriesResult, check_rows, commit, is_done, result_token
 from cohortseg.infer.segmenter import MEASURES, record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
 from cohortseg.store.schemas import BURDEN, SLICES

@@ -27,7 +27,8 @@ from cohortseg.cluster import (
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
-from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
+from cohortseg.infer.attempts import suspects, withdraw_attempts
+from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, give_up
 from cohortseg.infer.stream import load_job_model, process_all, process_stream
 from cohortseg.progress import Report

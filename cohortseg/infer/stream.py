@@ -12,7 +12,8 @@ import torch
 
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ModelError, StoreError
-from cohortseg.infer.commit import committed_status, suspects, withdraw_attempts
+from cohortseg.infer.attempts import suspects, withdraw_attempts
+from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, attempts_of, give_up, process_series
 from cohortseg.processors import die_with_parent
 from cohortseg.weights import LoadedModel, load_model

@@ -146,6 +146,15 @@ def remove_folder(path: Path) -> None:
 
 
 @contextmanager
+def store_errors(folder: Path) -> Iterator[None]:
+    """Turn what the file system says no to into an error that names a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be read or written: {error}") from error
+
+
+@contextmanager
 def locked(
     folder: Path, lock: Path, *, use: str, busy: Callable[[], str], folders: Iterable[Path] = ()
 ) -> Iterator[None]:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from cohortseg.cli import app
 from cohortseg.config import InferConfig
 from cohortseg.errors import StoreError
-from cohortseg.infer.commit import suspects
+from cohortseg.infer.attempts import suspects
 from cohortseg.pipeline import infer_cohort
 from cohortseg.store.schemas import BURDEN
 from cohortseg.store.tables import read_table
