@@ -29,7 +29,7 @@ VOXEL_ML = 5.0 * 3.0 * 3.5 / 1000
 class Thresholds:
     """A perfect model of the phantom: every class by its HU, so that results can be worked out by hand."""
 
-    name, sha256, device, judges, bf16 = "thresholds", "0" * 64, torch.device("cpu"), True, False
+    name, sha256, device, has_trained_discriminator, bf16 = "thresholds", "0" * 64, torch.device("cpu"), True, False
     card = SimpleNamespace(canonical=CanonicalConfig(size=192))
 
     def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
@@ -205,7 +205,7 @@ def test_single_slice_is_measured_by_area(tmp_path: Path) -> None:
 def test_a_discriminator_that_never_learned_has_no_confidence(tmp_path: Path) -> None:
     write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=ill_body)
     unlearned = Thresholds()
-    unlearned.judges = False
+    unlearned.has_trained_discriminator = False
     assert segment(tmp_path, Thresholds())[0].burden["confidence"] == 0.25
     assert segment(tmp_path, unlearned)[0].burden["confidence"] is None
 

@@ -125,7 +125,7 @@ class Done(NamedTuple):
     """Of an unexpected error: where in the code it arose."""
 
 
-def process_series(job: Job, model: LoadedModel, record: SeriesRecord, between_steps: Callable[[], None]) -> Done:
+def segment_and_commit(job: Job, model: LoadedModel, record: SeriesRecord, between_steps: Callable[[], None]) -> Done:
     """Decode, segment and commit one series.
 
     ``between_steps`` is called now and then; its ``CancelledError`` ends the work, with nothing committed.

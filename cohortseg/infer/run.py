@@ -30,7 +30,7 @@ from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.infer.attempts import suspects, withdraw_attempts
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, give_up
-from cohortseg.infer.stream import load_job_model, process_all, process_stream
+from cohortseg.infer.stream import load_job_model, segment_all, segment_many
 from cohortseg.progress import Report
 from cohortseg.weights import LoadedModel
 
@@ -102,7 +102,7 @@ def run_series(
             # There are none unless it ended early: the actors have ended, and what they were at is not to blame.
             for series_key in suspects(job.out):
                 withdraw_attempts(job.out, series_key, job.run_id)
-    for done in process_all(job, model, pending):
+    for done in segment_all(job, model, pending):
         tally.add(done)
     return "local"
 
@@ -179,7 +179,7 @@ class _Worker:
             else:
                 (waiting if record.series_key in apart else calm).append(record)
         for group in (calm, *([record] for record in waiting)):
-            for done in process_stream(self._job, self._model, group):
+            for done in segment_many(self._job, self._model, group):
                 yield _line(done)
 
 

@@ -34,7 +34,8 @@ _FROM_RECORD: Final = tuple(
 
 
 MEASURES: Final = 3
-"""Version of all from the files to the tables but the lungs: it rises whenever the same files give other numbers."""
+"""Raise it whenever the same files give other numbers or labels, so that every series is done anew; for a change of the
+lungs alone raise `LUNG_METHOD` instead."""
 _DIGITS: Final = 4
 """Of means of the model's output, whose last digits are those of the order in which its threads add."""
 _FINDING_LUNGS: Final = threading.Lock()
@@ -76,7 +77,7 @@ def segment_series(
     if noise_hu is not None and noise_hu >= NOISY_HU:
         row["qc_flags"].append(qc.NOISY)
     row |= series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
-    row |= doubt | ({} if model.judges else {"confidence": None}) | {"status": "ok"}
+    row |= doubt | ({} if model.has_trained_discriminator else {"confidence": None}) | {"status": "ok"}
     row |= {"device": model.device.type, "precision": "bfloat16" if model.bf16 else "float32"}
     masks = SeriesMasks(
         labels=np.ascontiguousarray(orientation.from_upright(labels)),
@@ -126,7 +127,7 @@ def segment_slices(
         The columns ``confidence``, ``lung_entropy`` and ``flip_disagreement_pct`` of the burden table.
     """
     labels = np.zeros(upright_hu.shape, np.uint8)
-    tally = _Doubt()
+    sums = _DoubtSums()
     boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.card.canonical)) if box is not None}
     for batch in _batches(boxes, config.batch_size or batch_size_for(model.device)):
         between_steps()
@@ -141,12 +142,12 @@ def segment_slices(
             restored = restore_crop(maps, batch[z])
             inside, classes_there = lungs[z][box] > 0, restored[:classes].max(dim=0).indices.numpy()
             labels[z][box] = np.where(inside, classes_there, 0)
-            tally.add(inside, labels[z][box] > 0, restored[classes:].numpy())
-    return labels, tally.columns()
+            sums.add(inside, labels[z][box] > 0, restored[classes:].numpy())
+    return labels, sums.columns()
 
 
 @dataclass
-class _Doubt:
+class _DoubtSums:
     """Sums over the slices of a series, from which the columns about the model's doubt are made."""
 
     num_lung: int = 0

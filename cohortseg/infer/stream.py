@@ -14,7 +14,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.attempts import suspects, withdraw_attempts
 from cohortseg.infer.commit import committed_status
-from cohortseg.infer.job import Done, Job, attempts_of, give_up, process_series
+from cohortseg.infer.job import Done, Job, attempts_of, give_up, segment_and_commit
 from cohortseg.processors import die_with_parent
 from cohortseg.weights import LoadedModel, load_model
 
@@ -24,7 +24,7 @@ _WAKE_EVERY_S: Final = 0.2
 """For Ctrl-C: where another thread of the process took the signal, Python acts on it once the main thread wakes."""
 
 
-def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
+def segment_many(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
     """Segment and commit series, several side by side; they are yielded as they end.
 
     Each has a thread of its own with an equal share of PyTorch's threads (also of those that the last series leave):
@@ -48,18 +48,18 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
         if stopped.is_set():
             raise CancelledError
 
-    def process(record: SeriesRecord) -> Done:
+    def segment(record: SeriesRecord) -> Done:
         begun.add(record.series_key)
-        done = process_series(job, model, record, between_steps)
+        done = segment_and_commit(job, model, record, between_steps)
         begun.remove(record.series_key)
         return done
 
     try:
         # One alone stays in this thread: glibc keeps the freed memory of every thread apart.
         if lanes > 1:
-            yield from _side_by_side(process, records, lanes, stopped)
+            yield from _side_by_side(segment, records, lanes, stopped)
         else:
-            yield from map(process, records)
+            yield from map(segment, records)
     finally:
         # Empty unless interrupted or out of disk: a process that dies never comes here.
         for series_key in begun:
@@ -67,16 +67,16 @@ def process_stream(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]
 
 
 def _side_by_side(
-    process: Callable[[SeriesRecord], Done], records: Sequence[SeriesRecord], lanes: int, stopped: threading.Event
+    segment: Callable[[SeriesRecord], Done], records: Sequence[SeriesRecord], lanes: int, stopped: threading.Event
 ) -> Iterator[Done]:
-    """Process series in so many threads."""
+    """Segment series in so many threads."""
     cores = torch.get_num_threads()
     waiting = iter(records)
     running: set[Future[Done]] = set()
     pool = ThreadPoolExecutor(lanes, "series")
     try:
         while True:
-            running |= {pool.submit(process, record) for record in islice(waiting, 2 * lanes - len(running))}
+            running |= {pool.submit(segment, record) for record in islice(waiting, 2 * lanes - len(running))}
             if not running:
                 break
             ended, running = wait(running, _WAKE_EVERY_S, FIRST_COMPLETED)
@@ -88,7 +88,7 @@ def _side_by_side(
         torch.set_num_threads(cores)  # the default of new threads, which those above have changed
 
 
-def process_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
+def segment_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
     """Do the same in this process, but what was at work when a process died is done alone, in a process of its own.
 
     So this process lives to see whether it was the series' fault, and gives the series up if it is.
@@ -99,19 +99,19 @@ def process_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -
         If a result cannot be written, or the cohort has gone.
     """
     apart = suspects(job.out)
-    yield from process_stream(job, model, [record for record in records if record.series_key not in apart])
+    yield from segment_many(job, model, [record for record in records if record.series_key not in apart])
     for record in records:
         if record.series_key in apart:
-            yield _process_apart(job, model, record)
+            yield _segment_apart(job, model, record)
 
 
-def _process_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
+def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
     while not give_up(job, model.sha256, record):
         attempts = attempts_of(job, record)
         others = multiprocessing.active_children()
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), die_with_parent) as pool:
             try:
-                return pool.submit(_process_one, job, torch.get_num_threads(), record).result()
+                return pool.submit(_segment_alone, job, torch.get_num_threads(), record).result()
             except BrokenProcessPool as error:
                 if attempts_of(job, record) == attempts:  # not the series' fault
                     raise StoreError(
@@ -126,9 +126,9 @@ def _process_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
     return Done(record.series_key, committed_status(job.out, record.series_key), 0)
 
 
-def _process_one(job: Job, num_threads: int, record: SeriesRecord) -> Done:
+def _segment_alone(job: Job, num_threads: int, record: SeriesRecord) -> Done:
     torch.set_num_threads(num_threads)
-    (done,) = process_stream(job, load_job_model(job), [record])
+    (done,) = segment_many(job, load_job_model(job), [record])
     return done
 
 

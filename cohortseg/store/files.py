@@ -178,11 +178,11 @@ def locked(
     StoreError
         If another process holds it, or it cannot be used.
     """
-    held = filelock.FileLock(lock)
+    file_lock = filelock.FileLock(lock)
     try:
         for path in folders:
             path.mkdir(parents=True, exist_ok=True)
-        held.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except filelock.Timeout:
         raise StoreError(busy()) from None
     except (OSError, NotImplementedError) as error:
@@ -190,7 +190,7 @@ def locked(
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class LoadedModel:
         return frozenset(self.card.training_images)
 
     @property
-    def judges(self) -> bool:
+    def has_trained_discriminator(self) -> bool:
         """Whether the discriminator has learned: it does in phase 2, so that a model of phase 1 has no confidence."""
         return bool(self.card.recipe.get("phase") != 1)
 
