@@ -23,6 +23,7 @@ from cohortseg.infer.commit import (
     begin_anew,
     committed_keys,
     committed_slices,
+    committed_status,
     end_anew,
     forget_failed,
     read_committed,
@@ -297,7 +298,12 @@ def _require_cluster(job: Job, scan: CohortScan, address: str | None) -> None:
     """Refuse the address of a cluster that is not there, before anything of an earlier run is removed."""
     if cluster_address(address) is None or job.config.engine == "local":
         return
-    if not job.config.resume or job.config.retry_failed or pending_series(job, _selected(scan)):
+    selected = _selected(scan)
+    again = not job.config.resume or (
+        job.config.retry_failed
+        and any(committed_status(job.out, record.series_key) == "failed" for record in selected if job.is_done(record))
+    )
+    if again or pending_series(job, selected):
         require_answer(address)
 
 

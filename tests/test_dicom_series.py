@@ -47,7 +47,7 @@ def test_rows_fit_the_manifest(tmp_path: Path) -> None:
     )
     frame = table_from_rows([asdict(record) for record in scan_cohort(tmp_path).series], MANIFEST)
     assert frame.height == 2
-    assert frame["spacing_z_mm"].to_list() == [None, 2.5]
+    assert frame["spacing_z_mm"].to_list() == [2.5, None], "the series without a patient comes last"
 
 
 def test_order_is_from_feet_to_head_also_for_falling_positions(tmp_path: Path) -> None:
