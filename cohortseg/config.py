@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 from cohortseg.errors import ConfigError
 
 Engine = Literal["auto", "local", "ray"]
-Preset = Literal["paper", "cpu"]
+Preset = Literal["paper", "cpu", "labels"]
 """Named recipes: the keys of `PRESETS`."""
 ImageOrientation = Literal["upright", "transposed", "quarter-turned"]
 """How 8-bit images of a user's own lie; DICOM says so itself."""
@@ -192,6 +192,12 @@ class TrainConfig:
         """Iterations of both phases, unless phase 1 ends early."""
         return self.supervised_iterations + (self.adversarial_iterations if self.semi_supervised else 0)
 
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether unlabelled slices teach anything: in phase 2, by a loss with a weight or the VQ-VAE branch."""
+        weights = (self.adversarial_weight, self.semi_weight, self.proportion_weight)
+        return self.semi_supervised and (any(weights) or self.model.vq_branch)
+
     def __post_init__(self) -> None:
         """Check ranges; nested settings may come as mappings (from JSON or TOML)."""
         if isinstance(self.canonical, Mapping):
@@ -247,24 +253,34 @@ class TrainConfig:
         )
 
 
+_CPU: Final[dict[str, Any]] = {
+    "canonical": CanonicalConfig(size=192),
+    "predict_size": 224,
+    "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True, decoder_channels=(96, 64, 48, 16)),
+    "supervised_iterations": 1000,
+    "adversarial_iterations": 200,
+    "warmup_iterations": 40,
+    "batch_labeled": 8,
+    "batch_unlabeled": 8,
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-2,
+    "dice_weight": 1.0,
+    "opacity_dice_weight": 0.5,
+    "ema_decay": 0.99,
+    "class_offsets": (0.0, 0.8, 1.2),
+}
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
-    "cpu": {
-        "canonical": CanonicalConfig(size=192),
-        "predict_size": 224,
-        "model": ModelConfig(encoder="efficientnet-lite0", imagenet=True, decoder_channels=(96, 64, 48, 16)),
-        "supervised_iterations": 1000,
-        "adversarial_iterations": 200,
-        "warmup_iterations": 40,
-        "batch_labeled": 8,
-        "batch_unlabeled": 8,
-        "optimizer": "adamw",
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-2,
-        "dice_weight": 1.0,
-        "opacity_dice_weight": 0.5,
-        "ema_decay": 0.99,
-        "class_offsets": (0.0, 0.8, 1.2),
+    "cpu": _CPU,
+    # Of the packaged model: from labels alone, with a discriminator trained beside it.
+    "labels": _CPU
+    | {
+        "model": replace(_CPU["model"], vq_branch=False),
+        "supervised_iterations": 600,
+        "proportion_weight": 0.0,
+        "adversarial_weight": 0.0,
+        "semi_weight": 0.0,
     },
 }
 """Named recipes: what each changes of the defaults."""

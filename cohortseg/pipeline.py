@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,9 @@ from cohortseg.infer.commit import (
 )
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.run import check_workers, run_series
+from cohortseg.infer.segmenter import MEASURES
 from cohortseg.longitudinal import is_cut, is_end_of_another_part, is_little, is_narrow, with_time
+from cohortseg.lungs import LUNG_METHOD
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import (
     keep_clinical_of,
@@ -71,6 +73,8 @@ class InferSummary:
     """Archives that were not looked into."""
     num_done: int
     """Series segmented by this run; 0: there was nothing to do."""
+    num_patients_left_out: int
+    """Patients none of whose series was chosen."""
     num_others: int
     """Series of earlier runs that are not chosen now: their masks and pictures stay, the tables leave them out."""
     engine: str
@@ -193,7 +197,7 @@ def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSu
     burden = with_time(read_committed(out, [record.series_key for record in chosen]))
     _write_tables(scan, burden, job)
     if not job.config.resume:
-        keep_clinical_of(out, {record.patient_id for record in scan.series if record.patient_id is not None})
+        keep_clinical_of(out, _patients(scan.series))
     write_report(out)
     end_anew(out)
     note_unfinished(out, unfinished=False)
@@ -212,9 +216,14 @@ def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSu
         num_unreadable=scan.num_unreadable,
         num_archives=scan.num_archives,
         num_done=num_done,
+        num_patients_left_out=len(_patients(scan.series) - _patients(chosen)),
         num_others=len(committed_keys(out) - {record.series_key for record in chosen}),
         engine=engine,
     )
+
+
+def _patients(series: Iterable[SeriesRecord]) -> set[str]:
+    return {record.patient_id for record in series if record.patient_id is not None}
 
 
 def _selected(scan: CohortScan) -> list[SeriesRecord]:
@@ -243,7 +252,7 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     """
     require_output(out)
     burden = read_table(out / BURDEN.file_name, BURDEN)  # to say what is wrong with it before the folder is touched
-    known = None if clinical is None else _patients_of(burden, clinical, out)
+    known = None if clinical is None else _patients_of(out, clinical)
     with claimed(out):
         sweep(out)
         if known is not None:
@@ -253,14 +262,15 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
         return write_report(out)
 
 
-def _patients_of(burden: pl.DataFrame, clinical: Path, out: Path) -> tuple[pl.DataFrame, str]:
-    """Return what a clinical table says of the patients of a cohort, and the hash of its file."""
+def _patients_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str]:
+    """Return what a clinical table says of the patients of a cohort, measured or not, and the hash of its file."""
     given, source_sha256 = read_clinical(clinical)
-    patients = given.join(burden, on="patient_id", how="semi", maintain_order="left")
+    found = read_table(out / MANIFEST.file_name, MANIFEST)
+    patients = given.join(found, on="patient_id", how="semi", maintain_order="left")
     if patients.is_empty():
         raise ConfigError(
             f"{clinical}: none of its {len(given)} patients is in {out}; patient_id must be written as in "
-            f"{BURDEN.file_name}, leading zeros included"
+            f"{MANIFEST.file_name}, leading zeros included"
         )
     if others := len(given) - len(patients):
         _log.warning("%d of the %d patients of %s are not in this cohort: left out", others, len(given), clinical)
@@ -383,6 +393,7 @@ def _write_provenance(
     facts = {
         "config": asdict(config),
         "model": {"name": model.name, "sha256": model.sha256, "device": str(model.device), "bf16": model.bf16},
+        "methods": {"lungs": LUNG_METHOD, "measures": MEASURES},
         "engine": summary.engine,
         "counts": {
             **_series_counts(summary),

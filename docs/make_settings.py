@@ -14,8 +14,8 @@ _INTRO: Final = """# Settings
 Made from `cohortseg/config.py` by `docs/make_settings.py`; do not edit.
 
 `--config FILE` of `infer`, `scan`, `train` and `compare` reads settings from a TOML file; options of the command line
-win over it, and an unknown name is an error. Where the default is none, leave the setting out to have it. For example
-`cohortseg infer cohort/ --config mine.toml` with
+win over it, and an unknown name is an error. TOML has no "none": to have that default, leave the setting out. For
+example `cohortseg infer cohort/ --config mine.toml` with
 
 ```toml
 overlays = false

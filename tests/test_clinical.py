@@ -174,6 +174,23 @@ def test_identifiers_are_the_same_however_their_accents_are_written(tmp_path: Pa
     assert patient["onset_date"] == date(2020, 2, 25)
 
 
+def test_the_onset_of_who_is_not_measured_yet_is_kept(tmp_path: Path, model_path: Path) -> None:
+    kind = {"shape": (4, 96, 80), "spacing_mm": (5.0, 3.0, 3.5), "hu": ill_body}
+    write_series(tmp_path / "cohort/a", patient_id="A", **kind)
+    lost = write_series(tmp_path / "cohort/b", patient_id="B", series="2", **kind)
+    (tmp_path / "away").mkdir()
+    lost[1].rename(tmp_path / "away/slice")
+    command = ["infer", str(tmp_path / "cohort"), "-o", str(tmp_path / "out"), "--model", str(model_path)]
+    first = CliRunner().invoke(app, command)
+    assert "patients none of whose series was chosen: 1" in " ".join(first.output.split())
+    report_cohort(tmp_path / "out", written(tmp_path, "patient_id,onset_date\nA,2020-03-25\nB,2020-03-28\n"))
+    (tmp_path / "away/slice").rename(lost[1])
+    second = CliRunner().invoke(app, command)
+    assert "none of whose series" not in second.output
+    timeline = read_table(tmp_path / "out" / TIMELINE.file_name, TIMELINE)
+    assert dict(timeline.select("patient_id", "days_since_onset").iter_rows()) == {"A": 7, "B": 4}
+
+
 def test_onsets_far_from_every_scan_are_told_and_those_of_another_cohort_go(
     tmp_path: Path, cohort: Path, model_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 """Recipes side by side: which settings a row has, gains by hand, and ``cohortseg compare`` through the command line."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, labeled_slices, un
 from cohortseg.datasets.prepared import load_prepared, prepare
 from cohortseg.errors import ConfigError
 from cohortseg.store.layout import DATA
+from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, table_from_rows
 from cohortseg.weights import load_model
 
@@ -181,6 +183,14 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     assert again.exit_code == 0, again.output
     assert "done before" in again.output
     assert times(out) == now
+
+    (out / "comparison.parquet").unlink()  # as a kill after the last training leaves it
+    run_json = (out / "run.json").read_bytes()
+    write_run_json(out, "compare", {}, finished=False)
+    assert CliRunner().invoke(app, tiny.arguments(out, "plain,full")).exit_code == 0
+    assert read_run_json(out)["finished"] is not None
+    assert read_run_json(out)["config"] == json.loads(run_json)["config"]
+    assert (out / "comparison.parquet").is_file()
 
     scores = out / "folds/full-1/held_out.parquet"
     whole = scores.read_bytes()

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from training_data import prepared
 
-from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig
+from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig, preset_config
 from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError, ModelError
@@ -94,6 +94,26 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
         iterations = [row["iteration"] for row in read_history(run)]
         assert iterations == sorted(set(iterations))
         assert iterations[-1] == 12
+
+
+def test_both_phases_need_no_unlabelled_slices_where_these_teach_nothing(tmp_path):
+    config = replace(
+        QUICK,
+        model=replace(SMALL, vq_branch=False),
+        proportion_weight=0.0,
+        adversarial_weight=0.0,
+        semi_weight=0.0,
+    )
+    assert not config.uses_unlabeled
+    assert not preset_config("labels").uses_unlabeled
+    assert preset_config("cpu").uses_unlabeled
+    train(config, tmp_path / "none", data=prepared(num_unlabeled=0))
+    train(config, tmp_path / "some", data=prepared())
+    assert (tmp_path / "none" / MODEL).read_bytes() == (tmp_path / "some" / MODEL).read_bytes()
+    model = load_model(tmp_path / "none" / MODEL)
+    assert model.has_trained_discriminator
+    assert model.training_images == {"0" * 64}
+    assert {row["phase"] for row in read_history(tmp_path / "none")} == {1, 2}
 
 
 def test_it_learns_to_segment_what_it_is_shown(tmp_path):

@@ -118,6 +118,8 @@ def _show(summary: "InferSummary", target: Path) -> None:
         say(f"the first {_MOST_ROWS} of {len(summary.burden)} series are shown; all are in burden.parquet")
     if summary.num_done == 0 and len(summary.burden):
         say("nothing to do: every chosen series was finished by an earlier run (--no-resume does them again)")
+    if summary.num_patients_left_out:
+        say(f"patients none of whose series was chosen: {summary.num_patients_left_out} (manifest.parquet says why)")
     if summary.num_others:
         say(
             f"{summary.num_others} series of earlier runs are not chosen now: the tables leave them out, "

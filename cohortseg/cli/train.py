@@ -38,7 +38,7 @@ def train(
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="Recipe: the paper's settings, or a short one for two CPU cores.",
+            help="Recipe: the paper's; a short one for two CPU cores; or the packaged model's, from labels alone.",
             show_default="paper; with --resume, the run's own settings",
         ),
     ] = None,

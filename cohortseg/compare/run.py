@@ -26,7 +26,7 @@ from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report, no_progress
 from cohortseg.store.files import LOCK, held, visible_files, write_file
 from cohortseg.store.layout import DATA, PAGE
-from cohortseg.store.provenance import write_run_json
+from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, write_table
 from cohortseg.train.state import check_imagenet, check_same_settings
 
@@ -107,13 +107,14 @@ def compare_rows(
             require_answer(address)
         _begin(out, jobs, images, root, config, progress)
         if jobs:
+            write_run_json(out, "compare", {}, finished=False)
             with progress("Comparing") as report:
                 if on_ray:
                     _run_ray(jobs, num_workers, address, report)
                 else:
                     _run_here(jobs, report)
         table = _write_tables(out, {"config": asdict(config)})
-        if jobs:  # else the file keeps telling of the start that made the results
+        if read_run_json(out).get("finished") is None:  # else it keeps telling of the start that made the results
             facts = {
                 "config": asdict(config),
                 "arguments": {"data": str(root), "rows": list(rows), "folds": list(folds)},

@@ -1,5 +1,6 @@
 """A model over labelled slices, of COVID-SemiSeg or a user's own: predict, score, write."""
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from cohortseg.store.layout import PAGE, PICTURES
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
 from cohortseg.weights import LoadedModel, load_model
+
+_log: Final = logging.getLogger(__name__)
 
 COMMAND: Final = "evaluate"
 """By which an evaluation's folder is known."""
@@ -132,14 +135,22 @@ def predicted_cases(
     """
     total = sum(source.record.n_slices if isinstance(source, DicomSlices) else 1 for source in sources)
     slices = (item for source in sources for item in read_slices(source, model.card.canonical))
-    done = 0
+    done = uncropped = 0
     while batch := list(islice(slices, _BATCH)):
         inputs = [item.canonical.image for item in batch if item.canonical is not None]
         probs = iter(model.predict(torch.stack(inputs), flips=InferConfig.flips).prob if inputs else ())
         for item in batch:
             yield item, _case(item, None if item.canonical is None else next(probs), model)
             done += 1
+            uncropped += item.canonical is not None and not item.canonical.lungs_found
             report(done, total, item.name)
+    if uncropped:
+        _log.info(
+            "%d of %d images show no lung by themselves and were segmented uncropped; give slices of a full field of "
+            "view as DICOM",
+            uncropped,
+            total,
+        )
 
 
 def _case(item: SourceSlice, canonical_prob: torch.Tensor | None, model: LoadedModel) -> Case:

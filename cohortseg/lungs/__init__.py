@@ -6,11 +6,12 @@ A plain threshold at -500 HU loses consolidated lung, which is no longer air. He
    from slice to slice.
 2. *Thoracic cavity*: a closed curve around it by dynamic programming in polar coordinates. It wants rib just outside
    and none just inside, in the slices around too, leaves no aerated lung out, and keeps near the convex hull of both
-   lungs and to the mirror image of the other lung.
+   lungs and to the mirror image of the other lung; where the air of both ends far before the muscles of the back, near
+   these.
 3. *Dense lung*: soft tissue of that cavity near signs of air (dark inclusions such as air bronchograms count), unless
    it lies in a thick homogeneous core: heart, great vessels, liver, or effusion.
 4. *Domes*: what is gray because the diaphragm, or the heart, ends within the slice is no lung; the slices below and
-   above tell it from a lesion.
+   above tell it from a lesion. What has lung on all sides, above and below too, is lung.
 
 A large homogeneous region without a sign of air cannot be told from effusion by HU alone; it is left out, and flagged.
 Lengths of anatomy are in mm, so that spacing does not matter; rims of a pixel or two, where air and tissue mix, are in

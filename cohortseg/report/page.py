@@ -49,7 +49,7 @@ def report_html(
         Folder of the overlay pictures, ``<series_key>.png``; those of the first 40 series that have one are put in.
     """
     numbers = {person: number for number, person in enumerate(patients["patient_id"], start=1) if person is not None}
-    counts = burden["status"].value_counts().sort("count", descending=True).rows()
+    counts = burden["status"].value_counts().sort("count", "status", descending=[True, False]).rows()
     parts = [
         "<p><strong>Research software, not a medical device.</strong> Patients are numbered by their row in "
         "patients.parquet (a dash: without identifier), series named by the first digits of series_key. Another dash "

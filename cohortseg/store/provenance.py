@@ -16,7 +16,10 @@ from cohortseg import __version__
 from cohortseg.store.files import write_file
 from cohortseg.store.layout import RUN_JSON
 
-_PACKAGES: Final = ("torch", "numpy", "pydicom", "polars", "ray", "zarr")
+_PACKAGES: Final = (
+    *("torch", "numpy", "scipy", "opencv-python-headless", "pydicom", "pylibjpeg-openjpeg", "python-gdcm"),
+    *("polars", "ray", "zarr"),
+)
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Ray Train around the loop: workers, checkpoints, restarts. The only place in training that knows Ray."""
 
 import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -90,6 +91,8 @@ def fit(
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
     write_run_json(run, _COMMAND, facts)
+    for folder in _checkpoints(run)[:-_KEPT_CHECKPOINTS]:  # of killed starts: Ray forgets them
+        shutil.rmtree(folder, ignore_errors=True)
     return run / MODEL
 
 
@@ -100,13 +103,17 @@ def is_finished(run: Path) -> bool:
 
 def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
     """Say which checkpoints of an earlier start are damaged or gone; the workers, who see it too, have no terminal."""
-    checkpoints = run / _RAY_FOLDER
-    folders = sorted(path for path in checkpoints.glob("*") if path.is_dir())
+    folders = _checkpoints(run)
     for folder in folders:
         if not is_whole(folder):
             _log.warning("%s is damaged: it is passed over", folder)
     if not folders and any(row["iteration"] >= config.checkpoint_every for row in read_history(run)):
-        _log.warning("%s holds no checkpoint any more: training begins again", checkpoints)
+        _log.warning("%s holds no checkpoint any more: training begins again", run / _RAY_FOLDER)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Return the folders of a run's checkpoints, the newest last."""
+    return sorted(path for path in (run / _RAY_FOLDER).glob("checkpoint_*") if path.is_dir())
 
 
 def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict[str, int]:

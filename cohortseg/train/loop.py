@@ -119,7 +119,7 @@ def train(
             learning_rate = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
             for group in state.segmenter_optimizer.param_groups:
                 group["lr"] = learning_rate
-            num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL else 0
+            num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL and config.uses_unlabeled else 0
             batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled)
             step = supervised_step if state.phase == SUPERVISED else adversarial_step
             recent.append(step(state, workers, batch))
@@ -181,7 +181,8 @@ def _lay_out_gradients(state: TrainState, workers: Workers, batches: Batches) ->
     with undone(state):
         supervised_step(state, workers, batches.draw(0, config.batch_labeled, 0))
         if config.semi_supervised:
-            adversarial_step(state, workers, batches.draw(0, config.batch_labeled, config.batch_unlabeled))
+            num_unlabeled = config.batch_unlabeled if config.uses_unlabeled else 0
+            adversarial_step(state, workers, batches.draw(0, config.batch_labeled, num_unlabeled))
 
 
 def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
@@ -231,9 +232,9 @@ def _checkpoint(state: TrainState, report: ReportCheckpoint, rank: int) -> None:
 
 def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) -> None:
     config = state.config
-    weights = (config.semi_weight, config.adversarial_weight, config.proportion_weight, config.model.vq_branch)
-    semi = f" + {len(data.unlabeled)} unlabelled" if phase == ADVERSARIAL and any(weights) else ""
-    seen_unlabeled = data.unlabeled_images if phase == ADVERSARIAL else ()
+    both = phase == ADVERSARIAL and config.uses_unlabeled
+    semi = f" + {len(data.unlabeled)} unlabelled" if both else ""
+    seen_unlabeled = data.unlabeled_images if both else ()
     recipe = {name: value for name, value in asdict(config).items() if name != "imagenet_file"}  # a path of one machine
     name = f"{config.model.encoder}, recipe {config.preset}, {len(data.labeled)} labelled{semi} slices"
     card = ModelCard(

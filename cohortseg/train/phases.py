@@ -82,11 +82,12 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
         prob = output.logits.softmax(dim=1)
         confidence = state.discriminator(prob)
     logits, unlabeled_logits = output.logits[:num_labeled], output.logits[num_labeled:]
-    pseudo = refined_pseudo_labels(unlabeled_logits, confidence[num_labeled:], config.confidence_threshold)
     losses = _labeled_losses(state, logits, batch.labels)
     losses |= _vq_losses(state, output, images)
     losses["adversarial"] = adversarial_loss(confidence)
-    losses |= _unlabeled_losses(workers, unlabeled_logits, pseudo)
+    if len(batch.unlabeled):
+        pseudo = refined_pseudo_labels(unlabeled_logits, confidence[num_labeled:], config.confidence_threshold)
+        losses |= _unlabeled_losses(workers, unlabeled_logits, pseudo)
     total = _total(config, losses, self_taught=state.iteration - state.phase_start >= config.warmup_iterations)
     _step(state.segmenter_optimizer, total)
     _count_codes(state, workers, output)

@@ -77,7 +77,7 @@ def train_model(
         worker_request(num_workers, cpus_per_worker, machine).check(machine, cpus_flag=True)
     if config.imagenet_file:  # workers have other working folders
         config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
-    _check_options(options, semi=config.semi_supervised, resume=resume)
+    _check_options(options, semi=config.uses_unlabeled, resume=resume)
     if not resume:
         check_imagenet(config)
     elif is_finished(run):
@@ -103,7 +103,7 @@ def train_model(
 def _begun(run: Path, config: TrainConfig, options: DataOptions, progress: Progress) -> Iterator[None]:
     """Hold the folder of a new run, with its data prepared; of data that prove unusable nothing is left."""
     options = _with_data(options)
-    found = _sources(options, semi=config.semi_supervised)
+    found = _sources(options, semi=config.uses_unlabeled)
     with claimed_run(run, new=True):
         begin_run(run, config, options)
         try:
@@ -125,7 +125,7 @@ def _reopened(run: Path, config: TrainConfig, options: DataOptions, progress: Pr
             raise ConfigError(f"{run / DATA}: is missing, and training had begun; put it back, or begin a new run")
         options = reopen_run(run, config, options)
         if not (run / DATA).is_file():
-            _prepare(run, *_sources(options, semi=config.semi_supervised), config, progress)
+            _prepare(run, *_sources(options, semi=config.uses_unlabeled), config, progress)
         yield
 
 
@@ -141,10 +141,11 @@ def _check_options(options: DataOptions, *, semi: bool, resume: bool) -> None:
     """Refuse options that exclude each other, or lack what a phase needs; on resume, what is not said is as it was."""
     if semi and options.labeled is not None and options.unlabeled is None and not resume:
         raise ConfigError(
-            "phase 2 needs --unlabeled; for phase 1 alone, set semi_supervised = false in a --config file"
+            "phase 2 needs --unlabeled; --preset labels learns from labels alone, and so does phase 1 by itself "
+            "(semi_supervised = false in a --config file)"
         )
     if options.unlabeled is not None and not semi:
-        raise ConfigError("--unlabeled is for phase 2, which semi_supervised = false leaves out")
+        raise ConfigError("--unlabeled is for phase 2: these settings (semi_supervised, weights) make no use of it")
     if options.unlabeled is not None and options.labeled is None and not resume:
         raise ConfigError("--unlabeled goes with --labeled")
     if options.data is not None and options.labeled is not None:

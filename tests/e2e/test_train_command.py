@@ -126,6 +126,8 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     for name, value in first.segmenter.state_dict().items():
         assert torch.equal(value, second.segmenter.state_dict()[name]), name
 
+    assert len(list((broken / "checkpoints").glob("checkpoint_20*"))) == 2, "those of the killed start go, too"
+
     # of a finished run nothing is written again, whatever may change on resume
     before = {path: path.stat().st_mtime_ns for path in broken.rglob("*")}
     again = run("--config", config_file(tmp_path, supervised=20, adversarial=20, batch=3), "-o", broken, "--resume")
