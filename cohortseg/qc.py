@@ -114,7 +114,8 @@ PIXEL_FLAGS: Final = {
     AIR_WITHOUT_VESSELS: "regions 2 cm wide as dark as air count as lung: bullae, emphysema, or a pneumothorax",
     ONE_LUNG: "one side holds less than 5 % of the lung found",
     LUNG_VOLUME_IMPLAUSIBLE: "below 0.8 or above 9 L of lung: not the whole chest, a child, or air that is no lung",
-    DENSE_REGION_EXCLUDED: "large dense regions behind, perhaps left out in part: effusion, atelectasis, consolidation",
+    DENSE_REGION_EXCLUDED: "large dense regions behind, in front or on one side, perhaps left out in part: effusion, "
+    "atelectasis, consolidation",
     NOISY: "noise_hu is 60 or more: low dose or a sharp kernel: noise may be taken for ground glass",
 }
 """Raised by the pixels of a decoded series, and by the lungs found in them."""

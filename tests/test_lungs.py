@@ -98,6 +98,34 @@ def test_lungs_both_dense_behind_are_kept_and_flagged(chest: Chest, from_mm: flo
     assert "dense_region_excluded" in found.flags
 
 
+@pytest.fixture(scope="module")
+def fine_chest() -> Chest:
+    return make_chest((5.0, 2.4, 2.4), shape=(42, 150, 160))
+
+
+def test_bases_that_are_gray_throughout_are_lung(fine_chest: Chest) -> None:
+    z, _, _ = positions_mm(fine_chest)
+    gray = (fine_chest.truth > 0) & (z < -55)
+    noise = np.random.default_rng(0).normal(0, 30, gray.shape)
+    found = segment_lungs(np.where(gray, -280 + noise, fine_chest.volume_hu).astype(np.int16), fine_chest.spacing_mm)
+    healthy = segment_lungs(fine_chest.volume_hu, fine_chest.spacing_mm)
+    assert healthy.flags == ()
+    near = gray & (z > -75)  # lung is followed from slice to slice, for 20 mm beyond its air
+    assert (found.mask > 0)[near].mean() > 0.8
+    assert not (found.mask > 0)[(fine_chest.truth == 0) & (healthy.mask == 0)].mean() > 0.005
+
+
+@pytest.mark.parametrize("where", ["bases", "in front", "one side"])
+def test_large_dense_parts_are_flagged_wherever_they_lie(fine_chest: Chest, where: str) -> None:
+    z, y, x = positions_mm(fine_chest)
+    part = {"bases": z < -35, "in front": y < -25, "one side": (x < 0) & (np.abs(z) < 50)}[where]
+    noise = np.random.default_rng(0).normal(20, 15, part.shape)
+    volume_hu = np.where(part & (fine_chest.truth > 0), noise, fine_chest.volume_hu).astype(np.int16)
+    found = segment_lungs(volume_hu, fine_chest.spacing_mm)
+    assert (found.mask > 0).sum() < 0.9 * (fine_chest.truth > 0).sum()
+    assert "dense_region_excluded" in found.flags
+
+
 def test_fat_behind_healthy_lungs_is_not_taken_for_lung_that_is_dense() -> None:
     chest = make_chest(shape=(28, 260, 320))
     _, y, x = positions_mm(chest)

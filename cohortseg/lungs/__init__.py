@@ -3,7 +3,7 @@
 A plain threshold at -500 HU loses consolidated lung, which is no longer air. Here each slice goes four steps:
 
 1. *Aerated lung*: air inside the body, without outside air, bowel gas, trachea and main bronchi, which are followed
-   from slice to slice.
+   from slice to slice. Lung that is gray throughout a slice is followed from aerated lung near by.
 2. *Thoracic cavity*: a closed curve around it by dynamic programming in polar coordinates. It wants rib just outside
    and none just inside, in the slices around too, leaves no aerated lung out, and keeps near the convex hull of both
    lungs and to the mirror image of the other lung; where the air of both ends far before the muscles of the back, near

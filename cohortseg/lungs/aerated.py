@@ -45,6 +45,8 @@ is thicker than a mattress, which has the HU of lung."""
 EMPTY_HU: Final = -950.0
 _DENSE_HU: Final = -600.0
 """Half of lung and more lies between: air outside is darker, what borders on air is brighter."""
+_GRAY_HU: Final = (-550.0, -200.0)
+"""Of lung without aerated parts: its darkest quarter is above the first, all of it below the second."""
 _SMALL_LUNG_MM2: Final = 800.0
 """Larger pieces of air with vessels in them are lung by themselves."""
 _GAP_WIDTH_MM: Final = 16.0
@@ -287,6 +289,27 @@ def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
         replace(item, aerated=lung & ~airway, airway=airway, midline=float(midline))
         for item, lung, airway, midline in zip(slices, aerated, airways, midlines, strict=True)
     ]
+
+
+def with_gray_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
+    """Return the slices with lung that is gray throughout, where it goes on from aerated lung of a slice near by.
+
+    As in bases full of dense ground glass. Gas in bowel, which may lie there, has a darker part.
+    """
+    slices = list(slices)
+    for step in (-1, 1):
+        for z in range(len(slices))[::step][1:]:
+            item, near = slices[z], slices[z - step]
+            if item.aerated.any() or not near.aerated.any() or abs(heights_mm[z] - heights_mm[z - step]) > NEAR_MM:
+                continue
+            px = item.pixel_mm
+            around = dilate(fill_holes(closing(near.aerated, 6 / px)), 4 / px)
+            gray = Pieces.of(opening((item.smooth < _GRAY_HU[1]) & item.body & ~item.airway & around, 4 / px))
+            keep = gray.pixels() * px**2 > _SMALL_LUNG_MM2
+            for index in np.flatnonzero(keep):
+                keep[index] = np.percentile(item.smooth[gray.mask(index)], 25) > _GRAY_HU[0]
+            slices[z] = replace(item, aerated=gray.chosen(keep))
+    return slices
 
 
 def _airways_throughout(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[Mask]:

@@ -32,6 +32,9 @@ _OFF_MM: Final = 3.0
 """Unit of the distance from where the wall is expected."""
 _BACK_SHARE: Final = 0.73
 """Aerated lungs end at .74 to .91 of the body without its fat, from front to back."""
+_FRONT_SHARE: Final = 0.19
+"""They begin before .1 of it."""
+_FEWEST_WIDE: Final = 3
 _DENSE_SHARE: Final = 0.2
 """Of the slices with wide lungs, those in which they end before."""
 _BACK_MM: Final = 25.0
@@ -91,16 +94,30 @@ def dense_behind(items: Sequence[LungSlice]) -> list[bool]:
 
     Only where it is wide, and if that holds for a fifth of such slices: shoulders make single ones look so.
     """
-    widths = [int(np.ptp(np.flatnonzero(item.aerated.any(axis=0)))) for item in items]
-    wide = [width > 0.75 * max(widths) and not item.cropped for item, width in zip(items, widths, strict=True)]
-    short = [is_wide and _depth_share(item) < _BACK_SHARE for item, is_wide in zip(items, wide, strict=True)]
+    wide = _are_wide(items)
+    short = [is_wide and _depth_shares(item)[1] < _BACK_SHARE for item, is_wide in zip(items, wide, strict=True)]
     return short if sum(short) >= _DENSE_SHARE * sum(wide) else [False] * len(items)
 
 
-def _depth_share(item: LungSlice) -> float:
-    """Return at which part of the body without its fat, from front to back, aerated lung ends."""
+def is_dense_before(items: Sequence[LungSlice]) -> bool:
+    """Tell whether both lungs may be dense in front: aerated lung, where it is wide, begins far behind the front."""
+    shares = [_depth_shares(item)[0] for item, is_wide in zip(items, _are_wide(items), strict=True) if is_wide]
+    return len(shares) >= _FEWEST_WIDE and bool(np.median(shares) > _FRONT_SHARE)
+
+
+def _are_wide(items: Sequence[LungSlice]) -> list[bool]:
+    """Tell of each slice whether aerated lung is as wide as in most; of a cropped one the body is not known."""
+    widths = [int(np.ptp(np.flatnonzero(item.aerated.any(axis=0)))) for item in items]
+    return [width > 0.75 * max(widths) and not item.cropped for item, width in zip(items, widths, strict=True)]
+
+
+def _depth_shares(item: LungSlice) -> tuple[float, float]:
+    """Return at which part of the body without its fat, from front to back, aerated lung begins and ends."""
     lung, body = (np.flatnonzero(mask.any(axis=1)) for mask in (item.aerated, _lean(item)))
-    return float((lung[-1] - body[0]) / (body[-1] - body[0])) if body.size > 1 else 1.0
+    if body.size < 2:
+        return 0.0, 1.0
+    first, last = (lung[[0, -1]] - body[0]) / (body[-1] - body[0])
+    return float(first), float(last)
 
 
 def _lean(item: LungSlice) -> Mask:

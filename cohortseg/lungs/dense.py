@@ -31,6 +31,7 @@ _BESIDE_MM: Final = 3.5
 """... and into that which ill lung borders on: thinner tissue is pleura."""
 _JOIN_MM: Final = 4.0
 """Gaps between signs of air that no disc of this radius fits into are lung."""
+_BESIDE_HEART_MM: Final = 50.0
 _BONE_HU: Final = 250.0
 _WALL_HU: Final = 40.0
 """Muscle of the chest wall."""
@@ -60,8 +61,17 @@ class _Cores(NamedTuple):
         return self.front | self.back
 
 
-def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
-    """Return the lung of a slice that holds aerated lung, and the area of homogeneous dorsal tissue left out, mm2.
+class LeftOut(NamedTuple):
+    """Areas of dense tissue that are not taken for lung, mm2."""
+
+    dorsal: float = 0.0
+    """Homogeneous, behind."""
+    one_sided: float = 0.0
+    """Beside the mediastinum, on one side more than on the other."""
+
+
+def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, LeftOut]:
+    """Return the lung of a slice that holds aerated lung, and what is left out that may be.
 
     A cropped slice often lacks the ribs and spine that a tight outline goes by; all that may be lung stays in it.
     """
@@ -80,7 +90,15 @@ def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, float]:
         lung = _rounded(lung, signs, item)
         lung &= ~_wall_rim(lung, item)
     lung = _fill_small_holes(lung, cores.both, item.airway, px)
-    return lung, float((cores.back & regions.dorsal).sum() * px**2)
+    return lung, LeftOut(float((cores.back & regions.dorsal).sum() * px**2), _one_sided_mm2(item, room & ~lung))
+
+
+def _one_sided_mm2(item: LungSlice, left_out: Mask) -> float:
+    """Return by how much more thick tissue is left out on one side than on the other, beside the mediastinum."""
+    px = item.pixel_mm
+    lateral_mm = (np.arange(left_out.shape[1]) - item.midline) * px
+    columns = opening(left_out & ~item.airway, 8 / px).sum(axis=0) * px**2
+    return abs(float(columns[lateral_mm > _BESIDE_HEART_MM].sum() - columns[lateral_mm < -_BESIDE_HEART_MM].sum()))
 
 
 def _regions(item: LungSlice, cavity: Mask) -> _Regions:

@@ -10,9 +10,17 @@ from scipy import ndimage
 
 from cohortseg import qc
 from cohortseg.labels import LEFT, RIGHT
-from cohortseg.lungs.aerated import EMPTY_HU, LungSlice, aerated_slice, padded_pixels, slice_view, supported_slices
-from cohortseg.lungs.cage import dense_behind, rib_cage_cavities
-from cohortseg.lungs.dense import dense_lung
+from cohortseg.lungs.aerated import (
+    EMPTY_HU,
+    LungSlice,
+    aerated_slice,
+    padded_pixels,
+    slice_view,
+    supported_slices,
+    with_gray_slices,
+)
+from cohortseg.lungs.cage import dense_behind, is_dense_before, rib_cage_cavities
+from cohortseg.lungs.dense import LeftOut, dense_lung
 from cohortseg.lungs.dome import without_domes
 from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, working_shape
 from cohortseg.lungs.morphology import Mask, blur, dilate, frame_pixels, opening, padded_box
@@ -26,6 +34,13 @@ _EMPTY_DISC_MM: Final = 10.0
 _EMPTY_SHARE: Final = 0.02
 """More than this part of the lung in discs of such a radius that are darker throughout is worth a look."""
 _BEHIND_MM: Final = 10.0
+_DORSAL_MM2: Final = 1500.0
+_ONE_SIDED_MM2: Final = 4500.0
+"""Areas of dense tissue left out, from which on it may be lung: a lobe."""
+_FEWEST_SLICES: Final = 3
+_NEXT_MM: Final = 6.0
+_ABRUPT_SHARE: Final = 0.3
+"""Of the largest area. Healthy lungs end with .07 of it in slices 5 mm apart, with .28 in slices 10 mm apart."""
 _PLAUSIBLE_ML: Final = (800.0, 9000.0)
 
 
@@ -72,17 +87,17 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     cropped = bool(np.mean([view.cropped for view in views]) > 0.5)  # one field of view for all
     slices = [aerated_slice(view, pixel_mm, cropped=cropped) for view in views]
     heights_mm = (planes * (spacing_mm[0] or 0.0)).astype(np.float64)
-    slices = supported_slices(slices, heights_mm)
+    slices = with_gray_slices(supported_slices(slices, heights_mm), heights_mm)
     held = [z for z, item in enumerate(slices) if item.aerated.any()]
     if not held:
         return Lungs(mask=np.zeros(volume_hu.shape, np.uint8), flags=())
     lung = np.zeros((len(slices), *slices[0].hu.shape), bool)
-    boxes, excluded_mm2 = {}, [0.0] * len(slices)
+    boxes, left_out = {}, [LeftOut()] * len(slices)
     dense = dense_behind([slices[z] for z in held])
     cavities = rib_cage_cavities([slices[z] for z in held], heights_mm[held], dense)
     for z, cavity in zip(held, cavities, strict=True):
         boxes[z] = box = padded_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
-        lung[z][box], excluded_mm2[z] = dense_lung(slices[z].part(box), cavity[box])
+        lung[z][box], left_out[z] = dense_lung(slices[z].part(box), cavity[box])
     lung = without_domes(lung, slices, heights_mm)
     box = padded_box(np.logical_or.reduce(lung), 1)
     lung[:, *box] |= _enclosed(lung[:, *box], np.stack([item.airway[box] for item in slices]))
@@ -90,8 +105,8 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     for z, box in boxes.items():
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
     mask = to_full_grid(coarse, planes, volume_hu)
-    found = _findings(coarse, slices, excluded_mm2) | _findings_of_whole(mask, spacing_mm)
-    found[qc.DENSE_REGION_EXCLUDED] |= any(
+    found = _findings(coarse, slices, left_out, heights_mm) | _findings_of_whole(mask, spacing_mm)
+    found[qc.DENSE_REGION_EXCLUDED] |= is_dense_before([slices[z] for z in held]) or any(
         is_dense and _reaches_behind_air(coarse[z], slices[z]) for z, is_dense in zip(held, dense, strict=True)
     )
     return Lungs(mask=mask, flags=tuple(flag for flag in qc.PIXEL_FLAGS if found.get(flag)))
@@ -116,7 +131,8 @@ def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
 def _findings(
     coarse: NDArray[np.uint8],
     slices: list[LungSlice],
-    excluded_mm2: list[float],
+    left_out: list[LeftOut],
+    heights_mm: NDArray[np.float64],
 ) -> dict[str, bool]:
     """Return what the working grid tells of a mask that holds lung."""
     area = (coarse > 0).sum(axis=(1, 2))
@@ -124,14 +140,17 @@ def _findings(
     # The liver fills the dorsal recesses below, and muscle closes in on the apex: the upper 60 % of the lungs' height
     # tells, where they are wide.
     wide = np.flatnonzero(area > 0.3 * area.max())
-    upper = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), wide[-1] + 1)
+    above = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), None)
+    upper = slice(above.start, wide[-1] + 1)
     empty_mm2 = [_empty_mm2(coarse[z], item) for z, item in enumerate(slices)]
     return {
         qc.LUNG_CUT_BY_FIELD_OF_VIEW: any(_is_cut(coarse[z], item) for z, item in enumerate(slices)),
         qc.LUNG_CUT_AT_END_SLICE: len(area) >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
         qc.LUNG_LOST_BETWEEN: _is_lost_between(area),
         qc.AIR_WITHOUT_VESSELS: sum(empty_mm2) > _EMPTY_SHARE * area.sum() * slices[0].pixel_mm ** 2,
-        qc.DENSE_REGION_EXCLUDED: max(excluded_mm2[upper], default=0) > 1500,
+        qc.DENSE_REGION_EXCLUDED: max((item.dorsal for item in left_out[upper]), default=0) > _DORSAL_MM2
+        or (len(held) >= _FEWEST_SLICES and max(item.one_sided for item in left_out[above]) > _ONE_SIDED_MM2)
+        or _ends_abruptly(area, heights_mm),
     }
 
 
@@ -144,6 +163,17 @@ def _findings_of_whole(mask: NDArray[np.uint8], spacing_mm: tuple[float | None, 
         qc.ONE_LUNG: min(sides) < 0.05 * sum(sides),
         qc.LUNG_VOLUME_IMPLAUSIBLE: volume_ml is not None and not _PLAUSIBLE_ML[0] <= volume_ml <= _PLAUSIBLE_ML[1],
     }
+
+
+def _ends_abruptly(area: NDArray[np.intp], heights_mm: NDArray[np.float64]) -> bool:
+    """Tell whether much lung lies in a slice beside one, near by, that has none: lungs end narrow, above and below."""
+    held = np.flatnonzero(area)
+    ends = ((held[0], held[0] - 1), (held[-1], held[-1] + 1))
+    return any(
+        area[end] > _ABRUPT_SHARE * area.max() and abs(heights_mm[end] - heights_mm[beyond]) <= _NEXT_MM
+        for end, beyond in ends
+        if 0 <= beyond < len(area)
+    )
 
 
 def _reaches_behind_air(sides: NDArray[np.uint8], item: LungSlice) -> bool:
