@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +22,17 @@ _PACKAGES: Final = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of cohortseg, Python, and the packages that results depend on."""
-    return {"cohortseg": __version__, "python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+def versions() -> dict[str, str | None]:
+    """Return the versions of cohortseg, Python, and the packages that results depend on; None: under another name."""
+    packages = {name: _version(name) for name in _PACKAGES}
+    return {"cohortseg": __version__, "python": platform.python_version()} | packages
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a build of OpenCV with windows, for example
+        return None
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:
