@@ -198,6 +198,11 @@ class TrainConfig:
         weights = (self.adversarial_weight, self.semi_weight, self.proportion_weight)
         return self.semi_supervised and (any(weights) or self.model.vq_branch)
 
+    @property
+    def unlabeled_a_step(self) -> int:
+        """Unlabelled images an iteration of phase 2 on each worker."""
+        return self.batch_unlabeled if self.uses_unlabeled else 0
+
     def __post_init__(self) -> None:
         """Check ranges; nested settings may come as mappings (from JSON or TOML)."""
         if isinstance(self.canonical, Mapping):

@@ -25,7 +25,7 @@ _EVALUABLE: Final = "evaluable"
 _NUM_STUDIES: Final = "__num_studies"
 _WHOLE_SHARE: Final = 0.8
 """A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
-_LESS_SHARE: Final = 0.65
+LESS_SHARE: Final = 0.65
 """Severe disease and breathing out leave more than this part of a patient's lung volume, mostly."""
 _PART_ML: Final = 800.0
 """Less lung than this is part of the lungs, as the bases above an abdomen, or gas, or a child's."""
@@ -233,7 +233,7 @@ def _evaluable() -> pl.Expr:
     lung_ml = pl.col("lung_volume_ml")
     most_ml = lung_ml.filter(by_volume & ~_has(qc.LUNG_VOLUME_IMPLAUSIBLE)).max().over(_PERSON)
     half = (lung_ml < _PART_SHARE * most_ml).fill_null(value=False)
-    slab = _has(qc.PARTIAL_COVERAGE) & (lung_ml < _LESS_SHARE * most_ml).fill_null(value=False)
+    slab = _has(qc.PARTIAL_COVERAGE) & (lung_ml < LESS_SHARE * most_ml).fill_null(value=False)
     part = is_end_of_another_part() | (is_cut() & (is_little() | half | slab)) | (is_little() & half)
     rank = pl.when(by_volume & ~part).then(2).when(by_volume).then(1).when(measured).then(0)
     return (rank == rank.max().over(_PERSON)).fill_null(value=False)
@@ -243,8 +243,8 @@ def _flags_over_time() -> pl.Expr:
     """Return the flags of a row, with those that other dates of the patient give it."""
     plausible = ~_has(qc.LUNG_VOLUME_IMPLAUSIBLE)
     most_ml = pl.col("lung_volume_ml").filter(pl.col(_EVALUABLE) & plausible).max().over(_PERSON)
-    less = pl.col(_EVALUABLE) & (pl.col("lung_volume_ml") < _LESS_SHARE * most_ml)
-    figures = pl.struct("lung_volume_ml", "lung_mean_hu")
+    less = pl.col(_EVALUABLE) & (pl.col("lung_volume_ml") < LESS_SHARE * most_ml)
+    figures = pl.when(pl.col("study_date").is_not_null()).then(pl.struct("lung_volume_ml", "lung_mean_hu"))
     same = (
         pl.col("lung_mean_hu").is_not_null()
         & pl.col("study_date").is_not_null()

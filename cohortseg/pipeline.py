@@ -248,16 +248,18 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     DataError
         If the clinical table cannot be used.
     StoreError
-        If a run writes into it, its burden table cannot be read, or the report cannot be written.
+        If a run writes into it, its burden table (with ``clinical``: its manifest) cannot be read, or the report cannot
+        be written.
     """
     require_output(out)
-    burden = read_table(out / BURDEN.file_name, BURDEN)  # to say what is wrong with it before the folder is touched
+    # To say what is wrong with it before the folder is touched.
+    read_table(out / BURDEN.file_name, BURDEN)
     known = None if clinical is None else _patients_of(out, clinical)
     with claimed(out):
         sweep(out)
         if known is not None:
             patients, source_sha256 = known
-            _warn_of_lost_onsets(out, burden, patients)
+            _warn_of_lost_onsets(out, patients)
             save_clinical(out, patients, source_sha256)
         return write_report(out)
 
@@ -277,7 +279,7 @@ def _patients_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str]:
     return patients, source_sha256
 
 
-def _warn_of_lost_onsets(out: Path, burden: pl.DataFrame, patients: pl.DataFrame) -> None:
+def _warn_of_lost_onsets(out: Path, patients: pl.DataFrame) -> None:
     """Say of how many patients of the cohort the table given now knows no more what the one before knew."""
     try:
         before = saved_clinical(out)
@@ -285,7 +287,8 @@ def _warn_of_lost_onsets(out: Path, burden: pl.DataFrame, patients: pl.DataFrame
         return
     if before is None:
         return
-    known = before.drop_nulls("onset_date").join(burden, on="patient_id", how="semi")
+    found = read_table(out / MANIFEST.file_name, MANIFEST)
+    known = before.drop_nulls("onset_date").join(found, on="patient_id", how="semi")
     if lost := len(known.join(patients.drop_nulls("onset_date"), on="patient_id", how="anti")):
         _log.warning("%d patients whose onset was known have none in this table, which takes its place", lost)
 

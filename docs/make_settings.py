@@ -25,7 +25,7 @@ select = ["all", "kernel~B30"]
 """
 _PAGES: Final = (
     (InferConfig, "infer", "The first three are options of `scan` as well."),
-    (TrainConfig, "train", "Defaults are those of `--preset paper`; `--preset cpu` changes many."),
+    (TrainConfig, "train", "Defaults are those of `--preset paper`; `--preset cpu` and `labels` change many."),
     (ModelConfig, "train, table `[model]`", ""),
     (CanonicalConfig, "train, table `[canonical]`", ""),
 )

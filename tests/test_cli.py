@@ -195,15 +195,16 @@ def test_warnings_of_libraries_which_may_quote_headers_are_not_shown(capsys):
     assert "series 0123 failed" in shown
 
 
-def test_time_left_is_reckoned_anew_where_other_things_are_counted(monkeypatch, capsys):
+@pytest.mark.parametrize("files", [60_000, 1000])
+def test_time_left_is_reckoned_anew_where_other_things_are_counted(monkeypatch, capsys, files):
     from cohortseg.cli import console
 
     clock = iter([0.0, 0.0, 600.0, 620.0, 640.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(console, "err", console.Console(stderr=True, highlight=False))
     with console.progress("Scanning") as report:
-        report(0, 60_000, "files")
-        report(60_000, 60_000, "files")
+        report(0, files, "files")
+        report(files, files, "files")
         report(0, 1000, "series")
         report(100, 1000, "series")
     assert capsys.readouterr().err.splitlines()[-1] == "Scanning: 100/1000, 180 s left series"

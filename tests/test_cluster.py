@@ -49,31 +49,31 @@ def test_the_default_request_fits_where_a_worker_fits():
         worker_request(None, None, resources).check(resources)
 
 
-def require_workers(num_workers, cpus, gpus, resources):
+def checked(num_workers, cpus, gpus, resources):
     request = WorkerRequest(num_workers=num_workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
     request.check(resources, cpus_flag=True)
 
 
 def test_workers_that_do_not_fit_are_refused_with_the_flags_that_would():
     machine = Resources(nodes=((2.0, 0.0),), where="this machine")
-    require_workers(8, 0.25, 0, machine)
+    checked(8, 0.25, 0, machine)
     expected = r"8 workers x 1 CPU need 8 CPUs, this machine has 2; use --workers 2 or --cpus-per-worker 0.25"
     with pytest.raises(ConfigError, match=expected):
-        require_workers(8, 1, 0, machine)
+        checked(8, 1, 0, machine)
     with pytest.raises(
         ConfigError, match="2 workers x 1 CPU need 2 CPUs and 1 GPU need 2 GPUs, the cluster has 16 and 1"
     ):
-        require_workers(2, 1, 1, Resources(nodes=((8.0, 1.0), (8.0, 0.0)), where="the cluster"))
+        checked(2, 1, 1, Resources(nodes=((8.0, 1.0), (8.0, 0.0)), where="the cluster"))
     with pytest.raises(ConfigError, match="use --workers 2"):
-        require_workers(3, 2, 0, Resources(nodes=((3.0, 0.0), (3.0, 0.0)), where="this machine"))
+        checked(3, 2, 0, Resources(nodes=((3.0, 0.0), (3.0, 0.0)), where="this machine"))
 
 
 def test_the_share_advised_is_one_that_a_node_has():
     resources = Resources(nodes=KUBERAY, where="the cluster")
     with pytest.raises(ConfigError, match="use --cpus-per-worker 8"):
-        require_workers(2, 10, 1, resources)
+        checked(2, 10, 1, resources)
     with pytest.raises(ConfigError, match="use --workers 2"):
-        require_workers(3, 1, 1, resources)
+        checked(3, 1, 1, resources)
     assert resources.largest_share(3, 1.0) == 0
     assert resources.largest_share(5) == 4
 

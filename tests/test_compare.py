@@ -197,7 +197,7 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     scores.write_bytes(whole[:500])
     damaged = CliRunner().invoke(app, tiny.arguments(out, "plain"))
     assert damaged.exit_code == 2
-    assert "remove it, and that row and fold is trained again" in " ".join(damaged.output.split())
+    assert "remove held_out.parquet, and that row and fold is trained again" in " ".join(damaged.output.split())
     scores.write_bytes(whole)
 
     other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--seed", "7"])

@@ -1,5 +1,6 @@
 """Which usable series are segmented: rules, preferences, and the reasons of the rest."""
 
+import os
 import shutil
 from dataclasses import replace
 from datetime import date
@@ -312,6 +313,7 @@ def test_series_without_a_study_are_not_compared(tmp_path: Path) -> None:
 def test_command_says_what_it_decided_and_where_each_file_went(study: Path, tmp_path: Path) -> None:
     killed = tmp_path / f".files.parquet.{'0' * 32}.tmp"  # what a killed scan leaves
     killed.touch()
+    os.utime(killed, (0, 0))
     (study / "notes.txt").write_text("hello")
     files = tmp_path / "files.parquet"
     result = CliRunner().invoke(app, ["scan", str(study), "--files", str(files), "--select", "n_slices>5"])

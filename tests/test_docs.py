@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cohortseg import qc
 from cohortseg.cli import app
+from cohortseg.longitudinal import LESS_SHARE
 from cohortseg.noise import NOISY_HU
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,7 @@ def test_each_flag_has_one_meaning() -> None:
     meanings = [*qc.HEADER_FLAGS, *qc.CHOICE_FLAGS, *qc.PIXEL_FLAGS, *qc.TIMELINE_FLAGS]
     assert sorted(names) == sorted(meanings)
     assert f"{NOISY_HU:.0f} or more" in qc.PIXEL_FLAGS[qc.NOISY]
+    assert f"{100 * LESS_SHARE:.0f} %" in qc.TIMELINE_FLAGS[qc.LESS_LUNG_THAN_OTHER_DATES]
 
 
 def test_the_readme_shows_what_the_sample_cohort_gives(tmp_path: Path) -> None:

@@ -88,14 +88,14 @@ def model_path(data: Path) -> Path:
     return path
 
 
-def evaluate_split(data: Path, split: Split, **options: Any) -> Evaluation:
+def evaluated(data: Path, split: Split, **options: Any) -> Evaluation:
     folder = find_data(data)
     return evaluate_images(labeled_slices(folder, split), data=folder, split=split, **options)
 
 
 def test_output_holds_tables_pictures_and_provenance(data: Path, model_path: Path, tmp_path: Path):
     output = tmp_path / "out"
-    result = evaluate_split(data, "val", model_path=model_path, output=output)
+    result = evaluated(data, "val", model_path=model_path, output=output)
     assert read_table(output / "metrics.parquet", METRICS).equals(result.metrics)
     images = read_table(output / "images.parquet", IMAGES)
     assert images.equals(result.images)
@@ -114,7 +114,7 @@ def test_output_holds_tables_pictures_and_provenance(data: Path, model_path: Pat
 
 
 def test_page_shows_every_image_the_worst_first(data: Path, model_path: Path, tmp_path: Path):
-    result = evaluate_split(data, "val", model_path=model_path, output=tmp_path)
+    result = evaluated(data, "val", model_path=model_path, output=tmp_path)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/jpeg;base64,') == page.count("<img") == 5
     assert page.count("The model was trained on this image.") == 1
@@ -143,10 +143,10 @@ def test_page_of_many_images_shows_the_worst_in_a_fixed_order(tmp_path: Path):
 
 
 def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):
-    evaluate_split(data, "test", model_path=model_path, output=tmp_path)
+    evaluated(data, "test", model_path=model_path, output=tmp_path)
     (tmp_path / "labels").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "labels" / "of-another-split.png")
-    result = evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
+    result = evaluated(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
     assert not (tmp_path / "labels" / "of-another-split.png").exists()
     truth_folder = data / "COVID-SemiSeg/TrainingSet/MultiClassInfection-Train/GT"
     for scores in result.images.filter(pl.col("class_name") != "opacity").to_dicts():
@@ -168,12 +168,12 @@ def test_an_evaluation_that_breaks_off_leaves_no_numbers_of_an_earlier_one(
 ):
     mine, out = tmp_path / "COVID-SemiSeg", tmp_path / "out"
     shutil.copytree(data, mine)
-    evaluate_split(mine, "test", model_path=model_path, output=out)
+    evaluated(mine, "test", model_path=model_path, output=out)
     assert (out / "metrics.parquet").is_file()
     masks = sorted(mine.rglob("MultiClassInfection-Test/GT/*.png"))
     masks[-1].write_bytes(b"no picture")
     with pytest.raises(DataError, match=masks[-1].name):
-        evaluate_split(mine, "test", model_path=model_path, output=out)
+        evaluated(mine, "test", model_path=model_path, output=out)
     assert not list(out.glob("*.parquet"))
     assert not list(out.glob("*.html"))
     assert read_run_json(out)["finished"] is None
@@ -184,14 +184,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(data: Path, model_path
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"mine: holds other things than an evaluation"):
-        evaluate_split(data, "test", model_path=model_path, output=tmp_path / "mine")
+        evaluated(data, "test", model_path=model_path, output=tmp_path / "mine")
     assert mine.read_bytes() == b"mine"
     for _ in range(2):
-        evaluate_split(data, "test", model_path=model_path, output=tmp_path / "again")
+        evaluated(data, "test", model_path=model_path, output=tmp_path / "again")
 
 
 def test_batches_and_flips_are_those_of_the_model(data: Path, model_path: Path, tmp_path: Path):
-    evaluate_split(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
+    evaluated(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
     model = load_model(model_path)
     source = next(item for item in labeled_slices(data / "COVID-SemiSeg", "val") if item.name == "24")
     item = read_canonical(source, model.card.canonical)
@@ -275,16 +275,16 @@ def test_dicom_of_ones_own_is_predicted_as_infer_does(model_path: Path, tmp_path
 
 def test_only_the_folders_of_the_split_are_needed(data: Path, model_path: Path, tmp_path: Path):
     (tmp_path / "TestingSet").symlink_to(data / "COVID-SemiSeg" / "TestingSet")
-    result = evaluate_split(tmp_path, "test", model_path=model_path)
+    result = evaluated(tmp_path, "test", model_path=model_path)
     assert set(result.images["image"]) == {"1", "2"}
     assert result.seen == ()
     with pytest.raises(ConfigError, match=r"TrainingSet/MultiClassInfection-Train"):
-        evaluate_split(tmp_path, "val", model_path=model_path)
+        evaluated(tmp_path, "val", model_path=model_path)
 
 
 def test_missing_model_is_named(data: Path, tmp_path: Path):
     with pytest.raises(ModelError, match=r"nowhere\.safetensors"):
-        evaluate_split(data, "val", model_path=tmp_path / "nowhere.safetensors")
+        evaluated(data, "val", model_path=tmp_path / "nowhere.safetensors")
 
 
 def test_labels_of_another_size_are_named(data: Path, model_path: Path, tmp_path: Path):
@@ -292,7 +292,7 @@ def test_labels_of_another_size_are_named(data: Path, model_path: Path, tmp_path
     write_split(folder, ["1"])
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(folder / "GT" / "1.png")
     with pytest.raises(DataError, match=r"1\.png"):
-        evaluate_split(tmp_path, "test", model_path=model_path)
+        evaluated(tmp_path, "test", model_path=model_path)
 
 
 # ---- the command

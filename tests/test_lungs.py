@@ -114,6 +114,14 @@ def test_bases_that_are_gray_throughout_are_lung(fine_chest: Chest) -> None:
     assert not (found.mask > 0)[(fine_chest.truth == 0) & (healthy.mask == 0)].mean() > 0.005
 
 
+def test_parts_of_healthy_lungs_are_not_dense(fine_chest: Chest, chest: Chest) -> None:
+    for count in (7, 8, 9, 10):  # the bases, with the heart in front of them
+        assert "dense_region_excluded" not in segment_lungs(chest.volume_hu[:count], chest.spacing_mm).flags
+    blank = fine_chest.volume_hu.copy()
+    blank[:12] = -1024
+    assert "dense_region_excluded" not in segment_lungs(blank, fine_chest.spacing_mm).flags
+
+
 @pytest.mark.parametrize("where", ["bases", "in front", "one side"])
 def test_large_dense_parts_are_flagged_wherever_they_lie(fine_chest: Chest, where: str) -> None:
     z, y, x = positions_mm(fine_chest)

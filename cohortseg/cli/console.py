@@ -112,14 +112,16 @@ def progress(title: str) -> Iterator[Report]:
 def _plain_reporter(title: str) -> Report:
     last = time.monotonic()
     first: tuple[float, int, int | None] | None = None
+    before = 0
 
     def report(done: int, total: int | None, text: str) -> None:
-        nonlocal first, last
+        nonlocal first, last, before
         now = time.monotonic()
         # From the first report on: what starts before it takes time, and a resumed training has iterations already.
         # Anew where other things are counted (files, then series).
-        if first is None or first[2] != total:
+        if first is None or first[2] != total or done < before:
             first = (now, done, total)
+        before = done
         if now - last < _PLAIN_EVERY_S:
             return
         last = now

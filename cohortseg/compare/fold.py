@@ -10,7 +10,7 @@ from typing import Final
 import polars as pl
 import torch
 
-from cohortseg.compare.rows import FOLDS, PHASE_1, ROWS, row_config
+from cohortseg.compare.rows import FOLDS, PHASE_1, row_config
 from cohortseg.compare.tables import HELD_OUT
 from cohortseg.config import TrainConfig
 from cohortseg.datasets.prepared import load_prepared
@@ -56,8 +56,8 @@ class FoldJob:
 
     @property
     def data(self) -> Path:
-        """Prepared slices: all labelled images, and where the row has phase 2 the unlabelled ones."""
-        return self.out / (DATA if ROWS[self.row].semi_supervised else LABELED_DATA)
+        """Prepared slices: all labelled images, and where the row makes use of them the unlabelled ones."""
+        return self.out / (DATA if row_config(self.config, self.row).uses_unlabeled else LABELED_DATA)
 
     @property
     def folder(self) -> Path:

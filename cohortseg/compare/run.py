@@ -102,10 +102,10 @@ def compare_rows(
     with held(out, "compare"):
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
-        _read_scores(out)  # to say what is wrong with them before the work
         if jobs:
             require_answer(address)
         _begin(out, jobs, images, root, config, progress)
+        _read_scores(out)  # to say what is wrong with them before the work
         if jobs:
             write_run_json(out, "compare", {}, finished=False)
             with progress("Comparing") as report:
@@ -118,7 +118,7 @@ def compare_rows(
             facts = {
                 "config": asdict(config),
                 "arguments": {"data": str(root), "rows": list(rows), "folds": list(folds)},
-                "counts": {"trainings": len(jobs)},
+                "counts": {"trainings": len(scores_in(out)), "trained_by_this_start": len(jobs)},
                 "timings": {"total_s": round(time.perf_counter() - started, 1)},
             }
             write_run_json(out, "compare", facts)
@@ -257,7 +257,7 @@ def _read_scores(out: Path) -> list[pl.DataFrame]:
         try:
             tables.append(read_table(path, HELD_OUT))
         except SchemaError as error:
-            raise SchemaError(f"{error}; remove it, and that row and fold is trained again") from error
+            raise SchemaError(f"{error}; remove {path.name}, and that row and fold is trained again") from error
     return tables
 
 

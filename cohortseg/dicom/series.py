@@ -259,4 +259,5 @@ def _flags(
         qc.EARLY_STUDY_DATE: (record.study_date or date.max) < _FIRST_CT,
         qc.FUTURE_STUDY_DATE: (record.study_date or date.min) > datetime.now(UTC).date() + timedelta(days=1),
     }
+    assert qc.HEADER_FLAGS.keys() >= {*found, *findings} - {None}, "a flag of headers stands in another dictionary"
     return tuple(flag for flag in qc.HEADER_FLAGS if found.get(flag) or flag in findings)

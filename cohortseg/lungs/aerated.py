@@ -292,7 +292,7 @@ def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
 
 
 def with_gray_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
-    """Return the slices with lung that is gray throughout, where it goes on from aerated lung of a slice near by.
+    """Return the slices with lung that is gray throughout, where it goes on, slice by slice, from aerated lung.
 
     As in bases full of dense ground glass. Gas in bowel, which may lie there, has a darker part.
     """

@@ -35,6 +35,7 @@ _BACK_SHARE: Final = 0.73
 _FRONT_SHARE: Final = 0.19
 """They begin before .1 of it."""
 _FEWEST_WIDE: Final = 3
+"""Of fewer wide slices the front is not judged."""
 _DENSE_SHARE: Final = 0.2
 """Of the slices with wide lungs, those in which they end before."""
 _BACK_MM: Final = 25.0
@@ -42,7 +43,7 @@ _BACK_MM: Final = 25.0
 _FAT_HU: Final = -40.0
 """Above: muscle."""
 _SKIN_MM: Final = 4.0
-"""No thicker."""
+"""Skin is no thicker, muscle is."""
 _LUNG_LEFT_OUT: Final = 0.6
 """Cost of a pixel of lung beyond the wall."""
 _BEYOND_BODY: Final = 5.0

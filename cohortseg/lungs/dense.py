@@ -32,6 +32,7 @@ _BESIDE_MM: Final = 3.5
 _JOIN_MM: Final = 4.0
 """Gaps between signs of air that no disc of this radius fits into are lung."""
 _BESIDE_HEART_MM: Final = 50.0
+"""From the midline: beyond lies neither heart nor mediastinum, mostly."""
 _BONE_HU: Final = 250.0
 _WALL_HU: Final = 40.0
 """Muscle of the chest wall."""

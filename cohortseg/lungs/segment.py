@@ -1,6 +1,7 @@
 """Both lungs of a series: the steps in order, on the working grid, and findings about the result."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,11 +35,16 @@ _EMPTY_DISC_MM: Final = 10.0
 _EMPTY_SHARE: Final = 0.02
 """More than this part of the lung in discs of such a radius that are darker throughout is worth a look."""
 _BEHIND_MM: Final = 10.0
+"""Lung that goes on so far behind its last air is dense there."""
 _DORSAL_MM2: Final = 1500.0
 _ONE_SIDED_MM2: Final = 4500.0
 """Areas of dense tissue left out, from which on it may be lung: a lobe."""
 _FEWEST_SLICES: Final = 3
+"""Of fewer with lung it is not known which lie above the liver."""
 _NEXT_MM: Final = 6.0
+"""Slices farther apart may end lungs at any width."""
+_END_SHARE: Final = 0.25
+"""Of the largest area: more in the first or last slice is much lung."""
 _ABRUPT_SHARE: Final = 0.3
 """Of the largest area. Healthy lungs end with .07 of it in slices 5 mm apart, with .28 in slices 10 mm apart."""
 _PLAUSIBLE_ML: Final = (800.0, 9000.0)
@@ -51,7 +57,7 @@ class Lungs:
     mask: NDArray[np.uint8]
     """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left. Vessels and lesions in, main airways out."""
     flags: tuple[str, ...]
-    """Findings."""
+    """Findings, keys of `qc.PIXEL_FLAGS`."""
 
 
 def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, float, float]) -> Lungs:
@@ -105,15 +111,16 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     for z, box in boxes.items():
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
     mask = to_full_grid(coarse, planes, volume_hu)
-    found = _findings(coarse, slices, left_out, heights_mm) | _findings_of_whole(mask, spacing_mm)
-    found[qc.DENSE_REGION_EXCLUDED] |= is_dense_before([slices[z] for z in held]) or any(
-        is_dense and _reaches_behind_air(coarse[z], slices[z]) for z, is_dense in zip(held, dense, strict=True)
+    found = _findings(coarse, slices) | _findings_of_whole(mask, spacing_mm)
+    found[qc.DENSE_REGION_EXCLUDED] = _may_lack_dense_lung(
+        coarse, slices, left_out, heights_mm, dict(zip(held, dense, strict=True))
     )
+    assert qc.PIXEL_FLAGS.keys() >= found.keys(), "a flag of pixels stands in another dictionary"
     return Lungs(mask=mask, flags=tuple(flag for flag in qc.PIXEL_FLAGS if found.get(flag)))
 
 
 def _enclosed(lung: Mask, airway: Mask) -> Mask:
-    """Return dense tissue with lung on all sides (Z, Y, X), above and below too: a solid lesion, as no organ lies."""
+    """Return dense tissue with lung or airway on all sides (Z, Y, X), above and below too: a solid lesion."""
     pieces, count = ndimage.label(~(lung | airway))
     enclosed = np.ones(count + 1, bool)
     for part in (np.s_[0], pieces[[0, -1]], pieces[:, [0, -1]], pieces[:, :, [0, -1]]):
@@ -131,26 +138,15 @@ def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
 def _findings(
     coarse: NDArray[np.uint8],
     slices: list[LungSlice],
-    left_out: list[LeftOut],
-    heights_mm: NDArray[np.float64],
 ) -> dict[str, bool]:
     """Return what the working grid tells of a mask that holds lung."""
     area = (coarse > 0).sum(axis=(1, 2))
-    held = np.flatnonzero(area)
-    # The liver fills the dorsal recesses below, and muscle closes in on the apex: the upper 60 % of the lungs' height
-    # tells, where they are wide.
-    wide = np.flatnonzero(area > 0.3 * area.max())
-    above = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), None)
-    upper = slice(above.start, wide[-1] + 1)
     empty_mm2 = [_empty_mm2(coarse[z], item) for z, item in enumerate(slices)]
     return {
         qc.LUNG_CUT_BY_FIELD_OF_VIEW: any(_is_cut(coarse[z], item) for z, item in enumerate(slices)),
-        qc.LUNG_CUT_AT_END_SLICE: len(area) >= 2 and bool(max(area[0], area[-1]) > 0.25 * area.max()),
+        qc.LUNG_CUT_AT_END_SLICE: _is_cut_at_end(area),
         qc.LUNG_LOST_BETWEEN: _is_lost_between(area),
         qc.AIR_WITHOUT_VESSELS: sum(empty_mm2) > _EMPTY_SHARE * area.sum() * slices[0].pixel_mm ** 2,
-        qc.DENSE_REGION_EXCLUDED: max((item.dorsal for item in left_out[upper]), default=0) > _DORSAL_MM2
-        or (len(held) >= _FEWEST_SLICES and max(item.one_sided for item in left_out[above]) > _ONE_SIDED_MM2)
-        or _ends_abruptly(area, heights_mm),
     }
 
 
@@ -165,14 +161,46 @@ def _findings_of_whole(mask: NDArray[np.uint8], spacing_mm: tuple[float | None, 
     }
 
 
-def _ends_abruptly(area: NDArray[np.intp], heights_mm: NDArray[np.float64]) -> bool:
-    """Tell whether much lung lies in a slice beside one, near by, that has none: lungs end narrow, above and below."""
+def _may_lack_dense_lung(
+    coarse: NDArray[np.uint8],
+    slices: list[LungSlice],
+    left_out: list[LeftOut],
+    heights_mm: NDArray[np.float64],
+    dense_behind_air: Mapping[int, bool],
+) -> bool:
+    """Tell whether large dense parts, in any place, may be missing from a mask (Z, Y, X) that holds lung.
+
+    ``dense_behind_air`` tells it of the slices with aerated lung (`dense_behind`).
+    """
+    area = (coarse > 0).sum(axis=(1, 2))
+    held = np.flatnonzero(area)
+    # The liver fills the dorsal recesses below, and muscle closes in on the apex: the upper 60 % of the lungs' height
+    # tells, where they are wide.
+    above = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), None)
+    upper = slice(above.start, np.flatnonzero(area > 0.3 * area.max())[-1] + 1)
+    behind = [_reaches_behind_air(coarse[z], slices[z]) for z, is_dense in dense_behind_air.items() if is_dense]
+    return (
+        max((item.dorsal for item in left_out[upper]), default=0) > _DORSAL_MM2
+        or (len(held) >= _FEWEST_SLICES and max(item.one_sided for item in left_out[above]) > _ONE_SIDED_MM2)
+        or sum(behind) >= min(2, len(held))
+        # Of the bases alone the heart lies in front.
+        or (not _is_cut_at_end(area) and is_dense_before([slices[z] for z in dense_behind_air]))
+        or _ends_abruptly(area, slices, heights_mm)
+    )
+
+
+def _is_cut_at_end(area: NDArray[np.intp]) -> bool:
+    return len(area) >= 2 and bool(max(area[0], area[-1]) > _END_SHARE * area.max())
+
+
+def _ends_abruptly(area: NDArray[np.intp], slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> bool:
+    """Tell whether much lung lies in a slice beside one of the body, near by, that has none: lungs end narrow."""
     held = np.flatnonzero(area)
     ends = ((held[0], held[0] - 1), (held[-1], held[-1] + 1))
     return any(
         area[end] > _ABRUPT_SHARE * area.max() and abs(heights_mm[end] - heights_mm[beyond]) <= _NEXT_MM
         for end, beyond in ends
-        if 0 <= beyond < len(area)
+        if 0 <= beyond < len(area) and slices[beyond].body.any()
     )
 
 

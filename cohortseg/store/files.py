@@ -5,6 +5,7 @@ import filecmp
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -225,15 +226,22 @@ def _is_temporary(path: Path) -> bool:
     return _OURS.fullmatch(path.name) is not None
 
 
-def sweep_temporaries(folder: Path, name: str = "*") -> None:
+def sweep_temporaries(folder: Path, name: str = "*", *, older_than_s: float = 0.0) -> None:
     """Remove what killed runs left under temporary names of files and folders, ``name`` being a pattern.
 
-    Only for who holds the folder: another process may be writing one.
+    Only for who holds the folder, or of a certain age: another process may be writing one.
     """
     for path in folder.glob(f".{name}.*{_TEMPORARY}"):
-        if not _is_temporary(path):
+        if not _is_temporary(path) or _age_s(path) < older_than_s:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except FileNotFoundError:  # it has been put in place
+        return 0.0

@@ -119,7 +119,7 @@ def train(
             learning_rate = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
             for group in state.segmenter_optimizer.param_groups:
                 group["lr"] = learning_rate
-            num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL and config.uses_unlabeled else 0
+            num_unlabeled = config.unlabeled_a_step if state.phase == ADVERSARIAL else 0
             batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled)
             step = supervised_step if state.phase == SUPERVISED else adversarial_step
             recent.append(step(state, workers, batch))
@@ -181,8 +181,7 @@ def _lay_out_gradients(state: TrainState, workers: Workers, batches: Batches) ->
     with undone(state):
         supervised_step(state, workers, batches.draw(0, config.batch_labeled, 0))
         if config.semi_supervised:
-            num_unlabeled = config.batch_unlabeled if config.uses_unlabeled else 0
-            adversarial_step(state, workers, batches.draw(0, config.batch_labeled, num_unlabeled))
+            adversarial_step(state, workers, batches.draw(0, config.batch_labeled, config.unlabeled_a_step))
 
 
 def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
