@@ -258,14 +258,17 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     with claimed(out):
         sweep(out)
         if known is not None:
-            patients, source_sha256 = known
-            _warn_of_lost_onsets(out, patients)
+            patients, source_sha256, found = known
+            _warn_of_lost_onsets(out, patients, found)
             save_clinical(out, patients, source_sha256)
         return write_report(out)
 
 
-def _patients_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str]:
-    """Return what a clinical table says of the patients of a cohort, measured or not, and the hash of its file."""
+def _patients_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str, pl.DataFrame]:
+    """Return what a clinical table says of the patients of a cohort, the hash of its file, and the manifest.
+
+    The patients are those of the manifest, measured or not.
+    """
     given, source_sha256 = read_clinical(clinical)
     found = read_table(out / MANIFEST.file_name, MANIFEST)
     patients = given.join(found, on="patient_id", how="semi", maintain_order="left")
@@ -276,10 +279,10 @@ def _patients_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str]:
         )
     if others := len(given) - len(patients):
         _log.warning("%d of the %d patients of %s are not in this cohort: left out", others, len(given), clinical)
-    return patients, source_sha256
+    return patients, source_sha256, found
 
 
-def _warn_of_lost_onsets(out: Path, patients: pl.DataFrame) -> None:
+def _warn_of_lost_onsets(out: Path, patients: pl.DataFrame, found: pl.DataFrame) -> None:
     """Say of how many patients of the cohort the table given now knows no more what the one before knew."""
     try:
         before = saved_clinical(out)
@@ -287,7 +290,6 @@ def _warn_of_lost_onsets(out: Path, patients: pl.DataFrame) -> None:
         return
     if before is None:
         return
-    found = read_table(out / MANIFEST.file_name, MANIFEST)
     known = before.drop_nulls("onset_date").join(found, on="patient_id", how="semi")
     if lost := len(known.join(patients.drop_nulls("onset_date"), on="patient_id", how="anti")):
         _log.warning("%d patients whose onset was known have none in this table, which takes its place", lost)

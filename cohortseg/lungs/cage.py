@@ -36,6 +36,8 @@ _FRONT_SHARE: Final = 0.19
 """They begin before .1 of it."""
 _FEWEST_WIDE: Final = 3
 """Of fewer wide slices the front is not judged."""
+_WIDE_SHARE: Final = 0.75
+"""Of the widest slice."""
 _DENSE_SHARE: Final = 0.2
 """Of the slices with wide lungs, those in which they end before."""
 _BACK_MM: Final = 25.0
@@ -65,6 +67,13 @@ _WHOLE: Final = _Weights(too_far=0.05, too_near=0.08, bone=1.0)
 _CROPPED: Final = _Weights(too_far=0.03, too_near=0.12, bone=0.5)
 
 
+class Depths(NamedTuple):
+    """Parts of the body without its fat, from front (0) to back (1)."""
+
+    start: float
+    end: float
+
+
 def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals, dense: Sequence[bool]) -> list[Mask]:
     """Return step 2 for slices of one shape: the inside of the rib cage, all aerated lung included.
 
@@ -90,35 +99,39 @@ def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals, dense: Sequ
     ]
 
 
-def dense_behind(items: Sequence[LungSlice]) -> list[bool]:
+def lung_depths(items: Sequence[LungSlice]) -> list[Depths | None]:
+    """Return where aerated lung begins and ends in each slice, as parts of the body without its fat, front to back.
+
+    None where it is narrower than in most, and of a cropped slice, whose body is not known.
+    """
+    widths = [int(np.ptp(np.flatnonzero(item.aerated.any(axis=0)))) for item in items]
+    return [
+        _depths(item) if width > _WIDE_SHARE * max(widths) and not item.cropped else None
+        for item, width in zip(items, widths, strict=True)
+    ]
+
+
+def _depths(item: LungSlice) -> Depths:
+    lung, body = (np.flatnonzero(mask.any(axis=1)) for mask in (item.aerated, _lean(item)))
+    if body.size < 2:
+        return Depths(0.0, 1.0)
+    return Depths(*((lung[[0, -1]] - body[0]) / (body[-1] - body[0])).tolist())
+
+
+def dense_behind(depths: Sequence[Depths | None]) -> list[bool]:
     """Tell of each slice whether both lungs may be dense behind: aerated lung ends far before the muscles of the back.
 
     Only where it is wide, and if that holds for a fifth of such slices: shoulders make single ones look so.
     """
-    wide = _are_wide(items)
-    short = [is_wide and _depth_shares(item)[1] < _BACK_SHARE for item, is_wide in zip(items, wide, strict=True)]
-    return short if sum(short) >= _DENSE_SHARE * sum(wide) else [False] * len(items)
+    short = [depth is not None and depth.end < _BACK_SHARE for depth in depths]
+    num_wide = sum(depth is not None for depth in depths)
+    return short if sum(short) >= _DENSE_SHARE * num_wide else [False] * len(depths)
 
 
-def is_dense_before(items: Sequence[LungSlice]) -> bool:
+def is_dense_before(depths: Sequence[Depths | None]) -> bool:
     """Tell whether both lungs may be dense in front: aerated lung, where it is wide, begins far behind the front."""
-    shares = [_depth_shares(item)[0] for item, is_wide in zip(items, _are_wide(items), strict=True) if is_wide]
-    return len(shares) >= _FEWEST_WIDE and bool(np.median(shares) > _FRONT_SHARE)
-
-
-def _are_wide(items: Sequence[LungSlice]) -> list[bool]:
-    """Tell of each slice whether aerated lung is as wide as in most; of a cropped one the body is not known."""
-    widths = [int(np.ptp(np.flatnonzero(item.aerated.any(axis=0)))) for item in items]
-    return [width > 0.75 * max(widths) and not item.cropped for item, width in zip(items, widths, strict=True)]
-
-
-def _depth_shares(item: LungSlice) -> tuple[float, float]:
-    """Return at which part of the body without its fat, from front to back, aerated lung begins and ends."""
-    lung, body = (np.flatnonzero(mask.any(axis=1)) for mask in (item.aerated, _lean(item)))
-    if body.size < 2:
-        return 0.0, 1.0
-    first, last = (lung[[0, -1]] - body[0]) / (body[-1] - body[0])
-    return float(first), float(last)
+    starts = [depth.start for depth in depths if depth is not None]
+    return len(starts) >= _FEWEST_WIDE and bool(np.median(starts) > _FRONT_SHARE)
 
 
 def _lean(item: LungSlice) -> Mask:

@@ -20,7 +20,7 @@ from cohortseg.lungs.aerated import (
     supported_slices,
     with_gray_slices,
 )
-from cohortseg.lungs.cage import dense_behind, is_dense_before, rib_cage_cavities
+from cohortseg.lungs.cage import Depths, dense_behind, is_dense_before, lung_depths, rib_cage_cavities
 from cohortseg.lungs.dense import LeftOut, dense_lung
 from cohortseg.lungs.dome import without_domes
 from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, working_shape
@@ -99,8 +99,8 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
         return Lungs(mask=np.zeros(volume_hu.shape, np.uint8), flags=())
     lung = np.zeros((len(slices), *slices[0].hu.shape), bool)
     boxes, left_out = {}, [LeftOut()] * len(slices)
-    dense = dense_behind([slices[z] for z in held])
-    cavities = rib_cage_cavities([slices[z] for z in held], heights_mm[held], dense)
+    depths = lung_depths([slices[z] for z in held])
+    cavities = rib_cage_cavities([slices[z] for z in held], heights_mm[held], dense_behind(depths))
     for z, cavity in zip(held, cavities, strict=True):
         boxes[z] = box = padded_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
         lung[z][box], left_out[z] = dense_lung(slices[z].part(box), cavity[box])
@@ -113,7 +113,7 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     mask = to_full_grid(coarse, planes, volume_hu)
     found = _findings(coarse, slices) | _findings_of_whole(mask, spacing_mm)
     found[qc.DENSE_REGION_EXCLUDED] = _may_lack_dense_lung(
-        coarse, slices, left_out, heights_mm, dict(zip(held, dense, strict=True))
+        coarse, slices, left_out, heights_mm, dict(zip(held, depths, strict=True))
     )
     assert qc.PIXEL_FLAGS.keys() >= found.keys(), "a flag of pixels stands in another dictionary"
     return Lungs(mask=mask, flags=tuple(flag for flag in qc.PIXEL_FLAGS if found.get(flag)))
@@ -166,11 +166,11 @@ def _may_lack_dense_lung(
     slices: list[LungSlice],
     left_out: list[LeftOut],
     heights_mm: NDArray[np.float64],
-    dense_behind_air: Mapping[int, bool],
+    depths: Mapping[int, Depths | None],
 ) -> bool:
     """Tell whether large dense parts, in any place, may be missing from a mask (Z, Y, X) that holds lung.
 
-    ``dense_behind_air`` tells it of the slices with aerated lung (`dense_behind`).
+    ``depths`` are those of the slices with aerated lung (`lung_depths`).
     """
     area = (coarse > 0).sum(axis=(1, 2))
     held = np.flatnonzero(area)
@@ -178,13 +178,14 @@ def _may_lack_dense_lung(
     # tells, where they are wide.
     above = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), None)
     upper = slice(above.start, np.flatnonzero(area > 0.3 * area.max())[-1] + 1)
-    behind = [_reaches_behind_air(coarse[z], slices[z]) for z, is_dense in dense_behind_air.items() if is_dense]
+    dense = zip(depths, dense_behind([*depths.values()]), strict=True)
+    behind = [_reaches_behind_air(coarse[z], slices[z]) for z, is_dense in dense if is_dense]
     return (
         max((item.dorsal for item in left_out[upper]), default=0) > _DORSAL_MM2
         or (len(held) >= _FEWEST_SLICES and max(item.one_sided for item in left_out[above]) > _ONE_SIDED_MM2)
         or sum(behind) >= min(2, len(held))
         # Of the bases alone the heart lies in front.
-        or (not _is_cut_at_end(area) and is_dense_before([slices[z] for z in dense_behind_air]))
+        or (not _is_cut_at_end(area) and is_dense_before([*depths.values()]))
         or _ends_abruptly(area, slices, heights_mm)
     )
 
