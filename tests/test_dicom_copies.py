@@ -1,6 +1,8 @@
 """Which files of a series repeat a slice, and what becomes of them."""
 
+import os
 import shutil
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from runs import only_series
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.scan import scan_cohort
+from cohortseg.processors import Apart
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
 
@@ -255,3 +258,26 @@ def test_copies_with_other_bytes_behind_their_pixels_are_copies(tmp_path: Path) 
     found = scan_cohort(tmp_path)
     assert [record.n_duplicates for record in found.series] == [4]
     assert {file.reason for file in found.copies} == {"copy of a slice of its series, with the same pixels"}
+
+
+def test_a_copy_that_ends_the_process_that_decodes_it_is_dropped_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GDCM aborts at some damage; what it was reading is a row, and the scan goes on."""
+    paths = write_series(tmp_path / "a")
+    write_series(tmp_path / "b", transfer_syntax=RLELossless)
+    killed: list[Path] = []
+
+    class Killed(Apart):
+        def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if args[0] == tmp_path / "b" / paths[2].name:
+                killed.append(args[0])
+                return super().call(os.abort)
+            return super().call(function, *args, **kwargs)
+
+    monkeypatch.setattr("cohortseg.dicom.scan.Apart", Killed)
+    found = scan_cohort(tmp_path)
+    assert [(record.decision, record.n_slices) for record in found.series] == [("selected", 4)]
+    reasons = {file.path: file.reason for file in found.copies}
+    assert len(reasons) == 4
+    assert [tmp_path / path for path, reason in reasons.items() if "not compared" in reason] == killed

@@ -6,15 +6,26 @@ import re
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from phantoms import write_series
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+)
 
 from cohortseg.dicom.decode import read_volume
-from cohortseg.dicom.guards import BoundedFile, codestream_size, inflates_too_far
+from cohortseg.dicom.guards import BoundedFile, codestream_shape, inflates_too_far
 from cohortseg.dicom.repair import resample_z, untilt
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.identity import series_key
@@ -45,15 +56,74 @@ def test_deflated_data_are_measured_before_they_are_inflated(tmp_path: Path) -> 
         assert not inflates_too_far(io.BytesIO(variant), 4 << 20)
 
 
-def test_sizes_of_code_streams() -> None:
-    jpeg = b"\xff\xd8" + b"\xff\xe0\x00\x04ab" + b"\xff\xc3\x00\x0b\x0c\x00\x40\x00\x50\x01\x01\x11\x00"
-    assert codestream_size(jpeg) == (64, 80)
-    assert codestream_size(jpeg.replace(b"\xff\xc3", b"\xff\xf7")) == (64, 80)  # JPEG-LS
-    numbers = (80 + 3, 64 + 2, 3, 2)  # right, bottom, left, top of the image on its grid
-    siz = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + b"".join(number.to_bytes(4, "big") for number in numbers)
-    assert codestream_size(siz) == (64, 80)
-    assert codestream_size(b"\xff\xd8\xff") is None
-    assert codestream_size(b"") is None
+def _box(kind: bytes, content: bytes, *, extended: bool = False) -> bytes:
+    if extended:
+        return b"\0\0\0\1" + kind + (16 + len(content)).to_bytes(8, "big") + content
+    return (8 + len(content)).to_bytes(4, "big") + kind + content
+
+
+def _siz(right: int, bottom: int, left: int = 0, top: int = 0, channels: int = 1) -> bytes:
+    tile = b"".join(number.to_bytes(4, "big") for number in (right, bottom, 0, 0))
+    grid = b"".join(number.to_bytes(4, "big") for number in (right, bottom, left, top))
+    return b"\xff\x4f\xff\x51\x00\x29\x00\x00" + grid + tile + channels.to_bytes(2, "big")
+
+
+FRAME_HEADER = b"\xff\xc3\x00\x0b\x0c\x00\x40\x00\x50\x01\x01\x11\x00"
+JPEG = b"\xff\xd8" + b"\xff\xe0\x00\x04ab" + FRAME_HEADER + b"\xff\xda\x00\x08"
+SIGNATURE = _box(b"jP  ", b"\r\n\x87\n")
+
+
+@pytest.mark.parametrize(
+    ("syntax", "frame"),
+    [
+        (JPEGLosslessSV1, JPEG),
+        (JPEGLSLossless, JPEG.replace(b"\xff\xc3", b"\xff\xf7")),
+        (JPEG2000, _siz(80 + 3, 64 + 2, 3, 2)),
+        (HTJ2KLossless, _siz(80, 64)),
+        (JPEG2000, SIGNATURE + _box(b"free", bytes(5000)) + _box(b"jp2c", _siz(80, 64))),
+        (JPEG2000, SIGNATURE + _box(b"free", _siz(8, 8), extended=True) + b"\0\0\0\0jp2c" + _siz(80, 64)),
+        (JPEG2000, SIGNATURE + _box(b"jp2c", _siz(80, 64), extended=True)),
+        # What looks like JPEG 2000 in a comment of a JPEG is none.
+        (JPEGLosslessSV1, JPEG[:2] + b"\xff\xfe\x00\x2c" + _siz(8, 8) + JPEG[2:]),
+    ],
+)
+def test_shapes_of_code_streams(syntax: UID, frame: bytes) -> None:
+    assert codestream_shape(frame, syntax) == (64, 80, 1)
+
+
+def test_channels_of_code_streams() -> None:
+    assert codestream_shape(_siz(80, 64, channels=4000), JPEG2000) == (64, 80, 4000)
+    assert codestream_shape(JPEG.replace(b"\x01\x01\x11", b"\x03\x01\x11"), JPEGLosslessSV1) == (64, 80, 3)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "frame"),
+    [
+        (JPEGLosslessSV1, b""),
+        (JPEGLosslessSV1, b"\xff\xd8\xff"),
+        (JPEGLosslessSV1, b"\xff\xd8junk" + JPEG[2:]),
+        # At these, GDCM ends the process.
+        (JPEGLosslessSV1, JPEG.replace(b"\xff\xda", b"junk\xff\xda")),
+        (JPEGLosslessSV1, JPEG.replace(b"\xff\xda", b"\xff\x00\x00\x04ab\xff\xda")),
+        (JPEGLosslessSV1, JPEG.replace(b"\x0b\x0c", b"\x0b\xd8")),
+        (JPEGLosslessSV1, JPEG.replace(FRAME_HEADER, FRAME_HEADER * 2)),
+        (JPEGLosslessSV1, _siz(80, 64)),
+        (JPEG2000, JPEG),
+        (JPEG2000, b"junk" + _siz(80, 64)),
+        (JPEG2000, _siz(80, 64)[:40]),
+        (JPEG2000, SIGNATURE + _box(b"free", _siz(80, 64))),
+        (JPEG2000, SIGNATURE + b"\0\0\0\0free" + bytes(40)),
+    ],
+)
+def test_a_code_stream_without_a_readable_header_is_not_decoded(syntax: UID, frame: bytes) -> None:
+    with pytest.raises(ValueError, match="no readable header"):
+        codestream_shape(frame, syntax)
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8", b"\xff\x4f\xff\x51", SIGNATURE]), st.booleans())
+def test_any_code_stream_is_read_or_refused(junk: bytes, start: bytes, jpeg2000: bool) -> None:
+    with suppress(ValueError):
+        codestream_shape(start + junk, JPEG2000 if jpeg2000 else JPEGLosslessSV1)
 
 
 @pytest.mark.parametrize(

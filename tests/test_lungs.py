@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lung_phantoms import Chest, dice, make_chest
 from numpy.typing import NDArray
 from PIL import Image
@@ -446,6 +448,15 @@ def test_zones_are_thirds_of_each_lungs_own_height() -> None:
     zones = zone_thirds(mask)
     assert zones[:, 0, 0].tolist() == [0, LOWER, LOWER, MIDDLE, MIDDLE, UPPER, UPPER, 0, 0, 0]
     assert not zones[:, 0, 1].any()
+
+
+@given(st.integers(3, 60))
+def test_a_slice_is_of_the_third_that_holds_its_middle(height: int) -> None:
+    mask = np.full((height, 1, 1), RIGHT, np.uint8)
+    zones = zone_thirds(mask)[:, 0, 0]
+    middles = (np.arange(height) + 0.5) / height
+    assert zones.tolist() == (LOWER + np.digitize(middles, [1 / 3, 2 / 3])).tolist()
+    assert zones[::-1].tolist() == (LOWER + UPPER - zones).tolist(), "upside down the same"
 
 
 def _axial(path: Path) -> tuple[NDArray[np.int16], tuple[None, float, float]]:

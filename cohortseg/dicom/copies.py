@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,7 +13,7 @@ from pydicom.filereader import read_partial
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import CTImageStorage
 
-from cohortseg.dicom.elements import READ_ERRORS, behind_pixels
+from cohortseg.dicom.elements import READ_ERRORS, behind_pixels, quiet_pydicom
 from cohortseg.dicom.frames import ENHANCED_CT
 from cohortseg.dicom.geometry import COSINE_ATOL
 from cohortseg.dicom.guards import BoundedFile
@@ -20,6 +21,7 @@ from cohortseg.dicom.headers import Header, SkippedFile
 from cohortseg.dicom.pixels import is_whole, stored_values
 from cohortseg.errors import DicomError
 from cohortseg.hashes import file_sha256
+from cohortseg.processors import Apart
 
 _PLACE_MM: Final = 0.01
 """Positions this near are one: exports round."""
@@ -55,7 +57,7 @@ class Copy(NamedTuple):
     """Whether it has another StudyDate: which of the two is right is not known."""
 
 
-def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], list[Copy]]:
+def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[list[Header], list[Copy]]:
     """Return the files of one series without copies, and the copies; of several, the one that says most, or the first.
 
     Copies have the same place and the same pixels (for anything but CT: the same SOPInstanceUID and content), or
@@ -69,11 +71,13 @@ def drop_copies(root: Path, headers: Sequence[Header]) -> tuple[list[Header], li
         The cohort's folder.
     headers
         Files with one SeriesInstanceUID.
+    apart
+        Where pixels are decoded, which can end a process; they are no copies to be compared then.
     """
     kept: dict[str, list[Header]] = {}
     dropped: list[Copy] = []
     for group in _groups(headers):
-        repeats = _repeats(root, group) if len(group) > 1 else {}
+        repeats = _repeats(root, group, apart) if len(group) > 1 else {}
         kept |= {path: file for path, file in group.items() if path not in repeats}
         for path, (_, reason) in repeats.items():
             of = _original(path, repeats)
@@ -94,11 +98,11 @@ def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
     return list(groups.values())
 
 
-def _repeats(root: Path, group: Mapping[str, Sequence[Header]]) -> dict[str, tuple[str, str]]:
+def _repeats(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -> dict[str, tuple[str, str]]:
     """Return of each file of one place that repeats another the other's path, and why it is dropped."""
     decode = len({file[0].transfer_syntax_uid for file in group.values()}) > 1
     best_first = sorted(group, key=lambda path: (_lost(group[path]), path))
-    contents = {path: _content(root / path, decode=decode) for path in best_first}
+    contents = {path: _decoded(root / path, apart) if decode else _content(root / path) for path in best_first}
     wholes = [path for path, content in contents.items() if content.whole]
     uids = {path: tuple(header.sop_instance_uid for header in file) for path, file in group.items()}
     exact = {uids[path]: path for path in reversed(wholes) if not group[path][0].lossy}  # the first of each
@@ -203,25 +207,37 @@ class _Content(NamedTuple):
     """Whether the file has gone, or cannot be opened, since its header was read."""
 
 
-def _content(path: Path, *, decode: bool) -> _Content:
-    undecoded = False
+def _decoded(path: Path, apart: Apart) -> _Content:
     try:
-        with BoundedFile(path) as file:
+        return apart.call(_content, path, decode=True)
+    except BrokenProcessPool:
+        return _by_file(path, undecoded=True)
+
+
+def _content(path: Path, *, decode: bool = False) -> _Content:
+    try:
+        with quiet_pydicom(), BoundedFile(path) as file:
             dataset = read_partial(file, behind_pixels, force=True)
             if "PixelData" in dataset:
                 return _Content(_pixel_digest(dataset, decode=decode), is_whole(dataset))
     except DicomError as error:
-        if isinstance(error.__cause__, MemoryError):
-            return _Content(f"unreadable {path}", whole=False, unread=True)
-        undecoded = True
+        return _unread(path) if isinstance(error.__cause__, MemoryError) else _by_file(path, undecoded=True)
     except MemoryError:
-        return _Content(f"unreadable {path}", whole=False, unread=True)
+        return _unread(path)
     except READ_ERRORS:
         pass  # damaged pixels: only an equal file is a copy
+    return _by_file(path)
+
+
+def _by_file(path: Path, *, undecoded: bool = False) -> _Content:
     try:
         return _Content(file_sha256(path), whole=False, undecoded=undecoded)
     except OSError:
-        return _Content(f"unreadable {path}", whole=False, unread=True)
+        return _unread(path)
+
+
+def _unread(path: Path) -> _Content:
+    return _Content(f"unreadable {path}", whole=False, unread=True)
 
 
 def _pixel_digest(dataset: Dataset, *, decode: bool) -> str:

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes
 
 from cohortseg.dicom.elements import META_AT, READ_ERRORS, meta_elements
 
@@ -31,6 +31,8 @@ _ARCHIVES: Final = (
 )
 # JPEG and JPEG-LS: the frame headers SOF0 to SOF15 (without DHT, JPG, DAC) and SOF55 (T.81 B.1.1.3, T.87 C.1.1).
 _FRAME_MARKERS: Final = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}
+_SCAN: Final = 0xDA
+_BITS_MAX: Final = 16
 _NO_LENGTH: Final = {0x01, *range(0xD0, 0xD9)}
 
 
@@ -92,32 +94,65 @@ def inflates_too_far(file: BinaryIO, limit: int = INFLATED_MAX) -> bool:
     return size > limit
 
 
-def codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """Return (rows, columns) as a JPEG, JPEG-LS or JPEG 2000 code stream states them; None if it states none.
-
-    Decoders take memory by these numbers, not by those of the DICOM header.
+def codestream_shape(frame: bytes, syntax: UID) -> tuple[int, int, int]:
+    """Return (rows, columns, channels) as a compressed image states them; decoders take memory by these numbers.
 
     Parameters
     ----------
     frame
-        One frame's code stream, or a JP2 file.
+        One frame's code stream; of JPEG 2000, a JP2 file too.
+    syntax
+        JPEG, JPEG-LS or JPEG 2000.
+
+    Raises
+    ------
+    ValueError
+        If the frame does not begin as its transfer syntax does, or states none: nothing may decode it then.
     """
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # SOC, SIZ: T.800 A.5.1
-    if start >= 0 and len(frame) >= start + 24:
-        x_size, y_size, x_offset, y_offset = struct.unpack(">4I", frame[start + 8 : start + 24])
-        return y_size - y_offset, x_size - x_offset
+    shape = _jpeg2000_shape(frame) if syntax in JPEG2000TransferSyntaxes else _jpeg_shape(frame)
+    if shape is None:
+        raise ValueError("the compressed image has no readable header")
+    return shape
+
+
+def _jpeg2000_shape(frame: bytes) -> tuple[int, int, int] | None:
+    """Read SIZ, which follows SOC at once (T.800 A.5.1), of the first code stream among the boxes of a file (I.4)."""
+    at = 0
+    if frame[4:8] == b"jP  ":
+        while frame[at + 4 : at + 8] != b"jp2c":
+            if len(frame) < at + 16:
+                return None
+            length, extended = struct.unpack_from(">I4xQ", frame, at)
+            length = extended if length == 1 else length
+            if length < 8:
+                return None
+            at += length
+        at += 16 if frame[at : at + 4] == b"\0\0\0\1" else 8
+    if frame[at : at + 4] != b"\xff\x4f\xff\x51" or len(frame) < at + 42:
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", frame, at + 8)
+    (channels,) = struct.unpack_from(">H", frame, at + 40)
+    return bottom - top, right - left, channels
+
+
+def _jpeg_shape(frame: bytes) -> tuple[int, int, int] | None:
+    """Walk the marker segments from SOI to the first scan. GDCM ends the process at junk among them, or absurd bits."""
+    shape, at = None, 2
     if frame[:2] != b"\xff\xd8":
         return None
-    at = 2
-    while at + 9 <= len(frame):
-        if frame[at] != 0xFF:
-            return None
+    while at + 4 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
-        if marker in _FRAME_MARKERS:
-            rows, columns = struct.unpack(">2H", frame[at + 5 : at + 9])
-            return rows, columns
+        if marker == _SCAN:
+            return shape
         if marker == 0xFF or marker in _NO_LENGTH:
             at += 1 if marker == 0xFF else 2
             continue
-        at += 2 + int(struct.unpack(">H", frame[at + 2 : at + 4])[0])
+        if marker < min(_FRAME_MARKERS):
+            return None  # reserved (T.81 B.1.1.3)
+        if marker in _FRAME_MARKERS and at + 10 <= len(frame):
+            bits, rows, columns, channels = struct.unpack_from(">B2HB", frame, at + 4)
+            if shape is not None or bits > _BITS_MAX:
+                return None
+            shape = rows, columns, channels
+        at += 2 + int(struct.unpack_from(">H", frame, at + 2)[0])
     return None

@@ -14,19 +14,22 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
     JPEGTransferSyntaxes,
     RLELossless,
 )
 
 from cohortseg.dicom import jpeg12
 from cohortseg.dicom.elements import READ_ERRORS, Attributes
-from cohortseg.dicom.guards import codestream_size
+from cohortseg.dicom.guards import codestream_shape
 from cohortseg.dicom.padding import AIR_MAX_HU, joined_to_frame
 from cohortseg.errors import DicomError
 from cohortseg.volume import HU_MAX, HU_MIN
 
 jpeg12.register()
 
+_OPENJPEG: Final = "pylibjpeg"
+"""For JPEG 2000: GDCM, which pydicom would ask first, ends the process where it is damaged."""
 _RLE_SLACK: Final = 4096
 """Bytes of header and segment padding beyond the worst case of RLE, which is less than twice the image."""
 
@@ -96,7 +99,8 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
         dataset.setdefault("SamplesPerPixel", 1)  # one grey channel is all that a CT slice can be (PS3.3 C.8.2.1)
         if syntax.is_encapsulated:
             _check_compressed(dataset, syntax, frame)
-        stored: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame)
+        plugin = _OPENJPEG if syntax in JPEG2000TransferSyntaxes else ""
+        stored: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame, decoding_plugin=plugin)
         if not syntax.is_encapsulated:
             stored = _right_justified(stored, dataset, frame)
     except READ_ERRORS as error:
@@ -178,11 +182,19 @@ def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
     """Raise an error for an image that must not be decoded: decoders take the memory that its own header asks for."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     encoded = get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
-    if syntax == RLELossless and len(encoded) > rows * columns * int(dataset.BitsAllocated) // 4 + _RLE_SLACK:
-        raise _MismatchError(f"{len(encoded)} bytes of RLE for an image of {rows} x {columns}")
-    size = None if syntax == RLELossless else codestream_size(encoded)
-    if size is not None and size != (rows, columns):
-        raise _MismatchError(f"the compressed image is {size[0]} x {size[1]}, the header says {rows} x {columns}")
+    if syntax == RLELossless:
+        if len(encoded) > rows * columns * int(dataset.BitsAllocated) // 4 + _RLE_SLACK:
+            raise _MismatchError(f"{len(encoded)} bytes of RLE for an image of {rows} x {columns}")
+        return
+    try:
+        shape = codestream_shape(encoded, syntax)
+    except ValueError as error:
+        raise _MismatchError(str(error)) from error
+    if shape[:2] != (rows, columns):
+        size = f"{shape[0]} x {shape[1]}"
+        raise _MismatchError(f"the compressed image is {size}, the header says {rows} x {columns}")
+    if shape[2] != dataset.SamplesPerPixel:
+        raise _MismatchError(f"the compressed image has {shape[2]} channels, the header says {dataset.SamplesPerPixel}")
 
 
 def _padding_range(dataset: Dataset, dtype: np.dtype[np.integer]) -> tuple[int, int] | None:

@@ -1,11 +1,9 @@
 """From any tree of files to series: walk, read headers, group, drop copies, decide. Names and endings mean nothing."""
 
-import multiprocessing
 import os
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import date
@@ -26,7 +24,7 @@ from cohortseg.dicom.series import (
 )
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes, volumes_like
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.processors import die_with_parent, num_processors
+from cohortseg.processors import Apart, num_processors, process_pool
 from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
@@ -134,11 +132,11 @@ def scan_cohort(
         raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at{mostly})")
     unreadable = {posixpath.dirname(file.path) for file in skipped if file.unreadable}
     series: list[SeriesRecord] = []
-    with quiet_pydicom():
+    with quiet_pydicom(), Apart() as apart:
         sorted_out = []
         for number, headers in enumerate(by_series.values()):
             report(number, len(by_series), "series: order of slices, and copies by their pixels")
-            sorted_out.append(drop_copies(root, headers))
+            sorted_out.append(drop_copies(root, headers, apart))
         copies = [copy.file for _, dropped in sorted_out for copy in dropped]
         unreadable |= {posixpath.dirname(copy.path) for copy in copies if copy.unreadable}
         for kept, dropped in sorted_out:
@@ -357,8 +355,7 @@ def _headers_of(
             done += len(chunk)
             report(done, len(paths), "reading headers")
         return
-    # "spawn": forking a process in which Ray or a GPU already runs is not safe.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) as pool:
+    with process_pool(workers) as pool:
         try:
             for chunk, found in zip(chunks, pool.map(partial(_read_chunk, root), chunks), strict=True):
                 yield from found

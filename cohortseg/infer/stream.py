@@ -3,7 +3,7 @@
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Final
@@ -15,7 +15,7 @@ from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.attempts import suspects, withdraw_attempts
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, attempts_of, give_up, segment_and_commit
-from cohortseg.processors import die_with_parent
+from cohortseg.processors import process_pool
 from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
@@ -109,7 +109,7 @@ def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
     while not give_up(job, model.sha256, record):
         attempts = attempts_of(job, record)
         others = multiprocessing.active_children()
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), die_with_parent) as pool:
+        with process_pool(1) as pool:
             try:
                 return pool.submit(_segment_alone, job, torch.get_num_threads(), record).result()
             except BrokenProcessPool as error:

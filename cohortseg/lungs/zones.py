@@ -41,15 +41,15 @@ def zone_thirds(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Returns
     -------
     (Z, Y, X) uint8
-        0 outside the lungs, 1 lower, 2 middle, 3 upper. Thirds of the lung's height, not of its volume. A lung on
-        fewer than three slices has no thirds and stays 0.
+        0 outside the lungs, 1 lower, 2 middle, 3 upper. Thirds of the lung's height, not of its volume; a slice belongs
+        to the third that holds its middle. A lung on fewer than three slices has no thirds and stays 0.
     """
     zones = np.zeros(mask.shape, np.uint8)
     for side in (RIGHT, LEFT):
         held = np.flatnonzero((mask == side).any(axis=(1, 2)))
         if held.size < 3:
             continue
-        for z in held:
-            third = LOWER + 3 * (int(z) - int(held[0])) // (int(held[-1]) - int(held[0]) + 1)
-            zones[z][mask[z] == side] = third
+        lowest, height = int(held[0]), int(held[-1] - held[0]) + 1
+        for z in map(int, held):
+            zones[z][mask[z] == side] = LOWER + 3 * (2 * (z - lowest) + 1) // (2 * height)
     return zones

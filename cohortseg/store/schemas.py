@@ -106,8 +106,9 @@ _ZONE_SCORE = Column(
     "zone_score",
     _INT,
     "0 to 24: sum over the six zones of 0 (no opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %), 4 (>= 75 %), the bands of "
-    "readers' scores of six zones; thirds by height stand for carina and lower pulmonary "
-    "vein. It is not the lobar 0 to 25 severity score, which needs lobes. Null unless all six zones hold lung",
+    "readers' scores of six zones; thirds by height (a slice is of the third that holds its middle) stand for carina "
+    "and lower pulmonary vein. It is not the lobar 0 to 25 severity score, which needs lobes. Null unless all six "
+    "zones hold lung",
 )
 _HU = tuple(
     column
