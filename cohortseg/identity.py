@@ -1,7 +1,12 @@
 """What names a patient never becomes a path or a log line: identifiers become keys, and messages lose their files."""
 
 import hashlib
+import re
 from collections.abc import Iterable
+from typing import Final
+
+SERIES_KEY: Final = re.compile(r"[0-9a-f]{16}")
+"""What `series_key` returns."""
 
 
 def series_key(series_instance_uid: str, volume: int = 1) -> str:

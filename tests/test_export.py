@@ -159,7 +159,7 @@ def test_a_single_slice_becomes_a_flat_nifti_without_an_invented_thickness(model
     assert nib.load(path).shape == (80, 96)
     assert export(tmp_path / "out", tmp_path / "seg", "dicom-seg", "--cohort", tmp_path / "cohort")[0] == 0
     (path,) = (tmp_path / "seg").glob("*.dcm")
-    (frame,) = pydicom.dcmread(path).SharedFunctionalGroupsSequence
+    (frame,) = hd.seg.segread(path).SharedFunctionalGroupsSequence
     assert "SpacingBetweenSlices" not in frame.PixelMeasuresSequence[0]
 
 
@@ -381,6 +381,29 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(small: Ru
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("burden", "series_key", "../victim/x"),
+        ("manifest", "series_key", "/victim"),
+        ("manifest", "files", ["a/../../secret.dcm"]),
+        ("manifest", "files", ["/secret.dcm"]),
+    ],
+)
+def test_tables_that_lead_elsewhere_are_refused(
+    small: Run, tmp_path: Path, name: str, column: str, value: object
+) -> None:
+    """An output folder may come from someone else: nothing outside the target is replaced, and no other file read."""
+    cohort, out = small
+    schema = {"burden": BURDEN, "manifest": MANIFEST}[name]
+    table = pl.read_parquet(out / schema.file_name)
+    changed = pl.Series(column, [value, *table[column][1:]], dtype=table.schema[column])
+    write_table(out / schema.file_name, table.with_columns(changed), schema, {})
+    code, said = export(out, tmp_path / "x", "nifti", "--cohort", cohort)
+    assert (code, f"{column} would lead out of the folder" in " ".join(said.split())) == (2, True)
+    assert not (tmp_path / "x").exists()
+
+
 def test_another_cohort_is_refused_at_once(small: Run, tmp_path: Path) -> None:
     write_series(tmp_path / "other")
     options = ["--format", "png", "--cohort", str(tmp_path / "other"), "-o", str(tmp_path / "x")]
@@ -462,7 +485,23 @@ def test_headers_that_highdicom_refuses_and_infer_does_not(model_path: Path, tmp
     code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
     assert code == 0, said
     (path,) = (tmp_path / "seg").glob("*.dcm")
-    assert str(pydicom.dcmread(path).PatientName) == "Secret^Name"
+    segmentation = hd.seg.segread(path)
+    assert str(segmentation.PatientName) == "Secret^Name"
+    assert segmentation.get_volume().spacing == (5.0, 3.0, 3.5)
+    assert segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 5.0
+
+
+def test_a_single_slice_of_unknown_thickness_is_no_segmentation_that_others_read(
+    model_path: Path, tmp_path: Path
+) -> None:
+    cohort, out = tmp_path / "cohort", tmp_path / "out"
+    odd = {"SliceThickness": None}
+    write_series(cohort, shape=(1, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, attributes=odd)
+    run(cohort, out, model_path)
+    paint_lesions(out)
+    code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
+    assert (code, "a single slice without SliceThickness" in " ".join(said.split())) == (3, True)
+    assert not list((tmp_path / "seg").glob("*.dcm"))
 
 
 def test_a_header_that_no_segmentation_can_hold_costs_the_others_nothing(model_path: Path, tmp_path: Path) -> None:

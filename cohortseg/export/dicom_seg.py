@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, generate_uid
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, TM, DSfloat
 
 from cohortseg.dicom.elements import READ_ERRORS
 from cohortseg.errors import DicomError
@@ -67,6 +67,11 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
             f"series {series_key}: a DICOM SEG can refer to one multi-frame file, and to all of its frames; "
             "use --format nifti or png"
         )
+    if single and not np.isfinite(_number(sources[0], "SliceThickness")):
+        raise DicomError(
+            f"series {series_key}: a single slice without SliceThickness, which a DICOM SEG must say; "
+            "use --format nifti or png"
+        )
     numbered = np.zeros_like(masks.labels)
     for number, label in enumerate(present, start=1):
         numbered[masks.labels == label.value] = number
@@ -102,8 +107,13 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
             content_description="Research software, not a medical device",
             omit_empty_frames=False,
         )
-        if single:  # highdicom makes up 1 mm
-            segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
+        measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        if single:
+            measures.pop("SpacingBetweenSlices", None)  # highdicom makes up 1 mm
+        elif "SliceThickness" not in measures:  # type 1C (PS3.3 C.7.6.16.2.1): readers refuse a file without
+            measures.SliceThickness = DSfloat(facts["spacing_zyx_mm"][0], auto_format=True)
+        for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+            item.DimensionOrganizationUID = generate_uid(entropy_srcs=["dimensions", *identity])
         segmentation.save_as(file)
     except MemoryError:
         raise

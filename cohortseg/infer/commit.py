@@ -9,7 +9,6 @@ twice it is replaced, so nothing is lost or doubled, whoever died when.
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -20,6 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from cohortseg.errors import SchemaError, StoreError
+from cohortseg.identity import SERIES_KEY
 from cohortseg.infer.attempts import end_attempts
 from cohortseg.store.files import store_errors, sweep_temporaries, write_file
 from cohortseg.store.layout import MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
@@ -30,8 +30,6 @@ from cohortseg.store.tables import DAMAGED, frame_of, odd_columns, table_from_ro
 _ANEW: Final = "anew"
 """There while a run that began anew has not ended."""
 _BATCH: Final = 128
-_KEY: Final = re.compile(r"[0-9a-f]{16}")
-"""A series key: what else lies in the folders is the user's."""
 _MARKER_KEYS: Final = {"token", "final", "sizes", "burden"}
 _WRONG_ROW: Final = (SchemaError, LookupError, TypeError, ValueError)
 """What a marker that was written by someone else raises when it becomes a row."""
@@ -239,10 +237,10 @@ def begin_anew(out: Path) -> None:
     with store_errors(out):
         # By name, not by marker: a killed run leaves masks and a picture without one.
         for group in (out / MASKS).iterdir():
-            if _KEY.fullmatch(group.name):
+            if SERIES_KEY.fullmatch(group.name):
                 remove_masks(out / MASKS, group.name)
         for picture in (out / PICTURES).glob("*.png"):
-            if _KEY.fullmatch(picture.stem):
+            if SERIES_KEY.fullmatch(picture.stem):
                 picture.unlink()
         for name in STATE_FOLDERS:
             for path in (out / STATE / name).iterdir():

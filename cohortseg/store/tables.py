@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cohortseg import __version__
 from cohortseg.errors import SchemaError, StoreError
+from cohortseg.identity import SERIES_KEY
 from cohortseg.store.files import replacing
 from cohortseg.store.schemas import TableSchema
 
@@ -146,7 +147,7 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
         If the file is missing or cannot be read.
     SchemaError
         If it is damaged or no Parquet, or its columns or types differ from the schema, or a value is one that never is
-        written: NaN, or null where a row must say something.
+        written: NaN, null where a row must say something, or what would lead out of the folders of run and cohort.
     """
     try:
         file = path.open("rb")
@@ -164,7 +165,20 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
         )
     if odd := odd_columns(frame, schema):
         raise SchemaError(f"{path}: was changed: {', '.join(odd)} hold NaN, or null where every row must say something")
+    if leading := _leading_out(frame):
+        raise SchemaError(
+            f"{path}: was changed: {', '.join(leading)} would lead out of the folder of the run or cohort"
+        )
     return frame
+
+
+def _leading_out(frame: pl.DataFrame) -> list[str]:
+    """Return the columns that hold names of files or folders such as are never written: absolute, or by way of ``..``."""
+    wrong = {
+        "series_key": lambda keys: ~keys.str.contains(f"^{SERIES_KEY.pattern}$"),
+        "files": lambda files: files.explode().str.contains(r"^/|(^|/)\.\.(/|$)"),
+    }
+    return [name for name, is_wrong in wrong.items() if name in frame.columns and is_wrong(frame[name]).any()]
 
 
 def odd_columns(frame: pl.DataFrame, schema: TableSchema) -> list[str]:
