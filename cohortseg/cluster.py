@@ -1,6 +1,7 @@
 """Ray: connect to a cluster or start one on this machine, and say at once whether the workers asked for fit.
 
-Nothing here is sent anywhere: usage statistics are off, and what is started on this machine listens on loopback only.
+Nothing here is sent anywhere: usage statistics are off, and Ray's servers started on this machine listen on loopback
+only. (While workers train, torch listens for them on every interface: docs/training.md.)
 Import ``ray`` only below `connected`, since some of its settings are read while it is imported.
 """
 
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +25,8 @@ from cohortseg.processors import num_processors
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+_log: Final = logging.getLogger(__name__)
 
 _EVERYWHERE: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,6 +42,8 @@ _LOCAL: Final = {
 }
 _OBJECT_STORE_BYTES: Final = 256 * 1024**2
 _ANSWER_S: Final = 10.0
+_LOCAL_ADDRESSES: Final = ("auto", "local")
+"""What Ray takes for an address besides HOST:PORT."""
 
 
 class RayStartError(StoreError):
@@ -209,17 +215,20 @@ def head_answers() -> bool:
 
 
 def require_answer(address: str | None) -> None:
-    """Refuse a cluster's address (HOST:PORT) at which nothing takes connections: Ray itself would wait for minutes.
+    """Refuse an address that is none, or at which nothing takes connections: Ray itself would wait for minutes.
 
     Raises
     ------
     ConfigError
         Saying so.
     """
-    host, _, port = (cluster_address(address) or "").rpartition(":")
-    bare_ipv6 = ":" in host and not host.startswith("[")
-    if not host or not port.isdecimal() or "/" in host or bare_ipv6:  # "auto", "ray://..." and the like are Ray's
+    given = cluster_address(address) or _LOCAL_ADDRESSES[0]
+    host, _, port = given.rpartition(":")
+    bare_ipv6 = ":" in host and "/" not in host and not host.startswith("[")
+    if given in _LOCAL_ADDRESSES or bare_ipv6:
         return
+    if not host or not port.isdecimal() or "/" in host:
+        raise ConfigError(f"{given}: no address of a Ray cluster; give HOST:PORT of its head node (6379 unless set)")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
     except (OSError, OverflowError, ValueError) as error:
@@ -239,6 +248,11 @@ def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
         thread.join()
 
 
+def _tell_of_wait(address: str, over: threading.Event) -> None:
+    if not over.wait(_ANSWER_S):
+        _log.warning("waiting for Ray at %s, where connections are taken, but no answer of Ray's has come yet", address)
+
+
 def _token_path() -> Path:
     """Return where Ray keeps the token of its processes."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser())
@@ -249,7 +263,8 @@ def _init(ray: "ModuleType", address: str | None) -> None:
     if address is not None:
         require_answer(address)
         try:
-            ray.init(address=address, **quiet)
+            with followed(partial(_tell_of_wait, address)):
+                ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({error}); check the address, "
@@ -277,5 +292,5 @@ def _init(ray: "ModuleType", address: str | None) -> None:
         what = (str(error) or type(error).__name__).splitlines()[0]
         raise RayStartError(
             f"Ray cannot be started on this machine: {what}; it writes into the home folder (or where "
-            "RAY_AUTH_TOKEN_PATH says) and into TMPDIR (or RAY_TMPDIR), which must be a short path"
+            "RAY_AUTH_TOKEN_PATH says) and into TMPDIR (or RAY_TMPDIR), which must be a short path in ASCII"
         ) from error

@@ -437,7 +437,7 @@ def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]
     if path is not None:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin with a mark
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
         if "preset" in values and hasattr(cls, "preset"):  # it names what the other settings change
             raise ConfigError(f"{path}: preset is no setting of a file; give it as --preset {values['preset']}")

@@ -16,6 +16,9 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80re
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
 td { text-align: right; white-space: nowrap } th { text-align: right; background: #f4f4f4 }
 td.text, th.text { text-align: left; white-space: normal } img { max-width: 100% } .bad { color: #a02020 }
+@page { size: landscape; margin: 1cm } @media print {
+body { font-size: 8pt; margin: 0; max-width: none; padding: 0 } td, th { padding: .15rem .35rem }
+td.text:last-child { overflow-wrap: anywhere } h2, h3 { break-after: avoid } img, tr { break-inside: avoid } }
 """
 
 
@@ -24,7 +27,8 @@ def page_html(title: str, parts: Iterable[str]) -> str:
     body = "\n".join(parts)
     name = html.escape(title)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{name}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n<h1>{name}</h1>\n{body}\n</body></html>\n"
     )
 

@@ -4,14 +4,15 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 
-from cohortseg.cluster import cluster_address, require_answer
+from cohortseg.cluster import cluster_address, connected
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig
 from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.selection import select_next
@@ -30,7 +31,7 @@ from cohortseg.infer.commit import (
     sweep,
 )
 from cohortseg.infer.job import Job, pending_series
-from cohortseg.infer.run import check_workers, run_series
+from cohortseg.infer.run import check_workers, run_series, worker_shares
 from cohortseg.infer.segmenter import MEASURES
 from cohortseg.longitudinal import is_cut, is_end_of_another_part, is_little, is_narrow, with_time
 from cohortseg.lungs import LUNG_METHOD
@@ -147,11 +148,11 @@ def infer_cohort(
                 f"{out}: holds results, none of which is of a series of this cohort; choose another -o, or --no-resume "
                 "to remove them"
             )
-        _require_cluster(job, scan, address)
-        if of_another:
-            _forget_cohort(out)
-        _make_ready(job)
-        scan, num_done, engine = _segment(job, model, scan, progress, address)
+        with _cluster(job, scan, address):
+            if of_another:
+                _forget_cohort(out)
+            _make_ready(job)
+            scan, num_done, engine = _segment(job, model, scan, progress, address)
         summary = _finished(job, scan, num_done, engine)
         if not num_done and _tells_of(out, summary, config):
             return summary  # the file keeps telling of the run that made the results
@@ -309,17 +310,24 @@ def _is_of_another_cohort(out: Path, scan: CohortScan) -> bool:
     return bool(done) and done.isdisjoint(record.series_key for record in scan.series)
 
 
-def _require_cluster(job: Job, scan: CohortScan, address: str | None) -> None:
-    """Refuse the address of a cluster that is not there, before anything of an earlier run is removed."""
-    if cluster_address(address) is None or job.config.engine == "local":
-        return
+@contextmanager
+def _cluster(job: Job, scan: CohortScan, address: str | None) -> Iterator[None]:
+    """Connect to a cluster that has work to do for the length of the block.
+
+    That comes before anything of an earlier run is removed: it may not be there, or have too little room.
+    """
     selected = _selected(scan)
     again = not job.config.resume or (
         job.config.retry_failed
         and any(committed_status(job.out, record.series_key) == "failed" for record in selected if job.is_done(record))
     )
-    if again or pending_series(job, selected):
-        require_answer(address)
+    is_used = cluster_address(address) is not None and job.config.engine != "local"
+    if is_used and (again or pending_series(job, selected)):
+        with connected(address) as resources:
+            worker_shares(job.config, resources)
+            yield
+    else:
+        yield
 
 
 def _forget_cohort(out: Path) -> None:

@@ -43,7 +43,9 @@ without lung in view is `not_evaluable`.
 
 `masks.zarr/<series_key>` (Zarr v3) holds `labels` and `lungs`, uint8 (z, y, x): slices ordered along their normal
 towards the head, rows and columns as in the DICOM files. `labels`: {labels}.
-`lungs`: 0 none, 1 the patient's right lung, 2 the left lung. The group's attributes are `ome` (NGFF 0.5 image-label)
+`lungs`: 0 none, 1 the patient's right lung, 2 the left lung. The group's attributes are `ome` (as NGFF 0.5 says
+of image labels, but for the array's name, `labels`, which it reserves: strict readers refuse it; a z scale of 1 without
+unit is that of a single slice, whose extent is not known)
 and `cohortseg`: `affine_zyx_to_lps_mm` (4 x 4, array index to patient space, LPS; the first column of a single slice is
 the unit normal), `spacing_zyx_mm`, UIDs of study, series, frame of reference and of each slice, classes with colours
 and SNOMED CT codes, the model's name and hash, and `nonzero_voxels` of each array (Zarr reads zeros where a file is

@@ -387,7 +387,7 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
     monkeypatch.setattr("cohortseg.infer.run._WATCH_EVERY_S", 0.01)
     caplog.set_level(logging.INFO, logger="cohortseg")  # whatever a command before has set
     deadline = time.monotonic() + 30
-    with room_watched(2, 0.0):
+    with room_watched(2, 0.0, lambda: True):
         while len(caplog.messages) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert caplog.messages == [
@@ -396,6 +396,25 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
         "Ray has room for 2 of 2 workers now",
         "Ray's head node is gone: this run ends in a minute; run the same command again",
     ]
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_cluster_that_is_full_of_other_jobs_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has_begun: bool
+) -> None:
+    looks: list[bool] = []
+    monkeypatch.setattr("cohortseg.infer.run.connected_resources", lambda: Resources(((2.0, 0.0),), "the cluster"))
+    monkeypatch.setattr("cohortseg.infer.run.head_answers", lambda: looks.append(True) or True)
+    monkeypatch.setattr("cohortseg.infer.run._WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr("cohortseg.infer.run._SLOW_START_S", 0.02)
+    caplog.set_level(logging.INFO, logger="cohortseg")
+    with room_watched(2, 0.0, lambda: has_begun):
+        deadline = time.monotonic() + 30
+        while len(looks) < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    told = [message for message in caplog.messages if "other jobs hold what there is; waiting up to 30" in message]
+    assert caplog.messages == told
+    assert len(told) == (0 if has_begun else 1)
 
 
 @pytest.mark.parametrize(

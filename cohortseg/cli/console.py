@@ -68,8 +68,9 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
 
 
 def _is_ours_or_an_error(record: logging.LogRecord) -> bool:
-    """Let libraries speak of errors only: their warnings are not for users, and pydicom's quote header values."""
-    return record.name.split(".")[0] == "cohortseg" or record.levelno >= logging.ERROR
+    """Let libraries speak of errors only, and pydicom not at all: it quotes headers, and its errors become ours."""
+    package = record.name.split(".")[0]
+    return package == "cohortseg" or (record.levelno >= logging.ERROR and package != "pydicom")
 
 
 def print_error(message: str) -> None:

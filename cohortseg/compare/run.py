@@ -179,7 +179,7 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
     try:
         before = json.loads(settings.read_bytes())
         version, saved, images = (before[name] for name in ("version", "config", "images"))
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     if version != now["version"]:
         raise ConfigError(f"{settings.parent}: was begun by cohortseg {version}; choose another -o")

@@ -127,7 +127,7 @@ def load_prepared(path: Path) -> PreparedData:
             values: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
             values |= {name: tuple(json.loads(metadata[name])) for name in _IMAGES}
             return PreparedData(**values, terms=metadata["terms"])
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
 
 

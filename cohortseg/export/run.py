@@ -200,7 +200,7 @@ def _is_up_to_date(marker: Path, made_of: Sequence[str], paths: Mapping[str, Pat
     try:
         before = json.loads(marker.read_bytes())
         same: bool = before["made_of"] == made_of and sizes.items() <= before["sizes"].items()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
     return same and set(sizes) == set(paths)
 

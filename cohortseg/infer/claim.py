@@ -86,5 +86,5 @@ def _owner(out: Path) -> str:
     try:
         owner = json.loads((out / STATE / _OWNER).read_bytes())
         return f" (process {owner['process']} on {owner['host']} since {owner['since']})"
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ""

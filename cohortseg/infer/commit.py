@@ -285,7 +285,7 @@ def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
     with store_errors(out):
         try:
             document = json.loads(_marker(out, series_key).read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
     ours = isinstance(document, dict) and document.keys() >= _MARKER_KEYS
     return document if ours and isinstance(document["burden"], dict) and "status" in document["burden"] else None

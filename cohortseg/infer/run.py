@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -26,7 +26,7 @@ from cohortseg.cluster import (
 )
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import CohortSegError, ConfigError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, ModelError, StoreError
 from cohortseg.infer.attempts import suspects, withdraw_attempts
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, give_up
@@ -47,6 +47,9 @@ _WORKERS_A_GPU: Final = 4
 _LONGEST_WAIT_S: Final = 1800.0
 """For the next series to end: time to bring back a lost node, and far more than a series takes."""
 _WATCH_EVERY_S: Final = 5.0
+_SLOW_START_S: Final = 60.0
+_ERRORS: Final = {f"{kind.__module__}.{kind.__name__}": kind for kind in (ConfigError, ModelError, StoreError)}
+"""What an actor that cannot begin may raise, of which Ray keeps the text alone, by its name there."""
 
 
 def check_workers(config: InferConfig, address: str | None = None) -> None:
@@ -117,6 +120,11 @@ class _Tally:
         self._num_slices = 0
         self._start = time.perf_counter()
         report(0, total, "")
+
+    @property
+    def num_done(self) -> int:
+        """Number of finished series."""
+        return len(self._seen)
 
     def add(self, done: Done) -> None:
         """Count one series, once, however often it is delivered; what it has to say is logged here, in one process."""
@@ -217,31 +225,37 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
             num_gpus=gpus,
         )
         try:
-            with room_watched(workers, gpus):
+            with room_watched(workers, gpus, lambda: tally.num_done > 0 or bool(suspects(job.out))):
                 for row in results.iter_rows():
                     tally.add(Done(**row))
         except ray.data.exceptions.ExecutionTimeoutError:
             room = _room(workers, gpus)
             raise StoreError(
                 f"no series has ended for {_LONGEST_WAIT_S / 60:g} minutes, and Ray has room for {room} of {workers} "
-                "workers; see to the cluster and run the same command again"
+                "workers, less what other jobs hold; see to the cluster and run the same command again"
             ) from None
         except ray.exceptions.RayError as error:
             raised = getattr(error, "cause", None)  # in an actor
             if isinstance(raised, CohortSegError):
                 raise type(raised)(str(raised).splitlines()[0]) from error  # below it, Ray's advice on its settings
-            raise StoreError(f"the run on Ray ended early: {_last_line(error)}; run the same command again") from error
+            last = _last_line(error)
+            kind, _, said = last.partition(": ")
+            if (ours := _ERRORS.get(kind)) is not None:
+                raise ours(said) from error
+            raise StoreError(f"the run on Ray ended early: {last}; run the same command again") from error
 
 
 @contextmanager
-def room_watched(workers: int, gpus: float) -> Iterator[None]:
-    """Say when nodes are lost or back, once Ray has seen it (10 to 15 seconds); Ray itself waits in silence.
+def room_watched(workers: int, gpus: float, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """Say when nodes are lost or back, once Ray has seen it (10 to 15 seconds), and when no worker begins.
+
+    Ray itself waits in silence, for other jobs of the cluster too.
 
     Without a head node Ray ends this process after 60 seconds, and does not say why.
     """
 
     def watch(over: threading.Event) -> None:
-        before = workers
+        before, slow_at = workers, time.monotonic() + _SLOW_START_S
         while not over.wait(_WATCH_EVERY_S):
             if not head_answers():
                 _log.error("Ray's head node is gone: this run ends in a minute; run the same command again")
@@ -251,6 +265,14 @@ def room_watched(workers: int, gpus: float) -> Iterator[None]:
                 wait = "" if room else f"; waiting up to {_LONGEST_WAIT_S / 60:g} minutes for more"
                 _log.warning("Ray has room for %d of %d workers now%s", room, workers, wait)
             before = room
+            if time.monotonic() > slow_at:
+                slow_at = math.inf
+                if not has_begun():
+                    _log.warning(
+                        "no worker has begun after %g seconds: Ray starts slowly, or other jobs hold what there is; "
+                        "waiting up to %g minutes",
+                        *(_SLOW_START_S, _LONGEST_WAIT_S / 60),
+                    )
 
     with followed(watch):
         yield

@@ -55,7 +55,8 @@ def report_html(
         "patients.parquet (a dash: without identifier), series named by the first digits of series_key. Another dash "
         "means not measured.</p>",
         f"<p>{_count_text(patients, timeline)}, {len(burden)} series: "
-        f"{html.escape(', '.join(f'{count} {status}' for status, count in counts))}.</p>",
+        f"{html.escape(', '.join(f'{count} {status}' for status, count in counts))}"
+        f"{'.' if set(burden['status']) <= {'ok'} else ' (burden.parquet says why, as reason).'}</p>",
         f"<h2>Trajectories</h2>{image_html(trajectories, 'Burden of each patient over time')}",
         "<h2>Patients</h2>",
         table_html(("patient", *_PATIENT_COLUMNS.values()), _patient_rows(patients)),

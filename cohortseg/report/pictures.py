@@ -45,6 +45,7 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
             _draw(axes, timeline, people, clock, column)
             axes.set(title=title, xlabel=_CLOCKS[clock])
             axes.grid(alpha=0.3)
+            axes.xaxis.get_major_locator().set_params(integer=True)
     lines = {line.get_label(): line for axes in panels.flat for line in axes.lines}
     if len(people) <= _MOST_COLOURS and lines:
         numbers = sorted(lines, key=lambda label: int(str(label)))

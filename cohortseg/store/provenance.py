@@ -39,7 +39,7 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     """Return the record that a command left in a folder; empty if there is none that can be read."""
     try:
         document = json.loads((folder / RUN_JSON).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 

@@ -133,7 +133,7 @@ def table_name(path: Path) -> str | None:
         with path.open("rb") as file:
             metadata = pq.read_schema(file).metadata or {}
         document = json.loads(metadata.get(b"cohortseg", b"{}"))
-    except (OSError, pa.ArrowException, ValueError):
+    except (OSError, pa.ArrowException, ValueError, RecursionError):
         return None
     return document.get("table") if isinstance(document, dict) else None
 
@@ -166,19 +166,17 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
     if odd := odd_columns(frame, schema):
         raise SchemaError(f"{path}: was changed: {', '.join(odd)} hold NaN, or null where every row must say something")
     if leading := _leading_out(frame):
-        raise SchemaError(
-            f"{path}: was changed: {', '.join(leading)} would lead out of the folder of the run or cohort"
-        )
+        raise SchemaError(f"{path}: was changed: {', '.join(leading)} would lead out of the folder of run or cohort")
     return frame
 
 
 def _leading_out(frame: pl.DataFrame) -> list[str]:
-    """Return the columns that hold names of files or folders such as are never written: absolute, or by way of ``..``."""
+    """Return the columns with names of files or folders as they are never written: absolute, or by way of ``..``."""
     wrong = {
-        "series_key": lambda keys: ~keys.str.contains(f"^{SERIES_KEY.pattern}$"),
-        "files": lambda files: files.explode().str.contains(r"^/|(^|/)\.\.(/|$)"),
+        "series_key": ~pl.col("series_key").str.contains(f"^{SERIES_KEY.pattern}$"),
+        "files": pl.col("files").list.eval(pl.element().str.contains(r"^/|(^|/)\.\.(/|$)")).list.any(),
     }
-    return [name for name, is_wrong in wrong.items() if name in frame.columns and is_wrong(frame[name]).any()]
+    return [name for name in wrong if name in frame.columns and frame.select(wrong[name]).to_series().any()]
 
 
 def odd_columns(frame: pl.DataFrame, schema: TableSchema) -> list[str]:

@@ -172,7 +172,7 @@ def _write_json(path: Path, record: DataOptions | TrainConfig) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds no settings")

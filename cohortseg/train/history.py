@@ -53,6 +53,6 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8", errors="replace")
     rows = []
     for line in text[: text.rfind("\n") + 1].splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and "iteration" in row]

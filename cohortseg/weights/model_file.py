@@ -248,7 +248,7 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
         tensors = load(content)
         end = 8 + int.from_bytes(content[:8], "little")
         header = json.loads((json.loads(content[8:end]).get("__metadata__") or {}).get(_HEADER_KEY, "null"))
-    except (OSError, LookupError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, LookupError, SafetensorError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ModelError(f"{path}: not a model file of this version of cohortseg (its header lacks format {_FORMAT})")
