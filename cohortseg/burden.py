@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cohortseg.labels import CONSOLIDATION, GGO, SIDES, ZONES
+from cohortseg.labels import CONSOLIDATION, GGO, SIDES, ZONES, is_opacity
 from cohortseg.volume import bounding_box
 
 HIGH_OPACITY_HU: Final = -200
@@ -65,7 +65,7 @@ def series_burden(
     if len(shapes) != 1:
         raise ValueError(f"labels, lungs, zones and volume_hu must have one shape, got {sorted(shapes)}")
     inside = lungs > 0
-    lesion = inside & np.isin(labels, (GGO.value, CONSOLIDATION.value))
+    lesion = inside & is_opacity(labels)
     num_lung, num_lesion = int(inside.sum()), int(lesion.sum())
     num_ggo = int((inside & (labels == GGO.value)).sum())
     num_high = int((volume_hu[lesion] >= HIGH_OPACITY_HU).sum())

@@ -26,18 +26,8 @@ _MOST: Final = 10**8
 """Of iterations and slices: more is a slip of the pen."""
 _SEEDS: Final = 2**43
 """Upper bound of a run's seed: the seed of each iteration is computed from it, and must fit into 64 bits."""
-_WEIGHTS: Final = (
-    "momentum",
-    "weight_decay",
-    "proportion_weight",
-    "adversarial_weight",
-    "semi_weight",
-    "vq_weight",
-    "dice_weight",
-    "opacity_dice_weight",
-    "commitment",
-)
-"""Settings of training that are finite numbers of at least 0."""
+_NOT_NEGATIVE: Final = ("momentum", "weight_decay", "commitment")
+"""Settings of training that are finite numbers of at least 0, as the weights of losses are."""
 
 
 def _is_size(pixels: int) -> bool:
@@ -241,7 +231,7 @@ class TrainConfig:
             self.warmup_iterations,
         )
         _check(0 <= self.seed < _SEEDS, f"seed must be in 0..{_SEEDS - 1}", self.seed)
-        for name in _WEIGHTS:
+        for name in (*_NOT_NEGATIVE, *(item.name for item in fields(self) if item.name.endswith("_weight"))):
             value = getattr(self, name)
             _check(0 <= value < math.inf, f"{name} must be a finite number, not negative", value)
         _check(self.momentum < 1, "momentum must be below 1", self.momentum)

@@ -1,7 +1,13 @@
 """The three classes: codes, names, colours and terminology, in one place."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +22,8 @@ class Label:
     """Name for people."""
     rgb: tuple[int, int, int]
     """Overlay colour, as in the paper's figures 2 and 3."""
+    colour: str
+    """Its name for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +36,13 @@ class Lesion(Label):
     """SNOMED CT preferred term."""
 
 
-BACKGROUND: Final = Label(value=0, name="background", title="Background", rgb=(0, 0, 0))
+BACKGROUND: Final = Label(value=0, name="background", title="Background", rgb=(0, 0, 0), colour="black")
 GGO: Final = Lesion(
     value=1,
     name="ggo",
     title="Ground-glass opacity",
     rgb=(230, 40, 40),
+    colour="red",
     snomed_code="1217294009",
     snomed_meaning="Ground glass lung opacity",
 )
@@ -42,6 +51,7 @@ CONSOLIDATION: Final = Lesion(
     name="consolidation",
     title="Consolidation",
     rgb=(40, 200, 60),
+    colour="green",
     snomed_code="95436008",
     snomed_meaning="Lung consolidation",
 )
@@ -51,6 +61,13 @@ LABELS: Final = (BACKGROUND, GGO, CONSOLIDATION)
 LESIONS: Final = (GGO, CONSOLIDATION)
 """The lesion classes; together they are called opacity."""
 NUM_CLASSES: Final = len(LABELS)
+
+
+def is_opacity(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return where a label map says lesion of any class."""
+    opacity: NDArray[np.bool_] = labels != BACKGROUND.value
+    return opacity
+
 
 RIGHT, LEFT = 1, 2
 """Values of lung masks: the patient's right and left lung; 0 is no lung."""

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from cohortseg.config import CanonicalConfig
-from cohortseg.labels import LESIONS
+from cohortseg.labels import LESIONS, is_opacity
 from cohortseg.volume import bounding_box
 
 WINDOW_HU: Final = CanonicalConfig.window_hu
@@ -97,7 +97,7 @@ def overview_slices(labels: NDArray[np.uint8], lungs: NDArray[np.uint8], most: i
         return []
     places = np.linspace(0, len(with_lung) - 1, min(most, len(with_lung))).round().astype(int)
     chosen = with_lung[places]
-    lesion = (labels > 0).sum(axis=(1, 2))
+    lesion = is_opacity(labels).sum(axis=(1, 2))
     if lesion.any():
         fullest = int(lesion.argmax())
         chosen[np.abs(chosen - fullest).argmin()] = fullest

@@ -12,7 +12,7 @@ from phantoms import CORONAL, write_series
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
-from cohortseg.config import InferConfig, ScanConfig
+from cohortseg.config import PREFERENCES, InferConfig, ScanConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.select_rules import parse_rules
 from cohortseg.dicom.selection import select_next
@@ -54,6 +54,11 @@ def test_coverage_then_thinness_decide_by_default(study: Path) -> None:
 )
 def test_the_preference_can_be_changed(study: Path, prefer: tuple[str, ...], selected: str) -> None:
     assert [name for name, decision in decisions(study, prefer=prefer).items() if decision == "selected"] == [selected]
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_each_preference_decides_between_series(study: Path, name: str) -> None:
+    assert sorted(decisions(study, prefer=(name,)).values())[-1] == "selected"
 
 
 @pytest.mark.parametrize(

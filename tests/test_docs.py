@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cohortseg import qc
 from cohortseg.cli import app
+from cohortseg.config import PREFERENCES
 from cohortseg.longitudinal import LESS_SHARE
 from cohortseg.noise import NOISY_HU
 
@@ -27,6 +28,12 @@ def test_page_of_the_settings_is_up_to_date() -> None:
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == expected, "run: python docs/make_settings.py"
     for name in ("batch_size", "auto_ray_series", "supervised_iterations", "min_box"):
         assert f"| `{name}` | " in expected
+
+
+def test_each_preference_is_explained() -> None:
+    page = (DOCS / "selection.md").read_text(encoding="utf-8")
+    table = page.split("| name | prefers |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `([a-z]+)` \|", table, re.M)) == sorted(PREFERENCES)
 
 
 def test_each_flag_has_one_meaning() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from phantoms import write_series
@@ -13,6 +14,7 @@ from cohortseg.errors import ConfigError
 from cohortseg.infer import job as jobs
 from cohortseg.infer.job import PACKAGE_SHA256, Job
 from cohortseg.infer.run import _Worker
+from cohortseg.store.schemas import SLICES
 
 
 @pytest.fixture
@@ -43,6 +45,16 @@ def test_another_method_is_another_token(
 ) -> None:
     token = job(tmp_path).token(record)
     monkeypatch.setattr(jobs, version, "another")
+    assert job(tmp_path).token(record) != token
+
+
+@pytest.mark.parametrize("change", [{"version": 0}, {"columns": SLICES.columns[:-1]}])
+def test_another_schema_is_another_token(
+    tmp_path: Path, record: SeriesRecord, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """Also one whose version was forgotten: its new column would be null in all rows of an older run."""
+    token = job(tmp_path).token(record)
+    monkeypatch.setattr(jobs, "SLICES", replace(SLICES, **change))
     assert job(tmp_path).token(record) != token
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cohortseg.errors import DataError
 from cohortseg.evaluate.tables import IMAGES, METRICS, OPACITY, TOOLBOX_METRICS
-from cohortseg.labels import BACKGROUND, LESIONS, NUM_CLASSES
+from cohortseg.labels import LESIONS, NUM_CLASSES, is_opacity
 from cohortseg.metrics import (
     Confusion,
     area_agreement,
@@ -85,7 +85,7 @@ def _image_rows(case: Case) -> Iterator[Row]:
             toolbox = asdict(toolbox_scores(class_map, truth))
             scores |= {f"toolbox_{maps}_{name}": toolbox[name] for name in TOOLBOX_METRICS}
         yield _overlap_row(case, label.name, labels == label.value, truth) | scores
-    yield _overlap_row(case, OPACITY, labels != BACKGROUND.value, case.truth != BACKGROUND.value)
+    yield _overlap_row(case, OPACITY, is_opacity(labels), is_opacity(case.truth))
 
 
 def _overlap_row(case: Case, class_name: str, predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Row:

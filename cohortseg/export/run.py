@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, assert_never
 
 import numpy as np
 import polars as pl
@@ -140,11 +140,7 @@ def _export_one(
         if _is_up_to_date(marker, made_of, paths):
             return "up to date", None
         masks = read_masks(store, record.series_key)
-        contents = (
-            _nifti(record, masks, cohort)
-            if form == "nifti" or cohort is None
-            else _from_slices(record, masks, form, cohort)
-        )
+        contents = _contents(record, masks, form, cohort)
     except CohortSegError as error:
         return "failed", without_path(str(error), record.files)
     except Exception as error:  # noqa: BLE001 - the boundary of a series: the others are to be exported
@@ -216,6 +212,19 @@ def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
     return sizes
 
 
+def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
+    """Return what is to be written of a series, by what it is."""
+    if form == "nifti":
+        return _nifti(record, masks, cohort)
+    if cohort is None:
+        raise ConfigError(f"{form} needs the slices that were segmented; give their folder as --cohort")
+    if form == "png":
+        return {f"{z:04d}.png": picture for z, picture in slice_pictures(_source(record, masks, cohort), masks)}
+    if form == "dicom-seg":
+        return _dicom_seg(record, masks, cohort)
+    assert_never(form)
+
+
 def _nifti(record: SeriesRecord, masks: SeriesMasks, cohort: Path | None) -> dict[str, bytes]:
     """Return the NIfTI files of a series by what they are; the CT only if the cohort is given."""
     arrays = {"labels": masks.labels, "lungs": masks.lungs}
@@ -225,10 +234,8 @@ def _nifti(record: SeriesRecord, masks: SeriesMasks, cohort: Path | None) -> dic
     return contents
 
 
-def _from_slices(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path) -> dict[str, bytes]:
-    """Return what else is to be written of a series: pictures by their names, or the one DICOM SEG."""
-    if form == "png":
-        return {f"{z:04d}.png": picture for z, picture in slice_pictures(_source(record, masks, cohort), masks)}
+def _dicom_seg(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> dict[str, bytes]:
+    """Return the DICOM SEG of a series; none where there is no lesion."""
     if not masks.labels.any():
         return {}  # viewers stumble over empty segments
     _source(record, masks, cohort)  # the headers alone do not tell where a stack lies

@@ -79,7 +79,7 @@ class Job:
         settings = {
             **{name: getattr(self.config, name) for name in _RESULT_SETTINGS},
             "version": __version__,
-            "schema": [BURDEN.version, SLICES.version],
+            "schema": [[schema.version, *schema.polars_schema] for schema in (BURDEN, SLICES)],
             "lungs": LUNG_METHOD,
             "measures": MEASURES,
             # Copies and other volumes of the series are files that the fingerprint does not cover, and headers can be

@@ -16,7 +16,7 @@ from cohortseg.config import InferConfig
 from cohortseg.dicom.geometry import slice_normal
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
-from cohortseg.labels import GGO, LESIONS
+from cohortseg.labels import LESIONS, is_opacity
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
 from cohortseg.models.device import batch_size_for
 from cohortseg.noise import NOISY_HU, soft_tissue_noise
@@ -142,7 +142,7 @@ def segment_slices(
             restored = restore_crop(maps, batch[z])
             inside, classes_there = lungs[z][box] > 0, restored[:classes].max(dim=0).indices.numpy()
             labels[z][box] = np.where(inside, classes_there, 0)
-            sums.add(inside, labels[z][box] > 0, restored[classes:].numpy())
+            sums.add(inside, is_opacity(labels[z][box]), restored[classes:].numpy())
     return labels, sums.columns()
 
 
@@ -224,7 +224,7 @@ def _picture(
     numbers = f"of the lung: GGO {row['ggo_pct']:.1f} %, consolidation {row['consolidation_pct']:.1f} %"
     if row["lung_volume_ml"] is not None:
         numbers += f"; lung {row['lung_volume_ml']:.0f} mL, opacity {row['opacity_volume_ml']:.0f} mL"
-    colours = ", ".join(f"{label.title} {'red' if label is GGO else 'green'}" for label in LESIONS)
+    colours = ", ".join(f"{label.title} {label.colour}" for label in LESIONS)
     caption = (
         f"series {row['series_key']}   {numbers}",
         f"flags: {', '.join(row['qc_flags']) or 'none'}",

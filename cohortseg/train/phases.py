@@ -115,6 +115,8 @@ def _total(config: TrainConfig, losses: Losses, *, self_taught: bool = False) ->
         "semi": self_taught * config.semi_weight,
         "proportion_unlabeled": self_taught * config.proportion_weight,
     }
+    if unweighted := losses.keys() - weights.keys() - {"trusted"}:
+        raise ValueError(f"these losses would not be minimised: {', '.join(sorted(unweighted))}")
     return torch.stack([weight * losses[name] for name, weight in weights.items() if name in losses]).sum()
 
 
