@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pydicom
 import pytest
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGLSLossless
 from typer.testing import CliRunner
 
 from cohortseg import __version__
@@ -40,6 +43,25 @@ def test_closed_or_full_standard_output_costs_no_results(tmp_path):
         assert "Traceback" not in done.stderr
         assert (tmp_path / f"m{number}.parquet").exists()
     assert "standard output cannot be written: No space left on device" in done.stderr
+
+
+def test_of_damaged_pixels_a_quiet_run_says_one_line(tmp_path, model_path):
+    """pydicom logs a traceback for each decoder that it tries."""
+    (path,) = write_series(tmp_path / "cohort", shape=(1, 64, 48))
+    dataset = pydicom.dcmread(path)
+    frame_header = b"\xff\xf7\x00\x0b\x10\x00\x40\x00\x30\x01\x01\x11\x00"
+    dataset.PixelData = encapsulate(
+        [b"\xff\xd8" + frame_header + b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00" + bytes(90)]
+    )
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
+    dataset.save_as(path)
+    command = [sys.executable, "-m", "cohortseg", "-q", "infer", tmp_path / "cohort", "-o", tmp_path / "out"]
+    done = subprocess.run([*command, "--model", model_path], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "JPEG-LS" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "pydicom" not in done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -77,6 +77,13 @@ def test_a_recipe_in_a_file_is_refused_rather_than_half_followed(tmp_path):
         resolve_config(TrainConfig, path, {})
 
 
+@pytest.mark.parametrize("text", ["seed = = 1", "seed = " + "[" * 50_000])
+def test_what_is_no_toml_is_told_with_its_file(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.toml: not a readable TOML file"):
+        resolve_config(TrainConfig, tmp_path / "run.toml", {})
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_file_changes_a_preset_and_the_command_line_both(tmp_path, encoding):
     path = tmp_path / "run.toml"

@@ -71,6 +71,8 @@ def test_result_without_its_masks_or_with_a_cut_marker_is_not_done(out: Path) ->
     text = marker.read_text()
     marker.write_text(text[: len(text) // 2])
     assert not is_done(out, "k", "t")
+    marker.write_text("[" * 100_000)  # deeper than Python's parser goes
+    assert not is_done(out, "k", "t")
     marker.write_text(text)
     (out / "masks.zarr/k").rename(out / "elsewhere")
     assert not is_done(out, "k", "t")

@@ -105,6 +105,13 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
         load_model(path)
 
 
+def test_a_header_nested_deeper_than_python_parses_is_refused(tmp_path):
+    path = tmp_path / "nested.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata={"cohortseg": "[" * 100_000})
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        load_model(path)
+
+
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
