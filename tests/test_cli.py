@@ -50,9 +50,8 @@ def test_of_damaged_pixels_a_quiet_run_says_one_line(tmp_path, model_path):
     (path,) = write_series(tmp_path / "cohort", shape=(1, 64, 48))
     dataset = pydicom.dcmread(path)
     frame_header = b"\xff\xf7\x00\x0b\x10\x00\x40\x00\x30\x01\x01\x11\x00"
-    dataset.PixelData = encapsulate(
-        [b"\xff\xd8" + frame_header + b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00" + bytes(90)]
-    )
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00" + bytes(90)
+    dataset.PixelData = encapsulate([b"\xff\xd8" + frame_header + scan])
     dataset["PixelData"].is_undefined_length = True
     dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
     dataset.save_as(path)
