@@ -16,22 +16,21 @@ from cohortseg.processors import process_pool
 
 if __name__ == "__main__":
     with process_pool(2) as pool:
+        print("ready", flush=True)
         for _ in pool.map(bytes, [1 << 22] * 5000):
             print("ready", flush=True)
 """
 
 
-@pytest.mark.parametrize("results", [0, 1, 20])
-def test_ctrl_c_while_processes_begin_and_send_results_ends_them_all_silently(tmp_path: Path, results: int) -> None:
+@pytest.mark.parametrize("lines", [1, 2, 20])
+def test_ctrl_c_while_processes_begin_and_send_results_ends_them_all_silently(tmp_path: Path, lines: int) -> None:
     (tmp_path / "work.py").write_text(WORK)
     command = [sys.executable, tmp_path / "work.py"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, start_new_session=True) as run:
         assert run.stdout is not None
         assert run.stderr is not None
-        while results == 0 and len(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()) < 2:
-            assert run.poll() is None
-        for _ in range(results):
+        for _ in range(lines):
             assert run.stdout.readline() == b"ready\n"
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does
         run.stdout.close()  # nobody reads on
