@@ -19,6 +19,8 @@ from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
 from cohortseg.infer.segmenter import MEASURES, segment_series
+from cohortseg.lungs import LUNG_METHOD
+from cohortseg.overlays import overview_slices
 from cohortseg.volume import Volume
 from cohortseg.weights import Prediction, load_model
 
@@ -123,7 +125,7 @@ FIVE_OF_SIX = [459.9, 8.295, 6.615, -814.1404, -500, 1, 6.48402, 16.21005, 2, 14
 def test_changed_numbers_have_a_new_version(
     tmp_path: Path, kind: str, options: dict[str, object], expected: list[float]
 ) -> None:
-    """Results are kept by this version. If this fails, raise `MEASURES` and write its numbers here."""
+    """Results are kept by these versions. If this fails, raise one and write its numbers here."""
 
     def body(shape: tuple[int, int, int]) -> NDArray[np.int16]:
         hu = ill_body(shape)
@@ -137,7 +139,10 @@ def test_changed_numbers_have_a_new_version(
     write_series(tmp_path, **{"shape": shape, "spacing_mm": SPACING_MM, "hu": hu} | options)
     record = only_series(tmp_path, ScanConfig(repair=("resample",)))
     row = segmented(record, read_volume(record, tmp_path), Doubtful()).burden
-    assert (MEASURES, [row[name] for name in NUMBERS]) == (4, pytest.approx(expected, rel=1e-4, nan_ok=False))
+    numbers = pytest.approx(expected, rel=1e-4, nan_ok=False)
+    assert (LUNG_METHOD, MEASURES, [row[name] for name in NUMBERS]) == ("cohortseg-threshold 12", 4, numbers), (
+        "raise LUNG_METHOD if the lungs alone have changed, else MEASURES"
+    )
 
 
 def test_what_the_model_doubts_is_measured_by_hand(tmp_path: Path) -> None:
@@ -154,6 +159,13 @@ def test_what_the_model_doubts_is_measured_by_hand(tmp_path: Path) -> None:
     certain = segment(tmp_path)[0].burden
     assert certain["lung_entropy"] == pytest.approx(0, abs=1e-6)
     assert certain["flip_disagreement_pct"] is None, "this model did not look at mirror images"
+
+
+def test_doubt_outside_the_lungs_does_not_count(tmp_path: Path) -> None:
+    """Fat around them, which has the HU of consolidation here."""
+    fat = np.where(body_hu(SHAPE) > 0, -60, ill_body(SHAPE))
+    write_series(tmp_path, shape=SHAPE, spacing_mm=SPACING_MM, hu=fat)
+    assert segment(tmp_path, Doubtful())[0].burden["flip_disagreement_pct"] == pytest.approx(50, abs=8)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +237,13 @@ def test_pictures_have_square_pixels(tmp_path: Path) -> None:
     assert widths[1] > 1.3 * widths[0]
 
 
+def test_pictures_show_slices_from_head_to_feet_the_one_with_most_lesion_among_them() -> None:
+    lungs, labels = np.zeros((2, 40, 1, 1), np.uint8)
+    lungs[3:36], labels[6] = 1, 1
+    shown = overview_slices(labels, lungs, 4)
+    assert shown == [35, 24, 14, 6]
+
+
 def test_slices_without_lung_cost_no_forward_pass(tmp_path: Path) -> None:
     class Counting(Thresholds):
         seen = 0
@@ -263,6 +282,14 @@ def test_noise_is_a_column_and_much_of_it_a_flag(tmp_path: Path) -> None:
     assert quiet["noise_hu"] < 10
     assert loud["noise_hu"] == pytest.approx(100, abs=5)
     assert ["noisy" in row["qc_flags"] for row in (quiet, loud)] == [False, True]
+
+
+def test_noise_is_that_of_pixels_as_wide_and_as_high_as_they_are(tmp_path: Path) -> None:
+    """Pixels of 0.75 mm along rows go two by two into one, here of the same noise; along columns none do."""
+    noise = np.random.default_rng(0).normal(0, 60, SHAPE).repeat(2, axis=2)
+    hu = ill_body(noise.shape) + noise
+    write_series(tmp_path, shape=hu.shape, spacing_mm=(2.5, 1.5, 0.75), hu=hu)
+    assert segment(tmp_path)[0].burden["noise_hu"] == pytest.approx(60, abs=4)
 
 
 def test_no_lung_is_not_evaluable_and_never_zero(tmp_path: Path) -> None:
