@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from phantoms import AXIAL, CORONAL, SAGITTAL
 
-from cohortseg.dicom.geometry import irregular, is_orthonormal, plane_name, slice_normal, stack_slices
+from cohortseg.dicom.geometry import irregular, is_orthonormal, on_grid, plane_name, slice_normal, stack_slices
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
@@ -124,3 +124,12 @@ def test_sideways_offset_of_one_slice() -> None:
 def test_tolerance_is_5_percent_and_a_tenth_of_a_millimetre(distance: float, is_odd: bool) -> None:
     # Median 2.5 mm: 0.125 + 0.1 = 0.225 mm is allowed.
     assert (2 in irregular(np.array([2.5, 2.5, distance, 2.5]))) == is_odd
+
+
+@pytest.mark.parametrize(
+    ("distances", "expected"),
+    [((2.5, 2.5, 5, 7.5, 2.5), True), ((2.5, 2.5, 3.7), False), ((2.5, 2.5, 0.1, 2.5), False)],
+)
+def test_only_slices_that_are_lost_leave_the_others_on_a_grid(distances: tuple[float, ...], expected: bool) -> None:
+    """Two that nearly coincide are of two scans."""
+    assert on_grid(np.array(distances)) == expected

@@ -23,9 +23,10 @@ from cohortseg.store.tables import read_table
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One study: thin sharp, thick soft, thin soft slab, and thin soft with a kernel that is not known."""
+    """One study: thin sharp, thick soft, thin soft slab, and a thin slab with a kernel that is not known."""
     root = tmp_path_factory.mktemp("study")
-    for series, kernel, count, step in (("1", "B70f", 20, 1.0), ("2", "B30f", 5, 4.0), ("3", "B30f", 5, 1.0)):
+    kinds = (("1", "B70f", 20, 1.0), ("2", "B30f", 5, 4.0), ("3", "B30f", 5, 1.0), ("4", "CUSTOM", 5, 1.0))
+    for series, kernel, count, step in kinds:
         write_series(
             root / series,
             series=series,
@@ -43,7 +44,7 @@ def decisions(root: Path, **settings: tuple[str, ...]) -> dict[str, str]:
 
 
 def test_coverage_then_thinness_decide_by_default(study: Path) -> None:
-    assert decisions(study) == {"1": "selected", "2": "alternative", "3": "alternative"}
+    assert decisions(study) == {"1": "selected", "2": "alternative", "3": "alternative", "4": "alternative"}
     reasons = {record.files[0][0]: record.reason or "" for record in scan_cohort(study, config=ScanConfig()).series}
     assert reasons["2"].endswith("of the same study: slices of 4.00 mm against 1.00 mm")
     assert reasons["3"].endswith("of the same study: reaches over 4 mm against 19 mm")
@@ -61,19 +62,26 @@ def test_each_preference_decides_between_series(study: Path, name: str) -> None:
     assert sorted(decisions(study, prefer=(name,)).values())[-1] == "selected"
 
 
+@pytest.mark.parametrize(("prefer", "selected"), [("soft", "4"), ("lung", "1")])
+def test_a_kernel_that_is_not_known_comes_before_those_of_the_other_kind(
+    study: Path, prefer: str, selected: str
+) -> None:
+    assert decisions(study, select=("kernel!~B30",), prefer=(prefer,))[selected] == "selected"
+
+
 @pytest.mark.parametrize(
     ("select", "selected", "excluded"),
     [
-        (("all",), "123", ""),
-        (("kernel~b30|B31",), "2", "1"),
-        (("all", "kernel~b30|B31"), "23", "1"),
-        (("all", "kernel!~B30"), "1", "23"),
-        (("all", "spacing_z_mm<=2"), "13", "2"),
-        (("all", "spacing_z_mm <= 2", "n_slices > 5"), "1", "23"),
-        (("all", "study_date>=2020-04-02"), "", "123"),
-        (("all", "image_type=AXIAL"), "123", ""),
-        (("all", "qc_flags=thick_slices"), "", "123"),
-        (("all", "manufacturer!=other"), "123", ""),
+        (("all",), "1234", ""),
+        (("kernel~b30|B31",), "2", "14"),
+        (("all", "kernel~b30|B31"), "23", "14"),
+        (("all", "kernel!~B30"), "14", "23"),
+        (("all", "spacing_z_mm<=2"), "134", "2"),
+        (("all", "spacing_z_mm <= 2", "n_slices > 5"), "1", "234"),
+        (("all", "study_date>=2020-04-02"), "", "1234"),
+        (("all", "image_type=AXIAL"), "1234", ""),
+        (("all", "qc_flags=thick_slices"), "", "1234"),
+        (("all", "manufacturer!=other"), "1234", ""),
     ],
 )
 def test_rules(study: Path, select: tuple[str, ...], selected: str, excluded: str) -> None:
@@ -85,9 +93,9 @@ def test_rules(study: Path, select: tuple[str, ...], selected: str, excluded: st
 def test_scan_decides_by_the_settings_of_infer(study: Path, tmp_path: Path) -> None:
     settings = tmp_path / "infer.toml"
     settings.write_text('select = ["all", "kernel~B30"]\nflips = false\n')
-    for options, selected in (([], 2), (["--select", "all"], 3)):
+    for options, selected in (([], 2), (["--select", "all"], 4)):
         result = CliRunner().invoke(app, ["scan", str(study), "--config", str(settings), *options])
-        assert f"3 series, {selected} to be segmented" in result.stdout
+        assert f"4 series, {selected} to be segmented" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -324,15 +332,15 @@ def test_command_says_what_it_decided_and_where_each_file_went(study: Path, tmp_
     result = CliRunner().invoke(app, ["scan", str(study), "--files", str(files), "--select", "n_slices>5"])
     assert result.exit_code == 0
     assert "does not match --select 'n_slices>5'" in " ".join(result.stdout.split())
-    assert "3 series, 1 to be segmented; 1 other files" in result.stdout
+    assert "4 series, 1 to be segmented; 1 other files" in result.stdout
     assert not killed.exists()
     table = read_table(files, FILES)
-    assert dict(table["went_to"].value_counts().rows()) == {"selected": 20, "excluded": 10, "no series": 1}
+    assert dict(table["went_to"].value_counts().rows()) == {"selected": 20, "excluded": 15, "no series": 1}
     assert table.filter(pl.col("path") == "notes.txt")["reason"].to_list() == ["not DICOM"]
     plain = CliRunner().invoke(app, ["scan", str(study)])
     assert "Alternatives" in plain.stdout
     none = CliRunner().invoke(app, ["scan", str(study), "--select", "n_slices>500"])
-    assert (none.exit_code, "3 series, 0 to be segmented" in none.stdout) == (3, True)
+    assert (none.exit_code, "4 series, 0 to be segmented" in none.stdout) == (3, True)
     wrong = CliRunner().invoke(app, ["scan", str(study), "--select", "size>2"])
     assert (wrong.exit_code, wrong.stdout) == (2, "")
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import pytest
 from phantoms import CORONAL, SAGITTAL, write_series
 from pydicom.uid import (
     EnhancedCTImageStorage,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     MRImageStorage,
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
@@ -130,6 +133,20 @@ def test_single_slice_is_segmented_without_spacing(tmp_path: Path) -> None:
     write_series(tmp_path, shape=(1, 32, 24))
     record = only_series(tmp_path)
     assert (record.decision, record.qc_flags, record.spacing_z_mm) == ("selected", ("single_slice",), None)
+
+
+def test_a_slice_that_is_not_segmented_has_no_flag_of_one_that_is(tmp_path: Path) -> None:
+    kind = {"shape": (1, 32, 24), "spacing_mm": (8, 0.8, 4.1)}
+    write_series(tmp_path, attributes={"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, **kind)
+    record = only_series(tmp_path)
+    assert (record.decision, record.qc_flags) == ("skipped", ())
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit])
+def test_a_syntax_that_always_loses_tells_of_loss_where_no_attribute_does(tmp_path: Path, syntax: str) -> None:
+    for path in write_series(tmp_path, shape=(4, 64, 80), transfer_syntax=JPEG2000Lossless):
+        path.write_bytes(path.read_bytes().replace(JPEG2000Lossless.encode(), syntax.encode(), 1))
+    assert only_series(tmp_path).qc_flags == ("lossy_compression",)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +268,12 @@ def test_a_date_in_the_future_is_kept_and_flagged(tmp_path: Path) -> None:
     write_series(tmp_path, study_date="21500401")
     record = only_series(tmp_path)
     assert (record.study_date, record.qc_flags) == (date(2150, 4, 1), ("future_study_date",))
+
+
+def test_a_day_ahead_of_this_clock_is_no_future_date(tmp_path: Path) -> None:
+    """In the east it is tomorrow already."""
+    write_series(tmp_path, study_date=f"{datetime.now(UTC) + timedelta(days=1):%Y%m%d}")
+    assert only_series(tmp_path).qc_flags == ()
 
 
 def test_a_date_before_there_was_ct_is_kept_and_flagged(tmp_path: Path) -> None:
