@@ -13,6 +13,8 @@ from cohortseg.cli import app
 from cohortseg.config import PREFERENCES
 from cohortseg.longitudinal import LESS_SHARE
 from cohortseg.noise import NOISY_HU
+from cohortseg.store.schemas import BURDEN, PATIENTS, SLICES, TIMELINE, TableSchema
+from cohortseg.store.tables import read_table
 
 ROOT = Path(__file__).parents[1]
 DOCS = Path(__file__).parents[1] / "docs"
@@ -44,14 +46,36 @@ def test_each_flag_has_one_meaning() -> None:
     assert f"{100 * LESS_SHARE:.0f} %" in qc.TIMELINE_FLAGS[qc.LESS_LUNG_THAN_OTHER_DATES]
 
 
-def test_the_readme_shows_what_the_sample_cohort_gives(tmp_path: Path) -> None:
-    """Other processors round otherwise, so numbers may differ a little; what is shown for people may not."""
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the sample cohort."""
+    out = tmp_path_factory.mktemp("sample") / "out"
     result = CliRunner().invoke(app, ["-q", "infer", str(ROOT / "sample_data/cohort/dicom"), "-o", str(out)])
     assert result.exit_code == 0, result.stderr
+    return out
+
+
+@pytest.mark.parametrize(
+    ("schema", "not_of_the_sample"),
+    [
+        (BURDEN, {"reason"}),
+        (SLICES, set()),
+        (TIMELINE, {"days_since_onset"}),
+        (PATIENTS, {"onset_date", "onset_to_peak_days"}),
+    ],
+    ids=["burden", "slices", "timeline", "patients"],
+)
+def test_each_column_is_filled(sample: Path, schema: TableSchema, not_of_the_sample: set[str]) -> None:
+    """Its series are all measured, and it has no clinical table."""
+    table = read_table(sample / schema.file_name, schema)
+    assert {name for name in table.columns if table[name].is_null().all()} == not_of_the_sample
+
+
+def test_the_readme_shows_what_the_sample_cohort_gives(sample: Path) -> None:
+    """Other processors round otherwise, so numbers may differ a little; what is shown for people may not."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.findall(r"^ ([0-9a-f]{8})  (\S+)  ok +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)  (.*)$", readme, re.M)
-    rows = pl.read_parquet(out / "burden.parquet").rows(named=True)
+    rows = pl.read_parquet(sample / "burden.parquet").rows(named=True)
     assert len(shown) == len(rows) == 8
     for (key, date, *numbers, remarks), row in zip(shown, rows, strict=True):
         assert (key, date) == (row["series_key"][:8], str(row["study_date"]))
@@ -60,7 +84,7 @@ def test_the_readme_shows_what_the_sample_cohort_gives(tmp_path: Path) -> None:
             close = {"abs": 0.1 if name == "lung_volume_ml" else 0.15}
             assert row[name] == pytest.approx(number, **close), (key, name)
         assert remarks.strip() == ", ".join(row["qc_flags"])
-    timeline = pl.read_parquet(out / "timeline.parquet").rows(named=True)
+    timeline = pl.read_parquet(sample / "timeline.parquet").rows(named=True)
     lines = re.findall(r"^\| (SYN-\d+) +\| (\d+) +\| (.*) \|$", readme, re.M)
     assert [(line[0], int(line[1])) for line in lines] == [
         (row["patient_id"], row["days_since_baseline"]) for row in timeline
