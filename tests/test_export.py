@@ -31,7 +31,7 @@ from cohortseg.config import REPAIRS
 from cohortseg.export.dicom_seg import segmentation_bytes
 from cohortseg.labels import LESIONS
 from cohortseg.overlays import OUTLINE_RGB
-from cohortseg.store.masks import SeriesMasks, read_masks, write_masks
+from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks, write_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table, write_table
 
@@ -230,6 +230,24 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     assert code == 0
     assert "without lesion" in said
     assert not (target / f"{first}.dcm").exists()  # no lesion any more, so no old ones either
+
+
+def test_ct_that_changed_where_no_lung_is_is_exported_again(small: Run, model_path: Path, tmp_path: Path) -> None:
+    """Its masks stay the same."""
+    cohort, out = small
+    more, key = ("--cohort", cohort), keys_of(out)[0]
+    assert export(out, tmp_path / "x", "nifti", *more)[0] == 0
+    for path in cohort.rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = (77).to_bytes(2, "little") + dataset.PixelData[2:]
+        dataset.save_as(path)
+    before = masks_hash(out / "masks.zarr", key)
+    run(cohort, out, model_path)
+    paint_lesions(out)
+    assert masks_hash(out / "masks.zarr", key) == before
+    assert "up to date" not in export(out, tmp_path / "x", "nifti", *more)[1]
+    assert nib.load(tmp_path / f"x/{key}_ct.nii.gz").dataobj[0, 0, 0] == 77 - 1024
+    assert "up to date" in export(out, tmp_path / "x", "nifti", *more)[1]
 
 
 def test_a_dicom_seg_has_a_frame_of_each_slice_also_where_it_holds_no_lesion(small: Run) -> None:

@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 from phantoms import ill_body, write_series
+from pydicom.uid import RLELossless
 from runs import differences, hiding, run
 
 from cohortseg.cluster import Resources
@@ -81,6 +82,16 @@ def test_a_failed_series_is_done_again_only_on_request(
     retried = run(cohort, tmp_path / "out", model_path, **chosen, retry_failed=True)
     assert (retried.num_done, retried.counts) == (2, {"ok": 2})
     assert run(cohort, tmp_path / "out", model_path, **chosen, retry_failed=True).num_done == 0
+
+
+def test_a_damaged_file_is_not_tried_again_by_each_run(model_path: Path, tmp_path: Path) -> None:
+    """Of pixels whose VR was damaged pydicom raises an OSError, as a disk does."""
+    cohort, out = tmp_path / "cohort", tmp_path / "out"
+    kind = {"shape": (4, 96, 80), "spacing_mm": SPACING_MM, "hu": ill_body, "transfer_syntax": RLELossless}
+    for path in write_series(cohort, **kind):
+        path.write_bytes(path.read_bytes().replace(b"\xe0\x7f\x10\x00OB", b"\xe0\x7f\x10\x00UN"))
+    assert run(cohort, out, model_path).counts == {"failed": 1}
+    assert run(cohort, out, model_path).num_done == 0
 
 
 def test_series_not_chosen_any_more_are_told_and_removed_on_request(
