@@ -142,7 +142,7 @@ def test_a_slice_that_is_not_segmented_has_no_flag_of_one_that_is(tmp_path: Path
     assert (record.decision, record.qc_flags) == ("skipped", ())
 
 
-@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit])
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless])
 def test_a_syntax_that_always_loses_tells_of_loss_where_no_attribute_does(tmp_path: Path, syntax: str) -> None:
     for path in write_series(tmp_path, shape=(4, 64, 80), transfer_syntax=JPEG2000Lossless):
         path.write_bytes(path.read_bytes().replace(JPEG2000Lossless.encode(), syntax.encode(), 1))

@@ -13,14 +13,14 @@ from typing import Any, BinaryIO, Final, TypeVar
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
-from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, MediaStorageDirectoryStorage
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, MediaStorageDirectoryStorage
 
 from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, first_attributes, tag_of
 from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
 
 _SPACING_RTOL: Final = 1e-4
-_LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit)
+_LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _PACKED: Final = (".nii.gz", ".xlsx", ".docx", ".pptx", ".odt", ".ods", ".jar", ".npz", ".whl", ".epub")
 """Endings of files that are archives only inside."""
 _START: Final = 1 << 16
