@@ -16,6 +16,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLSNearLossless,
     MRImageStorage,
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
