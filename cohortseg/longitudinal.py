@@ -31,7 +31,7 @@ _PART_ML: Final = 800.0
 """Less lung than this is part of the lungs, as the bases above an abdomen, or gas, or a child's."""
 _PART_SHARE: Final = 0.5
 """Less than this part of the most lung of the patient's dates is part of it, if it is cut, or less than `_PART_ML`."""
-_UNLIKE: Final = (*qc.NOT_PLAIN, qc.NOISY)
+_UNLIKE: Final = (*qc.NOT_PLAIN, qc.EXPIRATION, qc.NOISY)
 """Flags of series whose percents are not those of a plain scan of the patient."""
 _KERNELS: Final = ("soft", None, "sharp")
 """Kinds of kernels, those whose percents are least of noise first."""
@@ -243,7 +243,8 @@ def _flags_over_time() -> pl.Expr:
     """Return the flags of a row, with those that other dates of the patient give it."""
     plausible = ~_has(qc.LUNG_VOLUME_IMPLAUSIBLE)
     most_ml = pl.col("lung_volume_ml").filter(pl.col(_EVALUABLE) & plausible).max().over(_PERSON)
-    less = pl.col(_EVALUABLE) & (pl.col("lung_volume_ml") < LESS_SHARE * most_ml)
+    # Also where so little is left that the date takes no part in changes.
+    less = pl.col("study_date").is_not_null() & (pl.col("lung_volume_ml") < LESS_SHARE * most_ml)
     figures = pl.when(pl.col("study_date").is_not_null()).then(pl.struct("lung_volume_ml", "lung_mean_hu"))
     same = (
         pl.col("lung_mean_hu").is_not_null()

@@ -29,6 +29,7 @@ UNEVEN_SPACING: Final = "uneven_spacing"
 GANTRY_TILT: Final = "gantry_tilt"
 CONFLICTING_SLICES: Final = "conflicting_slices"
 OTHER_BODY_PART: Final = "other_body_part"
+EXPIRATION: Final = "expiration"
 RESAMPLED: Final = "resampled"
 UNTILTED: Final = "untilted"
 COARSE_PIXELS: Final = "coarse_pixels"
@@ -86,6 +87,7 @@ HEADER_FLAGS: Final = {
     GANTRY_TILT: "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
     CONFLICTING_SLICES: "different pixels at the same position; skipped",
     OTHER_BODY_PART: "BodyPartExamined or SeriesDescription name other parts of the body, and not the chest",
+    EXPIRATION: "its description names an expiration: less lung, and more of it dense, than in a scan breathed in",
     RESAMPLED: "slices were interpolated to one spacing (--repair resample): volumes are estimates",
     UNTILTED: "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",
     COARSE_PIXELS: "pixels are wider than 4 mm: walls and vessels blur into lesions, and percents come out too high",

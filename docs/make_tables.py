@@ -24,10 +24,11 @@ means come out some HU too high (10 at a noise of 150 HU), so compare `lung_mean
 Days are counted from the earliest study date among a patient's chosen series, measured or not. Where several series
 have one date, one of them stands for it in `timeline.parquet`: the first in the order status ok before any other, a
 plausible lung volume before an implausible one, all of the lungs (at least 80 % of the most lung found that day) before
-part of them, what is neither computed from several energies, called a projection nor noisy (`spectral_image`,
-`maybe_projection`, `noisy`) before what is, lungs that end within slices and field of view before those that go on
-beyond (`lung_cut_at_end_slice`, `lung_cut_by_field_of_view`), most slices with lung (where none was looked for: most
-slices), smallest slice spacing, a soft kernel before one that is not known before a sharp one, series UID. A series
+part of them, what is neither computed from several energies, called a projection, called an expiration nor noisy
+(`spectral_image`, `maybe_projection`, `expiration`, `noisy`) before what is, lungs that end within slices and field of
+view before those that go on beyond (`lung_cut_at_end_slice`, `lung_cut_by_field_of_view`), most slices with lung (where
+none was looked for: most slices), smallest slice spacing, a soft kernel before one that is not known before a sharp one,
+series UID. A series
 without a study date is a row of its own, with null in all columns that count days and in all changes; it counts as no
 time point. Series without a patient identifier are never put together: each study counts as one patient, and where no
 study is named either, each series. `delta_*` is the value minus that of the first evaluable date.

@@ -158,6 +158,7 @@ def test_a_syntax_that_always_loses_tells_of_loss_where_no_attribute_does(tmp_pa
         ({"attributes": {"LossyImageCompression": "01"}}, "lossy_compression"),
         ({"attributes": lambda z: {"LossyImageCompression": "01" if z == 2 else "00"}}, "lossy_compression"),
         ({"spacing_mm": (2.5, 0.8, 4.1)}, "coarse_pixels"),
+        ({"attributes": {"SeriesDescription": "CHEST EXPIRATION 3mm"}}, "expiration"),
         ({"attributes": {"PhotometricInterpretation": "MONOCHROME1"}}, "monochrome1"),
         ({"attributes": {"PatientID": ""}}, "missing_patient_id"),
         ({"attributes": {"PatientID": "Anonymous"}}, "placeholder_patient_id"),

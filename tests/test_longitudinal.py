@@ -187,7 +187,7 @@ def test_lungs_cut_twice_stand_for_no_date_before_those_cut_once() -> None:
     assert timeline_table(burden(*rows))["series_instance_uid"].to_list() == ["b"]
 
 
-@pytest.mark.parametrize("flag", ["noisy", "maybe_projection", "spectral_image"])
+@pytest.mark.parametrize("flag", ["expiration", "noisy", "maybe_projection", "spectral_image"])
 def test_a_cut_plain_scan_stands_for_a_date_before_a_whole_other_one(flag: str) -> None:
     cut = series("A", 1, "a", 3.0, lung_volume_ml=3600.0, qc_flags=["lung_cut_at_end_slice"])
     other = series("A", 1, "b", 6.0, lung_volume_ml=4000.0, qc_flags=[flag])
@@ -226,6 +226,15 @@ def test_a_date_with_much_less_lung_is_flagged() -> None:
     assert patient["qc_flags"] == ["less_lung_than_other_dates", "monochrome1"]
 
 
+def test_a_date_with_too_little_lung_for_changes_says_why() -> None:
+    whole, undated = (series("A", day, f"{day}", 5.0, lung_volume_ml=4000.0 if day else 1900.0) for day in (1, None))
+    part = series("A", 9, "9", 5.0, lung_volume_ml=1900.0, qc_flags=["lung_cut_at_end_slice"])
+    timeline = timeline_table(burden(whole, undated, part))
+    assert dict(zip(timeline["series_instance_uid"], timeline["evaluable"], strict=True))["9"] is False
+    less = timeline["qc_flags"].list.contains("less_lung_than_other_dates")
+    assert dict(zip(timeline["series_instance_uid"], less, strict=True)) == {"1": False, "9": True, "None": False}
+
+
 def test_a_scan_filed_under_two_dates_is_flagged_at_both() -> None:
     lung = {"lung_volume_ml": 4000.0, "lung_mean_hu": -712.3456789}
     rows = [
@@ -238,13 +247,6 @@ def test_a_scan_filed_under_two_dates_is_flagged_at_both() -> None:
     ]
     flagged = ["same_as_other_date"]
     assert timeline_table(burden(*rows))["qc_flags"].to_list() == [flagged, flagged, [], [], [], []]
-
-
-def test_only_dates_that_are_compared_are_flagged_for_less_lung() -> None:
-    undated = series("A", None, "undated", 5.0, lung_volume_ml=9000.0)
-    abdomen = series("A", 9, "abdomen", 5.0, lung_volume_ml=700.0, qc_flags=["lung_cut_at_end_slice"])
-    frame = burden(series("A", 1, "a", 5.0, lung_volume_ml=4000.0), undated, abdomen)
-    assert timeline_table(frame)["qc_flags"].to_list() == [[], ["lung_cut_at_end_slice"], []]
 
 
 def test_four_fifths_of_the_lung_are_all_of_it() -> None:

@@ -23,7 +23,7 @@ from cohortseg.dicom.geometry import (
     stack_slices,
 )
 from cohortseg.dicom.headers import Header, common, common_spacing
-from cohortseg.dicom.names import names_other_parts
+from cohortseg.dicom.names import names_expiration, names_other_parts
 from cohortseg.dicom.rules import (
     REFORMAT_WORDS,
     content_problem,
@@ -246,6 +246,7 @@ def _flags(
         qc.SPARSE_SLICES: selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
         qc.COARSE_PIXELS: selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,
         qc.OTHER_BODY_PART: selected and names_other_parts(record.body_part, record.series_description),
+        qc.EXPIRATION: selected and names_expiration(record.series_description),
         qc.MAYBE_PROJECTION: selected and any(names_projection(header) for header in headers),
         qc.ROTATED_IN_PLANE: selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
         qc.TRANSFER_SYNTAX_MISSING: any(header.transfer_syntax_uid is None for header in headers),
