@@ -27,8 +27,8 @@ plausible lung volume before an implausible one, all of the lungs (at least 80 %
 part of them, what is neither computed from several energies, called a projection, called an expiration nor noisy
 (`spectral_image`, `maybe_projection`, `expiration`, `noisy`) before what is, lungs that end within slices and field of
 view before those that go on beyond (`lung_cut_at_end_slice`, `lung_cut_by_field_of_view`), most slices with lung (where
-none was looked for: most slices), smallest slice spacing, a soft kernel before one that is not known before a sharp one,
-series UID. A series
+none was looked for: most slices), smallest slice spacing, a soft kernel before one that is not known before a sharp
+one, series UID. A series
 without a study date is a row of its own, with null in all columns that count days and in all changes; it counts as no
 time point. Series without a patient identifier are never put together: each study counts as one patient, and where no
 study is named either, each series. `delta_*` is the value minus that of the first evaluable date.
