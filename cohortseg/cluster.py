@@ -222,12 +222,12 @@ def require_answer(address: str | None) -> None:
     ConfigError
         Saying so.
     """
-    given = cluster_address(address) or _LOCAL_ADDRESSES[0]
-    host, _, port = given.rpartition(":")
-    bare_ipv6 = ":" in host and "/" not in host and not host.startswith("[")
-    if given in _LOCAL_ADDRESSES or bare_ipv6:
+    given = cluster_address(address)
+    if given is None or given in _LOCAL_ADDRESSES:
         return
-    if not host or not port.isdecimal() or "/" in host:
+    host, _, port = given.rpartition(":")
+    bare_ipv6 = ":" in host and not host.startswith("[")
+    if not host or not port.isdecimal() or "/" in host or bare_ipv6:
         raise ConfigError(f"{given}: no address of a Ray cluster; give HOST:PORT of its head node (6379 unless set)")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()

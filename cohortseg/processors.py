@@ -1,5 +1,6 @@
-"""Processors and processes: how many this one may use, and children that do not outlive it."""
+"""Processors and processes: how many this one may use, and others, which it outlives and which Ctrl-C leaves alone."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -9,12 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
-from typing import ParamSpec, Self, TypeVar
+from typing import Final, ParamSpec, Self, TypeVar
 
-from cohortseg.errors import StoreError
+_log: Final = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def num_processors() -> int:
@@ -31,30 +32,42 @@ def num_processors() -> int:
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of processes that do not outlive this one and leave Ctrl-C to it; what waits at the end is dropped.
 
-    A terminal sends Ctrl-C to all processes. One that is interrupted while it sends a result leaves a pool that waits
-    for ever, and one that is while it begins prints where; so they are begun while SIGINT is blocked, as they inherit.
+    Hand work in within `uninterrupted`, and wait for it outside.
     """
     # "spawn": forking a process in which Ray or a GPU already runs is not safe.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow_parent)
     try:
-        resource_tracker.ensure_running()  # else the first process starts it, and that unblocks SIGINT again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(workers):
-                pool.submit(os.getpid)  # each begins one
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back for the length of the block, and for good from processes that are begun in it.
+
+    A pool waits for ever if it is interrupted while work is handed in, or one of its processes (a terminal sends Ctrl-C
+    to all) while it sends a result.
+    """
+    resource_tracker.ensure_running()  # else the first process starts it, and that lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Apart:
-    """Calls functions in one other process, begun at the first call, and anew after one that ended it."""
+    """Calls functions in one other process, begun at the first call, and anew after one that ended it.
+
+    Where none can begin (in a script that has no ``if __name__ == "__main__"``, or in a process that may have no
+    children) they are called in this one.
+    """
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
+        self._is_alone = False
 
     def __enter__(self) -> Self:
         return self
@@ -62,31 +75,39 @@ class Apart:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return what a function returns that may end its process, as decoders of damaged pixels do.
 
         Raises
         ------
         BrokenProcessPool
-            If the process ended.
-        StoreError
-            If it ended before it was given anything to do.
+            If the other process ended.
         """
+        if self._pool is None and not self._is_alone:
+            self._begin()
         if self._pool is None:
-            pool = self._stack.enter_context(process_pool(1))
-            try:
-                pool.submit(os.getpid).result()
-            except BrokenProcessPool as error:
-                raise StoreError(
-                    "a second process ended as it began (short of memory, or called from a script without "
-                    'if __name__ == "__main__"?); make room and run the same command again'
-                ) from error
-            self._pool = pool
+            return function(*args, **kwargs)
         try:
-            return self._pool.submit(function, *args, **kwargs).result()
+            with uninterrupted():
+                called = self._pool.submit(function, *args, **kwargs)
+            return called.result()
         except BrokenProcessPool:
             self._pool = None
             raise
+
+    def _begin(self) -> None:
+        pool = self._stack.enter_context(process_pool(1))
+        try:
+            with uninterrupted():
+                begun = pool.submit(os.getpid)
+            begun.result()
+        except (BrokenProcessPool, AssertionError):  # the latter in daemons of multiprocessing
+            _log.warning(
+                "no second process can begin (a script without __main__ guard?): pixels are decoded in this one"
+            )
+            self._is_alone = True
+        else:
+            self._pool = pool
 
 
 def _follow_parent() -> None:

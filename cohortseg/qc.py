@@ -61,7 +61,8 @@ HEADER_FLAGS: Final = {
     DERIVED_REFORMAT: "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
     SPECTRAL_IMAGE: "computed from several energies (monoenergetic, without iodine), or one of them: not HU of a plain "
     "scan",
-    LOSSY_COMPRESSION: "pixels were compressed with loss before they came here (LossyImageCompression is 01)",
+    LOSSY_COMPRESSION: "pixels were compressed with loss before they came here (LossyImageCompression is 01, or the "
+    "transfer syntax is JPEG baseline, extended, or near-lossless JPEG-LS)",
     THICK_SLICES: "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
     SPARSE_SLICES: "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
     ROTATED_IN_PLANE: "rows are turned by more than 10 degrees in the axial plane: percents are up to half too high",

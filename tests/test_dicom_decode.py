@@ -285,8 +285,8 @@ def test_lossy_jpeg_of_12_bits(tmp_path: Path) -> None:
 
 def test_jpeg_that_no_decoder_reads(tmp_path: Path) -> None:
     dataset = pydicom.dcmread(copy_testdata("JPEG-lossy.dcm", tmp_path))
-    dataset.SamplesPerPixel = 3
-    dataset.PlanarConfiguration = 0
+    dataset.BitsStored = 16
+    dataset.HighBit = 15
     with pytest.raises(DicomError, match=r"JPEG Extended.*cannot be decoded.*pylibjpeg-libjpeg"):
         stored_values(dataset, "JPEG-lossy.dcm")
 

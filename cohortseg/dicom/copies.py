@@ -72,7 +72,7 @@ def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[li
     headers
         Files with one SeriesInstanceUID.
     apart
-        Where pixels are decoded, which can end a process; they are no copies to be compared then.
+        Where pixels are decoded, which can end a process; they are not compared then.
     """
     kept: dict[str, list[Header]] = {}
     dropped: list[Copy] = []

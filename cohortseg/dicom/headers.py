@@ -123,7 +123,7 @@ class Header:
     rescale_intercept: float | None = _from(Attributes.real, "RescaleIntercept")
     rescale_type: str | None = _from(Attributes.text, "RescaleType")
     lossy: bool
-    """LossyImageCompression (0028,2110) is "01", or the transfer syntax is never without loss."""
+    """LossyImageCompression (0028,2110) is "01", or the transfer syntax is one for loss (JPEG-LS: of 0 at least)."""
 
 
 _READ: Final = [(item.name, *item.metadata.values()) for item in fields(Header) if item.metadata]

@@ -108,7 +108,8 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
         detail = str(error) if isinstance(error, _MismatchError) else type(error).__name__
         if not syntax.is_encapsulated and _is_cut_short(dataset):
             detail = "there are fewer than the header says; the file is cut short"
-        hint = " (pip install pylibjpeg-libjpeg reads more kinds of JPEG)" if syntax in JPEGTransferSyntaxes else ""
+        more = syntax in JPEGTransferSyntaxes and not isinstance(error, _MismatchError)
+        hint = " (pip install pylibjpeg-libjpeg reads more kinds of JPEG)" if more else ""
         raise DicomError(f"{path}: pixel data ({syntax.name}) cannot be decoded: {detail}{hint}") from error
     if stored.ndim != 2:
         raise DicomError(f"{path}: one grey-scale image is expected, got an array of shape {stored.shape}")
@@ -175,7 +176,7 @@ def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) 
 
 
 class _MismatchError(ValueError):
-    """Compressed pixels that are not of the size that the header says."""
+    """Compressed pixels that must not be decoded; its text quotes no value of the header but sizes."""
 
 
 def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:

@@ -24,7 +24,7 @@ from cohortseg.dicom.series import (
 )
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes, volumes_like
 from cohortseg.errors import ConfigError, StoreError
-from cohortseg.processors import Apart, num_processors, process_pool
+from cohortseg.processors import Apart, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
@@ -357,7 +357,9 @@ def _headers_of(
         return
     with process_pool(workers) as pool:
         try:
-            for chunk, found in zip(chunks, pool.map(partial(_read_chunk, root), chunks), strict=True):
+            with uninterrupted():
+                results = pool.map(partial(_read_chunk, root), chunks)
+            for chunk, found in zip(chunks, results, strict=True):
                 yield from found
                 done += len(chunk)
                 report(done, len(paths), "reading headers")

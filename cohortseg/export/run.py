@@ -217,7 +217,7 @@ def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, coho
     if form == "nifti":
         return _nifti(record, masks, cohort)
     if cohort is None:
-        raise ConfigError(f"{form} needs the slices that were segmented; give their folder as --cohort")
+        raise ValueError(f"{form} without a cohort: export_masks refuses it before")
     if form == "png":
         return {f"{z:04d}.png": picture for z, picture in slice_pictures(_source(record, masks, cohort), masks)}
     if form == "dicom-seg":

@@ -8,7 +8,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal
 
 import torch
@@ -225,7 +225,8 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
             num_gpus=gpus,
         )
         try:
-            with room_watched(workers, gpus, lambda: tally.num_done > 0 or bool(suspects(job.out))):
+            earlier = suspects(job.out)
+            with room_watched(workers, gpus, lambda: tally.num_done > 0 or suspects(job.out) != earlier):
                 for row in results.iter_rows():
                     tally.add(Done(**row))
         except ray.data.exceptions.ExecutionTimeoutError:
@@ -267,12 +268,14 @@ def room_watched(workers: int, gpus: float, has_begun: Callable[[], bool]) -> It
             before = room
             if time.monotonic() > slow_at:
                 slow_at = math.inf
-                if not has_begun():
-                    _log.warning(
-                        "no worker has begun after %g seconds: Ray starts slowly, or other jobs hold what there is; "
-                        "waiting up to %g minutes",
-                        *(_SLOW_START_S, _LONGEST_WAIT_S / 60),
-                    )
+                with suppress(StoreError):  # the folder cannot be listed for a moment
+                    if not has_begun():
+                        _log.warning(
+                            "no worker has begun after %g seconds: Ray starts slowly, or other jobs hold what there "
+                            "is; waiting up to %g minutes",
+                            _SLOW_START_S,
+                            _LONGEST_WAIT_S / 60,
+                        )
 
     with followed(watch):
         yield

@@ -15,7 +15,7 @@ from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.attempts import suspects, withdraw_attempts
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, attempts_of, give_up, segment_and_commit
-from cohortseg.processors import process_pool
+from cohortseg.processors import process_pool, uninterrupted
 from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
@@ -111,14 +111,16 @@ def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
         others = multiprocessing.active_children()
         with process_pool(1) as pool:
             try:
-                return pool.submit(_segment_alone, job, torch.get_num_threads(), record).result()
+                with uninterrupted():
+                    segmented = pool.submit(_segment_alone, job, torch.get_num_threads(), record)
+                return segmented.result()
             except BrokenProcessPool as error:
                 if attempts_of(job, record) == attempts:  # not the series' fault
                     raise StoreError(
                         "a second process ended before it began its series (short of memory?); "
                         "make room and run the same command again"
                     ) from error
-            except KeyboardInterrupt:  # of SIGTERM, it comes to this process alone; the pool waits for its own
+            except KeyboardInterrupt:  # it comes to this process alone; the pool waits for its own
                 for child in {*multiprocessing.active_children()} - {*others}:
                     child.terminate()
                 withdraw_attempts(job.out, record.series_key, job.run_id)
