@@ -71,6 +71,7 @@ def test_noise_comes_in_levels_and_grains():
     assert 0.03 < levels.max() < 0.065
     assert alike.min() < 0.05
     assert alike.max() > 0.8
+    assert levels[alike > 0.5].max() > 0.03, "coarse noise is as strong as fine"
 
 
 def test_labels_move_with_their_image():
@@ -85,6 +86,14 @@ def test_labels_move_with_their_image():
         overlap = 2 * (bright & (label == 2)).sum() / (bright.sum() + (label == 2).sum())
         assert overlap > 0.9
     assert not torch.equal(moved[0], moved[1])
+
+
+def test_about_half_of_the_slices_are_mirrored():
+    images = torch.zeros(40, 1, 64, 64)
+    images[..., 32:] = 1
+    changed, _ = augment(images, torch.zeros(40, 64, 64, dtype=torch.uint8), [(seed,) for seed in range(40)])
+    left, right = (part.mean(dim=(1, 2, 3)) for part in changed.split(32, dim=-1))
+    assert 12 <= (left > right).sum() <= 28
 
 
 def test_a_seed_changes_its_slice_in_the_same_way_whatever_its_neighbours():

@@ -148,13 +148,14 @@ def test_label_maps_whose_meaning_is_plain_are_read(tmp_path, make):
     [
         lambda m: _channels(m, 0 * m, 0 * m),
         lambda m: _channels(0 * m, 0 * m, m),
+        lambda m: _channels((m == 1) * 78, (m == 2) * 128, (m == 1) * 128),
         lambda m: _channels(m == 1, m == 2, 0 * m),
         lambda m: _channels(0 * m, 0 * m, 0 * m, m),
         lambda m: _palette([0, 1, 2], BRIGHT, m),
         lambda m: _palette([1, 0, 2], BRIGHT, m),
         lambda m: _channels((m == 1) * 255, (m == 2) * 255, 0 * m).quantize(3),
     ],
-    ids=["red", "blue", "one channel a class", "alpha", "palette", "shuffled palette", "quantized"],
+    ids=["red", "blue", "violet", "one channel a class", "alpha", "palette", "shuffled palette", "quantized"],
 )
 def test_label_maps_that_could_mean_anything_are_refused(tmp_path, make):
     make(np.arange(12, dtype=np.uint8).reshape(3, 4) % 3).save(tmp_path / "mask.png")
@@ -303,6 +304,17 @@ def test_own_folders_of_dicom_with_masks(tmp_path):
     assert len(unlabeled_folder(tmp_path / "images", UPRIGHT)) == 1
 
 
+def test_slices_stored_transposed_have_the_lungs_of_upright_ones(tmp_path):
+    body = body_hu((4, 256, 128))
+    write_series(tmp_path / "upright", shape=(4, 256, 128), spacing_mm=(5, 1.2, 2.4), hu=body)
+    turned = {"orientation": (0, 1, 0, 1, 0, 0), "spacing_mm": (5, 2.4, 1.2)}  # from head to feet, by its normal
+    write_series(tmp_path / "turned", shape=(4, 128, 256), hu=body[::-1].swapaxes(1, 2), **turned)
+    sources = [unlabeled_folder(tmp_path / name, UPRIGHT)[0] for name in ("upright", "turned")]
+    upright, turned = (np.stack([item.lungs for item in read_slices(source, CANONICAL)]) for source in sources)
+    assert upright.any()
+    assert np.array_equal(upright, turned)
+
+
 def test_dicom_of_two_folders_never_share_a_label_map(tmp_path):
     for folder in ("a", "b"):
         paths = write_series(tmp_path / "images" / folder, series=str(ord(folder)))
@@ -344,6 +356,16 @@ def test_a_labelled_dicom_file_that_cannot_be_read_is_refused_by_name(tmp_path, 
         Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "masks" / f"{path.stem}.png")
     paths[-1].write_bytes(content)
     with pytest.raises(DataError, match=r"0005\.dcm: cannot be used: .*; take it out, or mend it"):
+        labeled_folder(tmp_path, UPRIGHT)
+
+
+def test_a_copy_among_labelled_dicom_is_refused_by_name(tmp_path):
+    (tmp_path / "masks").mkdir()
+    paths = write_series(tmp_path / "images", shape=(6, 8, 8))
+    (tmp_path / "images/again.dcm").write_bytes(paths[0].read_bytes())
+    for path in (tmp_path / "images").iterdir():
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "masks" / f"{path.stem}.png")
+    with pytest.raises(DataError, match=r"again\.dcm: cannot be used: copy of a slice .*; take it out, or mend it"):
         labeled_folder(tmp_path, UPRIGHT)
 
 
@@ -393,6 +415,16 @@ def test_an_unlabelled_series_that_cannot_be_used_is_left_out(tmp_path, caplog):
     assert "is left out" in caplog.text
     with pytest.raises(DataError, match="none of the 1 unlabelled series"):
         prepared(tmp_path / "both" / "bad")
+
+
+def test_an_unlabelled_image_that_cannot_be_used_is_refused_by_name(tmp_path):
+    gray, labels = lesion_slice(0)
+    for name, pixels in (("x", gray), ("x-mask", labels), ("blank", np.zeros_like(gray))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    labeled = [ImageSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
+    unlabeled = [ImageSlice(name="blank", image_path=tmp_path / "blank.png")]
+    with pytest.raises(DataError, match=r"blank\.png: the image is blank"):
+        prepare(tmp_path / "data", labeled, unlabeled, CANONICAL, "mine", lambda *_: None)
 
 
 @pytest.fixture

@@ -82,12 +82,12 @@ def test_order_is_from_feet_to_head_also_for_falling_positions(tmp_path: Path) -
         ({"Rows": 60000}, "image size must be 1 to 4096"),
         ({"RescaleIntercept": None}, "RescaleSlope or RescaleIntercept is missing"),
         ({"RescaleSlope": "0"}, "RescaleSlope is 0"),
-        ({"RescaleType": "HU_MOD"}, "RescaleType is HU_MOD"),
+        ({"RescaleType": "hu_mod"}, "RescaleType is HU_MOD"),
         ({"ImageOrientationPatient": None}, "ImageOrientationPatient is missing"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not two perpendicular unit vectors"),
         ({"PixelSpacing": None}, "PixelSpacing is missing"),
         ({"PixelSpacing": ["60", "60"]}, "the image is 1920 mm wide"),
-        ({"PixelSpacing": ["0", "0"]}, "PixelSpacing is missing, not positive"),
+        ({"PixelSpacing": ["0.8", "0"]}, "PixelSpacing is missing, not positive"),
         ({"ImagePositionPatient": None}, "ImagePositionPatient is missing in 4 of 4"),
     ],
 )
@@ -120,7 +120,7 @@ def test_other_planes_are_not_segmented(
 ) -> None:
     write_series(tmp_path, orientation=orientation, attributes={"ImageType": [image_type, "SECONDARY"]})
     record = only_series(tmp_path)
-    assert record.decision == "skipped"
+    assert (record.decision, record.lowest_z_mm, record.highest_z_mm) == ("skipped", None, None)
     assert (record.reason or "").startswith(reason)
 
 
@@ -154,6 +154,7 @@ def test_a_syntax_that_always_loses_tells_of_loss_where_no_attribute_does(tmp_pa
     ("options", "flag"),
     [
         ({"spacing_mm": (8, 0.8, 0.6)}, "thick_slices"),
+        ({"spacing_mm": (8, 0.8, 0.6), "attributes": {"SliceThickness": None}}, "thick_slices"),
         ({"attributes": {"SliceThickness": "1.0"}}, "sparse_slices"),
         ({"attributes": {"LossyImageCompression": "01"}}, "lossy_compression"),
         ({"attributes": lambda z: {"LossyImageCompression": "01" if z == 2 else "00"}}, "lossy_compression"),
@@ -180,12 +181,14 @@ def test_an_id_that_tells_patients_apart_is_no_placeholder(tmp_path: Path, patie
     assert only_series(tmp_path).qc_flags == ()
 
 
-def test_missing_slices_are_counted(tmp_path: Path) -> None:
-    paths = write_series(tmp_path, shape=(10, 8, 8), spacing_mm=(1.25, 1, 1))
+@pytest.mark.parametrize(("spacing_mm", "gap"), [(1.25, "5.00"), (20, "80.00")])
+def test_missing_slices_are_counted(tmp_path: Path, spacing_mm: float, gap: str) -> None:
+    paths = write_series(tmp_path, shape=(10, 8, 8), spacing_mm=(spacing_mm, 1, 1))
     for index in (4, 5, 6):
         paths[index].unlink()
     record = only_series(tmp_path)
-    assert record.reason == "gap: 5.00 mm after slice 4 of 7, spacing is 1.25 mm, 3 slice(s) missing in all"
+    missing = f"spacing is {spacing_mm:.2f} mm, 3 slice(s) missing in all"
+    assert record.reason == f"gap: {gap} mm after slice 4 of 7, {missing}"
     assert (record.qc_flags, record.spacing_z_mm) == (("slice_gap",), None)
 
 

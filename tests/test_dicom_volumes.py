@@ -33,6 +33,18 @@ def test_planes_of_one_series_are_volumes_of_their_own(tmp_path: Path) -> None:
     assert axial.qc_flags == coronal.qc_flags == ("split_series",)
 
 
+def test_volumes_of_equal_size_keep_their_keys_when_folders_are_renamed(tmp_path: Path) -> None:
+    def keys() -> dict[str | None, str]:
+        return {record.convolution_kernel: record.series_key for record in scan_cohort(tmp_path).series}
+
+    for first, kernel in ((0, "B30f"), (10, "B70f")):
+        tell = {"ConvolutionKernel": kernel}
+        write_series(tmp_path / kernel, attributes=lambda z, first=first, tell=tell: own_uid(first + z) | tell)
+    before = keys()
+    (tmp_path / "B30f").rename(tmp_path / "z")
+    assert keys() == before
+
+
 def test_a_slice_that_lacks_its_kernel_is_no_volume_of_its_own(tmp_path: Path) -> None:
     lacking = {"ConvolutionKernel": None, "FrameOfReferenceUID": None}
     write_series(tmp_path, attributes=lambda index: lacking if index == 2 else {})
@@ -331,8 +343,9 @@ def test_visits_that_share_a_series_uid_are_volumes_of_their_own_date(tmp_path: 
 
 
 def test_slices_of_a_scan_past_midnight_are_one_volume(tmp_path: Path) -> None:
-    write_series(tmp_path, attributes=lambda z: {"StudyDate": "20200301" if z < 2 else "20200302"})
-    assert (only_series(tmp_path).n_slices, only_series(tmp_path).decision) == (4, "selected")
+    write_series(tmp_path, attributes=lambda z: {"StudyDate": "20200302" if z < 2 else "20200301"})
+    record = only_series(tmp_path)
+    assert (record.n_slices, record.decision, record.study_date) == (4, "selected", date(2020, 3, 1))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from scoring import one_hot, row
 
 from cohortseg.errors import DataError
-from cohortseg.evaluate.score import Case, label_map, score_images, summarise
+from cohortseg.evaluate.score import Case, eight_bit, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS, TOOLBOX_METRICS
 from cohortseg.metrics import toolbox_scores
 
@@ -121,6 +121,10 @@ def test_label_map_of_one_class_enters_as_its_binary_map():
     assert [ggo[f"toolbox_labels_{name}"] for name in TOOLBOX_METRICS] == [
         getattr(expected, name) for name in TOOLBOX_METRICS
     ]
+
+
+def test_maps_of_8_bits_are_rounded():
+    assert eight_bit(np.array([0, 0.4, 0.6, 254.4, 254.6, 255], np.float32) / 255).tolist() == [0, 0, 1, 254, 255, 255]
 
 
 def test_order_of_images_changes_nothing():
