@@ -44,8 +44,9 @@ def test_volumes_and_percents_by_hand(case: dict[str, np.ndarray]) -> None:
     assert row["lesion_mean_hu"] == pytest.approx((5 * -600 - 200 + 0 + 50) / 8)
     assert row["lung_mean_hu"] == pytest.approx((72 * -800 + 5 * -600 - 150) / 80)
     assert row["high_opacity_volume_ml"] == pytest.approx(3 * 0.002)
-    case["volume_hu"][0, 0, 9] = -201
-    assert series_burden(**case, voxel_volume_ml=VOXEL_ML)["pho_pct"] == pytest.approx(2.5), "and -201 HU is not"
+    case["volume_hu"][0, [0, 3], [9, 0]] = -201, 50
+    pho_pct = series_burden(**case, voxel_volume_ml=VOXEL_ML)["pho_pct"]
+    assert pho_pct == pytest.approx(2.5), "and neither -201 HU nor a vessel is"
     assert row["n_lung_slices"] == 2
 
 

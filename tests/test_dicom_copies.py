@@ -125,7 +125,9 @@ def test_different_pixels_at_one_position_are_never_dropped(tmp_path: Path) -> N
     assert (record.n_duplicates, record.qc_flags) == (0, ("conflicting_slices",))
 
 
-@pytest.mark.parametrize("other", [{"RescaleIntercept": "-1000"}, {"TemporalPositionIdentifier": 2}])
+@pytest.mark.parametrize(
+    "other", [{"RescaleIntercept": "-1000"}, {"RescaleSlope": "2"}, {"TemporalPositionIdentifier": 2}]
+)
 def test_equal_pixels_that_mean_something_else_are_no_copies(tmp_path: Path, other: dict[str, Any]) -> None:
     """Of two rescales one is wrong, and which of them is not known."""
     write_series(tmp_path / "a", attributes={"TemporalPositionIdentifier": 1})

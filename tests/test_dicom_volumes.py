@@ -283,8 +283,9 @@ def test_slices_far_apart_are_no_volume(tmp_path: Path) -> None:
     }
 
 
-def test_an_end_slice_of_another_acquisition_stays_in_its_scan(tmp_path: Path) -> None:
-    write_series(tmp_path, shape=(20, 16, 16), attributes=lambda z: {"AcquisitionNumber": 2 if z == 19 else 1})
+@pytest.mark.parametrize("other", [{19}, {0, 19}])
+def test_an_end_slice_of_another_acquisition_stays_in_its_scan(tmp_path: Path, other: set[int]) -> None:
+    write_series(tmp_path, shape=(20, 16, 16), attributes=lambda z: {"AcquisitionNumber": 2 if z in other else 1})
     record = only_series(tmp_path)
     assert (record.decision, record.n_slices, record.qc_flags) == ("selected", 20, ())
 
@@ -365,11 +366,12 @@ def test_what_an_anonymiser_put_under_one_series_uid_is_told_apart(tmp_path: Pat
     assert all(record.qc_flags == ("split_series",) for record in records)
 
 
-def test_a_small_scan_is_no_fragment_of_another_patients(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attribute", ["PatientID", "StudyInstanceUID"])
+def test_a_small_scan_is_no_fragment_of_another_patients_or_studys(tmp_path: Path, attribute: str) -> None:
     write_series(tmp_path / "a", shape=(40, 16, 16))
-    write_series(tmp_path / "b", shape=(5, 16, 16), attributes=lambda index: own_uid(index) | {"PatientID": "P2"})
+    write_series(tmp_path / "b", shape=(5, 16, 16), attributes=lambda index: own_uid(index) | {attribute: "1.2.9"})
     records = scan_cohort(tmp_path).series
-    assert [(record.patient_id, record.decision) for record in records] == [("P1", "selected"), ("P2", "selected")]
+    assert {(record.n_slices, record.decision) for record in records} == {(40, "selected"), (5, "selected")}
     assert all(record.qc_flags == ("split_series",) for record in records)
 
 
@@ -444,6 +446,17 @@ def test_a_chest_and_what_was_scanned_beside_it_are_no_broken_scan(tmp_path: Pat
     assert [(record.decision, record.n_slices) for record in records] == [("selected", 60), ("selected", 40)]
 
 
+def test_a_scan_that_reaches_over_most_of_its_series_is_no_slab(tmp_path: Path) -> None:
+    write_series(
+        tmp_path,
+        shape=(44, 8, 8),
+        positions=[(0, 0, 5.0 * z if z < 41 else 5.0 * z + 15) for z in range(44)],
+        attributes=lambda z: {"AcquisitionNumber": 1 + z // 41},
+    )
+    records = scan_cohort(tmp_path).series
+    assert [(record.n_slices, record.decision) for record in records] == [(41, "selected"), (3, "skipped")]
+
+
 def test_a_stray_slice_is_one_of_its_own_patient(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
     write_series(
@@ -465,6 +478,25 @@ def test_one_scan_filed_under_two_names_is_not_two(tmp_path: Path, attribute: st
     what = "patients" if attribute == "PatientID" else "studies"
     assert (record.decision, record.n_slices) == ("skipped", 40)
     assert f"mixed: files of 2 {what}" in (record.reason or "")
+
+
+def test_one_scan_under_two_names_that_lost_slices_is_not_two(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, shape=(40, 8, 8), attributes=lambda z: {"PatientID": "P2"} if z >= 20 else {})
+    for path in (*paths[10:13], *paths[30:33]):
+        path.unlink()
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("skipped", 34)
+
+
+def test_persons_scanned_far_apart_in_one_frame_of_reference_are_two(tmp_path: Path) -> None:
+    for first, patient, z_mm in ((0, "P1", 0), (100, "P2", 210)):
+        write_series(
+            tmp_path / patient,
+            shape=(31, 8, 8),
+            spacing_mm=(5, 1, 1),
+            origin=(0, 0, z_mm),
+            attributes=lambda z, first=first, patient=patient: own_uid(first + z) | {"PatientID": patient},
+        )
+    assert [(record.patient_id, record.n_slices) for record in scan_cohort(tmp_path).series] == [("P1", 31), ("P2", 31)]
 
 
 def test_narrow_slabs_of_which_a_slice_is_lost_are_one_scan(tmp_path: Path) -> None:

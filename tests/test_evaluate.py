@@ -145,10 +145,11 @@ def test_page_of_many_images_shows_the_worst_in_a_fixed_order(tmp_path: Path):
 
 def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):
     evaluated(data, "test", model_path=model_path, output=tmp_path)
-    (tmp_path / "labels").mkdir()
-    Image.new("L", (8, 8)).save(tmp_path / "labels" / "of-another-split.png")
+    for folder in ("labels", "maps/ggo"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / folder / "of-another-split.png")
     result = evaluated(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
-    assert not (tmp_path / "labels" / "of-another-split.png").exists()
+    assert not list(tmp_path.rglob("of-another-split.png"))
     truth_folder = data / "COVID-SemiSeg/TrainingSet/MultiClassInfection-Train/GT"
     for scores in result.images.filter(pl.col("class_name") != "opacity").to_dicts():
         name, class_name = f"{scores['image']}.png", scores["class_name"]
@@ -235,17 +236,20 @@ def test_images_of_ones_own_are_measured_as_the_same_images_of_the_data_set(
 
 
 def test_dicom_of_ones_own_is_predicted_as_infer_does(model_path: Path, tmp_path: Path):
-    """The masks of infer as the truth: every pixel must agree, of a series that lies mirrored, too."""
+    """The masks of infer as the truth: every pixel must agree, of a series that lies otherwise, too."""
     shape = (6, 96, 80)
     hu = np.zeros(shape, np.int16)
     hu[:5], hu[5] = ill_body(shape)[:5], -1000  # the last slice holds no lung
-    mirrored = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0)
-    for name, orientation in (("a", AXIAL), ("b", mirrored)):
+    otherwise = (0.0, -1.0, 0.0, -1.0, 0.0, 0.0)  # transposed, mirrored, and from head to feet
+    for name, orientation, stored, spacing_mm in (
+        ("a", AXIAL, hu, (5.0, 3.0, 3.5)),
+        ("b", otherwise, hu.swapaxes(1, 2)[::-1, ::-1, ::-1], (5.0, 3.5, 3.0)),
+    ):
         write_series(
             tmp_path / "images" / name,
-            shape=shape,
-            spacing_mm=(5.0, 3.0, 3.5),
-            hu=hu,
+            shape=stored.shape,
+            spacing_mm=spacing_mm,
+            hu=stored,
             orientation=orientation,
             series=name,
             shuffle=1,

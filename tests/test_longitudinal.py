@@ -161,6 +161,13 @@ def test_what_has_half_of_a_patients_lung_or_shows_another_part_and_is_cut_is_no
     assert parts.to_list() == [False, False, False, True, False, False], "what one row tells"
     chest = series("A", 8, "chest", 12.0, lung_volume_ml=4800.0, qc_flags=[*cut, "partial_coverage"])
     assert timeline_table(burden(*whole, chest))["evaluable"].to_list() == [True, True, True], "beside an abdomen"
+    less = series("A", 8, "less", 12.0, lung_volume_ml=2500.0, qc_flags=cut)
+    assert timeline_table(burden(*whole, less))["evaluable"].to_list() == [True, True, True], "no slab"
+
+
+def test_small_lungs_are_no_part_of_lungs_that_are_little_larger() -> None:
+    rows = [series("A", day, str(day), po, lung_volume_ml=ml) for day, po, ml in ((1, 5.0, 850.0), (9, 20.0, 750.0))]
+    assert patients_table(burden(*rows))["peak_po_pct"].to_list() == [20.0]
 
 
 def test_of_equal_series_of_a_date_that_of_the_soft_kernel_stands_for_it() -> None:
