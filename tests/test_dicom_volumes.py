@@ -387,6 +387,12 @@ def test_one_scan_under_two_patient_ids_is_flagged(tmp_path: Path) -> None:
     assert all("two_patient_ids" in record.qc_flags for record in scan_cohort(tmp_path).series)
 
 
+def test_slices_numbered_alike_in_two_patients_are_not_of_both(tmp_path: Path) -> None:
+    for patient, z_mm in (("P1", 100), ("P2", 101)):
+        write_series(tmp_path / patient, patient_id=patient, origin=(-10, -20, z_mm), attributes=own_uid)
+    assert [record.qc_flags for record in scan_cohort(tmp_path).series] == [(), ()]
+
+
 @pytest.mark.parametrize("repaired", [False, True])
 @pytest.mark.parametrize(("count", "lost"), [(3, 16), (12, 4), (2, None)])
 def test_a_scan_in_slabs_that_lacks_a_slice_is_not_its_slabs(

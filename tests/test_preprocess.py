@@ -191,6 +191,15 @@ def test_bone_that_the_window_cuts_off_is_not_taken_for_soft_tissue():
     assert np.median(hu_from_image(gray)[5:30, 5:30]) == pytest.approx(50, abs=35)
 
 
+def test_landmarks_are_a_tenth_of_the_lung_and_soft_tissue_that_is_all_cut_off():
+    gray = np.full((200, 200), 255, np.uint8)
+    gray[40:160, 30:90] = 60
+    gray[40:60, 30:90] = 20
+    gray[40:160, 90:94] = 160  # the border of the lung
+    found = hu_from_image(gray)
+    assert [found[50, 50], found[0, 0]] == pytest.approx([-900, 50], abs=5)
+
+
 def test_an_image_without_two_landmarks_is_refused():
     with pytest.raises(DataError, match="blank"):
         hu_from_image(np.full((20, 20), 7, dtype=np.uint8))
