@@ -320,6 +320,14 @@ def test_trachea_outside_air_and_table_stay_out(chest: Chest, mask: NDArray[np.u
     assert not mask[:, :, :20].any()
 
 
+def test_a_cavity_far_from_the_midline_is_lung(chest: Chest) -> None:
+    z, y, x = coordinates(chest)
+    from_middle = np.where(np.abs(z) < 20, np.hypot(x + 95, y), np.inf)
+    hu = np.where(from_middle < 12, np.int16(40), chest.volume_hu)
+    hu[from_middle < 7] = -985
+    assert (segment_lungs(hu, chest.spacing_mm).mask[from_middle < 7] == RIGHT).all()
+
+
 def test_an_airway_that_borders_on_lung_stays_out() -> None:
     """Above, 6 mm of tissue lie between; below, the trachea bulges by 6 mm into the lung, and its wall is one pixel."""
     chest = make_chest((5.0, 0.8, 0.8), shape=(40, 360, 460))
