@@ -118,10 +118,11 @@ def test_processes_give_the_same_result(tmp_path: Path) -> None:
 
 
 def test_series_are_in_order_of_patient_and_date(tmp_path: Path) -> None:
-    for folder, (patient, day) in enumerate([("B", "20200402"), ("B", "20200301"), ("A", "20210101")]):
+    visits = [("B", "20200402"), ("A", ""), ("B", "20200301"), ("A", "20210101")]
+    for folder, (patient, day) in enumerate(visits):
         write_series(tmp_path / str(folder), patient_id=patient, study_date=day, shape=(1, 8, 8))
     found = [(record.patient_id, str(record.study_date)) for record in scan_cohort(tmp_path).series]
-    assert found == [("A", "2021-01-01"), ("B", "2020-03-01"), ("B", "2020-04-02")]
+    assert found == [("A", "2021-01-01"), ("A", "None"), ("B", "2020-03-01"), ("B", "2020-04-02")]
 
 
 @pytest.mark.parametrize(("name", "match"), [("none", "does not exist"), ("file", "is a file"), ("folder", "no DICOM")])

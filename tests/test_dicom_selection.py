@@ -77,12 +77,14 @@ def test_a_kernel_that_is_not_known_comes_before_those_of_the_other_kind(
         (("kernel~b30|B31",), "2", "14"),
         (("all", "kernel~b30|B31"), "23", "14"),
         (("all", "kernel!~B30"), "14", "23"),
-        (("all", "spacing_z_mm<=2"), "134", "2"),
+        (("all", "spacing_z_mm<=1"), "134", "2"),
         (("all", "spacing_z_mm <= 2", "n_slices > 5"), "1", "234"),
+        (("all", "study_date>=2020-04-01", "study_date<=2020-04-01"), "1234", ""),
         (("all", "study_date>=2020-04-02"), "", "1234"),
         (("all", "image_type=AXIAL"), "1234", ""),
         (("all", "qc_flags=thick_slices"), "", "1234"),
         (("all", "manufacturer!=other"), "1234", ""),
+        (("all", "body_part!~none", "body_part!=CHEST"), "1234", ""),
     ],
 )
 def test_rules(study: Path, select: tuple[str, ...], selected: str, excluded: str) -> None:

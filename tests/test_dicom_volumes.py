@@ -150,8 +150,11 @@ def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
         told = 40.0 + late if "Cardiac" in macro else f"2020040109{30 if late else 0:02}00"
         setattr(item, of_the_frame, told)
         setattr(frame, macro, [item])
-    write_files(tmp_path, [file])
-    assert [record.n_slices for record in scan_cohort(tmp_path).series] == [len(slices) // 2] * 2
+    (path,) = write_files(tmp_path, [file])
+    (tmp_path / "zz-again.dcm").write_bytes(path.read_bytes())
+    records = scan_cohort(tmp_path).series
+    assert [record.n_slices for record in records] == [len(slices) // 2] * 2
+    assert [record.n_duplicates for record in records] == [1, 0], "a copy of the file counts once"
 
 
 def test_the_type_of_its_frames_tells_an_enhanced_file_of_projections(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_changed_lungs_have_a_new_name_of_their_method(chest: Chest, lungs: Lung
         "one slice": segment_lungs(alone, (None, *ill.spacing_mm[1:])),
         "one cropped slice": segment_lungs(alone[:, 40:-40, 60:-60], (None, *ill.spacing_mm[1:])),
         "dome and lesion on it": over_diaphragm(16.0)[0],
+        "dome in thick slices": over_diaphragm(0.0, step_mm=8.0)[0],
         "dense behind": segment_lungs(dense_behind(chest, 0.0)[0], chest.spacing_mm),
     }
     gives = {
@@ -71,6 +72,7 @@ def test_changed_lungs_have_a_new_name_of_their_method(chest: Chest, lungs: Lung
         "one slice": ([8168, 6839], ()),
         "one cropped slice": ([7737, 6440], ("lung_cut_by_field_of_view",)),
         "dome and lesion on it": ([199006, 228932], ()),
+        "dome in thick slices": ([99094, 115758], ()),
         "dense behind": ([130338, 113120], ("dense_region_excluded",)),
     }
     near = {name: (pytest.approx(counts, rel=1e-4), flags) for name, (counts, flags) in expected.items()}
@@ -350,18 +352,18 @@ def coordinates(chest: Chest) -> list[NDArray[np.float64]]:
     ]
 
 
-def over_diaphragm(rise_mm: float, *, diaphragm: bool = True) -> tuple[Lungs, NDArray[np.bool_]]:
+def over_diaphragm(rise_mm: float, *, diaphragm: bool = True, step_mm: float = 4.0) -> tuple[Lungs, NDArray[np.bool_]]:
     """Return the lungs found, and a spot of 13 mm radius in the right one, as dense as the diaphragm it stands on.
 
-    The diaphragm is a paraboloid, and reaches ``rise_mm`` higher within the spot; slices of 4 mm blur its edge. Without
-    it the lowest 10 mm of the spot are left, with lung below.
+    The diaphragm is a paraboloid, and reaches ``rise_mm`` higher within the spot; slices of 4 mm, or ``step_mm``, blur
+    its edge. Without it the lowest 10 mm of the spot are left, with lung below.
     """
-    chest = make_chest((4.0, 1.6, 1.2), shape=(56, 224, 320))
+    chest = make_chest((step_mm, 1.6, 1.2), shape=(round(224 / step_mm), 224, 320))
     z, y, x = coordinates(chest)
     radius = np.hypot(x + 72, y)
     spot = radius < 13
     height = -20 - radius**2 / 140 + rise_mm * spot
-    share = np.clip((height - z) / 4 + 0.5, 0, 1) * (chest.truth == RIGHT) * (diaphragm | (spot & (z > -30)))
+    share = np.clip((height - z) / step_mm + 0.5, 0, 1) * (chest.truth == RIGHT) * (diaphragm | (spot & (z > -30)))
     volume = chest.volume_hu + share * (45.0 - chest.volume_hu)
     found = segment_lungs(volume.astype(np.int16), chest.spacing_mm)
     return found, (share > 0.5) & spot & (z > -24)
