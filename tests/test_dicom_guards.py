@@ -169,6 +169,8 @@ def test_resampling_by_hand() -> None:
     even, nearest = resample_z(volume, np.array([2.0, 6.0]), 2.0)
     assert even[:, 0, 0].tolist() == [0, 100, 200, 300, 400]
     assert nearest.tolist() == [0, 1, 1, 2, 2]
+    even, _ = resample_z(np.zeros((4, 1, 1), np.int16), np.full(3, 0.7), 0.7)
+    assert len(even) == 4, "3 x 0.7 is a little less than 2.1"
 
 
 def test_untilting_by_hand() -> None:

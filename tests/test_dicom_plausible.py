@@ -37,12 +37,18 @@ def with_slice(hu: NDArray[np.int16], z: int, image: NDArray[np.int16]) -> NDArr
         (lambda hu: hu[[0, 1, 2, 2, 4, 5, 6, 7]], ("repeated_slices",)),
         (lambda hu: with_slice(hu, 4, np.random.default_rng(1).integers(-1024, 1000, (48, 48))), ("odd_slices",)),
         (lambda hu: with_slice(hu, 7, 2 * hu[7] + 1024), ("odd_slices",)),
+        (lambda hu: with_slice(hu, 7, hu[7] + np.int16(100)), ()),
         (lambda hu: with_slice(hu, 4, np.roll(hu[4], 24, axis=1)), ("odd_slices",)),
         (lambda hu: hu + np.int16(120), ("hu_shifted",)),
         (lambda hu: ((hu + 1024) * 0.8 - 1024).astype(np.int16), ("hu_shifted",)),
         (lambda hu: np.random.default_rng(2).permuted(hu, axis=1), ()),
+        (lambda hu: np.broadcast_to(hu[:1], hu.shape), ()),
+        (lambda hu: hu + np.int16(70) * ((hu < -930) & (np.arange(8) % 2 == 1)[:, None, None]), ()),
     ],
-    ids=["none", "blank end", "repeated", "noise", "slope 2", "moved", "shifted", "slope .8", "nothing alike"],
+    ids=[
+        *("none", "blank end", "repeated", "noise", "slope 2", "an end", "moved", "shifted", "slope .8"),
+        *("nothing alike", "no noise", "noise of air"),
+    ],
 )
 def test_slices_that_cannot_be_right_raise_a_flag(
     damage: Callable[[NDArray[np.int16]], NDArray[np.int16]], flags: tuple[str, ...]

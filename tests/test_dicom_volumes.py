@@ -18,6 +18,7 @@ from runs import only_series
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.visits import visit_numbers
 from cohortseg.identity import series_key
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
@@ -350,6 +351,11 @@ def test_slices_of_a_scan_past_midnight_are_one_volume(tmp_path: Path) -> None:
     write_series(tmp_path, attributes=lambda z: {"StudyDate": "20200302" if z < 2 else "20200301"})
     record = only_series(tmp_path)
     assert (record.n_slices, record.decision, record.study_date) == (4, "selected", date(2020, 3, 1))
+
+
+def test_a_visit_has_the_dates_that_midnight_parts() -> None:
+    days = [date(2020, 3, day) for day in (1, 2, 11, 12, 13)]
+    assert visit_numbers([None, *days]) == {None: 0} | dict(zip(days, (0, 0, 1, 1, 2), strict=True))
 
 
 @pytest.mark.parametrize(

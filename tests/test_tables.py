@@ -1,11 +1,17 @@
 """Parquet written in parts is the table that it is written of, whatever the number of rows."""
 
+import os
+from pathlib import Path
+
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from cohortseg.dicom.scan import CohortScan
 from cohortseg.errors import SchemaError
+from cohortseg.report.scan_tables import write_scan
 from cohortseg.store import tables
+from cohortseg.store.files import write_file
 from cohortseg.store.schemas import FILES, MANIFEST
 from cohortseg.store.tables import read_table, table_from_rows, tables_from_rows, write_table
 
@@ -37,3 +43,20 @@ def test_rows_with_long_lists_make_smaller_parts(monkeypatch: pytest.MonkeyPatch
     rows = [{"series_key": f"{index}", "files": [f"{index}/{z}" for z in range(3)]} for index in range(5)]
     parts = list(tables_from_rows(rows, MANIFEST))
     assert [part["series_key"].to_list() for part in parts] == [["0", "1"], ["2", "3"], ["4"]]
+
+
+def test_a_file_written_again_alike_keeps_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    for content, untouched in ((b"one", False), (b"one", True), (b"two", False)):
+        write_file(path, content)
+        assert (path.read_bytes(), path.stat().st_mtime == 1) == (content, untouched)
+        os.utime(path, (1, 1))
+
+
+def test_a_scan_removes_what_a_killed_one_left_and_not_what_another_is_writing(tmp_path: Path) -> None:
+    killed, at_work = (tmp_path / f".manifest.parquet.{digit * 32}.tmp" for digit in "ab")
+    for path in (killed, at_work):
+        path.touch()
+    os.utime(killed, (1, 1))
+    write_scan(CohortScan(series=(), skipped=(), copies=()), {}, manifest=tmp_path / "manifest.parquet")
+    assert {path.name for path in tmp_path.iterdir()} == {at_work.name, "manifest.parquet"}
