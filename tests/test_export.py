@@ -156,7 +156,11 @@ def test_a_single_slice_becomes_a_flat_nifti_without_an_invented_thickness(model
     paint_lesions(tmp_path / "out")
     assert export(tmp_path / "out", tmp_path / "nifti", "nifti")[0] == 0
     (path,) = (tmp_path / "nifti").glob("*_labels.nii.gz")
-    assert nib.load(path).shape == (80, 96)
+    image = nib.load(path)
+    assert (image.shape, image.header.get_xyzt_units()[0]) == ((80, 96), "mm")
+    for form, code in (image.header.get_qform(coded=True), image.header.get_sform(coded=True)):
+        assert code == 1, "readers go by the one or the other"
+        np.testing.assert_allclose(form[:3, :3].diagonal(), (-3.5, -3.0, 1.0), atol=1e-4)
     assert export(tmp_path / "out", tmp_path / "seg", "dicom-seg", "--cohort", tmp_path / "cohort")[0] == 0
     (path,) = (tmp_path / "seg").glob("*.dcm")
     (frame,) = hd.seg.segread(path).SharedFunctionalGroupsSequence

@@ -10,11 +10,13 @@ from runs import only_series
 
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig, ScanConfig
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, ModelError
 from cohortseg.infer import job as jobs
 from cohortseg.infer.job import PACKAGE_SHA256, Job
 from cohortseg.infer.run import _Worker
+from cohortseg.infer.stream import load_job_model
 from cohortseg.store.schemas import SLICES
+from cohortseg.weights import load_model
 
 
 @pytest.fixture
@@ -64,3 +66,10 @@ def test_a_node_with_another_cohortseg_does_no_work(tmp_path: Path) -> None:
     mine.require_same_package()
     with pytest.raises(ConfigError, match="this node has another cohortseg"):
         _Worker(replace(mine, package_sha256="0" * 64))
+
+
+def test_a_model_file_that_is_not_the_one_of_the_run_is_refused(tmp_path: Path) -> None:
+    sha256 = load_model(None).sha256
+    assert load_job_model(replace(job(tmp_path), model_sha256=sha256)).sha256 == sha256
+    with pytest.raises(ModelError, match="not the one the run was started with"):
+        load_job_model(job(tmp_path))
