@@ -212,6 +212,8 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     assert "written" not in said
     (target / f"{first}.dcm").write_bytes(before[f"{first}.dcm"][:1000])
     assert "written" in export(out, target, "dicom-seg", *more)[1], "a damaged one is written again"
+    (target / f"{first}.dcm").unlink()
+    assert "written" in export(out, target, "dicom-seg", *more)[1], "and so is one that was removed"
     again, whole = pydicom.dcmread(target / f"{first}.dcm"), pydicom.dcmread(io.BytesIO(before[f"{first}.dcm"]))
     assert (again.SOPInstanceUID, again.PixelData) == (whole.SOPInstanceUID, whole.PixelData)
     masks = read_masks(out / "masks.zarr", first)
