@@ -261,10 +261,13 @@ def test_a_dicom_seg_has_a_frame_of_each_slice_also_where_it_holds_no_lesion(sma
     row = read_table(out / "manifest.parquet", MANIFEST).row(0, named=True)
     masks = read_masks(out / "masks.zarr", row["series_key"])
     labels = np.zeros_like(masks.labels)
-    labels[1, 40:45, 20:25] = 1
+    labels[1, 40:45, 20:25] = 2
     sources = [pydicom.dcmread(cohort / path, stop_before_pixels=True) for path in row["files"]]
     content = segmentation_bytes(replace(masks, labels=labels), sources, "key")
-    assert pydicom.dcmread(io.BytesIO(content)).NumberOfFrames == len(labels)
+    segmentation = pydicom.dcmread(io.BytesIO(content))
+    assert segmentation.NumberOfFrames == len(labels)
+    (segment,) = segmentation.SegmentSequence
+    assert (segment.SegmentNumber, segment.SegmentLabel) == (1, LESIONS[1].title), "the only one has the number 1"
 
 
 def test_the_same_labels_elsewhere_are_another_object(small: Run) -> None:
