@@ -1,11 +1,12 @@
-"""Lungs and opacity in smaller fields of view against those of the whole one: the same slices, cut and padded.
+"""Lungs and opacity in other fields of view against those of the whole one: the same slices, cut, padded and turned.
 
     python benchmarks/fields_of_view.py COHORT [--model MODEL]
 
 Scanners reconstruct what is asked for: the whole body, or a field set to the lungs, in which the sides of the chest are
 cut off and room and table lie before and behind it; some measure only the circle in the square. COHORT is any folder of
 DICOM whose series show the whole body. Each is cut to squares, and to circles in them, of so many times the width of
-its lungs; what is printed is how far the area of the lungs is off, %, and the opacity, % of the lungs.
+its lungs, and turned in its plane by so many degrees, as a patient who lies on one side. What is printed is how far the
+area of the lungs is off, %, and the opacity, % of the lungs.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from cohortseg.config import InferConfig
 from cohortseg.dicom.decode import read_volume
@@ -26,12 +28,17 @@ from cohortseg.volume import HU_MIN, bounding_box
 from cohortseg.weights import load_model
 
 WIDTHS = (0.85, 1.0, 1.1, 1.2, 1.3)
+TURNS_DEG = (8, -8, 15, -15, 30, -30)
 
 
 def fields(
     volume_hu: NDArray[np.int16], lungs: NDArray[np.bool_]
 ) -> Iterator[tuple[str, NDArray[np.int16], NDArray[np.bool_]]]:
-    """Yield smaller fields of view that fit into an upright volume (Z, Y, X), and the lungs in each."""
+    """Yield other fields of view of an upright volume (Z, Y, X), and the lungs in each."""
+    for degrees in TURNS_DEG:
+        turned = ndimage.rotate(volume_hu, degrees, axes=(1, 2), reshape=False, order=1, cval=HU_MIN)
+        turned_lungs = ndimage.rotate(lungs.astype(np.uint8), degrees, axes=(1, 2), reshape=False, order=0)
+        yield f"turned {degrees}", turned, turned_lungs > 0
     rows, columns = bounding_box(np.any(lungs, axis=0))
     for width in WIDTHS:
         side = int(width * (columns.stop - columns.start)) // 2 * 2

@@ -88,7 +88,8 @@ def network_batches(cohort: Path, out: Path, model: LoadedModel, size: int) -> l
         for start in range(0, len(with_lung), size):
             chosen = with_lung[start : start + size]
             held = [box for index in chosen if (box := boxes[index]) is not None]
-            batches.append(canonical_batch(np.ascontiguousarray(hu[chosen]), held, model.card.canonical))
+            there = np.ascontiguousarray(lungs[chosen]) > 0
+            batches.append(canonical_batch(np.ascontiguousarray(hu[chosen]), there, held, model.card.canonical))
     return batches
 
 

@@ -35,6 +35,10 @@ _PADDED: Final = 0.95
 """Part of what lies beyond the largest one that is padding, if there is any; air that is cut off at its HU is less."""
 _THICK: Final = np.ones((3, 3), np.uint8)
 """Padding is; noise of air is not."""
+_AROUND_HU: Final = -300.0
+"""Darker than the skin and what lies beneath it."""
+_WIDER: Final = 1.08
+"""What lies within so much of the lungs' convex hull, about 1 cm, is shown as it is."""
 _SATURATED = 4
 """So many of the topmost gray values count as cut off by the window."""
 
@@ -153,17 +157,23 @@ def _within(box: CropBox, shape: tuple[int, ...]) -> CropBox:
 
 
 def canonical_batch(
-    slices_hu: NDArray[np.int16] | NDArray[np.float32], boxes: Sequence[CropBox], config: CanonicalConfig
+    slices_hu: NDArray[np.int16] | NDArray[np.float32],
+    lungs: NDArray[np.bool_],
+    boxes: Sequence[CropBox],
+    config: CanonicalConfig,
 ) -> torch.Tensor:
     """Return upright slices as network input.
 
-    Padding beyond the circle that a scanner measured is shown as soft tissue: what lies there, mostly. Shown as air, as
-    in no image that the model has learned from, it makes the model see up to twice the lesion.
+    Air around the body, as the crop of a thin or a turned one holds it, and padding beyond the circle that a scanner
+    measured are shown as soft tissue: what lies there, mostly. Shown as air, as in hardly an image that the model has
+    learned from, they make the model see up to twice the lesion.
 
     Parameters
     ----------
     slices_hu
         (B, Y, X) HU, upright.
+    lungs
+        (B, Y, X) bool; where a slice holds none, what lies around is not known, and left as it is.
     boxes
         The crop of each slice.
     config
@@ -176,10 +186,12 @@ def canonical_batch(
     """
     low, high = config.window_hu
     batch = torch.empty(len(boxes), 1, config.size, config.size)
-    for index, (slice_hu, box) in enumerate(zip(slices_hu, boxes, strict=True)):
-        crop = slice_hu[box.y0 : box.y1, box.x0 : box.x1].astype(np.float32)
+    for index, (slice_hu, lung, box) in enumerate(zip(slices_hu, lungs, boxes, strict=True)):
+        inside = np.s_[box.y0 : box.y1, box.x0 : box.x1]
+        crop = slice_hu[inside].astype(np.float32)
+        crop[_around(lung[inside]) & (crop < _AROUND_HU)] = TISSUE_LANDMARK_HU
         if _has_padded_corners(slice_hu):
-            near = beyond_circle(slice_hu.shape, SMALLEST_CIRCLE)[box.y0 : box.y1, box.x0 : box.x1]
+            near = beyond_circle(slice_hu.shape, SMALLEST_CIRCLE)[inside]
             padding = cv2.morphologyEx((near & (crop == HU_MIN)).view(np.uint8), cv2.MORPH_OPEN, _THICK)
             crop[padding > 0] = TISSUE_LANDMARK_HU
         image = ((torch.from_numpy(crop) - low) / (high - low)).clamp_(0, 1)
@@ -187,6 +199,21 @@ def canonical_batch(
             image[None, None], size=(config.size, config.size), mode="bilinear", antialias=True, align_corners=False
         )[0]
     return batch
+
+
+def _around(lung: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return what lies outside the convex hull of a slice's lungs (Y, X), made a little wider; nothing without lung."""
+    rows = np.flatnonzero(lung.any(axis=1))
+    if rows.size == 0:
+        return np.zeros_like(lung)
+    first = lung[rows].argmax(axis=1)
+    last = lung.shape[1] - 1 - lung[rows, ::-1].argmax(axis=1)
+    hull = cv2.convexHull(np.concatenate([np.c_[first, rows], np.c_[last, rows]]).astype(np.float32))
+    middle = hull.mean(axis=0)
+    wider = np.rint(middle + _WIDER * (hull - middle)).astype(np.int32)
+    outside = np.ones(lung.shape, np.uint8)
+    cv2.fillConvexPoly(outside, wider, 0)
+    return outside.view(np.bool_)
 
 
 def _has_padded_corners(slice_hu: NDArray[np.int16] | NDArray[np.float32]) -> bool:

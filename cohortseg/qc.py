@@ -65,7 +65,7 @@ HEADER_FLAGS: Final = {
     "transfer syntax is JPEG baseline, extended, or near-lossless JPEG-LS)",
     THICK_SLICES: "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
     SPARSE_SLICES: "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
-    ROTATED_IN_PLANE: "rows are turned by more than 10 degrees in the axial plane: percents are up to half too high",
+    ROTATED_IN_PLANE: "rows are turned by more than 10 degrees in the axial plane: percents are some tenths off",
     SPLIT_SERIES: "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
     PARTIAL_COVERAGE: "other volumes of its series reach where this one does not: part of the lungs may be missing",
     FILES_UNREADABLE: "files beside its own could not be read, or lack a position (files.parquet): slices may miss",

@@ -103,7 +103,7 @@ def test_boxes_never_leave_the_slice(lungs):
 
 def test_window_maps_hu_to_zero_and_one():
     volume = np.array([[[-2000, -1350], [-600, 150]]], dtype=np.int16).repeat(64, axis=1).repeat(64, axis=2)
-    batch = canonical_batch(volume, [CropBox(0, 128, 0, 128)], CanonicalConfig(size=128))
+    batch = canonical_batch(volume, volume > 150, [CropBox(0, 128, 0, 128)], CanonicalConfig(size=128))
     assert batch.shape == (1, 1, 128, 128)
     assert [batch[0, 0, y, x].item() for y, x in ((10, 10), (10, 100), (100, 10), (100, 100))] == pytest.approx(
         [0, 0, 0.5, 1], abs=1e-6
@@ -136,14 +136,15 @@ def test_padding_beyond_the_measured_circle_is_shown_as_tissue():
     whole = np.full((1, 64, 64), -850, np.int16)
     padded = np.where(np.hypot(y, x) > 32, HU_MIN, whole).astype(np.int16)
     config, box = CanonicalConfig(size=64), CropBox(0, 64, 0, 64)
-    plain, shown = (canonical_batch(slices, [box], config)[0, 0] for slices in (whole, padded))
+    no_lung = np.zeros(whole.shape, bool)
+    plain, shown = (canonical_batch(slices, no_lung, [box], config)[0, 0] for slices in (whole, padded))
     inner = np.hypot(y, x) < 30
     assert torch.equal(plain[inner], shown[inner])
     tissue = (TISSUE_LANDMARK_HU - config.window_hu[0]) / (config.window_hu[1] - config.window_hu[0])
     assert shown[0, 0] == shown[-1, -1] == pytest.approx(tissue)
     padded[0, 32, 32] = HU_MIN  # air, not padding
     padded[0, 0, 0] = -1000  # a corner that was measured: the others are air as well
-    air = canonical_batch(padded, [box], config)[0, 0]
+    air = canonical_batch(padded, no_lung, [box], config)[0, 0]
     assert air[32, 32] < plain[32, 32]
     assert air[-1, -1] < plain[32, 32]
 
@@ -152,9 +153,33 @@ def test_air_at_the_lowest_hu_within_the_circle_is_no_padding():
     y, x = np.indices((64, 64)) - 31.5
     padded = np.where(np.hypot(y, x) > 32, HU_MIN, -850).astype(np.int16)[None]
     padded[0, 28:36, 28:36] = HU_MIN
-    shown = canonical_batch(padded, [CropBox(0, 64, 0, 64)], CanonicalConfig(size=64))[0, 0]
+    no_lung = np.zeros(padded.shape, bool)
+    shown = canonical_batch(padded, no_lung, [CropBox(0, 64, 0, 64)], CanonicalConfig(size=64))[0, 0]
     assert shown[0, 0] > 0.9
     assert shown[28:36, 28:36].max() < shown[20, 32]
+
+
+def test_air_around_a_body_is_shown_as_tissue():
+    y, x = np.indices((64, 64)) - 31.5
+    lung = (abs(x) > 6) & (np.hypot(x, y) < 20)
+    hu = np.select([lung, np.hypot(x, y) < 26], [-850, 40], -1000).astype(np.int16)
+    hu[30:33, 30:33] = -990  # the trachea, between the lungs
+    hu[31, 54] = -90  # fat beneath the skin
+    config = CanonicalConfig(size=64)
+    shown = canonical_batch(hu[None], lung[None], [CropBox(0, 64, 0, 64)], config)[0, 0].numpy()
+    low, high = config.window_hu
+    expected = np.where(np.hypot(x, y) < 26, hu, TISSUE_LANDMARK_HU)
+    assert shown == pytest.approx((expected.clip(low, high) - low) / (high - low), abs=1e-6)
+
+
+@given(arrays(np.bool_, (16, 16)))
+def test_lungs_are_shown_as_they_are_whatever_their_shape(blocks):
+    lung = blocks.repeat(4, axis=0).repeat(4, axis=1)
+    shown = canonical_batch(
+        np.full((1, 64, 64), -900, np.int16), lung[None], [CropBox(0, 64, 0, 64)], CanonicalConfig(size=64)
+    )[0, 0].numpy()
+    assert len(np.unique(shown[lung])) <= 1
+    assert (shown[lung] < 0.5).all()
 
 
 def test_labels_are_shrunk_about_their_middle():

@@ -257,7 +257,7 @@ def _canonical_of_image(
     frame = CropBox(0, upright_hu.shape[0], 0, upright_hu.shape[1])
     return CanonicalSlice(
         name=source.name,
-        image=canonical_batch(np.ascontiguousarray(upright_hu)[None], [box or frame], config)[0],
+        image=canonical_batch(np.ascontiguousarray(upright_hu)[None], lungs, [box or frame], config)[0],
         labels=_canonical_labels(labels, source.orientation, box or frame, config),
         box=box or frame,
         orientation=source.orientation,
@@ -294,7 +294,7 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
         if box is not None:
             canonical = CanonicalSlice(
                 name=name,
-                image=canonical_batch(hu[index : index + 1], [box], config)[0],
+                image=canonical_batch(hu[index : index + 1], lungs[index : index + 1], [box], config)[0],
                 labels=_canonical_labels(labels, orientation, box, config),
                 box=box,
                 orientation=orientation,

@@ -131,7 +131,8 @@ def segment_slices(
     boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.card.canonical)) if box is not None}
     for batch in _batches(boxes, config.batch_size or batch_size_for(model.device)):
         between_steps()
-        images = canonical_batch(upright_hu[list(batch)], list(batch.values()), model.card.canonical)
+        chosen = list(batch)
+        images = canonical_batch(upright_hu[chosen], lungs[chosen] > 0, list(batch.values()), model.card.canonical)
         prob, confidence, flip_change = model.predict(images, flips=config.flips)
         classes = prob.shape[1]
         entropy = torch.special.entr(prob).sum(dim=1, keepdim=True) / math.log(classes)
