@@ -73,6 +73,7 @@ def test_order_is_from_feet_to_head_also_for_falling_positions(tmp_path: Path) -
         ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MIP"]}, "projection, rendering or map"),
         ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAXIMUM"]}, "projection, rendering or map"),
         ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "Chest MIP 8mm"}, "projection, rendering or map"),
+        ({"ImageType": None, "SeriesDescription": "Chest MIP 8mm"}, "projection, rendering or map"),
         ({"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE", "MAX_IP"]}, "projection, rendering or map"),
         ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen capture"),
         ({"NumberOfFrames": 4}, "multi-frame"),

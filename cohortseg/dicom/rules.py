@@ -78,7 +78,7 @@ def image_type_words(header: Header) -> frozenset[str]:
 def _words(image_type: tuple[str, ...]) -> frozenset[str]:
     values = [value.upper() for value in image_type]
     words = {word for value in values for word in re.split(r"[^A-Z0-9]+", value)}
-    return frozenset(words | {re.sub(r"[^A-Z0-9]+", "", value) for value in values})
+    return frozenset(words | {re.sub(r"[^A-Z0-9]+", "", value) for value in values}) - {""}
 
 
 def names_projection(header: Header) -> bool:
