@@ -122,8 +122,11 @@ def test_a_code_stream_without_a_readable_header_is_not_decoded(syntax: UID, fra
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8", b"\xff\x4f\xff\x51", SIGNATURE]), st.booleans())
 def test_any_code_stream_is_read_or_refused(junk: bytes, start: bytes, jpeg2000: bool) -> None:
+    begins = (b"\xff\x4f\xff\x51", SIGNATURE[:8]) if jpeg2000 else b"\xff\xd8"
     with suppress(ValueError):
-        codestream_shape(start + junk, JPEG2000 if jpeg2000 else JPEGLosslessSV1)
+        shape = codestream_shape(start + junk, JPEG2000 if jpeg2000 else JPEGLosslessSV1)
+        assert [type(number) for number in shape] == [int] * 3
+        assert (start + junk).startswith(begins)
 
 
 @pytest.mark.parametrize(
