@@ -40,7 +40,7 @@ def watch_first_attempt(out: Path) -> list[float]:
 
     def watch() -> None:
         while not begun:
-            if any((out / ".state/attempts").glob("*")):
+            if any((out / ".state/attempts").glob("*/*")):
                 begun.append(time.perf_counter())
             time.sleep(0.01)
 

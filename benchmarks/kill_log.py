@@ -77,7 +77,7 @@ def wait_for_work(run: subprocess.Popen[str], out: Path, limit_s: float, done: i
         If neither happens in time.
     """
     end = time.monotonic() + limit_s
-    while run.poll() is None and (num_done(out) < done or not any(out.glob(".state/attempts/*"))):
+    while run.poll() is None and (num_done(out) < done or not any(out.glob(".state/attempts/*/*"))):
         if time.monotonic() > end:
             raise subprocess.TimeoutExpired(run.args, limit_s)
         time.sleep(0.02)

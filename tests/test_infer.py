@@ -163,7 +163,7 @@ def test_sigterm_ends_the_command_as_ctrl_c_does(
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cohortseg", "infer", cohort, "-o", out, "--model", model_path]
     process = subprocess.Popen([*command, "--engine", "local"], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not any((out / ".state/attempts").glob("*")):
+    while process.poll() is None and not any((out / ".state/attempts").glob("*/*")):
         time.sleep(0.01)
     process.terminate()
     _, said = process.communicate(timeout=120)

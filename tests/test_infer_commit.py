@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from cohortseg.errors import StoreError
-from cohortseg.infer.attempts import begin_attempt, count_attempts, suspects, withdraw_attempts
+from cohortseg.infer.attempts import attempts_noted, begin_attempt, count_attempts, suspects
 from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
     SeriesResult,
@@ -142,13 +142,33 @@ def test_failed_result_takes_the_place_of_an_older_mask(out: Path) -> None:
 
 
 def test_attempts_count_for_one_result_of_one_run_and_end_with_it(out: Path) -> None:
-    for run_id in ("earlier", "this", "this"):
-        begin_attempt(out, "k", "t", run_id)
-    assert count_attempts(out, "k", "t", "this") == 2, "what ended the earlier run may have meant the run"
-    assert count_attempts(out, "k", "changed", "this") == 0
-    withdraw_attempts(out, "k", "this")
-    assert (count_attempts(out, "k", "t", "this"), suspects(out)) == (0, {"k"})
-    commit(out, "k", "t", result_of())
+    (out / ".state/attempts/killed").mkdir()
+    begin_attempt(out, "k", "t", "killed")
+    begin_attempt(out, "l", "t", "killed")
+    with attempts_noted(out, "this"):
+        begin_attempt(out, "k", "t", "this")
+        begin_attempt(out, "k", "t", "this")
+        begin_attempt(out, "m", "t", "this")
+        assert count_attempts(out, "k", "t", "this") == 2, "what ended the earlier run may have meant the run"
+        assert count_attempts(out, "k", "changed", "this") == 0
+        assert suspects(out) == {"k", "l", "m"}
+        commit(out, "k", "t", result_of())
+        assert count_attempts(out, "k", "t", "this") == 0
+        assert suspects(out) == {"l", "m"}
+    assert suspects(out) == {"l"}
+    commit(out, "l", "t", result_of())
+    assert not suspects(out)
+    with attempts_noted(out, "next"):
+        assert [path.name for path in (out / ".state/attempts").iterdir()] == ["next"]
+
+
+def test_a_worker_that_outlives_its_run_notes_nothing(out: Path) -> None:
+    """Ray ends the actors of a run on a cluster after the run itself."""
+    with pytest.raises(KeyboardInterrupt), attempts_noted(out, "this"):  # noqa: PT012 - begun, then interrupted
+        begin_attempt(out, "k", "t", "this")
+        raise KeyboardInterrupt
+    with pytest.raises(StoreError, match="cannot be read or written"):
+        begin_attempt(out, "l", "t", "this")
     assert not suspects(out)
 
 
@@ -220,8 +240,11 @@ def test_an_output_that_the_file_system_refuses_is_one_clear_error(out: Path) ->
 
 
 def test_garbage_in_the_notes_of_attempts_and_of_the_owner_is_no_error(out: Path) -> None:
-    (out / ".state/attempts/k").write_bytes(b"\xff\xfe\n")
+    (out / ".state/attempts/k").write_bytes(b"\xff\xfe\n")  # where a run has its folder
+    (out / ".state/attempts/this").mkdir()
+    (out / ".state/attempts/this/k").write_bytes(b"\xff\xfe\n")
     assert count_attempts(out, "k", "t", "this") == 0
+    assert suspects(out) == {"k"}
     (out / ".state/owner.json").write_text("{}")
     with pytest.raises(StoreError, match="another cohortseg run is writing here;"), claimed(out):
         pass

@@ -1,21 +1,46 @@
 """The log of attempts: each is noted before the dangerous work, so that what ends a process is known by its note.
 
-OUT/.state/attempts/<key> holds one line an attempt at a series that has not ended.
+OUT/.state/attempts/<run>/<key> holds one line an attempt of a run at a series that has not ended. The folder goes with
+the run, in whatever order it ends; only one that was killed leaves it.
 """
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cohortseg.errors import StoreError
-from cohortseg.store.files import store_errors, write_file
+from cohortseg.store.files import remove_folder, store_errors, visible_files
 from cohortseg.store.layout import ATTEMPTS, STATE
+
+
+@contextmanager
+def attempts_noted(out: Path, run_id: str) -> Iterator[None]:
+    """Let a run note its attempts within the block; once it ends, by an error too, none is held against a series.
+
+    Workers of a cluster may live on for a moment: what they would note afterwards finds no folder. On a disk that takes
+    no writes the notes stay: their series are then done alone in the next run, no more.
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be created.
+    """
+    for emptied in _run_folders(out):  # of killed runs, all of whose series have a result now
+        with suppress(OSError):
+            emptied.rmdir()
+    folder = _folder(out, run_id)
+    with store_errors(out):
+        folder.mkdir()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            remove_folder(folder)
 
 
 def suspects(out: Path) -> frozenset[str]:
     """Return the keys of all series with an attempt that did not end: their process died, or is still at it."""
-    with store_errors(out):
-        return frozenset(path.name for path in (out / STATE / ATTEMPTS).iterdir() if not path.name.startswith("."))
+    return frozenset(path.name for folder in _run_folders(out) for path in _notes(folder))
 
 
 def count_attempts(out: Path, series_key: str, token: str, run_id: str) -> int:
@@ -23,7 +48,12 @@ def count_attempts(out: Path, series_key: str, token: str, run_id: str) -> int:
 
     Those of earlier runs do not count: whoever ended the whole run may have meant the run and not the series.
     """
-    return _attempt_lines(out, series_key).count(f"{token} {run_id}")
+    with store_errors(out):
+        try:
+            text = (_folder(out, run_id) / series_key).read_text(encoding="ascii", errors="replace")
+        except FileNotFoundError:
+            return 0
+    return text.splitlines().count(token)
 
 
 def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
@@ -32,46 +62,52 @@ def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
     Raises
     ------
     StoreError
-        If it cannot be written.
+        If it cannot be written, or the run has ended.
     """
-    with store_errors(out), _attempts(out, series_key).open("a", encoding="ascii") as file:
-        file.write(f"{token} {run_id}\n")
+    with store_errors(out), (_folder(out, run_id) / series_key).open("a", encoding="ascii") as file:
+        file.write(f"{token}\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def withdraw_attempts(out: Path, series_key: str, run_id: str) -> None:
-    """Take back what this run noted, where it ends in order, so that it is not held against the series.
-
-    On a disk that takes no writes the note stays: the series is then done alone in the next run, no more.
-    """
-    with suppress(OSError, StoreError):
-        rest = [line for line in _attempt_lines(out, series_key) if not line.endswith(f" {run_id}")]
-        if rest:
-            write_file(_attempts(out, series_key), "".join(f"{line}\n" for line in rest).encode("ascii"))
-        else:
-            _attempts(out, series_key).unlink(missing_ok=True)
-
-
 def end_attempts(out: Path, series_key: str) -> None:
-    """Forget the attempts at a series, which has a result now.
+    """Forget the attempts of all runs at a series, which has a result now.
 
     Raises
     ------
     StoreError
-        If the note cannot be removed.
+        If a note cannot be removed.
     """
+    for folder in _run_folders(out):
+        with store_errors(out):
+            (folder / series_key).unlink(missing_ok=True)
+
+
+def forget_attempts(out: Path) -> None:
+    """Remove the notes of all runs that were killed.
+
+    Raises
+    ------
+    StoreError
+        If one cannot be removed.
+    """
+    for folder in _run_folders(out):
+        with store_errors(out):
+            remove_folder(folder)
+
+
+def _folder(out: Path, run_id: str) -> Path:
+    return out / STATE / ATTEMPTS / run_id
+
+
+def _run_folders(out: Path) -> list[Path]:
     with store_errors(out):
-        _attempts(out, series_key).unlink(missing_ok=True)
+        return [path for path in visible_files(out / STATE / ATTEMPTS) if path.is_dir()]
 
 
-def _attempts(out: Path, series_key: str) -> Path:
-    return out / STATE / ATTEMPTS / series_key
-
-
-def _attempt_lines(out: Path, series_key: str) -> list[str]:
-    with store_errors(out):
+def _notes(folder: Path) -> list[Path]:
+    with store_errors(folder):
         try:
-            return _attempts(out, series_key).read_text(encoding="ascii", errors="replace").splitlines()
-        except FileNotFoundError:
+            return visible_files(folder)
+        except FileNotFoundError:  # that run has ended meanwhile
             return []

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cohortseg.errors import SchemaError, StoreError
 from cohortseg.identity import SERIES_KEY
-from cohortseg.infer.attempts import end_attempts
+from cohortseg.infer.attempts import end_attempts, forget_attempts
 from cohortseg.store.files import store_errors, sweep_temporaries, write_file
 from cohortseg.store.layout import MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
@@ -242,9 +242,10 @@ def begin_anew(out: Path) -> None:
         for picture in (out / PICTURES).glob("*.png"):
             if SERIES_KEY.fullmatch(picture.stem):
                 picture.unlink()
-        for name in STATE_FOLDERS:
+        for name in (ROWS, SLICE_ROWS):
             for path in (out / STATE / name).iterdir():
                 path.unlink()
+        forget_attempts(out)
         (out / STATE / _ANEW).touch()
 
 

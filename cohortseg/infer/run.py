@@ -27,7 +27,7 @@ from cohortseg.cluster import (
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, ConfigError, ModelError, StoreError
-from cohortseg.infer.attempts import suspects, withdraw_attempts
+from cohortseg.infer.attempts import attempts_noted, suspects
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, give_up
 from cohortseg.infer.stream import load_job_model, segment_all, segment_many
@@ -92,21 +92,18 @@ def run_series(
         If results cannot be written, the cohort has gone, or the cluster fails.
     """
     tally = _Tally(len(pending), report)
-    if choose_engine(job.config, len(pending), address) == "ray":
-        try:
-            _run_ray(job, pending, tally, address)
-        except RayStartError as error:
-            if job.config.engine != "auto" or job.config.workers is not None:
-                raise
-            _log.warning("%s; going on in this process alone", error)
-        else:
-            return "ray"
-        finally:
-            # There are none unless it ended early: the actors have ended, and what they were at is not to blame.
-            for series_key in suspects(job.out):
-                withdraw_attempts(job.out, series_key, job.run_id)
-    for done in segment_all(job, model, pending):
-        tally.add(done)
+    with attempts_noted(job.out, job.run_id):
+        if choose_engine(job.config, len(pending), address) == "ray":
+            try:
+                _run_ray(job, pending, tally, address)
+            except RayStartError as error:
+                if job.config.engine != "auto" or job.config.workers is not None:
+                    raise
+                _log.warning("%s; going on in this process alone", error)
+            else:
+                return "ray"
+        for done in segment_all(job, model, pending):
+            tally.add(done)
     return "local"
 
 

@@ -12,7 +12,7 @@ import torch
 
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ModelError, StoreError
-from cohortseg.infer.attempts import suspects, withdraw_attempts
+from cohortseg.infer.attempts import suspects
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, attempts_of, give_up, segment_and_commit
 from cohortseg.processors import process_pool, uninterrupted
@@ -54,16 +54,11 @@ def segment_many(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) 
         begun.remove(record.series_key)
         return done
 
-    try:
-        # One alone stays in this thread: glibc keeps the freed memory of every thread apart.
-        if lanes > 1:
-            yield from _side_by_side(segment, records, lanes, stopped)
-        else:
-            yield from map(segment, records)
-    finally:
-        # Empty unless interrupted or out of disk: a process that dies never comes here.
-        for series_key in begun:
-            withdraw_attempts(job.out, series_key, job.run_id)
+    # One alone stays in this thread: glibc keeps the freed memory of every thread apart.
+    if lanes > 1:
+        yield from _side_by_side(segment, records, lanes, stopped)
+    else:
+        yield from map(segment, records)
 
 
 def _side_by_side(
@@ -123,7 +118,6 @@ def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
             except KeyboardInterrupt:  # it comes to this process alone; the pool waits for its own
                 for child in {*multiprocessing.active_children()} - {*others}:
                     child.terminate()
-                withdraw_attempts(job.out, record.series_key, job.run_id)
                 raise
     return Done(record.series_key, committed_status(job.out, record.series_key), 0)
 
