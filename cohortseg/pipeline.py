@@ -45,6 +45,7 @@ from cohortseg.report.clinical import (
 )
 from cohortseg.report.scan_tables import write_scan
 from cohortseg.report.write import WrittenReport, write_report
+from cohortseg.store.documents import parse_json
 from cohortseg.store.layout import MASKS, note_unfinished, require_output
 from cohortseg.store.masks import create_mask_store, sweep_masks
 from cohortseg.store.provenance import read_run_json, write_run_json
@@ -390,7 +391,7 @@ def _series_counts(summary: InferSummary) -> dict[str, Any]:
 def _tells_of(out: Path, summary: InferSummary, config: InferConfig) -> bool:
     """Return whether a folder's ``run.json`` tells of the present series and settings, but for those of the work."""
     document = read_run_json(out)
-    now: list[Any] = json.loads(json.dumps([asdict(config), _series_counts(summary)]))
+    now: list[Any] = parse_json(json.dumps([asdict(config), _series_counts(summary)]))
     try:
         told = [document["config"] | {name: now[0][name] for name in EXECUTION_SETTINGS}]
         told.append({name: document["counts"][name] for name in now[1]})

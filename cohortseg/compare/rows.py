@@ -1,6 +1,5 @@
 """What is compared: the rows of the paper's table 2, and the folds of COVID-SemiSeg's labelled images."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Final
 
 from cohortseg.config import TrainConfig
 from cohortseg.errors import ConfigError
+from cohortseg.store.documents import parse_json
 
 BASELINE: Final = "plain"
 """The row that gains are over: supervised training of the same network, with as many iterations."""
@@ -39,7 +39,7 @@ ROWS: Final = {
 """The rows of table 2, by the paper's abbreviations."""
 
 FOLDS: Final[tuple[frozenset[str], ...]] = tuple(
-    map(frozenset, json.loads((Path(__file__).parent / "folds.json").read_text(encoding="utf-8"))["folds"])
+    map(frozenset, parse_json((Path(__file__).parent / "folds.json").read_text(encoding="utf-8"))["folds"])
 )
 """Names of the images that each fold holds out; near-duplicates lie in one fold."""
 

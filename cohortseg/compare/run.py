@@ -24,6 +24,7 @@ from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreError
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report, no_progress
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import LOCK, held, visible_files, write_file
 from cohortseg.store.layout import DATA, PAGE
 from cohortseg.store.provenance import read_run_json, write_run_json
@@ -177,9 +178,9 @@ def _refuse_foreign(out: Path) -> None:
 def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> None:
     """Refuse to go on with a comparison that was begun otherwise."""
     try:
-        before = json.loads(settings.read_bytes())
+        before = parse_json(settings.read_bytes())
         version, saved, images = (before[name] for name in ("version", "config", "images"))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     if version != now["version"]:
         raise ConfigError(f"{settings.parent}: was begun by cohortseg {version}; choose another -o")

@@ -19,6 +19,7 @@ from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, r
 from cohortseg.errors import CohortSegError, DataError, StoreError
 from cohortseg.labels import BACKGROUND, LESIONS
 from cohortseg.progress import Report
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import replacing_by_name
 
 log = logging.getLogger(__name__)
@@ -125,9 +126,9 @@ def load_prepared(path: Path) -> PreparedData:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             values: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
-            values |= {name: tuple(json.loads(metadata[name])) for name in _IMAGES}
+            values |= {name: tuple(parse_json(metadata[name])) for name in _IMAGES}
             return PreparedData(**values, terms=metadata["terms"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
 
 

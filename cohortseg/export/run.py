@@ -22,6 +22,7 @@ from cohortseg.export.nifti import nifti_bytes
 from cohortseg.export.png import slice_pictures
 from cohortseg.identity import without_path
 from cohortseg.progress import Progress, no_progress
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import held, replacing_folder, write_file
 from cohortseg.store.layout import MASKS, require_output
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
@@ -194,9 +195,9 @@ def _is_up_to_date(marker: Path, made_of: Sequence[str], paths: Mapping[str, Pat
     """Return whether an earlier export made all of these outputs of the same, and they have kept their sizes."""
     sizes = _sizes(paths)
     try:
-        before = json.loads(marker.read_bytes())
+        before = parse_json(marker.read_bytes())
         same: bool = before["made_of"] == made_of and sizes.items() <= before["sizes"].items()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
     return same and set(sizes) == set(paths)
 

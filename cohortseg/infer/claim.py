@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cohortseg.errors import ConfigError
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import locked, write_file
 from cohortseg.store.layout import ATTEMPTS, MASKS, PICTURES, REPORT, RUN_JSON, STATE, STATE_FOLDERS
 from cohortseg.store.provenance import read_run_json
@@ -84,7 +85,7 @@ def _remove_if_unused(out: Path) -> None:
 def _owner(out: Path) -> str:
     """Return who holds the lock, as far as the note beside it tells."""
     try:
-        owner = json.loads((out / STATE / _OWNER).read_bytes())
+        owner = parse_json((out / STATE / _OWNER).read_bytes())
         return f" (process {owner['process']} on {owner['host']} since {owner['since']})"
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError):
         return ""

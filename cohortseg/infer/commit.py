@@ -21,6 +21,7 @@ import pyarrow as pa
 from cohortseg.errors import SchemaError, StoreError
 from cohortseg.identity import SERIES_KEY
 from cohortseg.infer.attempts import end_attempts, forget_attempts
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import store_errors, sweep_temporaries, write_file
 from cohortseg.store.layout import MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
@@ -285,8 +286,8 @@ def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
     """Return a marker; None if there is none, or it is not ours (cut off by a power failure): then it never was."""
     with store_errors(out):
         try:
-            document = json.loads(_marker(out, series_key).read_bytes())
-        except (FileNotFoundError, ValueError, RecursionError):
+            document = parse_json(_marker(out, series_key).read_bytes())
+        except (FileNotFoundError, ValueError):
             return None
     ours = isinstance(document, dict) and document.keys() >= _MARKER_KEYS
     return document if ours and isinstance(document["burden"], dict) and "status" in document["burden"] else None

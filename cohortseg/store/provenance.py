@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cohortseg import __version__
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import write_file
 from cohortseg.store.layout import RUN_JSON
 
@@ -38,8 +39,8 @@ def _version(name: str) -> str | None:
 def read_run_json(folder: Path) -> dict[str, Any]:
     """Return the record that a command left in a folder; empty if there is none that can be read."""
     try:
-        document = json.loads((folder / RUN_JSON).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = parse_json((folder / RUN_JSON).read_bytes())
+    except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
 

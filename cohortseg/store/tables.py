@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from cohortseg import __version__
 from cohortseg.errors import SchemaError, StoreError
 from cohortseg.identity import SERIES_KEY
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import replacing
 from cohortseg.store.schemas import TableSchema
 
@@ -132,8 +133,8 @@ def table_name(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             metadata = pq.read_schema(file).metadata or {}
-        document = json.loads(metadata.get(b"cohortseg", b"{}"))
-    except (OSError, pa.ArrowException, ValueError, RecursionError):
+        document = parse_json(metadata.get(b"cohortseg", b"{}"))
+    except (OSError, pa.ArrowException, ValueError):
         return None
     return document.get("table") if isinstance(document, dict) else None
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from cohortseg import __version__
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, StoreError
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import LOCK, held, sweep_temporaries, visible_files, write_file
 from cohortseg.store.layout import PICTURES
 from cohortseg.train.state import check_same_settings
@@ -171,8 +172,8 @@ def _write_json(path: Path, record: DataOptions | TrainConfig) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds no settings")

@@ -7,6 +7,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import write_file
 
 HISTORY = "history.jsonl"
@@ -53,6 +54,6 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8", errors="replace")
     rows = []
     for line in text[: text.rfind("\n") + 1].splitlines():
-        with suppress(ValueError, RecursionError):
-            rows.append(json.loads(line))
+        with suppress(ValueError):
+            rows.append(parse_json(line))
     return [row for row in rows if isinstance(row, dict) and "iteration" in row]

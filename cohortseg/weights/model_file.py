@@ -19,6 +19,7 @@ from cohortseg.models.device import find_device, has_fast_bf16, limit_threads, r
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.segmenter import Segmenter, SegmenterOutput
+from cohortseg.store.documents import parse_json
 from cohortseg.store.files import write_file
 
 _FORMAT: Final = 2
@@ -247,8 +248,8 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
         content = path.read_bytes()
         tensors = load(content)
         end = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads((json.loads(content[8:end]).get("__metadata__") or {}).get(_HEADER_KEY, "null"))
-    except (OSError, LookupError, SafetensorError, ValueError, RecursionError) as error:
+        header = parse_json((parse_json(content[8:end]).get("__metadata__") or {}).get(_HEADER_KEY, "null"))
+    except (OSError, LookupError, SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ModelError(f"{path}: not a model file of this version of cohortseg (its header lacks format {_FORMAT})")
