@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from cohortseg.cli import app
 from cohortseg.config import InferConfig
-from cohortseg.errors import StoreError
+from cohortseg.errors import ModelError, StoreError
 from cohortseg.infer.attempts import suspects
 from cohortseg.pipeline import infer_cohort
 from cohortseg.store.schemas import BURDEN
@@ -127,6 +127,19 @@ def test_a_cohort_that_vanishes_from_the_actors_ends_the_run_as_it_does_here(
     (tmp_path / "unmounted").rename(root)
     assert infer(root, out, cluster).exit_code == 0
     assert read_table(out / "burden.parquet", BURDEN)["po_pct"].null_count() == 0
+
+
+def test_a_model_that_the_nodes_do_not_have_ends_the_run_as_it_does_here(
+    cluster: Any, cohort: Path, model_path: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.safetensors"
+    shutil.copy(model_path, model)
+    progress = hiding(model, tmp_path / "unmounted")
+    config = InferConfig(engine="ray", workers=2)
+    with pytest.raises(ModelError, match=r"^\S+: no such model file; train one with 'cohortseg train'"):
+        infer_cohort(
+            cohort, tmp_path / "out", config=config, model_path=model, progress=progress, address=cluster.address
+        )
 
 
 def test_a_run_that_waits_in_vain_ends_and_says_why(
