@@ -74,3 +74,9 @@ def make_chest(
 def dice(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     """2 |A and B| / (|A| + |B|)."""
     return float(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+
+
+def positions_mm(chest: Chest) -> tuple[NDArray[np.float64], ...]:
+    """Return (z, y, x), mm from the middle, of each voxel."""
+    axes = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(chest.truth.shape, chest.spacing_mm, strict=True))
+    return tuple(np.meshgrid(*axes, indexing="ij"))

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lung_phantoms import Chest, dice, make_chest
+from lung_phantoms import Chest, dice, make_chest, positions_mm
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -85,12 +85,6 @@ def test_lung_of_which_two_fifths_are_consolidated_is_whole(chest: Chest) -> Non
     mask = segment_lungs(ill.volume_hu, ill.spacing_mm).mask > 0
     assert dice(mask, ill.truth > 0) > 0.9
     assert mask[ill.consolidation].mean() > 0.85
-
-
-def positions_mm(chest: Chest) -> tuple[NDArray[np.float64], ...]:
-    """Return (z, y, x), mm from the middle, of each voxel."""
-    axes = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(chest.truth.shape, chest.spacing_mm, strict=True))
-    return tuple(np.meshgrid(*axes, indexing="ij"))
 
 
 def dense_behind(chest: Chest, from_mm: float) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
@@ -256,15 +250,9 @@ def test_a_filled_colon_far_below_the_lungs_is_no_lung(chest: Chest, mask: NDArr
     assert not alone.mask.any() or "lung_volume_implausible" in alone.flags
 
 
-def _grid_mm(chest: Chest) -> tuple[NDArray[np.float64], ...]:
-    """Return the heights, rows and columns of a phantom from its middle, mm."""
-    sizes = zip(chest.volume_hu.shape, chest.spacing_mm, strict=True)
-    return tuple(np.meshgrid(*((np.arange(n) - (n - 1) / 2) * mm for n, mm in sizes), indexing="ij"))
-
-
 @pytest.mark.parametrize("width_mm", [4, 9])
 def test_a_drain_through_the_wall_does_not_cost_the_lung(chest: Chest, width_mm: float) -> None:
-    z, y, x = _grid_mm(chest)
+    z, y, x = positions_mm(chest)
     wall = (x < -100) & (np.abs(z) < 30) & (x > -174)
     hu = np.where(wall & (np.abs(y) < width_mm / 2 + 1.5), 300, chest.volume_hu)
     hu[wall & (np.abs(y) < width_mm / 2)] = -990
@@ -275,7 +263,7 @@ def test_a_drain_through_the_wall_does_not_cost_the_lung(chest: Chest, width_mm:
 
 @pytest.mark.parametrize("share", [0.15, 0.3])
 def test_air_under_the_skin_does_not_cost_the_lung(chest: Chest, share: float) -> None:
-    _, y, x = _grid_mm(chest)
+    _, y, x = positions_mm(chest)
     shell = (np.hypot(x / 172, y / 122) < 1) & (np.hypot(x / 150, y / 103) > 1)
     streaks = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal(shell.shape), (1, 1.5, 3))
     hu = np.where(shell & (streaks > np.quantile(streaks, 1 - share)), -800, chest.volume_hu)
@@ -284,7 +272,7 @@ def test_air_under_the_skin_does_not_cost_the_lung(chest: Chest, share: float) -
 
 
 def test_a_pneumothorax_is_flagged(chest: Chest) -> None:
-    _, y, _ = _grid_mm(chest)
+    _, y, _ = positions_mm(chest)
     free = (chest.truth == RIGHT) & (y < -30)
     noise = np.random.default_rng(0).normal(0, 20, free.shape)
     hu = np.where(free, -995 + noise, chest.volume_hu).clip(-1024).astype(np.int16)
@@ -323,7 +311,7 @@ def test_trachea_outside_air_and_table_stay_out(chest: Chest, mask: NDArray[np.u
 
 
 def test_a_cavity_far_from_the_midline_is_lung(chest: Chest) -> None:
-    z, y, x = coordinates(chest)
+    z, y, x = positions_mm(chest)
     from_middle = np.where(np.abs(z) < 20, np.hypot(x + 95, y), np.inf)
     hu = np.where(from_middle < 12, np.int16(40), chest.volume_hu)
     hu[from_middle < 7] = -985
@@ -333,7 +321,7 @@ def test_a_cavity_far_from_the_midline_is_lung(chest: Chest) -> None:
 def test_an_airway_that_borders_on_lung_stays_out() -> None:
     """Above, 6 mm of tissue lie between; below, the trachea bulges by 6 mm into the lung, and its wall is one pixel."""
     chest = make_chest((5.0, 0.8, 0.8), shape=(40, 360, 460))
-    z, y, x = coordinates(chest)
+    z, y, x = positions_mm(chest)
     border = -72 + 60 * np.sqrt(np.clip(1 - (8 / 85) ** 2 - (z / 95) ** 2, 0, 1))
     radius = np.hypot(x - np.where(z > 20, border + 14, border + 2), y - 8)
     tall = (z > -25) & (z < 60)
@@ -344,14 +332,6 @@ def test_an_airway_that_borders_on_lung_stays_out() -> None:
     assert (mask[trachea & (z < 15)] > 0).mean() < 0.1
 
 
-def coordinates(chest: Chest) -> list[NDArray[np.float64]]:
-    """Return (z, y, x) of each voxel from the middle of the phantom, mm."""
-    return [
-        (index - (size - 1) / 2) * step
-        for index, size, step in zip(np.indices(chest.truth.shape), chest.truth.shape, chest.spacing_mm, strict=True)
-    ]
-
-
 def over_diaphragm(rise_mm: float, *, diaphragm: bool = True, step_mm: float = 4.0) -> tuple[Lungs, NDArray[np.bool_]]:
     """Return the lungs found, and a spot of 13 mm radius in the right one, as dense as the diaphragm it stands on.
 
@@ -359,7 +339,7 @@ def over_diaphragm(rise_mm: float, *, diaphragm: bool = True, step_mm: float = 4
     its edge. Without it the lowest 10 mm of the spot are left, with lung below.
     """
     chest = make_chest((step_mm, 1.6, 1.2), shape=(round(224 / step_mm), 224, 320))
-    z, y, x = coordinates(chest)
+    z, y, x = positions_mm(chest)
     radius = np.hypot(x + 72, y)
     spot = radius < 13
     height = -20 - radius**2 / 140 + rise_mm * spot
