@@ -189,6 +189,36 @@ def test_a_narrow_terminal_shows_what_was_found(tmp_path, command):
     assert words in " ".join(done.stdout.replace("reason", "").split())
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_that_does_not_get_through_is_heeded_at_the_next_report(tmp_path, name):
+    """Python itself drops what is raised within a destructor."""
+    write_series(tmp_path / "cohort")
+    script = tmp_path / "swallowing.py"
+    script.write_text(f"""
+import os, signal, sys
+import cohortseg.dicom.scan as scan
+from cohortseg.cli import main
+class Swallowing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(9):  # Python looks for signals where a loop turns
+            pass
+real = scan.scan_cohort
+def scan_cohort(*arguments, **options):
+    Swallowing()
+    print("went on", flush=True)
+    return real(*arguments, **options)
+scan.scan_cohort = scan_cohort
+if __name__ == "__main__":
+    main()
+""")
+    command = [sys.executable, script, "-q", "scan", tmp_path / "cohort", "-o", tmp_path / "m.parquet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "went on\n")
+    assert done.stderr.splitlines()[-1] == "error: interrupted"
+    assert not (tmp_path / "m.parquet").exists()
+
+
 def test_the_model_s_folder_holds_its_notice_and_card():
     folder = default_model_path().parent
     assert "non-commercial" in (folder / "NOTICE.md").read_text(encoding="utf-8")

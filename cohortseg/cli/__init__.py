@@ -1,14 +1,12 @@
 """The command line: flags in, Rich out. One file a command; nothing is computed here."""
 
-import signal
 import sys
-from types import FrameType
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import typer
 
 from cohortseg import __version__
-from cohortseg.cli import compare, evaluate, export, infer, info, report, sample, scan, train
+from cohortseg.cli import compare, evaluate, export, infer, info, interrupt, report, sample, scan, train
 from cohortseg.cli.console import print_error, set_verbosity
 from cohortseg.errors import CohortSegError, ConfigError
 
@@ -89,12 +87,6 @@ for _command in (sample, scan, train, evaluate, compare, infer, report, export, 
 
 
 def main() -> None:
-    """Run the program; SIGTERM (of `timeout`, Slurm or Kubernetes) and a lost terminal end it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
-        signal.signal(signal.SIGHUP, _interrupt)
+    """Run the program."""
+    interrupt.listen()
     app()
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from cohortseg.cli.interrupt import heed
 from cohortseg.errors import CohortSegError
 from cohortseg.progress import Report, silent
 
@@ -90,7 +91,21 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
-    """Show progress with time left: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+    """Show progress with time left: a bar on a terminal, a line now and then elsewhere, nothing when quiet.
+
+    Each report also heeds an interruption that did not get through.
+    """
+    with _shown(title) as show:
+
+        def report(done: int, total: int | None, text: str) -> None:
+            heed()
+            show(done, total, text)
+
+        yield report
+
+
+@contextmanager
+def _shown(title: str) -> Iterator[Report]:
     if err.quiet:
         yield silent
         return
