@@ -5,6 +5,7 @@ only. (While workers train, torch listens for them on every interface: docs/trai
 Import ``ray`` only below `connected`, since some of its settings are read while it is imported.
 """
 
+import hashlib
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from cohortseg import __version__
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.processors import num_processors
 
@@ -42,8 +44,37 @@ _LOCAL: Final = {
 }
 _OBJECT_STORE_BYTES: Final = 256 * 1024**2
 _ANSWER_S: Final = 10.0
-_LOCAL_ADDRESSES: Final = ("auto", "local")
-"""What Ray takes for an address besides HOST:PORT."""
+_HERE: Final = "local"
+"""What Ray calls one that is to be started on this machine."""
+_RUNNING_HERE: Final = "auto"
+
+
+def _package_sha256() -> str:
+    root = Path(__file__).parent
+    digest = hashlib.sha256(__version__.encode())  # all that there is to tell of a package in an archive
+    for path in sorted(root.rglob("*.py")):
+        if not path.name.startswith(".") and path.is_file():
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+PACKAGE_SHA256: Final = _package_sha256()
+"""Over the sources of cohortseg as this process started with them."""
+
+
+def require_same_package(sha256: str) -> None:
+    """Refuse, on a worker, to work for a run of another cohortseg: results would be of two methods, or not be found.
+
+    Raises
+    ------
+    ConfigError
+        If the sources here are others than those that the run was started with.
+    """
+    if sha256 != PACKAGE_SHA256:
+        raise ConfigError(
+            f"this node has another cohortseg ({__version__}) than the run was started with, or one changed since; "
+            "have the same on every node, restart the cluster and run the same command again"
+        )
 
 
 class RayStartError(StoreError):
@@ -95,7 +126,8 @@ def local_resources() -> Resources:
 
 def cluster_address(address: str | None) -> str | None:
     """Return the address of the cluster to use: the one given, else ``RAY_ADDRESS``; None: this machine alone."""
-    return address or os.environ.get("RAY_ADDRESS") or None
+    given = address or os.environ.get("RAY_ADDRESS") or None
+    return None if given == _HERE else given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +255,7 @@ def require_answer(address: str | None) -> None:
         Saying so.
     """
     given = cluster_address(address)
-    if given is None or given in _LOCAL_ADDRESSES:
+    if given is None or given == _RUNNING_HERE:
         return
     host, _, port = given.rpartition(":")
     bare_ipv6 = ":" in host and not host.startswith("[")

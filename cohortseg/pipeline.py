@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from cohortseg import __version__
 from cohortseg.cluster import cluster_address, connected
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig
 from cohortseg.dicom.scan import CohortScan, scan_cohort
@@ -155,10 +156,11 @@ def infer_cohort(
             _make_ready(job)
             scan, num_done, engine = _segment(job, model, scan, progress, address)
         summary = _finished(job, scan, num_done, engine)
-        if not num_done and _tells_of(out, summary, config):
+        facts = _facts(summary, scan, config, model)
+        if not num_done and _tells_of(out, facts):
             return summary  # the file keeps telling of the run that made the results
         timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
-        _write_provenance(summary, scan, config, model, timings)
+        write_run_json(out, "infer", facts | {"timings": timings})
     return summary
 
 
@@ -187,7 +189,11 @@ def _segment(
         tried |= {record.series_key for record in added}
         if any(record.decision == "alternative" for record in scan.series):
             # What a later run may measure, like a file that is missing now, keeps its place.
-            rows.append(read_committed(job.out, [record.series_key for record in added if job.is_done(record)]))
+            rows.append(
+                read_committed(
+                    job.out, {record.series_key: job.token(record) for record in added if job.is_done(record)}
+                )
+            )
             scan = _with_alternatives(scan, job.config, pl.concat(rows))
     return scan, num_done, engine
 
@@ -196,7 +202,7 @@ def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSu
     """Write tables and report of all that is committed, and return what the run did."""
     out, chosen = job.out, _selected(scan)
     note_unfinished(out, unfinished=True)
-    burden = with_time(read_committed(out, [record.series_key for record in chosen]))
+    burden = with_time(read_committed(out, {record.series_key: job.token(record) for record in chosen}))
     _write_tables(scan, burden, job)
     if not job.config.resume:
         keep_clinical_of(out, _patients(scan.series))
@@ -383,37 +389,36 @@ def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:
     write_table(job.out / BURDEN.file_name, burden, BURDEN, provenance)
 
 
-def _series_counts(summary: InferSummary) -> dict[str, Any]:
-    chosen = len(summary.burden)
-    return {"series_found": summary.num_found, "series_chosen": chosen, "status": dict(summary.counts)}
-
-
-def _tells_of(out: Path, summary: InferSummary, config: InferConfig) -> bool:
-    """Return whether a folder's ``run.json`` tells of the present series and settings, but for those of the work."""
-    document = read_run_json(out)
-    now: list[Any] = parse_json(json.dumps([asdict(config), _series_counts(summary)]))
-    try:
-        told = [document["config"] | {name: now[0][name] for name in EXECUTION_SETTINGS}]
-        told.append({name: document["counts"][name] for name in now[1]})
-    except (KeyError, TypeError):
-        return False
-    return told == now
-
-
-def _write_provenance(
-    summary: InferSummary, scan: CohortScan, config: InferConfig, model: LoadedModel, timings: Mapping[str, float]
-) -> None:
-    """Write ``run.json``: what ran, with what and on how much."""
-    facts = {
+def _facts(summary: InferSummary, scan: CohortScan, config: InferConfig, model: LoadedModel) -> dict[str, Any]:
+    """Return what ``run.json`` tells: what ran, with what and on how much."""
+    return {
         "config": asdict(config),
         "model": {"name": model.name, "sha256": model.sha256, "device": str(model.device), "bf16": model.bf16},
         "methods": {"lungs": LUNG_METHOD, "measures": MEASURES},
         "engine": summary.engine,
         "counts": {
-            **_series_counts(summary),
+            "series_found": summary.num_found,
+            "series_chosen": len(summary.burden),
+            "status": dict(summary.counts),
             "series_segmented_by_this_run": summary.num_done,
             "files_skipped": len(scan.skipped),
         },
-        "timings": dict(timings),
     }
-    write_run_json(summary.out, "infer", facts)
+
+
+def _tells_of(out: Path, facts: Mapping[str, Any]) -> bool:
+    """Return whether a folder's ``run.json`` tells of the same series, settings, model and methods.
+
+    How the work was done may differ.
+    """
+    told, now = read_run_json(out), parse_json(json.dumps(facts))
+    try:
+        return bool(
+            told["config"] | {name: now["config"][name] for name in EXECUTION_SETTINGS} == now["config"]
+            and all(told["counts"][name] == now["counts"][name] for name in ("series_found", "series_chosen", "status"))
+            and told["model"]["sha256"] == now["model"]["sha256"]
+            and told["methods"] == now["methods"]
+            and told["versions"]["cohortseg"] == __version__
+        )
+    except (KeyError, TypeError):
+        return False

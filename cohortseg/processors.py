@@ -14,6 +14,9 @@ from typing import Final, ParamSpec, Self, TypeVar
 
 _log: Final = logging.getLogger(__name__)
 
+_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
+"""They interrupt the command line (`cohortseg.cli.interrupt`), and end other processes."""
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -44,13 +47,13 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back for the length of the block, and for good from processes that are begun in it.
+    """Hold what interrupts a run back for the length of the block, and Ctrl-C for good from processes begun in it.
 
     A pool waits for ever if it is interrupted while work is handed in, or one of its processes (a terminal sends Ctrl-C
     to all) while it sends a result.
     """
     resource_tracker.ensure_running()  # else the first process starts it, and that lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDING})
     try:
         yield
     finally:
@@ -116,6 +119,7 @@ def _follow_parent() -> None:
     Else two runs could write into one folder, and processes wait for ever for work that nobody gives.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # begun within `uninterrupted`
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("only a child process has a parent to follow")

@@ -62,6 +62,7 @@ def written(folder: Path, content: str | bytes) -> Path:
         "patient_id\tonset_date\r\n007\t2020-03-01\r\nB\t\r\n".encode("utf-16"),
         "patient_id,onset_date\n007,2020-03-01 00:00:00\nB,\n",
         "patient_id,onset_date\n007,2020-03-01\nB,NA\n",
+        "patient_id,onset_date\n007,2020-03-01\n007,1900-01-01\nB,1900-01-01\n",
         '"seen; where; by; whom",patient_id,onset_date\n,007,2020-03-01\n,B,\n',
         "onset_date\tpatient_id\r\n2020/03/01\t007\r\n\tB\r\n2020-03-01\t007\r\n\t007\r\n",
     ],

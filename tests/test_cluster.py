@@ -13,6 +13,7 @@ import pytest
 from cohortseg.cluster import (
     Resources,
     WorkerRequest,
+    cluster_address,
     connected,
     local_resources,
     require_answer,
@@ -89,6 +90,8 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     require_answer(None)
     require_answer("auto")
+    require_answer("local")
+    assert cluster_address("local") is None, "it is begun here, and so bound to loopback"
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         require_answer(address)

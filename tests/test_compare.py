@@ -214,6 +214,10 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     )
     other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--data", str(moved)])
     assert "was begun with other labelled images" in other.output
+    settings = out / "comparison.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"imagenet_sha256": "0" * 64}))
+    other = CliRunner().invoke(app, tiny.arguments(out, "plain"))
+    assert "was begun with other ImageNet weights" in other.output
 
 
 def test_held_out_images_are_not_trained_on(tmp_path, tiny, monkeypatch):

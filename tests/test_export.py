@@ -1,5 +1,6 @@
 """Masks for viewers: every kind of series in its true place; killed, repeated and refused exports."""
 
+import errno
 import io
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import nibabel as nib
@@ -492,6 +494,46 @@ def test_a_segmentation_names_the_patient_that_its_source_names_now(
         assert (new.PatientName, new.PatientID) == ("Anonymous", f"P{old.PatientID}")
         assert new.SOPInstanceUID != old.SOPInstanceUID  # an archive would keep the one it has
     assert "up to date" in export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)[1]
+
+
+def test_one_folder_without_rights_refuses_no_export(
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort, out = small
+    stat = os.stat
+
+    def closed(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if "Secret^A" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    code, said = export(out, tmp_path / "png", "png", "--cohort", cohort)
+    assert code in (0, 3)
+    assert "Secret" not in said
+    assert len(list((tmp_path / "png").glob("[0-9a-f]*"))) >= 1
+
+
+@pytest.mark.parametrize(
+    "keyword", ["ReferringPhysicianName", "PatientComments", "StudyDescription", "OtherPatientNames", "PatientAge"]
+)
+def test_what_a_source_tells_no_more_goes_from_its_segmentation(small: Run, tmp_path: Path, keyword: str) -> None:
+    """Whatever highdicom takes over; in an archive the new one must not be taken for the one it has."""
+    cohort, out = small
+    paths = list(cohort.rglob("*.dcm"))
+    seen = []
+    for value in ("045Y" if keyword == "PatientAge" else "Secret^S", None):
+        for path in paths:
+            dataset = pydicom.dcmread(path)
+            dataset.pop(keyword, None)
+            if value is not None:
+                setattr(dataset, keyword, value)
+            dataset.save_as(path)
+        assert export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)[0] == 0
+        seen.append(pydicom.dcmread(next((tmp_path / "seg").glob("*.dcm"))))
+    assert seen[0].get(keyword)
+    assert not seen[1].get(keyword)
+    assert seen[0].SOPInstanceUID != seen[1].SOPInstanceUID
 
 
 @pytest.mark.parametrize(

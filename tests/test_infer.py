@@ -1,5 +1,6 @@
 """Whole runs: what a damaged file, a killed process, a full disk or a vanished cohort leaves, and how many workers."""
 
+import errno
 import json
 import logging
 import os
@@ -10,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +338,31 @@ def test_copies_that_came_later_are_in_the_flags(cohort: Path, model_path: Path,
     again = run(root, out, model_path)
     assert again.num_done == 1
     assert "duplicates_dropped" in again.burden["qc_flags"][0]
+
+
+def test_cohort_on_a_lost_mount_ends_the_run(
+    cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There even the question whether a folder exists is an error."""
+    out, root = tmp_path / "out", tmp_path / "cohort"
+    shutil.copytree(cohort, root)
+    stat = os.stat
+
+    def lost(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(root)):
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+        return stat(path, *arguments, **options)
+
+    @contextmanager
+    def progress(title: str) -> Iterator[Callable[..., None]]:
+        if title == "Segmenting":
+            root.rename(tmp_path / "unmounted")
+            monkeypatch.setattr(os, "stat", lost)
+        yield lambda *_: None
+
+    with pytest.raises(StoreError, match="the cohort has gone"):
+        infer_cohort(root, out, config=InferConfig(engine="local"), model_path=model_path, progress=progress)
+    assert not suspects(out)
 
 
 def test_vanished_cohort_ends_the_run_and_fails_no_series(cohort: Path, model_path: Path, tmp_path: Path) -> None:

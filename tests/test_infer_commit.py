@@ -1,5 +1,7 @@
 """Markers and attempts of series in the output folder, and one run at a time."""
 
+import errno
+import fcntl
 import json
 import os
 import threading
@@ -12,7 +14,7 @@ import polars as pl
 import pytest
 
 from cohortseg.errors import StoreError
-from cohortseg.infer.attempts import attempts_noted, begin_attempt, count_attempts, suspects
+from cohortseg.infer.attempts import attempts_noted, begin_attempt, count_attempts, require_run, suspects
 from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
     SeriesResult,
@@ -53,7 +55,7 @@ def test_marker_is_valid_only_for_the_same_files_model_and_settings(out: Path) -
         ("files", "model", {"flips": False}),
     ]
     assert not any(is_done(out, "k", result_token(*other)) for other in others)
-    burden, (slices,) = read_committed(out, ["k"]), committed_slices(out, ["k"])
+    burden, (slices,) = read_committed(out, {"k": token}), committed_slices(out, ["k"])
     assert (burden.schema, slices.schema) == (BURDEN.polars_schema, SLICES.polars_schema)
     assert burden["po_pct"].to_list() == [1.5]
 
@@ -77,7 +79,7 @@ def test_result_without_its_masks_or_with_a_cut_marker_is_not_done(out: Path) ->
     (out / "masks.zarr/k").rename(out / "elsewhere")
     assert not is_done(out, "k", "t")
     with pytest.raises(StoreError, match="series other has no result"):
-        read_committed(out, ["other"])
+        read_committed(out, {"other": "t"})
 
 
 @pytest.mark.parametrize(
@@ -93,9 +95,16 @@ def test_a_marker_whose_row_is_no_burden_row_is_named_and_its_series_done_anew(
     document["burden"] = {"status": "ok"} if damage is None else document["burden"] | damage
     marker.write_text(json.dumps(document))
     with pytest.raises(StoreError, match=r"k\.json: cannot be read .*run the same command again, .* series k anew"):
-        read_committed(out, ["j", "k"])
+        read_committed(out, {"j": "t", "k": "t"})
     assert is_done(out, "j", "t")
     assert not is_done(out, "k", "t")
+
+
+def test_a_result_that_a_worker_of_another_run_has_put_there_comes_into_no_table(out: Path) -> None:
+    commit(out, "k", "mine", result_of())
+    commit(out, "k", "of a run with another model", result_of())
+    with pytest.raises(StoreError, match=r"series k has the result of another run; run the same command again$"):
+        read_committed(out, {"k": "mine"})
 
 
 def test_a_marker_without_a_row_is_none(out: Path) -> None:
@@ -169,7 +178,20 @@ def test_a_worker_that_outlives_its_run_notes_nothing(out: Path) -> None:
         raise KeyboardInterrupt
     with pytest.raises(StoreError, match="cannot be read or written"):
         begin_attempt(out, "l", "t", "this")
+    with pytest.raises(StoreError, match="the run of this worker has ended"):
+        require_run(out, "this")
     assert not suspects(out)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is a mere file would outlive a killed run."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(StoreError, match=r"cannot be used as an output folder: .*not implemented"), claimed(tmp_path):
+        pass
 
 
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:

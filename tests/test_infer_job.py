@@ -3,19 +3,23 @@
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from phantoms import write_series
 from runs import only_series
 
+from cohortseg.cluster import PACKAGE_SHA256, require_same_package
+from cohortseg.compare.run import _run_on_worker
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig, ScanConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, ModelError
 from cohortseg.infer import job as jobs
-from cohortseg.infer.job import PACKAGE_SHA256, Job
+from cohortseg.infer.job import Job
 from cohortseg.infer.run import _Worker
 from cohortseg.infer.stream import load_job_model
 from cohortseg.store.schemas import SLICES
+from cohortseg.train.fit import _train_worker
 from cohortseg.weights import load_model
 
 
@@ -63,9 +67,13 @@ def test_another_schema_is_another_token(
 def test_a_node_with_another_cohortseg_does_no_work(tmp_path: Path) -> None:
     mine = job(tmp_path)
     assert mine.package_sha256 == PACKAGE_SHA256
-    mine.require_same_package()
+    require_same_package(mine.package_sha256)
     with pytest.raises(ConfigError, match="this node has another cohortseg"):
         _Worker(replace(mine, package_sha256="0" * 64))
+    with pytest.raises(ConfigError, match="this node has another cohortseg"):
+        _train_worker({"package_sha256": "0" * 64})
+    with pytest.raises(ConfigError, match="this node has another cohortseg"):
+        _run_on_worker(Mock(), Mock(), "0" * 64)
 
 
 def test_a_model_file_that_is_not_the_one_of_the_run_is_refused(tmp_path: Path) -> None:

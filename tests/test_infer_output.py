@@ -211,6 +211,22 @@ def test_run_json_tells_of_the_series_that_the_tables_hold(cohort: Path, model_p
     assert document["counts"]["series_segmented_by_this_run"] == 0
 
 
+@pytest.mark.parametrize("lost", [("model", "sha256"), ("methods", "lungs"), ("versions", "cohortseg")])
+def test_run_json_tells_of_the_model_and_method_that_made_the_tables(
+    cohort: Path, model_path: Path, tmp_path: Path, lost: tuple[str, str]
+) -> None:
+    """A run with another model may be killed between its last series and its record."""
+    out = tmp_path / "out"
+    select = ("patient_id = B",)
+    run(cohort, out, model_path, select=select)
+    whole = json.loads((out / "run.json").read_text())
+    before = json.loads((out / "run.json").read_text())
+    before[lost[0]][lost[1]] = "of the run before"
+    (out / "run.json").write_text(json.dumps(before))
+    assert run(cohort, out, model_path, select=select).num_done == 0
+    assert json.loads((out / "run.json").read_text())[lost[0]] == whole[lost[0]]
+
+
 def test_pictures_can_be_left_out(cohort: Path, model_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(cohort, out, model_path, select=("patient_id = B",), overlays=False).complete

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cohortseg.processors import Apart
+from cohortseg.processors import Apart, process_pool, uninterrupted
 
 WORK = """
 from cohortseg.processors import process_pool, uninterrupted
@@ -41,6 +41,22 @@ def test_ctrl_c_while_processes_begin_and_send_results_ends_them_all_silently(tm
                 os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == -signal.SIGINT
     assert said.count(b"Traceback") == 1, "of the process that was asked"
+
+
+def test_what_interrupts_a_run_waits_while_work_is_handed_in() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
+    try:
+        with process_pool(1) as pool:
+            with uninterrupted():
+                blocked = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ())
+                os.kill(os.getpid(), signal.SIGTERM)
+                for _ in range(9):
+                    assert not received
+            assert received == [signal.SIGTERM]
+            assert signal.SIGTERM not in blocked.result(), "the other process can be ended"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_call_that_ends_its_process_costs_that_call_only() -> None:

@@ -1,7 +1,7 @@
 """``cohortseg compare``: the rows of the paper's table 2 side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -9,7 +9,7 @@ from rich.table import Table
 from cohortseg.cli.console import number, out, progress, say
 from cohortseg.cli.options import Address, Data, Seed, TrainSettings
 from cohortseg.compare.rows import ROWS
-from cohortseg.config import Preset, TrainConfig, preset_config, resolve_config
+from cohortseg.config import TrainConfig, preset_config, resolve_config
 from cohortseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,13 +25,15 @@ def compare(
         "runs/compare"
     ),
     preset: Annotated[
-        Preset, typer.Option(help="Recipe: the paper's settings, or a short one for two CPU cores.")
+        Literal["paper", "cpu"], typer.Option(help="Recipe: the paper's settings, or a short one for two CPU cores.")
     ] = "paper",
     config: TrainSettings = None,
     seed: Seed = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Trainings beside each other, on Ray.", show_default="one after the other"),
+        typer.Option(
+            min=1, help="Trainings beside each other, on Ray.", show_default="one after the other; on GPUs one each"
+        ),
     ] = None,
     address: Address = None,
 ) -> None:

@@ -12,7 +12,16 @@ import polars as pl
 import torch
 
 from cohortseg import __version__
-from cohortseg.cluster import WorkerRequest, cluster_address, connected, local_resources, require_answer, worker_request
+from cohortseg.cluster import (
+    PACKAGE_SHA256,
+    WorkerRequest,
+    cluster_address,
+    connected,
+    local_resources,
+    require_answer,
+    require_same_package,
+    worker_request,
+)
 from cohortseg.compare.fold import LABELED_DATA, FoldJob, run_fold, scores_in
 from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, check_rows
@@ -29,12 +38,12 @@ from cohortseg.store.files import LOCK, held, visible_files, write_file
 from cohortseg.store.layout import DATA, PAGE
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, write_table
-from cohortseg.train.state import check_imagenet, check_same_settings
+from cohortseg.train.state import check_imagenet, check_same_settings, imagenet_sha256
 
 _SETTINGS: Final = "comparison.json"
 """By which a comparison's folder is known: settings and labelled images it was begun with."""
 _FREE_TO_CHANGE: Final = frozenset({"imagenet_file"})
-"""Settings that no result depends on: weights of ImageNet are checked by their hash."""
+"""Settings that no result depends on: weights of ImageNet are known by their hash, wherever they lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +160,7 @@ def _begin(
         "version": __version__,
         "config": asdict(config),
         "images": {item.name: _content_hash(item) for item in images},
+        "imagenet_sha256": imagenet_sha256(config),
     }
     settings = out / _SETTINGS
     is_new = not settings.is_file()
@@ -179,7 +189,7 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
     """Refuse to go on with a comparison that was begun otherwise."""
     try:
         before = parse_json(settings.read_bytes())
-        version, saved, images = (before[name] for name in ("version", "config", "images"))
+        version, saved, images, weights = (before[name] for name in now)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     if version != now["version"]:
@@ -187,6 +197,8 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
     check_same_settings(saved, config, free_to_change=_FREE_TO_CHANGE)
     if images != now["images"]:
         raise ConfigError(f"{settings.parent}: was begun with other labelled images; choose another -o")
+    if weights != now["imagenet_sha256"]:
+        raise ConfigError(f"{settings.parent}: was begun with other ImageNet weights; choose another -o")
 
 
 def _content_hash(item: ImageSlice) -> str:
@@ -229,7 +241,7 @@ def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | No
         while waiting or running:
             while waiting and len(running) < request.num_workers:
                 job = waiting.pop(0)
-                running[task.remote(job, request)] = job
+                running[task.remote(job, request, PACKAGE_SHA256)] = job
             report(done, total, "; ".join(job.title for job in running.values()))
             (ended, *_), _ = ray.wait(list(running))
             job = running.pop(ended)
@@ -246,7 +258,8 @@ def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | No
             done += job.iterations
 
 
-def _run_on_worker(job: FoldJob, request: WorkerRequest) -> None:
+def _run_on_worker(job: FoldJob, request: WorkerRequest, package_sha256: str) -> None:
+    require_same_package(package_sha256)
     torch.set_num_threads(max(1, int(request.cpus_per_worker)))
     run_fold(job, lambda _iteration: None)
 

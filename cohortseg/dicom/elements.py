@@ -48,7 +48,8 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UPPER_CONTROL: Final = re.compile(r"[\x80-\x9f]")
 _SHORT_BYTES: Final = 2
 _FIRST_YEAR: Final = 1800
-_FILLER: Final = date(1900, 1, 1)
+FILLER_DATE: Final = date(1900, 1, 1)
+"""What databases put where they have none."""
 META_AT: Final = 132
 """Where the file meta information of a file with preamble begins."""
 _META_GROUP: Final = 2
@@ -123,7 +124,7 @@ class Attributes:
             day = date(*(int(match[group]) for group in (1, 3, 4)))
         except ValueError:
             return None
-        return None if day == _FILLER else day
+        return None if day == FILLER_DATE else day
 
     def _parsed(self, keyword: str, form: Callable[[list[Any]], tuple[Any, ...]]) -> tuple[Any, ...]:
         """Return an attribute's values in a form; empty if it is absent, empty or cannot be parsed."""

@@ -23,7 +23,11 @@ _ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "!=": operator.ne,
 }
 _ALIASES: Final = {"kernel": "convolution_kernel", "description": "series_description"}
-_COLUMNS: Final = {name: {hint, *get_args(hint)} for name, hint in get_type_hints(SeriesRecord).items()}
+_DECIDED: Final = frozenset({"decision", "reason"})
+"""By these very rules, among others."""
+_COLUMNS: Final = {
+    name: {hint, *get_args(hint)} for name, hint in get_type_hints(SeriesRecord).items() if name not in _DECIDED
+}
 """The types of each column's values."""
 
 

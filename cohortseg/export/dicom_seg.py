@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.tag import BaseTag
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import DA, TM, DSfloat
 
@@ -30,6 +31,8 @@ _MAY_BE_EMPTY: Final = (
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
 """Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where they are not known, and de-identified files lack some."""
+_IDENTITY_GROUPS: Final = frozenset({0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0038, 0x0040})
+"""Those of the attributes of patient and study (PS3.3 C.7.1, C.7.2), and of the frame of reference."""
 _DATES: Final[dict[str, Callable[[Any], Any]]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 _CHARACTER_SETS: Final = frozenset(str(term.value) for term in hd.SpecificCharacterSetValues)
 
@@ -127,15 +130,15 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
 
 
 def identity_hash(source: Dataset) -> str:
-    """Return a hash of what a segmentation takes over from its source: patient, study and frame of reference."""
-    taken_over = (*_MAY_BE_EMPTY, "StudyInstanceUID", "FrameOfReferenceUID")
-    return hashlib.sha256(json.dumps([_text(source, keyword) for keyword in taken_over]).encode()).hexdigest()
+    """Return a hash of all in a header that may tell of patient and study: a segmentation takes much of it over."""
+    tags = [tag for tag in sorted(source.keys()) if tag.group in _IDENTITY_GROUPS]
+    return hashlib.sha256(json.dumps([(tag, _text(source, tag)) for tag in tags]).encode()).hexdigest()
 
 
-def _text(source: Dataset, keyword: str) -> str | None:
+def _text(source: Dataset, tag: BaseTag) -> str | None:
     """Return a value as text; None if it is malformed."""
     try:
-        return str(source.get(keyword, ""))
+        return str(source[tag].value)
     except READ_ERRORS:
         return None
 

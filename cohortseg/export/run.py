@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,12 @@ def export_masks(
     measured: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
     chosen = _named(burden, measured, only) if only else measured
     manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
-    if cohort is not None and chosen and not any((cohort / path).exists() for path in manifest["files"].list.explode()):
+    if (
+        cohort is not None
+        and chosen
+        # of a folder without rights Path.exists raises
+        and not any(os.path.exists(cohort / path) for path in manifest["files"].list.explode())  # noqa: PTH110
+    ):
         raise ConfigError(
             f"{cohort}: holds none of the files of {out}; give the folder that infer was given as --cohort"
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cohortseg.errors import StoreError
 from cohortseg.store.files import remove_folder, store_errors, visible_files
 from cohortseg.store.layout import ATTEMPTS, STATE
 
@@ -30,7 +31,7 @@ def attempts_noted(out: Path, run_id: str) -> Iterator[None]:
             emptied.rmdir()
     folder = _folder(out, run_id)
     with store_errors(out):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
     try:
         yield
     finally:
@@ -68,6 +69,18 @@ def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
         file.write(f"{token}\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def require_run(out: Path, run_id: str) -> None:
+    """Refuse to go on for a run that has ended, in whose folder another one may be at work by now.
+
+    Raises
+    ------
+    StoreError
+        If it has.
+    """
+    if not os.path.isdir(_folder(out, run_id)):  # noqa: PTH112 - of a lost mount Path.is_dir raises
+        raise StoreError(f"{out}: the run of this worker has ended")
 
 
 def end_attempts(out: Path, series_key: str) -> None:

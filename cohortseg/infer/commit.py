@@ -135,32 +135,43 @@ def committed_status(out: Path, series_key: str) -> str:
     return str(_required_marker(out, series_key)["burden"]["status"])
 
 
-def read_committed(out: Path, series_keys: Sequence[str]) -> pl.DataFrame:
+def read_committed(out: Path, tokens: Mapping[str, str]) -> pl.DataFrame:
     """Return the burden table of committed series, in the order of the keys.
+
+    Parameters
+    ----------
+    out
+        Output folder.
+    tokens
+        Of each key, that of the result: a worker that outlives its run may have put another in its place.
 
     Raises
     ------
     StoreError
-        If a series has no marker, or one that holds no burden row.
+        If a series has no marker, that of another result, or one that holds no burden row.
     """
     tables = [table_from_rows([], BURDEN)]
     # In batches, so that the rows of a large cohort are never all held as Python objects.
-    for keys in _batches(series_keys):
+    for keys in _batches(list(tokens)):
         try:
-            tables.append(_rows(out, keys))
+            tables.append(_rows(out, keys, tokens))
         except _WRONG_ROW:
-            tables += [_checked_row(out, key) for key in keys]
+            tables += [_checked_row(out, key, tokens) for key in keys]
     return pl.concat(tables)
 
 
-def _rows(out: Path, series_keys: Sequence[str]) -> pl.DataFrame:
-    return table_from_rows([_burden_row(_required_marker(out, key)["burden"]) for key in series_keys], BURDEN)
+def _rows(out: Path, series_keys: Sequence[str], tokens: Mapping[str, str]) -> pl.DataFrame:
+    markers = [_required_marker(out, key) for key in series_keys]
+    for key, marker in zip(series_keys, markers, strict=True):
+        if marker["token"] != tokens[key]:
+            raise StoreError(f"{out}: series {key} has the result of another run; run the same command again")
+    return table_from_rows([_burden_row(marker["burden"]) for marker in markers], BURDEN)
 
 
-def _checked_row(out: Path, series_key: str) -> pl.DataFrame:
+def _checked_row(out: Path, series_key: str, tokens: Mapping[str, str]) -> pl.DataFrame:
     """Return the burden table of one series; where it is damaged the series is no longer done."""
     try:
-        return _rows(out, [series_key])
+        return _rows(out, [series_key], tokens)
     except _WRONG_ROW as error:
         raise _undone(out, series_key, _marker(out, series_key), str(error)) from error
 

@@ -1,6 +1,6 @@
 """What a run is, and one series of it, from its files to its marker. A bad series is a row with a reason."""
 
-import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
@@ -10,12 +10,13 @@ from typing import Final, NamedTuple
 from uuid import uuid4
 
 from cohortseg import __version__
+from cohortseg.cluster import PACKAGE_SHA256
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig, ScanConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import CohortSegError, ConfigError, NotEvaluableError, StoreError, unexpected
+from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError, unexpected
 from cohortseg.identity import without_path
-from cohortseg.infer.attempts import begin_attempt, count_attempts, suspects
+from cohortseg.infer.attempts import begin_attempt, count_attempts, require_run, suspects
 from cohortseg.infer.commit import SeriesResult, check_rows, commit, is_done, result_token
 from cohortseg.infer.segmenter import MEASURES, record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
@@ -26,19 +27,6 @@ _RESULT_SETTINGS: Final = sorted(
     {item.name for item in fields(InferConfig)} - {item.name for item in fields(ScanConfig)} - EXECUTION_SETTINGS
 )
 """Settings that say what comes out of a series; what `ScanConfig` says of it is in its record."""
-
-
-def _package_sha256() -> str:
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256(__version__.encode())  # all that there is to tell of a package in an archive
-    for path in sorted(root.rglob("*.py")):
-        if not path.name.startswith(".") and path.is_file():
-            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-PACKAGE_SHA256: Final = _package_sha256()
-"""Over the sources of cohortseg as this process started with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +43,6 @@ class Job:
     """Tells the attempts of this run from those of earlier ones."""
     package_sha256: str = PACKAGE_SHA256
     """Of the cohortseg that the run was started with."""
-
-    def require_same_package(self) -> None:
-        """Refuse to work for a run of another cohortseg: its results would be of two methods, or not be found.
-
-        Raises
-        ------
-        ConfigError
-            If the sources here are others than those that the run was started with.
-        """
-        if self.package_sha256 != PACKAGE_SHA256:
-            raise ConfigError(
-                f"this node has another cohortseg ({__version__}) than the run was started with, or one changed since; "
-                "have the same on every node, restart the cluster and run the same command again"
-            )
 
     def is_done(self, record: SeriesRecord) -> bool:
         """Return whether the output folder holds all that this run would make of a series."""
@@ -133,7 +107,7 @@ def segment_and_commit(job: Job, model: LoadedModel, record: SeriesRecord, betwe
     Raises
     ------
     StoreError
-        If the result cannot be written, or the cohort has gone.
+        If the result cannot be written, the cohort has gone, or the run has ended meanwhile.
     CancelledError
         Of ``between_steps``.
     """
@@ -141,6 +115,7 @@ def segment_and_commit(job: Job, model: LoadedModel, record: SeriesRecord, betwe
     start = time.perf_counter()
     result, frames = _result(job, model, record, between_steps)
     row = {**result.burden, "runtime_s": round(time.perf_counter() - start, 3)}
+    require_run(job.out, job.run_id)
     commit(job.out, record.series_key, job.token(record), replace(result, burden=row))
     note = without_path(row["reason"] or "", record.files)
     return Done(record.series_key, row["status"], record.n_slices, note, frames)
@@ -163,7 +138,7 @@ def _result(
         status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
     except CohortSegError as error:
         status, reason, final = "failed", str(error), not _may_pass(error.__cause__)
-        if not final and not job.root.is_dir():
+        if not final and not os.path.isdir(job.root):  # noqa: PTH112 - of a lost mount Path.is_dir raises
             raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
     except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
         status, (reason, frames) = "failed", unexpected(error)

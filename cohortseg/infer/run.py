@@ -23,6 +23,7 @@ from cohortseg.cluster import (
     followed,
     head_answers,
     local_resources,
+    require_same_package,
 )
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
@@ -167,7 +168,7 @@ class _Worker:
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(int(_WORKER_CPUS))
-        job.require_same_package()
+        require_same_package(job.package_sha256)
         self._job = job
         self._model = load_job_model(job)
 

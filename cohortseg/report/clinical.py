@@ -13,6 +13,7 @@ from unicodedata import normalize
 
 import polars as pl
 
+from cohortseg.dicom.elements import FILLER_DATE
 from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.store.schemas import CLINICAL
 from cohortseg.store.tables import read_table, table_name, write_table
@@ -105,6 +106,12 @@ def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:
     dated = texts.with_columns(pl.col("onset_date").alias("text")).with_columns(
         digits.str.to_date("%Y%m%d", strict=False).alias("onset_date")
     )
+    is_filler = pl.col("onset_date") == FILLER_DATE
+    if fillers := len(dated.filter(is_filler)):
+        _log.warning("%d rows of %s have the onset_date %s, a filler: taken as not known", fillers, path, FILLER_DATE)
+        dated = dated.with_columns(
+            pl.when(is_filler).then(None).otherwise(pl.col(name)).alias(name) for name in ("onset_date", "text")
+        )
     _refuse(path, dated.filter(pl.col("patient_id").is_null())["row"], "without patient_id")
     no_date = dated.filter(pl.col("text").is_not_null() & pl.col("onset_date").is_null())
     _refuse(path, no_date["row"], "whose onset_date is no date of the form 2020-03-31")

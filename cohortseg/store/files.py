@@ -179,14 +179,14 @@ def locked(
     StoreError
         If another process holds it, or it cannot be used.
     """
-    file_lock = filelock.FileLock(lock)
+    file_lock = filelock.FileLock(lock, fallback_to_soft=False)  # a soft one outlives its process
     try:
         for path in folders:
             path.mkdir(parents=True, exist_ok=True)
         file_lock.acquire(timeout=0)
     except filelock.Timeout:
         raise StoreError(busy()) from None
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise StoreError(f"{folder}: cannot be used as {use}: {error}") from error
     try:
         yield

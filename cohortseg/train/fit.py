@@ -14,11 +14,19 @@ from typing import Any, Final
 import torch
 import torch.distributed
 
-from cohortseg.cluster import WorkerRequest, connected, followed, worker_request
+from cohortseg.cluster import (
+    PACKAGE_SHA256,
+    WorkerRequest,
+    connected,
+    followed,
+    require_same_package,
+    worker_request,
+)
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError
 from cohortseg.hashes import file_sha256
+from cohortseg.store.documents import parse_json
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.train.folder import saved_options
@@ -34,6 +42,7 @@ _MAX_FAILURES: Final = 3
 _MAX_CONTROLLER_FAILURES: Final = 2
 _KEPT_CHECKPOINTS: Final = 2
 _POLL_S: Final = 0.5
+_CHECKPOINT_LIST: Final = "checkpoint_manager_snapshot.json"
 _BAD_CHECKPOINT_LIST: Final = "CheckpointManagerInitializationError"
 """A class of Ray Train that is not public."""
 
@@ -77,6 +86,7 @@ def fit(
     with connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources, cpus_flag=True)
+        _mend_list(run)
         _warn_of_lost_work(run, config)
         with _following(run, on_history):
             counts = _run_trainer(config, run, request)
@@ -99,6 +109,17 @@ def fit(
 def is_finished(run: Path) -> bool:
     """Return whether a run's folder holds the model of its last iteration."""
     return (run / MODEL).is_file() and read_run_json(run).get("command") == _COMMAND
+
+
+def _mend_list(run: Path) -> None:
+    """Move Ray's list of checkpoints away if it is cut off: Ray writes it in place, and begins with no such one."""
+    path = run / _RAY_FOLDER / _CHECKPOINT_LIST
+    try:
+        if path.is_file():
+            parse_json(path.read_bytes())
+    except ValueError:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        _log.warning("%s is damaged: it is passed over, and the newest whole checkpoint is gone on from", path)
 
 
 def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
@@ -124,7 +145,12 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
 
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,  # type: ignore[arg-type]  # the stub is of Train V1, where workers return nothing
-        train_loop_config={"config": asdict(config), "run": str(run), "threads": max(1, int(request.cpus_per_worker))},
+        train_loop_config={
+            "config": asdict(config),
+            "run": str(run),
+            "threads": max(1, int(request.cpus_per_worker)),
+            "package_sha256": PACKAGE_SHA256,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=request.num_workers,
             use_gpu=request.gpus_per_worker > 0,
@@ -175,6 +201,7 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
         The numbers of slices, or what would go wrong again: what a worker raises, Ray tries again. Only what all
         workers meet alike is returned: Ray takes it for a good end, and others would wait for this one for ever.
     """
+    require_same_package(settings["package_sha256"])
     import ray.train
     import ray.train.torch
 
@@ -209,8 +236,8 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
 
     checkpoint = ray.train.get_checkpoint()
     try:
-        if checkpoint is None:
-            return train_from(None)
+        if checkpoint is None:  # none is listed
+            return train_from(next(filter(is_whole, reversed(_checkpoints(run))), None))
         with checkpoint.as_directory() as folder:
             return train_from(newest_whole(Path(folder)))
     except (DivergedError, DataError, ModelError) as error:

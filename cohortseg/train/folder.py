@@ -1,6 +1,7 @@
 """The folder of a training run: what it was begun with, and whether one may begin, or go on, in it."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -63,11 +64,16 @@ def begin_run(run: Path, config: TrainConfig, options: DataOptions | None = None
     Raises
     ------
     ConfigError
-        If the folder holds something.
+        If the folder holds something, or its path is not UTF-8.
     StoreError
         If it cannot be written.
     """
     _refuse_used(run)
+    try:
+        str(run.resolve()).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(run).decode(errors="replace")
+        raise ConfigError(f"{shown}: Ray takes only folders whose path is UTF-8; choose another -o") from error
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,10 +14,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError, ModelError
+from cohortseg.hashes import file_sha256
 from cohortseg.models.device import reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.resnet import ResNetEncoder
+from cohortseg.models.resnet_weights import PUBLISHED, find_imagenet
 from cohortseg.models.segmenter import Segmenter, build_encoder
 
 SUPERVISED: Final = 1
@@ -122,6 +124,20 @@ def check_imagenet(config: TrainConfig) -> None:
         Saying where they should be.
     """
     _load_imagenet(build_encoder(config.model), config)
+
+
+def imagenet_sha256(config: TrainConfig) -> str | None:
+    """Return the SHA-256 of the ImageNet weights, where a user may give others; None if none are used, or known ones.
+
+    Raises
+    ------
+    ModelError
+        If they cannot be had.
+    """
+    if not config.model.imagenet or config.model.encoder not in PUBLISHED:
+        return None
+    own = Path(config.imagenet_file) if config.imagenet_file else None
+    return file_sha256(find_imagenet(config.model.encoder, own))
 
 
 def _load_imagenet(encoder: EfficientNetLite0Encoder | ResNetEncoder, config: TrainConfig) -> None:

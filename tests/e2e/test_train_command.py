@@ -148,6 +148,15 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "holds no checkpoint any more: training begins again" in " ".join(resumed.stderr.split())
 
+    # with a list of them that was cut off while Ray wrote it, the newest is gone on from
+    unlisted = shutil.copytree(torn, tmp_path / "unlisted")
+    listed = unlisted / "checkpoints/checkpoint_manager_snapshot.json"
+    listed.write_bytes(listed.read_bytes()[:-100])
+    resumed = run("--data", data, "--config", config, "-o", unlisted, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{listed}isdamaged" in "".join(resumed.stderr.split())
+    assert (unlisted / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+
     # the same with a newest checkpoint that is cut off: the one before it takes its place
     newest = torn / "checkpoints" / max(listed_checkpoints(torn)) / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
