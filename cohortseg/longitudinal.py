@@ -3,13 +3,13 @@
 Rules. The baseline of a patient is the earliest study date among the chosen series. Several series of one date: one of
 them stands for the date, the first in the order ok before not ok, a plausible lung volume before an implausible one,
 all of the lungs (at least 80 % of the most lung found that day) before part of them, what is neither computed from
-several energies, called a projection nor noisy, lungs that end within slices and field of view before those that go on
-beyond, most slices with lung (where none was looked for: most slices), smallest slice spacing, a soft kernel before one
-not known before a sharp one, series UID. Percents of single slices are of area: where a patient has volumes at any
-date, single slices have no part in changes, first, last and peak; nor have parts of the lungs, as an abdomen shows
-them, where a patient has whole ones. A series without a study date is kept as a row of its own (one a study), with null
-in every column that counts days and in every change. Series without a patient identifier are never put together into
-one patient: each study counts as one, and where no study is named either, each series.
+several energies, called a projection, called an expiration nor noisy, lungs that end within slices and field of view
+before those that go on beyond, most slices with lung (where none was looked for: most slices), smallest slice spacing,
+a soft kernel before one not known before a sharp one, series UID. Percents of single slices are of area: where a
+patient has volumes at any date, single slices have no part in changes, first, last and peak; nor have parts of the
+lungs, as an abdomen shows them, where a patient has whole ones. A series without a study date is kept as a row of its
+own (one a study), with null in every column that counts days and in every change. Series without a patient identifier
+are never put together into one patient: each study counts as one, and where no study is named either, each series.
 """
 
 from typing import Final

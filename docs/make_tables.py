@@ -31,7 +31,8 @@ none was looked for: most slices), smallest slice spacing, a soft kernel before 
 one, series UID. A series
 without a study date is a row of its own, with null in all columns that count days and in all changes; it counts as no
 time point. Series without a patient identifier are never put together: each study counts as one patient, and where no
-study is named either, each series. `delta_*` is the value minus that of the first evaluable date.
+study is named either, each series; their days and time points are null. `delta_*` is the value minus that of the first
+evaluable date.
 
 A single slice has percents (of area), but no volumes and no zones; where a patient has volumes at another date, it has
 no part in `delta_*`, first, last and peak. Nor has a part of the lungs, as an abdomen shows it (less than .8 L and than

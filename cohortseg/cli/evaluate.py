@@ -40,7 +40,7 @@ def evaluate(
     labeled: Annotated[
         Path | None,
         typer.Option(
-            help="Instead: a folder with images/ (or DICOM) and masks/ of the same names.", show_default=False
+            help="Instead: a folder with images/ (8-bit, or DICOM) and masks/ of the same names.", show_default=False
         ),
     ] = None,
     orientation: Annotated[

@@ -20,7 +20,10 @@ def export(
     ],
     cohort: Annotated[
         Path | None,
-        typer.Option(help="The folder that was segmented; nifti then holds the CT too.", show_default=False),
+        typer.Option(
+            help="The folder that was segmented: dicom-seg and png need it, nifti then holds the CT too.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,

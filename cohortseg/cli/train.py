@@ -14,7 +14,7 @@ def train(
     *,
     data: Data = None,
     labeled: Annotated[
-        Path | None, typer.Option(help="Instead: a folder with images/ (or DICOM) and masks/ of the same names.")
+        Path | None, typer.Option(help="Instead: a folder with images/ (8-bit, or DICOM) and masks/ of the same names.")
     ] = None,
     unlabeled: Annotated[Path | None, typer.Option(help="With --labeled: images or DICOM without masks.")] = None,
     orientation: Annotated[

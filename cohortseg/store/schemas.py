@@ -49,7 +49,11 @@ _TEXT, _INT, _REAL, _DATE, _TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Da
 _PATIENT = (Column("patient_id", _TEXT, "PatientID (0010,0020); bytes that its character set does not know as \\xNN"),)
 _TIME = (
     Column("study_date", _DATE, "StudyDate (0008,0020)"),
-    Column("days_since_baseline", _INT, "days since the earliest study date of the patient's chosen series"),
+    Column(
+        "days_since_baseline",
+        _INT,
+        "days since the earliest study date of the patient's chosen series; null without patient_id",
+    ),
     Column("timepoint", _INT, "0 for that date, then 1, 2, ... in order of date"),
 )
 _SERIES = (
@@ -177,7 +181,7 @@ MANIFEST: Final = TableSchema(
             "orientation", _TEXT, "axial, coronal, sagittal, oblique or mixed, from ImageOrientationPatient (0020,0037)"
         ),
         *_ACQUISITION,
-        Column("n_files", _INT, "files of the volume; copies are counted in the series' first"),
+        Column("n_files", _INT, "files of the volume, copies of them among them"),
         Column("n_slices", _INT, "slices left once copies are dropped"),
         Column("n_duplicates", _INT, "files dropped as copies of another"),
         Column("extent_mm", _REAL, "distance from the first to the last slice centre; null if they are no stack"),
@@ -290,7 +294,7 @@ TIMELINE: Final = TableSchema(
 PATIENTS: Final = TableSchema(
     name="patients",
     version=8,
-    row="one patient",
+    row="one patient with a chosen series (the others are in manifest.parquet)",
     columns=(
         *_PATIENT,
         Column("n_timepoints", _INT, "study dates with a chosen series"),
