@@ -170,6 +170,8 @@ class TrainConfig:
     an even chance."""
     augment: bool = True
     """Random mirroring, affine, warp, intensity and noise."""
+    painted_foci: float = 0.0
+    """Part of the labelled slices that get solid foci painted into the lungs, as consolidation; 0 as in the paper."""
     bf16: bool | None = None
     """bfloat16 autocast; None: where the device has it in hardware."""
     seed: int = 0
@@ -240,6 +242,8 @@ class TrainConfig:
             _check(0 < getattr(self, name) < math.inf, f"{name} must be positive and finite", getattr(self, name))
         _check(0 <= self.confidence_threshold < 1, "confidence_threshold must be in [0, 1)", self.confidence_threshold)
         _check(0.5 < self.truth_confidence <= 1, "truth_confidence must be in (0.5, 1]", self.truth_confidence)
+        _check(0 <= self.painted_foci <= 1, "painted_foci must be in [0, 1]", self.painted_foci)
+        _check(self.painted_foci == 0 or self.augment, "painted_foci above 0 needs augment = true", self.painted_foci)
         _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
         _check(
             not self.imagenet_file or self.model.imagenet,
@@ -273,6 +277,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     | {
         "model": replace(_CPU["model"], vq_branch=False),
         "supervised_iterations": 600,
+        "painted_foci": 0.35,
         "proportion_weight": 0.0,
         "adversarial_weight": 0.0,
         "semi_weight": 0.0,

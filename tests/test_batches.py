@@ -1,11 +1,13 @@
 """Batches and augmentation: pure functions of seed and iteration, the same however many workers share them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from cohortseg.datasets.augment import augment
-from cohortseg.datasets.batches import Batches
+from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.datasets.prepared import PreparedData
 
 CPU = torch.device("cpu")
@@ -54,6 +56,19 @@ def test_a_batch_depends_on_seed_and_iteration_only():
     first = batches(augmented=True)
     first.draw(0, 4, 4)
     torch.testing.assert_close(first.draw(5, 4, 4), batches(augmented=True).draw(5, 4, 4))
+
+
+def test_foci_are_painted_into_labelled_slices_alone():
+    data = replace(numbered(), labeled=torch.full((7, 1, 64, 64), 0.3).half())
+
+    def draw(painted_foci: float) -> Batch:
+        drawn = Batches(data, device=CPU, seed=0, augmented=True, rank=0, world=1, painted_foci=painted_foci)
+        return drawn.draw(0, 4, 4)
+
+    plain, painted = draw(0.0), draw(1.0)
+    assert torch.equal(plain.unlabeled, painted.unlabeled)
+    assert (painted.labels == 2).flatten(1).any(1).all()
+    assert not plain.labels.any()
 
 
 def test_phase_1_draws_no_unlabelled_slice():

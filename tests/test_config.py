@@ -47,12 +47,18 @@ from cohortseg.errors import ConfigError
         ("canonical", {"min_box": 0.0}),
         ("momentum", 1.0),
         ("imagenet_file", "resnet18.pth"),
+        ("painted_foci", 1.1),
     ],
 )
 def test_a_value_of_another_type_or_range_is_refused_by_name(name, value):
     inner = next(iter(value)) if isinstance(value, dict) else name
     with pytest.raises(ConfigError, match="imagenet = true" if inner == "encoder" else inner):
         config_from_mapping(TrainConfig, {name: value})
+
+
+def test_foci_are_painted_only_into_augmented_slices():
+    with pytest.raises(ConfigError, match="painted_foci above 0 needs augment = true"):
+        TrainConfig(augment=False, painted_foci=0.2)
 
 
 def test_an_unknown_name_is_refused_with_the_valid_ones():

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from cohortseg.datasets.painting import with_foci
+
 _ROTATION_DEG = 15.0
 _SCALE = (0.8, 1.25)
 _ASPECT = 0.12
@@ -31,7 +33,7 @@ _REACH = 4
 
 
 def augment(
-    images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]]
+    images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]], painted_foci: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return changed slices and the labels that go with them.
 
@@ -47,6 +49,8 @@ def augment(
         (B, H, W) uint8.
     seeds
         One a slice; the same seed changes a slice in the same way, whatever else is in the batch.
+    painted_foci
+        Which part of the slices gets solid foci (`with_foci`), before intensity is changed.
 
     Returns
     -------
@@ -65,7 +69,10 @@ def augment(
     labels = functional.grid_sample(
         labels[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
     )
-    return _intensity(images, draws), labels[:, 0].to(torch.uint8)
+    labels = labels[:, 0].to(torch.uint8)
+    if painted_foci:
+        images, labels = with_foci(images, labels, seeds, painted_foci)
+    return _intensity(images, draws), labels
 
 
 def _affine(draw: np.random.Generator) -> np.ndarray:

@@ -36,18 +36,29 @@ class Batches:
         Of order and augmentation.
     augmented
         Whether slices are augmented.
+    painted_foci
+        Which part of the labelled slices gets solid foci where they are augmented.
     rank, world
         This worker's number and how many there are. The workers' batches together are the batch of one worker with as
         many times the size.
     """
 
     def __init__(
-        self, data: PreparedData, *, device: torch.device, seed: int, augmented: bool, rank: int, world: int
+        self,
+        data: PreparedData,
+        *,
+        device: torch.device,
+        seed: int,
+        augmented: bool,
+        rank: int,
+        world: int,
+        painted_foci: float = 0.0,
     ) -> None:
         self._labeled = data.labeled.to(device)
         self._labels = data.labels.to(device)
         self._unlabeled = data.unlabeled.to(device)
         self._seed, self._augmented, self._rank, self._world = seed, augmented, rank, world
+        self._painted_foci = painted_foci
 
     def draw(self, iteration: int, num_labeled: int, num_unlabeled: int) -> Batch:
         """Return this worker's batch of an iteration: so many labelled and unlabelled slices."""
@@ -70,7 +81,7 @@ class Batches:
         )
         if self._augmented and count:
             seeds = [(self._seed, stream, position) for position in positions]
-            batch, batch_labels = augment(batch, batch_labels, seeds)
+            batch, batch_labels = augment(batch, batch_labels, seeds, self._painted_foci if labels is not None else 0.0)
         return batch.contiguous(memory_format=torch.channels_last), batch_labels
 
 

@@ -106,7 +106,15 @@ def train(
         device=device,
         bf16=has_fast_bf16(device) if config.bf16 is None else config.bf16,
     )
-    batches = Batches(data, device=device, seed=config.seed, augmented=config.augment, rank=rank, world=world)
+    batches = Batches(
+        data,
+        device=device,
+        seed=config.seed,
+        augmented=config.augment,
+        painted_foci=config.painted_foci,
+        rank=rank,
+        world=world,
+    )
     if world > _SUM_IS_EXACT:
         _lay_out_gradients(state, workers, batches)
     page = RunPage(run, data, device) if rank == 0 else None
