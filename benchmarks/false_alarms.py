@@ -6,7 +6,7 @@ The same slices come changed, too, as other scanners would show them: noisy (whi
 it, pixels of .75 mm), with edges enhanced as by sharp kernels, blurred, streaked, denser (breathed out).
 
 No labelled slice of COVID-SemiSeg is free of lesions; these are unlabelled ones, chosen by eye (lesion_free.json). They
-take part in phase 2 of training, without labels.
+may take part in phase 2 of training, without labels.
 """
 
 import argparse
