@@ -102,7 +102,15 @@ def measure(config: TrainConfig, phase: int, repeats: int, *, profiled: bool) ->
         device=device,
         bf16=has_fast_bf16(device) if config.bf16 is None else config.bf16,
     )
-    batches = Batches(random_data(config), device=device, seed=0, augmented=config.augment, rank=0, world=1)
+    batches = Batches(
+        random_data(config),
+        device=device,
+        seed=0,
+        augmented=config.augment,
+        painted_foci=config.painted_foci,
+        rank=0,
+        world=1,
+    )
     num_unlabeled = config.unlabeled_a_step if phase == ADVERSARIAL else 0
     batch = batches.draw(0, config.batch_labeled, num_unlabeled)
     images = torch.cat([batch.labeled, batch.unlabeled]).contiguous(memory_format=torch.channels_last)

@@ -243,7 +243,11 @@ class TrainConfig:
         _check(0 <= self.confidence_threshold < 1, "confidence_threshold must be in [0, 1)", self.confidence_threshold)
         _check(0.5 < self.truth_confidence <= 1, "truth_confidence must be in (0.5, 1]", self.truth_confidence)
         _check(0 <= self.painted_foci <= 1, "painted_foci must be in [0, 1]", self.painted_foci)
-        _check(self.painted_foci == 0 or self.augment, "painted_foci above 0 needs augment = true", self.painted_foci)
+        _check(
+            self.painted_foci == 0 or self.augment,
+            "painted_foci must be 0 without augment",
+            self.painted_foci,
+        )
         _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)
         _check(
             not self.imagenet_file or self.model.imagenet,

@@ -14,9 +14,6 @@ from typing import Final, ParamSpec, Self, TypeVar
 
 _log: Final = logging.getLogger(__name__)
 
-_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
-"""They interrupt the command line (`cohortseg.cli.interrupt`), and end other processes."""
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -47,17 +44,28 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold what interrupts a run back for the length of the block, and Ctrl-C for good from processes begun in it.
+    """Hold back what interrupts a run for the length of the block, and Ctrl-C for good from processes begun in it.
 
     A pool waits for ever if it is interrupted while work is handed in, or one of its processes (a terminal sends Ctrl-C
     to all) while it sends a result.
     """
     resource_tracker.ensure_running()  # else the first process starts it, and that lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_ENDING})
+    received: list[int] = []
+    handlers = {}
+    # A mask is of one thread, and any other may take the signal; Python then calls its handler in the main thread.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, lambda number, _frame: received.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit
     try:
         yield
     finally:
+        for held, handler in handlers.items():
+            signal.signal(held, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for taken in received:
+            signal.raise_signal(taken)
 
 
 class Apart:
@@ -119,7 +127,6 @@ def _follow_parent() -> None:
     Else two runs could write into one folder, and processes wait for ever for work that nobody gives.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # begun within `uninterrupted`
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("only a child process has a parent to follow")

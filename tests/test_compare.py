@@ -215,7 +215,10 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--data", str(moved)])
     assert "was begun with other labelled images" in other.output
     settings = out / "comparison.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"imagenet_sha256": "0" * 64}))
+    begun = json.loads(settings.read_text())
+    settings.write_text(json.dumps({name: value for name, value in begun.items() if name != "imagenet_sha256"}))
+    assert CliRunner().invoke(app, tiny.arguments(out, "plain")).exit_code == 0, "begun before it was noted"
+    settings.write_text(json.dumps(begun | {"imagenet_sha256": "0" * 64}))
     other = CliRunner().invoke(app, tiny.arguments(out, "plain"))
     assert "was begun with other ImageNet weights" in other.output
 

@@ -57,7 +57,7 @@ def test_a_value_of_another_type_or_range_is_refused_by_name(name, value):
 
 
 def test_foci_are_painted_only_into_augmented_slices():
-    with pytest.raises(ConfigError, match="painted_foci above 0 needs augment = true"):
+    with pytest.raises(ConfigError, match="painted_foci must be 0 without augment"):
         TrainConfig(augment=False, painted_foci=0.2)
 
 

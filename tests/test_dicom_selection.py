@@ -117,6 +117,8 @@ def test_scan_decides_by_the_settings_of_infer(study: Path, tmp_path: Path) -> N
         ("study_date>=2020-03", "write YYYY-MM-DD"),
         ("qc_flags=thick_slice", "headers raise no such flag"),
         ("qc_flags!~noisy|thick_slices", "noisy come later"),
+        ("decision = alternative", "decision is what these rules decide"),
+        ("reason~kernel", "reason is what these rules decide"),
         ("qc_flags!~lung_cut_at_end_slice|one_lung", "are filtered in burden.parquet"),
         ("qc_flags!=chosen_by_uid", "are filtered in burden.parquet"),
     ],

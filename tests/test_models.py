@@ -1,6 +1,7 @@
 """The networks: shapes, what feeds what, the codebook, and ImageNet weights."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cohortseg.config import ModelConfig
+from cohortseg.config import ModelConfig, TrainConfig
 from cohortseg.errors import ModelError
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.efficientnet import EfficientNetLite0Encoder
@@ -16,6 +17,7 @@ from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.resnet import ResNetEncoder
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.models.vqvae import VectorQuantizer, codebook_use, revive_codes, update_usage
+from cohortseg.train.state import imagenet_sha256
 
 SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8)
 
@@ -230,6 +232,21 @@ def test_a_resnet_with_torchvision_s_weights_computes_what_torchvision_s_does(tm
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
     assert torch.equal(encoder.stem[1].running_mean, weights["bn1.running_mean"])  # training leaves them alone
     assert encoder.stem[1].weight.requires_grad
+
+
+def test_imagenet_weights_are_known_by_their_content(tmp_path):
+    def sha256(path, encoder="resnet18"):
+        model = ModelConfig(encoder=encoder, imagenet=True)
+        return imagenet_sha256(TrainConfig(model=model, imagenet_file=str(path)))
+
+    weights = torchvision_weights("resnet18")
+    one = published(tmp_path, "resnet18", weights)
+    (tmp_path / "elsewhere").mkdir()
+    two = shutil.copy(one, tmp_path / "elsewhere" / one.name)
+    other = published(tmp_path, "resnet18", weights | {"bn1.bias": weights["bn1.bias"] + 1})
+    assert sha256(one) == sha256(two) == hashlib.sha256(one.read_bytes()).hexdigest() != sha256(other)
+    assert imagenet_sha256(TrainConfig()) is None
+    assert sha256("", "efficientnet-lite0") is None, "its own are the only ones"
 
 
 def test_resnet_weights_that_are_not_what_they_should_be_are_refused(tmp_path):

@@ -32,7 +32,9 @@ def compare(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Trainings beside each other, on Ray.", show_default="one after the other; on GPUs one each"
+            min=1,
+            help="Trainings beside each other, on Ray.",
+            show_default="one after the other; on a cluster one a GPU",
         ),
     ] = None,
     address: Address = None,

@@ -93,7 +93,7 @@ def say(message: str) -> None:
 def progress(title: str) -> Iterator[Report]:
     """Show progress with time left: a bar on a terminal, a line now and then elsewhere, nothing when quiet.
 
-    Each report also heeds an interruption that did not get through.
+    Each report from the main thread also heeds an interruption that did not get through.
     """
     with _shown(title) as show:
 

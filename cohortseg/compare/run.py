@@ -189,7 +189,8 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
     """Refuse to go on with a comparison that was begun otherwise."""
     try:
         before = parse_json(settings.read_bytes())
-        version, saved, images, weights = (before[name] for name in now)
+        version, saved, images = (before[name] for name in ("version", "config", "images"))
+        weights = before.get("imagenet_sha256", now["imagenet_sha256"])  # begun before it was noted
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     if version != now["version"]:

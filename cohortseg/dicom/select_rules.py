@@ -70,6 +70,8 @@ def _parse_rule(text: str) -> Rule:
         )
     name, sign, value = match.groups()
     column = _ALIASES.get(name, name)
+    if column in _DECIDED:
+        raise ConfigError(f"--select {text!r}: {name} is what these rules decide; select by other columns")
     if column not in _COLUMNS:
         raise ConfigError(f"--select {text!r}: {name} is no column; valid are {', '.join([*_ALIASES, *_COLUMNS])}")
     if value.startswith(("=", "~", "<", ">", "!", '"', "'")):

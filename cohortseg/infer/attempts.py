@@ -1,17 +1,20 @@
 """The log of attempts: each is noted before the dangerous work, so that what ends a process is known by its note.
 
 OUT/.state/attempts/<run>/<key> holds one line an attempt of a run at a series that has not ended. The folder goes with
-the run, in whatever order it ends; only one that was killed leaves it.
+the run, however it ends; only one that was killed leaves it, and the next run gives it another name.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from cohortseg.errors import StoreError
 from cohortseg.store.files import remove_folder, store_errors, visible_files
 from cohortseg.store.layout import ATTEMPTS, STATE
+
+_OVER: Final = "-over"
 
 
 @contextmanager
@@ -26,11 +29,13 @@ def attempts_noted(out: Path, run_id: str) -> Iterator[None]:
     StoreError
         If the folder cannot be created.
     """
-    for emptied in _run_folders(out):  # of killed runs, all of whose series have a result now
-        with suppress(OSError):
-            emptied.rmdir()
     folder = _folder(out, run_id)
     with store_errors(out):
+        for other in _run_folders(out):  # of killed runs, some of whose workers may live on
+            if not _notes(other):
+                remove_folder(other)
+            elif not other.name.endswith(_OVER):
+                other.rename(other.with_name(f"{other.name}{_OVER}"))
         folder.mkdir(exist_ok=True)
     try:
         yield
@@ -72,14 +77,16 @@ def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
 
 
 def require_run(out: Path, run_id: str) -> None:
-    """Refuse to go on for a run that has ended, in whose folder another one may be at work by now.
+    """Refuse to go on for a run that has ended, or after which another one has begun.
 
     Raises
     ------
     StoreError
         If it has.
     """
-    if not os.path.isdir(_folder(out, run_id)):  # noqa: PTH112 - of a lost mount Path.is_dir raises
+    with store_errors(out):
+        goes_on = _folder(out, run_id).is_dir()
+    if not goes_on:
         raise StoreError(f"{out}: the run of this worker has ended")
 
 

@@ -27,6 +27,7 @@ from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError
 from cohortseg.hashes import file_sha256
 from cohortseg.store.documents import parse_json
+from cohortseg.store.files import store_errors
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.train.folder import saved_options
@@ -114,12 +115,14 @@ def is_finished(run: Path) -> bool:
 def _mend_list(run: Path) -> None:
     """Move Ray's list of checkpoints away if it is cut off: Ray writes it in place, and begins with no such one."""
     path = run / _RAY_FOLDER / _CHECKPOINT_LIST
-    try:
-        if path.is_file():
+    with store_errors(run):
+        if not path.is_file():
+            return
+        try:
             parse_json(path.read_bytes())
-    except ValueError:
-        path.replace(path.with_name(f"{path.name}.damaged"))
-        _log.warning("%s is damaged: it is passed over, and the newest whole checkpoint is gone on from", path)
+        except ValueError:
+            path.replace(path.with_name(f"{path.name}.damaged"))
+            _log.warning("%s is damaged: it is passed over", path)
 
 
 def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
@@ -128,7 +131,8 @@ def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
     for folder in folders:
         if not is_whole(folder):
             _log.warning("%s is damaged: it is passed over", folder)
-    if not folders and any(row["iteration"] >= config.checkpoint_every for row in read_history(run)):
+    left = (run / _RAY_FOLDER / _CHECKPOINT_LIST).is_file() or any(map(is_whole, folders))
+    if not left and any(row["iteration"] >= config.checkpoint_every for row in read_history(run)):
         _log.warning("%s holds no checkpoint any more: training begins again", run / _RAY_FOLDER)
 
 

@@ -45,10 +45,15 @@ def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        If it holds something and the run is to be a new one, or holds no run and it is not.
+        If it holds something and the run is to be a new one, or holds no run and it is not, or its path is not UTF-8.
     StoreError
         If another training holds it, or it cannot be made.
     """
+    try:
+        str(run.resolve()).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(run).decode(errors="replace")
+        raise ConfigError(f"{shown}: Ray takes only folders whose path is UTF-8; choose another -o") from error
     if new:
         _refuse_used(run)
     else:
@@ -64,16 +69,11 @@ def begin_run(run: Path, config: TrainConfig, options: DataOptions | None = None
     Raises
     ------
     ConfigError
-        If the folder holds something, or its path is not UTF-8.
+        If the folder holds something.
     StoreError
         If it cannot be written.
     """
     _refuse_used(run)
-    try:
-        str(run.resolve()).encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(run).decode(errors="replace")
-        raise ConfigError(f"{shown}: Ray takes only folders whose path is UTF-8; choose another -o") from error
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:

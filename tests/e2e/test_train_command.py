@@ -1,6 +1,7 @@
 """``cohortseg train`` as its users run it: on a real Ray, killed, resumed, with two workers, and with wrong flags."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -152,9 +153,11 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     unlisted = shutil.copytree(torn, tmp_path / "unlisted")
     listed = unlisted / "checkpoints/checkpoint_manager_snapshot.json"
     listed.write_bytes(listed.read_bytes()[:-100])
+    (begun, *_) = read_history(unlisted)
     resumed = run("--data", data, "--config", config, "-o", unlisted, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert f"{listed}isdamaged" in "".join(resumed.stderr.split())
+    assert read_history(unlisted)[0] == begun, "with its time: it was not trained again"
     assert (unlisted / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
 
     # the same with a newest checkpoint that is cut off: the one before it takes its place
@@ -384,3 +387,10 @@ def test_a_run_of_another_version_is_not_gone_on_with(tmp_path):
 
 def test_the_command_offers_every_recipe():
     assert set(get_args(Preset)) == set(PRESETS)
+
+
+def test_a_folder_that_ray_cannot_take_is_refused_and_not_made(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    with pytest.raises(ConfigError, match="Ray takes only folders whose path is UTF-8"), claimed_run(folder, new=True):
+        pass
+    assert not folder.exists()
