@@ -87,8 +87,8 @@ def main() -> None:
             write_table(out / MANIFEST.file_name, tables_from_rows(map(asdict, records), MANIFEST), MANIFEST, {})
             write_table(out / FILES.file_name, tables_from_rows(file_rows(scan), FILES), FILES, {})
             write_table(out / SLICES.file_name, committed_slices(out, keys), SLICES, {})
-            tokens = {record.series_key: job.token(record) for record in records[:-LEFT]}
-            write_table(out / BURDEN.file_name, with_time(read_committed(out, tokens)), BURDEN, {})
+            committed = read_committed(out, job.tokens(records[:-LEFT]))
+            write_table(out / BURDEN.file_name, with_time(committed), BURDEN, {})
         tables_s = time.perf_counter() - begin - start_s
     if len(pending) != LEFT:
         raise SystemExit(f"{LEFT} series were left, {len(pending)} were found")

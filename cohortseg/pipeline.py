@@ -189,11 +189,7 @@ def _segment(
         tried |= {record.series_key for record in added}
         if any(record.decision == "alternative" for record in scan.series):
             # What a later run may measure, like a file that is missing now, keeps its place.
-            rows.append(
-                read_committed(
-                    job.out, {record.series_key: job.token(record) for record in added if job.is_done(record)}
-                )
-            )
+            rows.append(read_committed(job.out, job.tokens(filter(job.is_done, added))))
             scan = _with_alternatives(scan, job.config, pl.concat(rows))
     return scan, num_done, engine
 
@@ -202,7 +198,7 @@ def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSu
     """Write tables and report of all that is committed, and return what the run did."""
     out, chosen = job.out, _selected(scan)
     note_unfinished(out, unfinished=True)
-    burden = with_time(read_committed(out, {record.series_key: job.token(record) for record in chosen}))
+    burden = with_time(read_committed(out, job.tokens(chosen)))
     _write_tables(scan, burden, job)
     if not job.config.resume:
         keep_clinical_of(out, _patients(scan.series))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -62,6 +62,10 @@ class Job:
             "record": record_columns(record),
         }
         return result_token(record.fingerprint, self.model_sha256, settings)
+
+    def tokens(self, records: Iterable[SeriesRecord]) -> dict[str, str]:
+        """Return the token of each series by its key."""
+        return {record.series_key: self.token(record) for record in records}
 
 
 def pending_series(job: Job, records: Sequence[SeriesRecord]) -> list[SeriesRecord]:

@@ -128,10 +128,10 @@ def _mend_list(run: Path) -> None:
 def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
     """Say which checkpoints of an earlier start are damaged or gone; the workers, who see it too, have no terminal."""
     folders = _checkpoints(run)
-    for folder in folders:
-        if not is_whole(folder):
-            _log.warning("%s is damaged: it is passed over", folder)
-    left = (run / _RAY_FOLDER / _CHECKPOINT_LIST).is_file() or any(map(is_whole, folders))
+    damaged = [folder for folder in folders if not is_whole(folder)]
+    for folder in damaged:
+        _log.warning("%s is damaged: it is passed over", folder)
+    left = (run / _RAY_FOLDER / _CHECKPOINT_LIST).is_file() or len(damaged) < len(folders)
     if not left and any(row["iteration"] >= config.checkpoint_every for row in read_history(run)):
         _log.warning("%s holds no checkpoint any more: training begins again", run / _RAY_FOLDER)
 

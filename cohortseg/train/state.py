@@ -136,13 +136,17 @@ def imagenet_sha256(config: TrainConfig) -> str | None:
     """
     if not config.model.imagenet or config.model.encoder not in PUBLISHED:
         return None
-    own = Path(config.imagenet_file) if config.imagenet_file else None
-    return file_sha256(find_imagenet(config.model.encoder, own))
+    return file_sha256(find_imagenet(config.model.encoder, _own_imagenet(config)))
 
 
 def _load_imagenet(encoder: EfficientNetLite0Encoder | ResNetEncoder, config: TrainConfig) -> None:
     if config.model.imagenet:
-        encoder.load_imagenet(Path(config.imagenet_file) if config.imagenet_file else None)
+        encoder.load_imagenet(_own_imagenet(config))
+
+
+def _own_imagenet(config: TrainConfig) -> Path | None:
+    """Return the file of weights that a user gives, if any."""
+    return Path(config.imagenet_file) if config.imagenet_file else None
 
 
 def _segmenter_optimizer(config: TrainConfig, segmenter: Segmenter) -> torch.optim.Optimizer:
