@@ -60,7 +60,7 @@ def outcome(folder: Path) -> str:
         scan = scan_cohort(folder, config=ScanConfig(repair=("resample", "untilt")))
     except ConfigError:
         return "no series: file skipped with a reason"
-    selected = [record for record in scan.series if record.decision == "selected"]
+    selected = scan.selected
     if not selected:
         return "series skipped with a reason"
     try:

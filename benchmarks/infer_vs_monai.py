@@ -87,7 +87,7 @@ def main() -> None:
     except PackageNotFoundError:
         raise SystemExit("this benchmark needs MONAI: pip install monai nibabel itk") from None
     cohort = arguments.cohort.resolve()
-    series = [record for record in scan_cohort(cohort).series if record.decision == "selected"]
+    series = scan_cohort(cohort).selected
     folders = [str(cohort / Path(record.files[0]).parent) for record in series]
     ours, theirs = [], []
     for _ in range(2):

@@ -15,13 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cohortseg.config import InferConfig
-from cohortseg.dicom.scan import CohortScan, file_rows
+from cohortseg.dicom.scan import CohortScan
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import SeriesResult, commit, committed_slices, read_committed, sweep
 from cohortseg.infer.job import Job, pending_series
 from cohortseg.infer.segmenter import series_row
 from cohortseg.longitudinal import with_time
+from cohortseg.report.scan_tables import file_rows
 from cohortseg.store.layout import MASKS
 from cohortseg.store.masks import create_mask_store
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from cohortseg import __version__
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import ConfigError, WorkerError
 from cohortseg.processors import num_processors
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def require_same_package(sha256: str) -> None:
         )
 
 
-class RayStartError(StoreError):
+class RayStartError(WorkerError):
     """Ray does not start on this machine."""
 
 
@@ -136,8 +136,12 @@ class WorkerRequest:
 
     num_workers: int
     cpus_per_worker: float
-    """Also, rounded down, the number of threads of each."""
     gpus_per_worker: float
+
+    @property
+    def num_threads(self) -> int:
+        """Of each worker: its CPUs rounded down, one at least."""
+        return max(1, int(self.cpus_per_worker))
 
     def check(self, resources: Resources, *, cpus_flag: bool = False) -> None:
         """Refuse workers that would wait for ever for resources that are not there.
@@ -178,6 +182,18 @@ def worker_request(num_workers: int | None, cpus_per_worker: float | None, resou
     gpus_per_worker = 1.0 if gpus else 0.0
     cpus = cpus_per_worker or max(1.0, float(int(resources.largest_share(count, gpus_per_worker))))
     return WorkerRequest(num_workers=count, cpus_per_worker=cpus, gpus_per_worker=gpus_per_worker)
+
+
+def check_here(num_workers: int | None, cpus_per_worker: float | None = None, *, cpus_flag: bool = False) -> None:
+    """Refuse workers that this machine has no room for; parameters as in `worker_request` and `WorkerRequest.check`.
+
+    Raises
+    ------
+    ConfigError
+        If they do not fit.
+    """
+    machine = local_resources()
+    worker_request(num_workers, cpus_per_worker, machine).check(machine, cpus_flag=cpus_flag)
 
 
 @contextmanager

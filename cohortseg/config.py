@@ -5,9 +5,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, get_args, get_type_hints
 
 from cohortseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Engine = Literal["auto", "local", "ray"]
 Preset = Literal["paper", "cpu", "labels"]
@@ -16,7 +19,7 @@ ImageOrientation = Literal["upright", "transposed", "quarter-turned"]
 """How 8-bit images of a user's own lie; DICOM says so itself."""
 ExportFormat = Literal["dicom-seg", "nifti", "png"]
 EncoderName = Literal["resnet18", "resnet34", "resnet50", "efficientnet-lite0"]
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 NORM_GROUPS: Final = 8
@@ -179,6 +182,10 @@ class TrainConfig:
     checkpoint_every: int = 100
     """Iterations between checkpoints."""
 
+    def resolved(self) -> Self:
+        """Return the settings with an absolute path: workers have other working folders."""
+        return replace(self, imagenet_file=str(Path(self.imagenet_file).resolve())) if self.imagenet_file else self
+
     @property
     def planned_iterations(self) -> int:
         """Iterations of both phases, unless phase 1 ends early."""
@@ -294,7 +301,16 @@ RESAMPLE: Final = "resample"
 UNTILT: Final = "untilt"
 REPAIRS: Final = (RESAMPLE, UNTILT)
 _PREFERRED: Final = (
-    *("stack", "chest", "plain", "field", "coverage", "original", "inspiration", "thin", "soft", "slices"),
+    "stack",
+    "chest",
+    "plain",
+    "field",
+    "coverage",
+    "original",
+    "inspiration",
+    "thin",
+    "soft",
+    "slices",
 )
 PREFERENCES: Final = (*_PREFERRED, "lung")
 
@@ -391,7 +407,7 @@ def config_from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     ConfigError
         If a name is unknown (the message lists the valid ones), or a value is of another type or out of range.
     """
-    valid = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+    valid = {item.name for item in fields(cls)}
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - valid)
     if unknown:
@@ -441,7 +457,7 @@ def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]
         if "preset" in values and hasattr(cls, "preset"):  # it names what the other settings change
             raise ConfigError(f"{path}: preset is no setting of a file; give it as --preset {values['preset']}")
     values |= {name: value for name, value in overrides.items() if value is not None}
-    known = {} if base is None else asdict(base)  # type: ignore[call-overload]
+    known = {} if base is None else asdict(base)
     for name, value in values.items():
         if isinstance(value, Mapping) and isinstance(known.get(name), Mapping):
             values[name] = {**known[name], **value}

@@ -68,6 +68,10 @@ class StoreError(CohortSegError):
     """An output folder, mask store or table that cannot be read or written."""
 
 
+class WorkerError(CohortSegError):
+    """A process that works for this one, Ray's among them, that did not start or has ended early."""
+
+
 class SchemaError(StoreError, ValueError):
     """A file that is no table, or whose columns or types are not those of its schema."""
 

@@ -18,6 +18,7 @@ import polars as pl
 
 from cohortseg import qc
 from cohortseg.kernels import kernel_kind
+from cohortseg.store.schemas import PATIENTS, TIMELINE
 
 _PERSON: Final = "__person"
 _UNDATED: Final = "__undated"
@@ -35,17 +36,6 @@ _UNLIKE: Final = (*qc.NOT_PLAIN, qc.EXPIRATION, qc.NOISY)
 """Flags of series whose percents are not those of a plain scan of the patient."""
 _KERNELS: Final = ("soft", None, "sharp")
 """Kinds of kernels, those whose percents are least of noise first."""
-_TIMELINE_COLUMNS: Final = (
-    *("patient_id", "study_date", "days_since_baseline", "timepoint", "days_since_onset"),
-    *("series_instance_uid", "series_key", "n_series", "status", "evaluable", "qc_flags"),
-    *("lung_volume_ml", "ggo_volume_ml", "consolidation_volume_ml", "opacity_volume_ml"),
-    *("ggo_pct", "consolidation_pct", "po_pct", "delta_po_pct", "delta_opacity_volume_ml"),
-)
-_PATIENTS_COLUMNS: Final = (
-    *("patient_id", "n_timepoints", "n_evaluable", "first_date", "last_date", "onset_date"),
-    *("first_evaluable_date", "first_po_pct", "last_evaluable_date", "last_po_pct", "peak_po_pct", "days_to_peak"),
-    *("onset_to_peak_days", "delta_po_pct", "delta_opacity_volume_ml", "qc_flags"),
-)
 
 
 def is_cut() -> pl.Expr:
@@ -102,7 +92,7 @@ def timeline_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -
         The columns of the timeline table. ``delta_*`` is the value minus that of the patient's first evaluable date
         (so 0 at that date), null where either was not measured.
     """
-    return _timeline(burden, clinical).select(_TIMELINE_COLUMNS)
+    return _timeline(burden, clinical).select(TIMELINE.polars_schema.names())
 
 
 def patients_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -148,7 +138,7 @@ def patients_table(burden: pl.DataFrame, clinical: pl.DataFrame | None = None) -
         pl.col("days_since_onset").first().alias("onset_to_peak_days"),
     )
     joined = every.join(burdens, on=_PERSON, how="left").join(peaks, on=_PERSON, how="left").sort(_PERSON)
-    return joined.select(_PATIENTS_COLUMNS)
+    return joined.select(PATIENTS.polars_schema.names())
 
 
 def _timeline(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFrame:

@@ -77,11 +77,11 @@ def proportion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the proportion loss (y - p)^2, second part of equation (11), summed over classes, averaged over images.
 
     y are the label's proportions, equation (3), and p the mean softmax over the same pixels. Cross-entropy already
-    holds such a pull towards the right proportions (section 3.3), but mixed with the per-pixel term and out of
-    reach. The squared form pushes every pixel of an image alike by the whole class's error: for a class that covers
-    1 % of the pixels (y = 0.01) of which nothing is predicted, the cross-entropy's gradient on background pixels of
-    the class falls with its tiny probability, while this term's gradient, 2 (p - y) dp, still asks for 1 %. The other
-    way round it is bounded: a class that small can never cost more than (1 - 0.01)^2, so large regions do not drown it.
+    holds such a pull towards the right proportions (section 3.3), but mixed with the per-pixel term and out of reach.
+    Here it has a weight of its own, and pulls on all pixels of an image by the class's total error, 2 (p - y) dp,
+    wherever they lie. It is bounded: a class that covers 1 % of the pixels costs at most (1 - 0.01)^2, when it is
+    predicted everywhere. But it is weak where it is needed most: missing such a class altogether costs 0.01^2, and dp
+    vanishes with the class's probability, as the gradient of cross-entropy on the lesion itself does not.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from cohortseg.config import EXECUTION_SETTINGS, InferConfig
 from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.selection import select_next
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import ConfigError, SchemaError
+from cohortseg.errors import ConfigError
 from cohortseg.identity import without_path
 from cohortseg.infer.claim import claimed
 from cohortseg.infer.commit import (
@@ -39,10 +39,11 @@ from cohortseg.lungs import LUNG_METHOD
 from cohortseg.progress import Progress, no_progress
 from cohortseg.report.clinical import (
     keep_clinical_of,
-    read_clinical,
+    read_clinical_of,
     remove_clinical,
     save_clinical,
     saved_clinical,
+    warn_of_lost_onsets,
 )
 from cohortseg.report.scan_tables import write_scan
 from cohortseg.report.write import WrittenReport, write_report
@@ -122,6 +123,8 @@ def infer_cohort(
         series, or the workers do not fit.
     StoreError
         If another run writes into ``out``, it cannot be written, or the clinical table in it is damaged.
+    WorkerError
+        If Ray, or a process that reads headers or segments, fails.
     ModelError
         If the model cannot be loaded.
     """
@@ -177,7 +180,7 @@ def _segment(
     engine, num_done = "none", 0
     tried: set[str] = set()
     rows: list[pl.DataFrame] = []
-    while added := [record for record in _selected(scan) if record.series_key not in tried]:
+    while added := [record for record in scan.selected if record.series_key not in tried]:
         pending = pending_series(job, added)
         if pending:
             note_unfinished(job.out, unfinished=True)
@@ -196,7 +199,7 @@ def _segment(
 
 def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSummary:
     """Write tables and report of all that is committed, and return what the run did."""
-    out, chosen = job.out, _selected(scan)
+    out, chosen = job.out, scan.selected
     note_unfinished(out, unfinished=True)
     burden = with_time(read_committed(out, job.tokens(chosen)))
     _write_tables(scan, burden, job)
@@ -230,10 +233,6 @@ def _patients(series: Iterable[SeriesRecord]) -> set[str]:
     return {record.patient_id for record in series if record.patient_id is not None}
 
 
-def _selected(scan: CohortScan) -> list[SeriesRecord]:
-    return [record for record in scan.series if record.decision == "selected"]
-
-
 def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     """Write the report of an output folder again; nothing is segmented or measured.
 
@@ -258,51 +257,20 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     require_output(out)
     # To say what is wrong with it before the folder is touched.
     read_table(out / BURDEN.file_name, BURDEN)
-    known = None if clinical is None else _patients_of(out, clinical)
+    known = None if clinical is None else read_clinical_of(out, clinical)
     with claimed(out):
         sweep(out)
         if known is not None:
             patients, source_sha256, found = known
-            _warn_of_lost_onsets(out, patients, found)
+            warn_of_lost_onsets(out, patients, found)
             save_clinical(out, patients, source_sha256)
         return write_report(out)
-
-
-def _patients_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str, pl.DataFrame]:
-    """Return what a clinical table says of the patients of a cohort, the hash of its file, and the manifest.
-
-    The patients are those of the manifest, measured or not.
-    """
-    given, source_sha256 = read_clinical(clinical)
-    found = read_table(out / MANIFEST.file_name, MANIFEST)
-    patients = given.join(found, on="patient_id", how="semi", maintain_order="left")
-    if patients.is_empty():
-        raise ConfigError(
-            f"{clinical}: none of its {len(given)} patients is in {out}; patient_id must be written as in "
-            f"{MANIFEST.file_name}, leading zeros included"
-        )
-    if others := len(given) - len(patients):
-        _log.warning("%d of the %d patients of %s are not in this cohort: left out", others, len(given), clinical)
-    return patients, source_sha256, found
-
-
-def _warn_of_lost_onsets(out: Path, patients: pl.DataFrame, found: pl.DataFrame) -> None:
-    """Say of how many patients of the cohort the table given now knows no more what the one before knew."""
-    try:
-        before = saved_clinical(out)
-    except SchemaError:  # damaged, or of another version: this table takes its place
-        return
-    if before is None:
-        return
-    known = before.drop_nulls("onset_date").join(found, on="patient_id", how="semi")
-    if lost := len(known.join(patients.drop_nulls("onset_date"), on="patient_id", how="anti")):
-        _log.warning("%d patients whose onset was known have none in this table, which takes its place", lost)
 
 
 def _check_rules(scan: CohortScan) -> None:
     """Refuse rules that leave nothing, before anything of an earlier run is replaced."""
     excluded = Counter(record.reason for record in scan.series if record.decision == "excluded")
-    if excluded and not _selected(scan):
+    if excluded and not scan.selected:
         reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.most_common())
         raise ConfigError(f"no series is chosen: {reasons}; cohortseg scan shows what the columns hold")
 
@@ -319,7 +287,7 @@ def _cluster(job: Job, scan: CohortScan, address: str | None) -> Iterator[None]:
 
     That comes before anything of an earlier run is removed: it may not be there, or have too little room.
     """
-    selected = _selected(scan)
+    selected = scan.selected
     again = not job.config.resume or (
         job.config.retry_failed
         and any(committed_status(job.out, record.series_key) == "failed" for record in selected if job.is_done(record))
@@ -379,7 +347,7 @@ def _with_alternatives(scan: CohortScan, config: InferConfig, tried: pl.DataFram
 def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:
     """Write manifest, files, burden and slices, in the scan's order whoever finished first."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
-    keys = [record.series_key for record in _selected(scan)]
+    keys = [record.series_key for record in scan.selected]
     write_scan(scan, provenance, manifest=job.out / MANIFEST.file_name, files=job.out / FILES.file_name)
     write_table(job.out / SLICES.file_name, committed_slices(job.out, keys), SLICES, provenance)
     write_table(job.out / BURDEN.file_name, burden, BURDEN, provenance)

@@ -1,4 +1,4 @@
-"""The canonical slice and its exact inverse: the one form of network input, for training and for inference.
+"""The canonical slice and the way back to the slice's own grid: the one form of input, for training and inference.
 
 A canonical slice is axial, anterior up, the patient's right on the image's left, cropped to the lungs with a margin,
 on one intensity scale (a lung window mapped to [0, 1]) and of one size. DICOM comes here with its geometry and HU;
@@ -7,7 +7,7 @@ on one intensity scale (a lung window mapped to [0, 1]) and of one size. DICOM c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import cv2
 import numpy as np
@@ -28,6 +28,7 @@ AIR_LANDMARK_HU = -900.0
 TISSUE_LANDMARK_HU = 50.0
 """HU of the upper landmark of an 8-bit image: the commonest value of its bright (soft tissue) pixels."""
 
+Pixel = TypeVar("Pixel", bound=np.generic)
 _CORNERS: Final = ((0, 0, -1, -1), (0, -1, 0, -1))
 _LARGEST: Final = 1.03
 """Radius of the largest circle that scanners measure, which touches the sides: rounding allowed for."""
@@ -51,7 +52,7 @@ class Orientation:
     flip_y: bool = False
     flip_x: bool = False
 
-    def to_upright(self, array: NDArray[Any]) -> NDArray[Any]:
+    def to_upright(self, array: NDArray[Pixel]) -> NDArray[Pixel]:
         """Return a view of (..., Y, X) set upright: row 0 anterior, column 0 the patient's right."""
         if self.transpose:
             array = np.swapaxes(array, -1, -2)
@@ -62,8 +63,8 @@ class Orientation:
         z, y, x = spacing_mm
         return (z, x, y) if self.transpose else (z, y, x)
 
-    def from_upright(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return a view of an upright (..., Y, X) as it was stored: the inverse of `to_upright`."""
+    def from_upright(self, array: NDArray[Pixel]) -> NDArray[Pixel]:
+        """Return a view of an upright (..., Y, X) as it was stored, undoing `to_upright`."""
         array = array[..., :: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
         return np.swapaxes(array, -1, -2) if self.transpose else array
 

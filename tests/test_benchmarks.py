@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 from lung_phantoms import make_chest
-from training_data import write_covid_semiseg
+from training_data import canonical_of, write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.covid_semiseg import labeled_slices
-from cohortseg.datasets.slices import read_canonical
 from cohortseg.processors import num_processors
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -86,7 +85,7 @@ def test_copies_that_lie_otherwise_are_the_same_slice_and_others_nearly(tmp_path
     for name, copy in robustness["COPIES"].items():
         folder = tmp_path / name
         folder.mkdir()
-        copies[name] = read_canonical(robustness["changed"](source, copy, folder), CanonicalConfig(size=128))
+        copies[name] = canonical_of(robustness["changed"](source, copy, folder), CanonicalConfig(size=128))
     same = copies.pop("unchanged")
     for name in ("turned", "upside down", "mirrored"):
         assert torch.equal(copies[name].image, same.image)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from phantoms import body_hu, write_series
 from PIL import Image
-from training_data import lesion_slice, write_covid_semiseg
+from training_data import canonical_of, lesion_slice, write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labeled_slices, unlabeled_slices
 from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
 from cohortseg.datasets.prepared import load_prepared, prepare
-from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_canonical, read_image, read_mask, read_slices
+from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_image, read_mask, read_slices
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import TRANSPOSED, UPRIGHT
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
@@ -79,7 +79,7 @@ def test_a_split_needs_only_its_own_folders(data):
 def test_every_source_comes_upright(data):
     """The three ways images lie all end as the same kind of picture: lungs beside each other, not above."""
     for source in [*labeled_slices(data, "all"), *unlabeled_slices(data)]:
-        image = read_canonical(source, CANONICAL).image[0]
+        image = canonical_of(source, CANONICAL).image[0]
         assert image[28:36, 30:34].mean() > 0.8, source.name  # mediastinum in the middle
         for side in (image[:, :26], image[:, 38:]):  # lung on either side
             assert (side < 0.5).float().mean() > 0.3, source.name
@@ -88,7 +88,7 @@ def test_every_source_comes_upright(data):
 
 def test_a_prediction_goes_back_to_the_stored_image(data):
     source = labeled_slices(data, "all")[0]
-    item = read_canonical(source, CanonicalConfig(size=128))
+    item = canonical_of(source, CanonicalConfig(size=128))
     prob = torch.nn.functional.one_hot(torch.from_numpy(item.labels).long(), 3).permute(2, 0, 1).float()
     restored = item.restore(prob).argmax(axis=0)
     truth = read_mask(source.mask_path)
@@ -159,7 +159,7 @@ def test_label_maps_whose_meaning_is_plain_are_read(tmp_path, make):
 )
 def test_label_maps_that_could_mean_anything_are_refused(tmp_path, make):
     make(np.arange(12, dtype=np.uint8).reshape(3, 4) % 3).save(tmp_path / "mask.png")
-    with pytest.raises(DataError, match=r"mask\.png: what its colors, transparency or bits mean is not known"):
+    with pytest.raises(DataError, match=r"mask\.png: what its colours, transparency or bits mean is not known"):
         read_mask(tmp_path / "mask.png")
 
 
@@ -234,15 +234,15 @@ def test_two_images_of_one_name_are_refused(data):
 def test_what_is_no_image_or_does_not_fit_is_refused_by_name(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"text\.jpg: not a readable image"):
-        read_canonical(ImageSlice(name="text", image_path=tmp_path / "text.jpg"), CANONICAL)
+        canonical_of(ImageSlice(name="text", image_path=tmp_path / "text.jpg"), CANONICAL)
     gray, labels = lesion_slice(0)
     Image.fromarray(gray).save(tmp_path / "a.png")
     Image.fromarray(labels[:-1]).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match=r"mask\.png: label map is \(127, 128\), its image \(128, 128\)"):
-        read_canonical(ImageSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png"), CANONICAL)
+        canonical_of(ImageSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png"), CANONICAL)
     Image.fromarray(np.full((64, 64), 9, dtype=np.uint8)).save(tmp_path / "blank.png")
     with pytest.raises(DataError, match=r"blank\.png: the image is blank"):
-        read_canonical(ImageSlice(name="blank", image_path=tmp_path / "blank.png"), CANONICAL)
+        canonical_of(ImageSlice(name="blank", image_path=tmp_path / "blank.png"), CANONICAL)
 
 
 def test_deep_tiny_and_huge_images_are_refused_and_deep_label_maps_read(tmp_path):
@@ -483,7 +483,7 @@ def test_the_real_data_set_has_its_known_sizes_and_every_lesion_lies_in_the_crop
     assert len(unlabelled) == 1600
     assert sum("coronacases" in item.name for item in unlabelled) == 1119
     for source in labeled_slices(root, "all")[::5]:
-        item = read_canonical(source, CanonicalConfig())
+        item = canonical_of(source, CanonicalConfig())
         upright = source.orientation.to_upright(read_mask(source.mask_path)) > 0
         box = item.box
         inside = upright[max(box.y0, 0) : box.y1, max(box.x0, 0) : box.x1].sum()

@@ -357,7 +357,7 @@ def test_a_file_that_became_another(tmp_path: Path) -> None:
 )
 def test_a_series_that_changed(tmp_path: Path, change: dict[str, tuple[float, ...]], match: str) -> None:
     record, _ = scanned(tmp_path)
-    write_series(tmp_path, **change)  # type: ignore[arg-type]
+    write_series(tmp_path, **change)
     with pytest.raises(DicomError, match=match):
         read_volume(record, tmp_path)
 
@@ -413,7 +413,7 @@ def test_damage_anywhere_is_a_cohortseg_error_or_a_volume(tmp_path: Path, data: 
 @pytest.mark.realdata
 def test_hospital_slices_are_plausible_and_agree_with_simpleitk(ny_sbu: Path) -> None:
     root = ny_sbu
-    selected = [record for record in scan_cohort(root).series if record.decision == "selected"]
+    selected = scan_cohort(root).selected
     for record in selected:
         volume = read_volume(record, root)
         assert "hu_implausible" not in volume.qc_flags

@@ -14,9 +14,10 @@ from cohortseg import qc
 from cohortseg.cli import app
 from cohortseg.config import REPAIRS, ScanConfig
 from cohortseg.dicom.decode import read_volume
-from cohortseg.dicom.scan import CohortScan, file_rows, scan_cohort
+from cohortseg.dicom.scan import CohortScan, scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DicomError, NotEvaluableError
+from cohortseg.report.scan_tables import file_rows
 from cohortseg.store.schemas import QUIRKS
 from cohortseg.store.tables import read_table
 from cohortseg.synthetic.quirk_files import LUNG_HU, chest_slices, enhanced_file, write_files

@@ -23,8 +23,9 @@ from cohortseg.dicom import headers
 from cohortseg.dicom.elements import Attributes, first_attributes, quiet_pydicom
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
-from cohortseg.dicom.scan import file_rows, scan_cohort
+from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError
+from cohortseg.report.scan_tables import file_rows
 from cohortseg.store.schemas import MANIFEST
 from cohortseg.store.tables import read_table, table_from_rows
 
@@ -181,7 +182,7 @@ def test_a_wild_mixture_is_sorted_without_a_crash() -> None:
     assert reasons["RTSTRUCT"] == "modality is RTSTRUCT, not CT"
     assert any(file.reason == "DICOMDIR: an index, not an image" for file in found.skipped)
     # CT_small, one series of the DICOMDIR examples, and a lossy JPEG 2000 reformat.
-    assert sum(record.decision == "selected" for record in found.series) == 3
+    assert len(found.selected) == 3
 
 
 def test_command_prints_and_writes(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_command_without_input_is_wrong_usage(tmp_path: Path) -> None:
 @pytest.mark.realdata
 def test_hospital_files(ny_sbu: Path) -> None:
     found = scan_cohort(ny_sbu)
-    selected = [record for record in found.series if record.decision == "selected"]
+    selected = found.selected
     skipped = [record.reason for record in found.series if record.decision == "skipped"]
     assert sum(record.n_files for record in found.series) == 32
     assert (len(found.series), len(selected), len(found.skipped)) == (30, 10, 0)
@@ -302,6 +303,7 @@ KILLED_SCAN = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
 from cohortseg.dicom.scan import scan_cohort
+from cohortseg.report.scan_tables import file_rows
 
 def report(done, total, what):
     if done:

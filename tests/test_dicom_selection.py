@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def decisions(root: Path, **settings: tuple[str, ...]) -> dict[str, str]:
     """Return folder to decision."""
-    found = scan_cohort(root, config=ScanConfig(**settings)).series  # type: ignore[arg-type]
+    found = scan_cohort(root, config=ScanConfig(**settings)).series
     return {record.files[0].split("/")[0]: record.decision for record in found}
 
 

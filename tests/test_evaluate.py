@@ -15,12 +15,13 @@ from phantoms import AXIAL, ill_body, write_series
 from PIL import Image
 from runs import run as infer
 from scoring import one_hot, row
+from training_data import canonical_of
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import CanonicalConfig, ModelConfig
 from cohortseg.datasets.covid_semiseg import VALIDATION, Split, find_data, labeled_slices
-from cohortseg.datasets.slices import read_canonical, read_mask
+from cohortseg.datasets.slices import read_mask
 from cohortseg.errors import ConfigError, DataError, ModelError
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.run import Evaluation, evaluate_images
@@ -196,7 +197,7 @@ def test_batches_and_flips_are_those_of_the_model(data: Path, model_path: Path, 
     evaluated(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
     model = load_model(model_path)
     source = next(item for item in labeled_slices(data / "COVID-SemiSeg", "val") if item.name == "24")
-    item = read_canonical(source, model.card.canonical)
+    item = canonical_of(source, model.card.canonical)
     alone = eight_bit(item.restore(model.predict(item.image[None], flips=True).prob[0])[1])
     saved = np.asarray(Image.open(tmp_path / "maps" / "ggo" / "24.png"))
     assert np.abs(saved.astype(int) - alone).max() <= 1  # rounding
@@ -206,7 +207,7 @@ def test_truth_taken_for_prediction_lands_where_it_lies(data: Path):
     # The way to the canonical slice and back keeps place and orientation: labels survive it but for their borders.
     model_config = CanonicalConfig(size=128)
     for source in labeled_slices(data / "COVID-SemiSeg", "val"):
-        item = read_canonical(source, model_config)
+        item = canonical_of(source, model_config)
         assert item.labels is not None
         assert source.mask_path is not None
         prob = item.restore(torch.from_numpy(one_hot(item.labels)))
@@ -371,7 +372,7 @@ def test_canonical_slice_costs_little_on_real_labels(covid_semiseg: Path):
     # The best any model can reach: the truth itself, sent through the canonical slice and back.
     cases = []
     for source in labeled_slices(find_data(covid_semiseg), "val"):
-        item = read_canonical(source, CanonicalConfig())
+        item = canonical_of(source, CanonicalConfig())
         assert item.labels is not None
         assert source.mask_path is not None
         cases.append(

@@ -241,7 +241,7 @@ sys.addaudithook(watch)
     (tmp_path / "sitecustomize.py").write_text(hook)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     ended = run_with_fault(cohort, out, model, "")
-    assert "StoreError: a second process ended before it began its series" in ended.stderr
+    assert "WorkerError: a second process ended before it began its series" in ended.stderr
     monkeypatch.undo()
     assert run(cohort, out, model).counts == {"failed": 1, "ok": 4}
 

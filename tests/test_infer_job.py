@@ -30,7 +30,7 @@ def record(tmp_path: Path) -> SeriesRecord:
 
 
 def job(tmp_path: Path, **settings: object) -> Job:
-    config = InferConfig(**settings)  # type: ignore[arg-type]
+    config = InferConfig(**settings)
     return Job(root=tmp_path, out=tmp_path / "out", model_path=None, model_sha256="0" * 64, config=config)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.prepared import PreparedData
+from cohortseg.datasets.slices import CanonicalSlice, ImageSlice, read_slices
 
 
 def lesion_slice(seed: int, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +44,13 @@ def prepared(num_labeled: int = 6, num_unlabeled: int = 6, size: int = 64) -> Pr
         unlabeled_images=("1" * 64,),
         terms="synthetic",
     )
+
+
+def canonical_of(source: ImageSlice, config: CanonicalConfig) -> CanonicalSlice:
+    """Return the network input that is made of an image file."""
+    (item,) = read_slices(source, config)
+    assert item.canonical is not None
+    return item.canonical
 
 
 def write_covid_semiseg(root: Path, *, num_unlabeled: int = 4, names: tuple[str, ...] = ("1", "2", "3", "14")) -> Path:

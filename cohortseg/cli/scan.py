@@ -76,7 +76,7 @@ def scan(
     _print_series(found, "selected", "To be segmented", show_ids=show_ids)
     _print_series(found, "alternative", "Alternatives: another of their study is preferred", show_ids=show_ids)
     _print_reasons(found)
-    selected = sum(record.decision == "selected" for record in found.series)
+    selected = len(found.selected)
     out.print(f"{len(found.series)} series, {selected} to be segmented; {len(found.skipped)} other files")
     for title, path in (("manifest", output), ("files", files)):
         if path is not None:

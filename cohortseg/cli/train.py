@@ -61,9 +61,9 @@ def train(
         settings,
         output,
         DataOptions(
-            data=_absolute(data),
-            labeled=_absolute(labeled),
-            unlabeled=_absolute(unlabeled),
+            data=None if data is None else str(data),
+            labeled=None if labeled is None else str(labeled),
+            unlabeled=None if unlabeled is None else str(unlabeled),
             orientation=orientation,
             holdout=holdout,
         ),
@@ -77,7 +77,3 @@ def train(
         say(f"phase 1 alone: {output / PHASE_1_MODEL}")
     say(f"page: {output / PAGE}; for TensorBoard: {output / 'tensorboard'}")
     out.print(str(model), soft_wrap=True)
-
-
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.resolve())

@@ -15,11 +15,11 @@ from cohortseg.compare.tables import HELD_OUT
 from cohortseg.config import TrainConfig
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.datasets.slices import ImageSlice
-from cohortseg.errors import StoreError
 from cohortseg.evaluate.run import predicted_cases
 from cohortseg.evaluate.score import score_images
 from cohortseg.hashes import file_sha256
 from cohortseg.models.device import find_device
+from cohortseg.store.files import store_errors
 from cohortseg.store.layout import DATA
 from cohortseg.store.tables import write_table
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, train
@@ -92,10 +92,8 @@ def run_fold(job: FoldJob, report: Callable[[int], None]) -> None:
     DataError, StoreError
         If the data cannot be used, or the folder cannot be written.
     """
-    try:
+    with store_errors(job.folder, "cannot be written or read"):
         _train_and_score(job, report)
-    except OSError as error:
-        raise StoreError(f"{job.folder}: cannot be written or read: {error}") from error
 
 
 def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:

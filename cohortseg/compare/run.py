@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +15,9 @@ from cohortseg import __version__
 from cohortseg.cluster import (
     PACKAGE_SHA256,
     WorkerRequest,
+    check_here,
     cluster_address,
     connected,
-    local_resources,
     require_answer,
     require_same_package,
     worker_request,
@@ -30,7 +30,7 @@ from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.prepared import prepare
 from cohortseg.datasets.slices import ImageSlice
-from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreError, WorkerError
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report, no_progress
 from cohortseg.store.documents import parse_json
@@ -96,18 +96,18 @@ def compare_rows(
         If a loss is no longer a finite number.
     StoreError
         If another process is at work in the folder, or it cannot be written.
+    WorkerError
+        If Ray or a worker fails.
     """
     started = time.perf_counter()
+    config = config.resolved()
     check_rows(rows, folds, config)
     check_imagenet(config)
-    if config.imagenet_file:  # workers have other working folders
-        config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
     root, out = covid_semiseg.find_data(data).resolve(), out.resolve()
     images = _images_of(root, folds)
     on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
     if on_ray and cluster_address(address) is None:
-        machine = local_resources()
-        worker_request(num_workers, None, machine).check(machine)
+        check_here(num_workers)
     _refuse_foreign(out)
     with held(out, "compare"):
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
@@ -253,7 +253,7 @@ def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | No
                     raise error.cause from error
                 raise
             except ray.exceptions.RayError as error:
-                raise CohortSegError(
+                raise WorkerError(
                     f"{job.title}: its worker was lost ({type(error).__name__}); run the same command again"
                 ) from error
             done += job.iterations
@@ -261,7 +261,7 @@ def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | No
 
 def _run_on_worker(job: FoldJob, request: WorkerRequest, package_sha256: str) -> None:
     require_same_package(package_sha256)
-    torch.set_num_threads(max(1, int(request.cpus_per_worker)))
+    torch.set_num_threads(request.num_threads)
     run_fold(job, lambda _iteration: None)
 
 

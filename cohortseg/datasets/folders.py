@@ -139,7 +139,6 @@ def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
         scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # all are meant, not a study's preferred one
     except ConfigError as error:
         raise ConfigError(f"{nothing} ({error})") from error
-    records = [record for record in scan.series if record.decision == "selected"]
     for record in scan.series:
         if record.decision == "selected":
             continue
@@ -150,7 +149,7 @@ def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
     lost = [*(file for file in scan.skipped if file.unreadable), *scan.copies]
     if lost and all_needed:
         raise DataError(f"{folder / lost[0].path}: cannot be used: {lost[0].reason}; take it out, or mend it")
-    if not records:
+    if not scan.selected:
         reason, count = Counter(record.reason for record in scan.series).most_common(1)[0]
         raise ConfigError(f"{nothing}; {count} of {len(scan.series)} series: {reason}")
-    return [DicomSlices(record=record, root=folder) for record in records]
+    return [DicomSlices(record=record, root=folder) for record in scan.selected]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cohortseg.config import CanonicalConfig
-from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_canonical, read_canonical_series
+from cohortseg.datasets.slices import CanonicalSlice, DicomSlices, ImageSlice, read_slices
 from cohortseg.errors import CohortSegError, DataError, StoreError
 from cohortseg.labels import BACKGROUND, LESIONS
 from cohortseg.progress import Report
@@ -152,10 +152,9 @@ def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
 
 
 def _read(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
-    found = (
-        [read_canonical(source, config)] if isinstance(source, ImageSlice) else read_canonical_series(source, config)
-    )
-    return [replace(item, image=item.image.half()) for item in found]  # all of them are held until they are written
+    found = (item.canonical for item in read_slices(source, config))
+    # in half precision: all of them are held until they are written
+    return [replace(item, image=item.image.half()) for item in found if item is not None]
 
 
 def _read_if_usable(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:

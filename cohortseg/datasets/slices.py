@@ -156,8 +156,8 @@ def _loses_bits(image: Image.Image) -> bool:
 def read_mask(path: Path) -> NDArray[np.uint8]:
     """Return a label map as (H, W) uint8 with values 0, 1, 2; the older codes 38 and 75 become 1 and 2.
 
-    Colors, of a palette too, are read where they are gray, or the dark red and green (128, 0, 0) and (0, 128, 0) whose
-    gray values those codes are. What other colors, the order of a palette or transparency mean is not guessed.
+    Colours, of a palette too, are read where they are gray, or the dark red and green (128, 0, 0) and (0, 128, 0) whose
+    gray values those codes are. What other colours, the order of a palette or transparency mean is not guessed.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         If the file is no image or holds other values.
     """
     with _opened(path, "label map") as image:
-        values = np.asarray(image) if image.mode == "L" or _has_deep_pixels(image) else _gray_of_colors(image, path)
+        values = np.asarray(image) if image.mode == "L" or _has_deep_pixels(image) else _gray_of_colours(image, path)
     present = set(np.unique(values).tolist())
     if present <= set(range(NUM_CLASSES)):
         return values.astype(np.uint8)
@@ -177,14 +177,14 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     return labels
 
 
-def _gray_of_colors(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+def _gray_of_colours(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     deep = _loses_bits(image)
     rgba, gray = np.asarray(image.convert("RGBA")), np.asarray(image.convert("L"))
     is_gray = (rgba[..., 0] == rgba[..., 1]) & (rgba[..., 1] == rgba[..., 2])
     is_code = np.isin(gray, list(_OLD_CODES)) & (rgba[..., :3].max(axis=-1) == _CODE_CHANNEL) & (rgba[..., 2] == 0)
     if deep or not (is_gray | is_code).all() or np.ptp(rgba[..., 3]) > 0:
         raise DataError(
-            f"{path}: what its colors, transparency or bits mean is not known; save label maps as one gray channel "
+            f"{path}: what its colours, transparency or bits mean is not known; save label maps as one gray channel "
             "of 0, 1, 2"
         )
     return gray
@@ -212,28 +212,6 @@ def read_slices(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> It
         orientation=source.orientation,
         canonical=_canonical_of_image(source, hu, labels, config),
     )
-
-
-def read_canonical(source: ImageSlice, config: CanonicalConfig) -> CanonicalSlice:
-    """Read one image file and bring it to the canonical form.
-
-    Raises
-    ------
-    DataError
-        If the image or label map cannot be used; the message names the file.
-    """
-    return _canonical_of_image(source, *_read_image(source), config)
-
-
-def read_canonical_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[CanonicalSlice]:
-    """Read one DICOM series and yield its slices that hold lung, in canonical form.
-
-    Raises
-    ------
-    DicomError, GeometryError, DataError
-        If the series or one of its label maps cannot be used.
-    """
-    yield from (item.canonical for item in _read_series(source, config) if item.canonical is not None)
 
 
 def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:

@@ -16,14 +16,12 @@ from cohortseg.config import ScanConfig
 from cohortseg.dicom.copies import Copy, drop_copies
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
+from cohortseg.dicom.persons import Persons
 from cohortseg.dicom.select_rules import parse_rules
 from cohortseg.dicom.selection import STACK_MM, select_series
-from cohortseg.dicom.series import (
-    SeriesRecord,
-    series_from_headers,
-)
+from cohortseg.dicom.series import SeriesRecord, series_from_headers
 from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes, volumes_like
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import ConfigError, WorkerError
 from cohortseg.processors import Apart, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
 
@@ -46,6 +44,11 @@ class CohortScan:
     """Every file dropped because it repeats a slice of its series, and why, by path."""
 
     @property
+    def selected(self) -> tuple[SeriesRecord, ...]:
+        """Series that are to be segmented."""
+        return tuple(record for record in self.series if record.decision == "selected")
+
+    @property
     def num_unreadable(self) -> int:
         """Files and folders that could not be read, and may have held slices."""
         return sum(file.unreadable for file in (*self.skipped, *self.copies))
@@ -54,34 +57,6 @@ class CohortScan:
     def num_archives(self) -> int:
         """Archives that were not looked into."""
         return sum(file.archive for file in self.skipped)
-
-
-def file_rows(scan: CohortScan) -> Iterator[dict[str, str | None]]:
-    """Yield the rows of the files table: where each file went, by path.
-
-    A multi-frame file whose frames make several volumes has a row for each.
-    """
-    went: list[tuple[tuple[str, ...], str, str, str]] = [
-        (record.files, record.series_key, record.decision, record.reason or "") for record in scan.series
-    ]
-    for went_to, files in (("copy", scan.copies), ("no series", scan.skipped)):
-        went += [((file.path,), "", went_to, file.reason) for file in files]
-    went.sort(key=lambda group: min(group[0], default=""))
-    # A cohort can have millions of files, most series a folder of their own: only what lies among each other is sorted.
-    places: list[tuple[str, str, str, str]] = []
-    last = ""
-    for paths, series_key, went_to, reason in went:
-        if places and min(paths, default="") > last:
-            yield from map(_file_row, sorted(places))
-            places = []
-        places += [(path, series_key, went_to, reason) for path in dict.fromkeys(paths)]
-        last = max(last, *paths)
-    yield from map(_file_row, sorted(places))
-
-
-def _file_row(place: tuple[str, str, str, str]) -> dict[str, str | None]:
-    path, series_key, went_to, reason = place
-    return {"path": path, "went_to": went_to, "series_key": series_key or None, "reason": reason or None}
 
 
 def scan_cohort(
@@ -110,7 +85,7 @@ def scan_cohort(
     ------
     ConfigError
         If ``root`` is no readable folder, or holds no DICOM series, or a selection rule cannot be read.
-    StoreError
+    WorkerError
         If a process that reads headers is killed.
     """
     config = config or ScanConfig()
@@ -168,67 +143,6 @@ def require_folder(root: Path) -> None:
     if not root.is_dir():
         problem = "is a file; give the folder it lies in" if root.exists() else "does not exist"
         raise ConfigError(f"{root}: {problem}")
-
-
-class Persons:
-    """Patient identifiers under which more than one person seems to be, and slices that are there twice.
-
-    Twice: under several identifiers, or under several study dates of one.
-    """
-
-    def __init__(self) -> None:
-        self._owners: dict[int, tuple[str, date | None]] = {}
-        self._visits: dict[tuple[str, date | None], tuple[str, date | None]] = {}
-        self._shared: set[int] = set()
-        self._otherwise_dated: set[int] = set()
-        self._facts: dict[str, list[str | None]] = {}
-        self._conflicting: set[str] = set()
-
-    def add(self, header: Header) -> None:
-        """Note what a file says of its patient; what it leaves out contradicts nothing."""
-        if header.patient_id is None:
-            return
-        # one object for all slices of a visit: a cohort has millions of slices
-        visit = (header.patient_id, header.study_date)
-        slice_, visit = _slice(header), self._visits.setdefault(visit, visit)
-        key = self._key(slice_, header.patient_id)
-        if key != slice_:
-            self._shared.add(slice_)
-        _, day = self._owners.setdefault(key, visit)
-        if day is None:
-            self._owners[key] = visit
-        elif header.study_date not in (None, day):
-            self._otherwise_dated.add(key)
-        if header.patient_id in self._conflicting:
-            return
-        known = self._facts.setdefault(header.patient_id, [None] * len(header.patient_facts))
-        for place, fact in enumerate(header.patient_facts):
-            if known[place] is None:
-                known[place] = fact
-            elif fact not in (None, known[place]):
-                self._conflicting.add(header.patient_id)
-
-    def conflict(self, patient_id: str | None) -> bool:
-        """Return whether files of an identifier disagreed."""
-        return patient_id in self._conflicting
-
-    def has_two_ids(self, header: Header) -> bool:
-        """Return whether a slice is there under another identifier too."""
-        return _slice(header) in self._shared
-
-    def has_two_dates(self, header: Header) -> bool:
-        """Return whether a slice is there under another study date of its patient too."""
-        return self._key(_slice(header), header.patient_id) in self._otherwise_dated
-
-    def _key(self, slice_: int, patient_id: str | None) -> int:
-        """Return a slice's own number for the patient who had it first, another one for each other patient."""
-        owner = self._owners.get(slice_)
-        return slice_ if owner is None or owner[0] == patient_id else hash((slice_, patient_id))
-
-
-def _slice(header: Header) -> int:
-    """Return a number for a slice and its place: some anonymisers number the slices of every patient alike."""
-    return hash((header.sop_instance_uid, header.image_position_patient, header.pixel_spacing_mm))
 
 
 def _describe(
@@ -364,7 +278,7 @@ def _headers_of(
                 done += len(chunk)
                 report(done, len(paths), "reading headers")
         except BrokenProcessPool as error:
-            raise StoreError(
+            raise WorkerError(
                 f"a process that reads headers was ended from outside (short of memory?) after {done} of {len(paths)} "
                 "files; make room and run the same command again"
             ) from error

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cohortseg.errors import StoreError
 from cohortseg.evaluate.score import eight_bit, label_map
 from cohortseg.labels import LESIONS
+from cohortseg.store.files import store_errors
 from cohortseg.store.layout import PICTURES
 
 _LABELS: Final = "labels"
@@ -59,17 +59,13 @@ def remove_pictures(folder: Path) -> None:
     StoreError
         If one cannot be removed.
     """
-    try:
+    with store_errors(folder, "what an earlier evaluation left cannot be removed"):
         for place in (PICTURES, _LABELS, *(f"{_MAPS}/{label.name}" for label in LESIONS)):
             for path in (folder / place).glob("*.png"):
                 path.unlink()
-    except OSError as error:
-        raise StoreError(f"{folder}: what an earlier evaluation left cannot be removed: {error}") from error
 
 
 def _save(path: Path, picture: Image.Image) -> None:
-    try:
+    with store_errors(path, "cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}") from error

@@ -15,7 +15,7 @@ import torch
 
 from cohortseg.config import InferConfig
 from cohortseg.datasets.slices import DicomSlices, ImageSlice, SourceSlice, read_slices
-from cohortseg.errors import ConfigError, DataError, StoreError
+from cohortseg.errors import ConfigError, DataError
 from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
@@ -23,7 +23,7 @@ from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import BACKGROUND, NUM_CLASSES
 from cohortseg.overlays import Compared, compared
 from cohortseg.progress import Report, silent
-from cohortseg.store.files import held, visible_files, write_file
+from cohortseg.store.files import held, store_errors, visible_files, write_file
 from cohortseg.store.layout import PAGE, PICTURES
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
@@ -185,10 +185,8 @@ def _held(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    try:
+    with store_errors(folder, "cannot be used as an output folder"):
         others = folder.exists() and bool(visible_files(folder))
-    except OSError as error:
-        raise StoreError(f"{folder}: cannot be used as an output folder: {error}") from error
     if others and read_run_json(folder).get("command") != COMMAND:
         raise ConfigError(f"{folder}: holds other things than an evaluation; choose another folder with -o")
     with held(folder, "evaluate"):
@@ -200,11 +198,9 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier evaluation left."""
     # At once, so that an evaluation that breaks off is known as one.
     write_run_json(folder, COMMAND, {}, finished=False)
-    try:
+    with store_errors(folder, "what an earlier evaluation left cannot be removed"):
         for name in (*(schema.file_name for schema in _TABLES), PAGE):
             (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{folder}: what an earlier evaluation left cannot be removed: {error}") from error
     remove_pictures(folder)
 
 

@@ -27,7 +27,7 @@ from cohortseg.cluster import (
 )
 from cohortseg.config import InferConfig
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import CohortSegError, ConfigError, ModelError, StoreError
+from cohortseg.errors import CohortSegError, ConfigError, ModelError, StoreError, WorkerError
 from cohortseg.infer.attempts import attempts_noted, suspects
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, give_up
@@ -90,7 +90,9 @@ def run_series(
     ConfigError
         If the workers do not fit.
     StoreError
-        If results cannot be written, the cohort has gone, or the cluster fails.
+        If results cannot be written, or the cohort has gone.
+    WorkerError
+        If the cluster fails, or a process beside this one does.
     """
     tally = _Tally(len(pending), report)
     with attempts_noted(job.out, job.run_id):
@@ -229,7 +231,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
                     tally.add(Done(**row))
         except ray.data.exceptions.ExecutionTimeoutError:
             room = _room(workers, gpus)
-            raise StoreError(
+            raise WorkerError(
                 f"no series has ended for {_LONGEST_WAIT_S / 60:g} minutes, and Ray has room for {room} of {workers} "
                 "workers, less what other jobs hold; see to the cluster and run the same command again"
             ) from None
@@ -241,7 +243,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
             kind, _, said = last.partition(": ")
             if (ours := _ERRORS.get(kind)) is not None:
                 raise ours(said) from error
-            raise StoreError(f"the run on Ray ended early: {last}; run the same command again") from error
+            raise WorkerError(f"the run on Ray ended early: {last}; run the same command again") from error
 
 
 @contextmanager

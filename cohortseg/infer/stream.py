@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import ModelError, StoreError
+from cohortseg.errors import ModelError, WorkerError
 from cohortseg.infer.attempts import suspects
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, attempts_of, give_up, segment_and_commit
@@ -92,6 +92,8 @@ def segment_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -
     ------
     StoreError
         If a result cannot be written, or the cohort has gone.
+    WorkerError
+        If that process ends before it begins.
     """
     apart = suspects(job.out)
     yield from segment_many(job, model, [record for record in records if record.series_key not in apart])
@@ -111,7 +113,7 @@ def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
                 return segmented.result()
             except BrokenProcessPool as error:
                 if attempts_of(job, record) == attempts:  # not the series' fault
-                    raise StoreError(
+                    raise WorkerError(
                         "a second process ended before it began its series (short of memory?); "
                         "make room and run the same command again"
                     ) from error

@@ -14,8 +14,9 @@ from unicodedata import normalize
 import polars as pl
 
 from cohortseg.dicom.elements import FILLER_DATE
-from cohortseg.errors import ConfigError, DataError, StoreError
-from cohortseg.store.schemas import CLINICAL
+from cohortseg.errors import ConfigError, DataError, SchemaError
+from cohortseg.store.files import store_errors
+from cohortseg.store.schemas import CLINICAL, MANIFEST
 from cohortseg.store.tables import read_table, table_name, write_table
 
 _log: Final = logging.getLogger(__name__)
@@ -130,6 +131,49 @@ def _refuse(path: Path, rows: Sequence[int] | pl.Series, what: str) -> None:
         raise DataError(f"{path}: {len(rows)} rows {what}: {named}{more} (counted from 1 below the header)")
 
 
+def read_clinical_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str, pl.DataFrame]:
+    """Read what a clinical table says of the patients of a cohort, measured or not.
+
+    Returns
+    -------
+    tuple
+        The table, the SHA-256 of its file, and the cohort's manifest.
+
+    Raises
+    ------
+    ConfigError
+        If none of its patients is in the cohort.
+    DataError
+        As `read_clinical`.
+    StoreError
+        If the manifest cannot be read.
+    """
+    given, source_sha256 = read_clinical(clinical)
+    found = read_table(out / MANIFEST.file_name, MANIFEST)
+    patients = given.join(found, on="patient_id", how="semi", maintain_order="left")
+    if patients.is_empty():
+        raise ConfigError(
+            f"{clinical}: none of its {len(given)} patients is in {out}; patient_id must be written as in "
+            f"{MANIFEST.file_name}, leading zeros included"
+        )
+    if others := len(given) - len(patients):
+        _log.warning("%d of the %d patients of %s are not in this cohort: left out", others, len(given), clinical)
+    return patients, source_sha256, found
+
+
+def warn_of_lost_onsets(out: Path, patients: pl.DataFrame, found: pl.DataFrame) -> None:
+    """Warn of patients whose onset the table kept so far knows, and the one that takes its place does not."""
+    try:
+        before = saved_clinical(out)
+    except SchemaError:  # damaged, or of another version: this table takes its place
+        return
+    if before is None:
+        return
+    known = before.drop_nulls("onset_date").join(found, on="patient_id", how="semi")
+    if lost := len(known.join(patients.drop_nulls("onset_date"), on="patient_id", how="anti")):
+        _log.warning("%d patients whose onset was known have none in this table, which takes its place", lost)
+
+
 def save_clinical(out: Path, clinical: pl.DataFrame, source_sha256: str) -> None:
     """Keep a table of `read_clinical` in an output folder: later runs of ``infer`` and ``report`` go by it.
 
@@ -177,10 +221,8 @@ def remove_clinical(out: Path) -> None:
         If it cannot be removed.
     """
     path = out / CLINICAL.file_name
-    try:
+    with store_errors(path, "cannot be removed"):
         path.unlink()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be removed: {error}") from error
 
 
 def saved_clinical(out: Path) -> pl.DataFrame | None:

@@ -1,11 +1,11 @@
 """What a scan found, as tables: those of ``scan`` and of ``infer`` are the same."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from cohortseg.dicom.scan import CohortScan, file_rows
+from cohortseg.dicom.scan import CohortScan
 from cohortseg.store.files import sweep_temporaries
 from cohortseg.store.schemas import FILES, MANIFEST
 from cohortseg.store.tables import tables_from_rows, write_table
@@ -32,3 +32,31 @@ def write_scan(
         write_table(manifest, tables_from_rows(map(asdict, scan.series), MANIFEST), MANIFEST, provenance)
     if files is not None:
         write_table(files, tables_from_rows(file_rows(scan), FILES), FILES, provenance)
+
+
+def file_rows(scan: CohortScan) -> Iterator[dict[str, str | None]]:
+    """Yield the rows of the files table: where each file went, by path.
+
+    A multi-frame file whose frames make several volumes has a row for each.
+    """
+    went: list[tuple[tuple[str, ...], str, str, str]] = [
+        (record.files, record.series_key, record.decision, record.reason or "") for record in scan.series
+    ]
+    for went_to, files in (("copy", scan.copies), ("no series", scan.skipped)):
+        went += [((file.path,), "", went_to, file.reason) for file in files]
+    went.sort(key=lambda group: min(group[0], default=""))
+    # A cohort can have millions of files, most series a folder of their own: only what lies among each other is sorted.
+    places: list[tuple[str, str, str, str]] = []
+    last = ""
+    for paths, series_key, went_to, reason in went:
+        if places and min(paths, default="") > last:
+            yield from map(_file_row, sorted(places))
+            places = []
+        places += [(path, series_key, went_to, reason) for path in dict.fromkeys(paths)]
+        last = max(last, *paths)
+    yield from map(_file_row, sorted(places))
+
+
+def _file_row(place: tuple[str, str, str, str]) -> dict[str, str | None]:
+    path, series_key, went_to, reason = place
+    return {"path": path, "went_to": went_to, "series_key": series_key or None, "reason": reason or None}

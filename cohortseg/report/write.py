@@ -7,13 +7,12 @@ from typing import Final
 
 import polars as pl
 
-from cohortseg.errors import StoreError
 from cohortseg.hashes import file_sha256
 from cohortseg.longitudinal import patients_table, timeline_table
 from cohortseg.report.clinical import saved_clinical
 from cohortseg.report.page import report_html
 from cohortseg.report.pictures import trajectories_png
-from cohortseg.store.files import write_file
+from cohortseg.store.files import store_errors, write_file
 from cohortseg.store.layout import PICTURES, REPORT
 from cohortseg.store.schemas import BURDEN, CLINICAL, PATIENTS, TIMELINE
 from cohortseg.store.tables import read_table, write_table
@@ -64,10 +63,8 @@ def write_report(out: Path) -> WrittenReport:
     write_table(out / TIMELINE.file_name, timeline, TIMELINE, provenance)
     write_table(out / PATIENTS.file_name, patients, PATIENTS, provenance)
     pictures, page = out / PICTURES, out / REPORT
-    try:
+    with store_errors(pictures, "cannot be made a folder"):
         pictures.mkdir(exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{pictures}: cannot be made a folder: {error}") from error
     trajectories = trajectories_png(timeline)
     write_file(pictures / "trajectories.png", trajectories)
     write_file(page, report_html(burden, timeline, patients, trajectories, pictures).encode())

@@ -147,12 +147,12 @@ def remove_folder(path: Path) -> None:
 
 
 @contextmanager
-def store_errors(folder: Path) -> Iterator[None]:
-    """Turn what the file system says no to into an error that names a folder."""
+def store_errors(path: Path, what: str = "cannot be read or written") -> Iterator[None]:
+    """Turn an error of the file system into a `StoreError` that names the path and says what is the matter."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{folder}: cannot be read or written: {error}") from error
+        raise StoreError(f"{path}: {what}: {error}") from error
 
 
 @contextmanager

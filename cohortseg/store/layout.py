@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import ConfigError
+from cohortseg.store.files import store_errors
 from cohortseg.store.schemas import BURDEN
 
 DATA: Final = "data.safetensors"
@@ -33,13 +34,11 @@ def note_unfinished(out: Path, *, unfinished: bool) -> None:
         If it cannot be noted.
     """
     path = out / STATE / _UNFINISHED
-    try:
+    with store_errors(path, "cannot be written"):
         if unfinished:
             path.touch()
         else:
             path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}") from error
 
 
 def require_output(out: Path) -> None:

@@ -21,7 +21,7 @@ from zarr.codecs import BloscCodec
 from cohortseg import __version__
 from cohortseg.errors import StoreError
 from cohortseg.labels import LABELS, LESIONS, SIDES, Lesion
-from cohortseg.store.files import remove_folder, replacing_folder, sweep_temporaries
+from cohortseg.store.files import remove_folder, replacing_folder, store_errors, sweep_temporaries
 from cohortseg.volume import Volume
 
 _CHUNK: Final = (32, 128, 128)
@@ -34,7 +34,14 @@ _FACTS: Final = {
 
 
 _DAMAGED: Final = (
-    *(OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, SystemError),
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    SystemError,
 )
 """What Zarr and its codecs raise on damaged chunks and metadata."""
 
@@ -172,10 +179,8 @@ def remove_masks(path: Path, series_key: str) -> None:
     StoreError
         If it cannot be removed.
     """
-    try:
+    with store_errors(path, f"masks of series {series_key} cannot be removed"):
         remove_folder(path / series_key)
-    except OSError as error:
-        raise StoreError(f"{path}: masks of series {series_key} cannot be removed: {error}") from error
 
 
 def read_masks(path: Path, series_key: str) -> SeriesMasks:
@@ -217,12 +222,10 @@ def masks_hash(path: Path, series_key: str) -> str:
         If a file cannot be read.
     """
     digest = hashlib.sha256()
-    try:
+    with store_errors(path / series_key, "masks cannot be read"):
         for file in mask_files(path, series_key):
             content = file.read_bytes()
             digest.update(f"{file.name} {len(content)} ".encode() + content)
-    except OSError as error:
-        raise StoreError(f"{path / series_key}: masks cannot be read: {error}") from error
     return digest.hexdigest()
 
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cohortseg import __version__
-from cohortseg.errors import SchemaError, StoreError
+from cohortseg.errors import SchemaError
 from cohortseg.identity import SERIES_KEY
 from cohortseg.store.documents import parse_json
-from cohortseg.store.files import replacing
+from cohortseg.store.files import replacing, store_errors
 from cohortseg.store.schemas import TableSchema
 
 DAMAGED: Final = (OSError, pa.ArrowException, ValueError, pl.exceptions.PolarsError)
@@ -150,10 +150,8 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
         If it is damaged or no Parquet, or its columns or types differ from the schema, or a value is one that never is
         written: NaN, null where a row must say something, or what would lead out of the folders of run and cohort.
     """
-    try:
+    with store_errors(path, "cannot be read"):
         file = path.open("rb")
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
     with file:
         try:  # not by Polars, which panics on damaged files, or aborts
             frame = frame_of(pq.read_table(file))

@@ -24,7 +24,7 @@ from cohortseg.errors import ConfigError, StoreError
 from cohortseg.identity import series_key
 from cohortseg.labels import CONSOLIDATION, GGO
 from cohortseg.progress import Report
-from cohortseg.store.files import visible_files
+from cohortseg.store.files import store_errors, visible_files
 from cohortseg.store.schemas import TRUTH
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.synthetic.dicom_files import SeriesHeader, write_series
@@ -66,10 +66,8 @@ def write_cohort(out: Path, config: SampleConfig, report: Report) -> Path:
         If something cannot be written.
     """
     empty_folder(out)
-    try:
+    with store_errors(out, "cannot be written"):
         (out / "truth").mkdir()
-    except OSError as error:
-        raise StoreError(f"{out}: cannot be written: {error}") from error
     total = sum(dates_of(config, index) for index in range(config.patients))
     report(0, total, "")
     rows: list[dict[str, Any]] = []
@@ -146,10 +144,8 @@ def _write_timepoint(
     lungs = np.stack([section.lungs for section in sections])
     write_series(out / "dicom" / header.patient_id / header.study_date.strftime("%Y%m%d"), header, volume_hu)
     path = out / "truth" / f"{series_key(header.series_instance_uid)}.npz"
-    try:
+    with store_errors(path, "cannot be written"):
         np.savez_compressed(path, labels=labels, lungs=lungs)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}") from error
     return {
         "patient_id": header.patient_id,
         "study_date": header.study_date,

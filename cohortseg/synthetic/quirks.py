@@ -14,8 +14,8 @@ from typing import Any
 import cohortseg.synthetic.quirk_pixels
 import cohortseg.synthetic.quirk_series  # noqa: F401 - both register their quirks
 from cohortseg.dicom.elements import quiet_pydicom
-from cohortseg.errors import StoreError
 from cohortseg.progress import Report
+from cohortseg.store.files import store_errors
 from cohortseg.store.schemas import QUIRKS
 from cohortseg.store.tables import table_from_rows, write_table
 from cohortseg.synthetic.cohort import empty_folder
@@ -47,11 +47,9 @@ def write_quirks(out: Path, report: Report) -> Path:
     empty_folder(out)
     rows: list[dict[str, Any]] = []
     for done, known in enumerate(QUIRKS_KNOWN, 1):
-        try:
-            with quiet_pydicom():  # it would warn of the very things that are odd here
-                found = known.write(out / "dicom" / known.name)
-        except OSError as error:
-            raise StoreError(f"{out}: cannot be written: {error}") from error
+        # pydicom would warn of the very things that are odd here
+        with store_errors(out, "cannot be written"), quiet_pydicom():
+            found = known.write(out / "dicom" / known.name)
         rows += [_row(known, expected, out / "dicom") for expected in found]
         report(done, len(QUIRKS_KNOWN), "quirks")
     path = out / "quirks.parquet"

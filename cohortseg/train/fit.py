@@ -24,7 +24,7 @@ from cohortseg.cluster import (
 )
 from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared
-from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError
+from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError, WorkerError
 from cohortseg.hashes import file_sha256
 from cohortseg.store.documents import parse_json
 from cohortseg.store.files import store_errors
@@ -79,8 +79,10 @@ def fit(
         If the workers do not fit.
     StoreError
         If checkpoints or model cannot be written or read.
-    CohortSegError
-        If training fails.
+    DivergedError
+        If a loss is no longer a finite number.
+    WorkerError
+        If Ray or a worker fails.
     """
     start = time.perf_counter()
     run = run.resolve()
@@ -152,7 +154,7 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         train_loop_config={
             "config": asdict(config),
             "run": str(run),
-            "threads": max(1, int(request.cpus_per_worker)),
+            "threads": request.num_threads,
             "package_sha256": PACKAGE_SHA256,
         },
         scaling_config=ray.train.ScalingConfig(
@@ -177,11 +179,11 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         for cause in error.worker_failures.values():
             if isinstance(cause, CohortSegError):
                 raise cause from error
-        raise CohortSegError(f"training failed on a worker: {'; '.join(sorted(causes))}") from error
+        raise WorkerError(f"training failed on a worker: {'; '.join(sorted(causes))}") from error
     except SystemExit as error:  # Ray's answer to Ctrl-C
         raise KeyboardInterrupt from error
     except ray.train.ControllerError as error:
-        raise CohortSegError(f"training could not be started: {error}") from error
+        raise WorkerError(f"training could not be started: {error}") from error
     except Exception as error:
         # Raised in the controller's constructor, it comes as the death of an actor.
         if _BAD_CHECKPOINT_LIST in f"{type(error)}{error}":
@@ -189,7 +191,7 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
                 f"{run / _RAY_FOLDER}: its checkpoints are not those that its list names; start again in a new folder"
             ) from error
         if isinstance(error, ray.exceptions.RayActorError):
-            raise CohortSegError(f"training ended with one of Ray's own processes: {type(error).__name__}") from error
+            raise WorkerError(f"training ended with one of Ray's own processes: {type(error).__name__}") from error
         raise
     if isinstance(outcome, CohortSegError):
         raise outcome

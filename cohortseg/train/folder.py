@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cohortseg import __version__
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import ConfigError
 from cohortseg.store.documents import parse_json
-from cohortseg.store.files import LOCK, held, sweep_temporaries, visible_files, write_file
+from cohortseg.store.files import LOCK, held, store_errors, sweep_temporaries, visible_files, write_file
 from cohortseg.store.layout import PICTURES
 from cohortseg.train.state import check_same_settings
 
@@ -25,17 +25,27 @@ class DataOptions:
     """Which slices a run is asked to train on; None means "not said"."""
 
     data: str | None = None
-    """COVID-SemiSeg folder, absolute."""
+    """COVID-SemiSeg folder."""
     labeled: str | None = None
-    """Folder of labelled images of the user's own, absolute."""
+    """Folder of labelled images of the user's own."""
     unlabeled: str | None = None
-    """Folder of unlabelled ones, absolute."""
+    """Folder of unlabelled ones."""
     orientation: ImageOrientation | None = None
     """How 8-bit images of the user's own lie; not said: upright."""
     holdout: bool | None = None
     """Whether the validation images of COVID-SemiSeg are kept out; not said: they are."""
     version: str | None = None
     """Of the cohortseg that began the run; a user does not say it."""
+
+    def resolved(self) -> Self:
+        """Return the options with absolute folders: a run may be resumed from elsewhere."""
+
+        def absolute(path: str | None) -> str | None:
+            return None if path is None else str(Path(path).resolve())
+
+        return replace(
+            self, data=absolute(self.data), labeled=absolute(self.labeled), unlabeled=absolute(self.unlabeled)
+        )
 
 
 @contextmanager
@@ -74,10 +84,8 @@ def begin_run(run: Path, config: TrainConfig, options: DataOptions | None = None
         If it cannot be written.
     """
     _refuse_used(run)
-    try:
+    with store_errors(run, "cannot be made"):
         run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{run}: cannot be made: {error}") from error
     _write_json(run / _DATA_OPTIONS, replace(options or DataOptions(), version=__version__))
     _write_json(run / SETTINGS, config)
 

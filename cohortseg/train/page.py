@@ -7,11 +7,10 @@ from typing import Any, Final
 import torch
 
 from cohortseg.datasets.prepared import PreparedData
-from cohortseg.errors import StoreError
 from cohortseg.labels import LESIONS
 from cohortseg.overlays import png_bytes
 from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
-from cohortseg.store.files import write_file
+from cohortseg.store.files import store_errors, write_file
 from cohortseg.store.layout import PAGE, PICTURES
 from cohortseg.train.curves import curves_png
 from cohortseg.train.history import read_history
@@ -58,10 +57,8 @@ class RunPage:
 
     def draw(self, state: TrainState, *, bf16: bool) -> None:
         """Draw the page: ``page.html``, and its pictures as ``pictures/*.png`` and ``curves.png``."""
-        try:
+        with store_errors(self._run / PICTURES, "cannot be made"):
             (self._run / PICTURES).mkdir(exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{self._run / PICTURES}: cannot be made: {error}") from error
         pictures = {"labeled": png_bytes(draw_labeled(state, self._labeled, self._labels, bf16=bf16))}
         if len(self._unlabeled):
             pictures["unlabeled"] = png_bytes(draw_unlabeled(state, self._unlabeled, bf16=bf16))

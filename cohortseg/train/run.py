@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cohortseg.cluster import cluster_address, local_resources, require_answer, worker_request
+from cohortseg.cluster import check_here, cluster_address, require_answer
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
 from cohortseg.datasets.prepared import prepare
@@ -72,11 +72,9 @@ def train_model(
     CohortSegError
         If training fails.
     """
-    if cluster_address(address) is None:
-        machine = local_resources()  # before the data; the workers of a cluster once it answers
-        worker_request(num_workers, cpus_per_worker, machine).check(machine, cpus_flag=True)
-    if config.imagenet_file:  # workers have other working folders
-        config = replace(config, imagenet_file=str(Path(config.imagenet_file).resolve()))
+    config, options = config.resolved(), options.resolved()
+    if cluster_address(address) is None:  # before the data; the workers of a cluster once it answers
+        check_here(num_workers, cpus_per_worker, cpus_flag=True)
     _check_options(options, semi=config.uses_unlabeled, resume=resume)
     if not resume:
         check_imagenet(config)

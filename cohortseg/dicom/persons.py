@@ -1,0 +1,66 @@
+"""Whether identifiers and dates of patients agree with each other, over all files of a cohort."""
+
+from datetime import date
+
+from cohortseg.dicom.headers import Header
+
+
+class Persons:
+    """Patient identifiers under which more than one person seems to be, and slices that are there twice.
+
+    Twice: under several identifiers, or under several study dates of one.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[int, tuple[str, date | None]] = {}
+        self._visits: dict[tuple[str, date | None], tuple[str, date | None]] = {}
+        self._shared: set[int] = set()
+        self._otherwise_dated: set[int] = set()
+        self._facts: dict[str, list[str | None]] = {}
+        self._conflicting: set[str] = set()
+
+    def add(self, header: Header) -> None:
+        """Note what a file says of its patient; what it leaves out contradicts nothing."""
+        if header.patient_id is None:
+            return
+        # one object for all slices of a visit: a cohort has millions of slices
+        visit = (header.patient_id, header.study_date)
+        slice_, visit = _slice(header), self._visits.setdefault(visit, visit)
+        key = self._key(slice_, header.patient_id)
+        if key != slice_:
+            self._shared.add(slice_)
+        _, day = self._owners.setdefault(key, visit)
+        if day is None:
+            self._owners[key] = visit
+        elif header.study_date not in (None, day):
+            self._otherwise_dated.add(key)
+        if header.patient_id in self._conflicting:
+            return
+        known = self._facts.setdefault(header.patient_id, [None] * len(header.patient_facts))
+        for place, fact in enumerate(header.patient_facts):
+            if known[place] is None:
+                known[place] = fact
+            elif fact not in (None, known[place]):
+                self._conflicting.add(header.patient_id)
+
+    def conflict(self, patient_id: str | None) -> bool:
+        """Return whether files of an identifier disagreed."""
+        return patient_id in self._conflicting
+
+    def has_two_ids(self, header: Header) -> bool:
+        """Return whether a slice is there under another identifier too."""
+        return _slice(header) in self._shared
+
+    def has_two_dates(self, header: Header) -> bool:
+        """Return whether a slice is there under another study date of its patient too."""
+        return self._key(_slice(header), header.patient_id) in self._otherwise_dated
+
+    def _key(self, slice_: int, patient_id: str | None) -> int:
+        """Return a slice's own number for the patient who had it first, another one for each other patient."""
+        owner = self._owners.get(slice_)
+        return slice_ if owner is None or owner[0] == patient_id else hash((slice_, patient_id))
+
+
+def _slice(header: Header) -> int:
+    """Return a number for a slice and its place: some anonymisers number the slices of every patient alike."""
+    return hash((header.sop_instance_uid, header.image_position_patient, header.pixel_spacing_mm))
