@@ -149,8 +149,10 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.glob("folds/*/*")}
 
 
-def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_path, tiny):
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
+    """Return the folder of a comparison that was killed once its first fold was done, and then run to its end."""
+    out = tmp_path_factory.mktemp("compared") / "out"
     command = [sys.executable, "-m", "cohortseg", *tiny.arguments(out, "plain,full")]
     with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 200
@@ -164,8 +166,12 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
     ended = CliRunner().invoke(app, tiny.arguments(out, "plain,full"))
     assert ended.exit_code == 0, ended.output
     now = times(out)
-    assert all(now[path] == written for path, written in done.items() if path.startswith("folds/plain-1/"))
-    held_out, table = (read_table(out / schema.file_name, schema) for schema in (HELD_OUT, COMPARISON))
+    assert all(now[path] == written for path, written in done.items() if path.startswith("folds/plain-1/")), "again"
+    return out
+
+
+def test_each_row_is_trained_on_each_fold_and_scored_on_the_images_held_out(compared, tiny):
+    held_out, table = (read_table(compared / schema.file_name, schema) for schema in (HELD_OUT, COMPARISON))
     assert table["row"].unique(maintain_order=True).to_list() == ["plain", "full-phase1", "full"]
     assert set(table["n_images"]) == {5}
     for row in ("plain", "full-phase1", "full"):
@@ -173,53 +179,71 @@ def test_the_command_trains_each_row_on_each_fold_and_goes_on_after_a_kill(tmp_p
         assert dict(images.select("image", "fold").iter_rows()) == dict.fromkeys(FOLD_1, 1) | dict.fromkeys(FOLD_2, 2)
         assert not images["in_training"].any()
     for number, names in ((1, FOLD_1), (2, FOLD_2)):
-        trained_on = load_model(out / f"folds/full-{number}/model.safetensors").training_images
+        trained_on = load_model(compared / f"folds/full-{number}/model.safetensors").training_images
         for name in (*FOLD_1, *FOLD_2, "0"):
             image = tiny.data / f"TrainingSet/MultiClassInfection-Train/Imgs/{name}.jpg"
             assert (hashlib.sha256(image.read_bytes()).hexdigest() in trained_on) == (name not in names)
-    assert "full-phase1" in (out / "page.html").read_text(encoding="utf-8")
+    assert "full-phase1" in (compared / "page.html").read_text(encoding="utf-8")
 
-    again = CliRunner().invoke(app, tiny.arguments(out, "plain,full"))
+
+def test_a_finished_comparison_is_not_trained_again(compared, tiny):
+    before = times(compared)
+    again = CliRunner().invoke(app, tiny.arguments(compared, "plain,full"))
     assert again.exit_code == 0, again.output
     assert "done before" in again.output
-    assert times(out) == now
+    assert times(compared) == before
 
-    (out / "comparison.parquet").unlink()  # as a kill after the last training leaves it
-    run_json = (out / "run.json").read_bytes()
-    write_run_json(out, "compare", {}, finished=False)
-    assert CliRunner().invoke(app, tiny.arguments(out, "plain,full")).exit_code == 0
-    assert read_run_json(out)["finished"] is not None
-    assert read_run_json(out)["config"] == json.loads(run_json)["config"]
-    assert (out / "comparison.parquet").is_file()
 
-    scores = out / "folds/full-1/held_out.parquet"
+def test_tables_that_a_kill_after_the_last_training_left_out_are_written_by_the_next_start(compared, tiny):
+    (compared / "comparison.parquet").unlink()
+    run_json = json.loads((compared / "run.json").read_bytes())
+    write_run_json(compared, "compare", {}, finished=False)
+    assert CliRunner().invoke(app, tiny.arguments(compared, "plain,full")).exit_code == 0
+    assert read_run_json(compared)["finished"] is not None
+    assert read_run_json(compared)["config"] == run_json["config"]
+    assert (compared / "comparison.parquet").is_file()
+
+
+def test_damaged_scores_are_named_with_the_way_out(compared, tiny):
+    scores = compared / "folds/full-1/held_out.parquet"
     whole = scores.read_bytes()
     scores.write_bytes(whole[:500])
-    damaged = CliRunner().invoke(app, tiny.arguments(out, "plain"))
+    damaged = CliRunner().invoke(app, tiny.arguments(compared, "plain"))
+    scores.write_bytes(whole)
     assert damaged.exit_code == 2
     assert "remove held_out.parquet, and that row and fold is trained again" in " ".join(damaged.output.split())
-    scores.write_bytes(whole)
 
-    other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--seed", "7"])
+
+def test_a_comparison_does_not_go_on_with_another_recipe(compared, tiny, tmp_path):
+    other = CliRunner().invoke(app, [*tiny.arguments(compared, "plain"), "--seed", "7"])
     assert other.exit_code == 2
     assert "seed was 0, is 7" in other.output
-    tiny.config.write_text(TINY.replace("batch_labeled = 2", "batch_labeled = 3"), encoding="utf-8")
-    other = CliRunner().invoke(app, tiny.arguments(out, "plain"))
-    tiny.config.write_text(TINY, encoding="utf-8")
+    changed = tmp_path / "changed.toml"
+    changed.write_text(TINY.replace("batch_labeled = 2", "batch_labeled = 3"), encoding="utf-8")
+    other = CliRunner().invoke(app, [*tiny.arguments(compared, "plain"), "--config", str(changed)])
+    assert other.exit_code == 2
     assert "batch_labeled was 2, is 3" in other.output, "gains over another recipe are no gains"
+
+
+def test_a_comparison_does_not_go_on_with_other_images(compared, tiny, tmp_path):
     moved = shutil.copytree(tiny.data, tmp_path / "COVID-SemiSeg")
-    shutil.copy(
-        moved / "TrainingSet/MultiClassInfection-Train/GT/2.png",
-        moved / "TrainingSet/MultiClassInfection-Train/GT/3.png",
-    )
-    other = CliRunner().invoke(app, [*tiny.arguments(out, "plain"), "--data", str(moved)])
+    labels = moved / "TrainingSet/MultiClassInfection-Train/GT"
+    shutil.copy(labels / "2.png", labels / "3.png")
+    other = CliRunner().invoke(app, [*tiny.arguments(compared, "plain"), "--data", str(moved)])
+    assert other.exit_code == 2
     assert "was begun with other labelled images" in other.output
-    settings = out / "comparison.json"
-    begun = json.loads(settings.read_text())
-    settings.write_text(json.dumps({name: value for name, value in begun.items() if name != "imagenet_sha256"}))
-    assert CliRunner().invoke(app, tiny.arguments(out, "plain")).exit_code == 0, "begun before it was noted"
-    settings.write_text(json.dumps(begun | {"imagenet_sha256": "0" * 64}))
-    other = CliRunner().invoke(app, tiny.arguments(out, "plain"))
+
+
+def test_a_comparison_does_not_go_on_with_other_imagenet_weights(compared, tiny):
+    settings = compared / "comparison.json"
+    begun = settings.read_text()
+    older = {name: value for name, value in json.loads(begun).items() if name != "imagenet_sha256"}
+    settings.write_text(json.dumps(older))
+    assert CliRunner().invoke(app, tiny.arguments(compared, "plain")).exit_code == 0, "begun before it was noted"
+    settings.write_text(json.dumps(older | {"imagenet_sha256": "0" * 64}))
+    other = CliRunner().invoke(app, tiny.arguments(compared, "plain"))
+    settings.write_text(begun)
+    assert other.exit_code == 2
     assert "was begun with other ImageNet weights" in other.output
 
 

@@ -200,6 +200,27 @@ def test_padding_without_a_vr(tmp_path: Path, value: int) -> None:
     np.testing.assert_array_equal(volume.volume_hu[:, 2:], hu[:, 2:])
 
 
+@pytest.mark.parametrize(
+    ("representation", "declared"),
+    [(0, 63536), (1, -3024)],
+    ids=["unsigned", "signed"],
+)
+def test_padding_that_does_not_fit_the_bits_stored(tmp_path: Path, representation: int, declared: int) -> None:
+    hu = body_hu(SHAPE)
+    write_series(tmp_path, hu=hu, intercept=-1024 if representation == 0 else 0)
+    for path in tmp_path.glob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        stored = np.frombuffer(dataset.PixelData, np.uint16).reshape(SHAPE[1:]).copy()
+        stored[:2] = declared % 2**16
+        dataset.PixelData = stored.tobytes()
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 11, representation
+        dataset.add_new("PixelPaddingValue", "SS" if declared < 0 else "US", declared)
+        dataset.save_as(path)
+    volume = read_only(tmp_path)
+    assert (volume.volume_hu[:, :2] == HU_MIN).all()
+    np.testing.assert_array_equal(volume.volume_hu[:, 2:], hu[:, 2:])
+
+
 def test_padding_range(tmp_path: Path) -> None:
     hu = body_hu(SHAPE)
     hu[:, 0] = np.linspace(2000, 2023, 24)
@@ -458,3 +479,18 @@ def test_shear_that_no_gantry_has_is_not_set_upright(tmp_path: Path, degrees: fl
     record = only_series(tmp_path, ScanConfig(repair=("untilt",)))
     assert (record.decision, record.repairs) == (("selected", ("untilt",)) if repaired else ("skipped", ()))
     assert repaired or "gantry tilt: slices are sheared by 40.0 degrees; up to 30 can" in (record.reason or "")
+
+
+def test_rounded_directions_of_a_tilted_slice_do_not_keep_it_from_being_untilted(tmp_path: Path) -> None:
+    shear = np.tan(np.radians(15))
+    heights_mm = [3.0 * z for z in reversed(range(8))]  # the first file is the topmost slice
+    write_series(
+        tmp_path,
+        shape=(8, 48, 48),
+        spacing_mm=(3, 1, 1),
+        positions=[(0.0, shear * height, height) for height in heights_mm],
+        attributes=lambda z: {"ImageOrientationPatient": [1, 0, 0, 0, 1, 5e-4]} if z == 0 else {},
+    )
+    record = only_series(tmp_path, ScanConfig(repair=("untilt",)))
+    assert record.repairs == ("untilt",)
+    assert len(read_volume(record, tmp_path).volume_hu) == 8

@@ -41,7 +41,7 @@ def with_slice(hu: NDArray[np.int16], z: int, image: NDArray[np.int16]) -> NDArr
         (lambda hu: with_slice(hu, 4, np.roll(hu[4], 24, axis=1)), ("odd_slices",)),
         (lambda hu: hu + np.int16(120), ("hu_shifted",)),
         (lambda hu: ((hu + 1024) * 0.8 - 1024).astype(np.int16), ("hu_shifted",)),
-        (lambda hu: np.random.default_rng(2).permuted(hu, axis=1), ()),
+        (lambda hu: np.random.default_rng(2).permuted(hu, axis=1), ("odd_slices",)),
         (lambda hu: np.broadcast_to(hu[:1], hu.shape), ()),
         (lambda hu: hu + np.int16(70) * ((hu < -930) & (np.arange(8) % 2 == 1)[:, None, None]), ()),
     ],
@@ -63,6 +63,16 @@ def test_blank_slices_between_others_and_slices_of_another_rescale_are_refused()
     assert check_hu(shifted, "0123", ["same"] * 8) == ("odd_slices",)
     with pytest.raises(NotEvaluableError, match="1 of 8 slices have another rescale than most"):
         check_hu(shifted, "0123", ["same"] * 3 + ["other"] + ["same"] * 4)
+
+
+@pytest.mark.parametrize(("count", "wrong"), [(4, [1]), (12, [1, 4, 7, 10]), (12, [2, 5, 6, 9])])
+def test_more_wrong_slices_are_no_less_wrong(count: int, wrong: list[int]) -> None:
+    hu = chest_hu((count, 48, 48)).astype(np.int16)
+    hu[wrong] += 1024  # which makes those beside them odd, too
+    rescales = ["other" if z in wrong else "same" for z in range(count)]
+    with pytest.raises(NotEvaluableError, match=f"{len(wrong)} of {count} slices have another rescale than most"):
+        check_hu(hu, "0123", rescales)
+    assert "odd_slices" in check_hu(hu, "0123")
 
 
 @pytest.mark.parametrize("other", ["another place", "denser lungs"])

@@ -88,7 +88,7 @@ def test_order_is_from_feet_to_head_also_for_falling_positions(tmp_path: Path) -
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not two perpendicular unit vectors"),
         ({"PixelSpacing": None}, "PixelSpacing is missing"),
         ({"PixelSpacing": ["60", "60"]}, "the image is 1920 mm wide"),
-        ({"PixelSpacing": ["0.8", "0"]}, "PixelSpacing is missing, not positive"),
+        ({"PixelSpacing": ["0.8", "0"]}, "PixelSpacing is missing, not two positive"),
         ({"ImagePositionPatient": None}, "ImagePositionPatient is missing in 4 of 4"),
     ],
 )

@@ -106,7 +106,7 @@ def test_slices_whose_pixel_spacing_is_rounded_or_missing_are_no_volume(tmp_path
     write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"PixelSpacing": turns[index % 2]})
     record = only_series(tmp_path)
     assert (record.decision, record.n_slices) == ("skipped", 12)
-    assert record.reason == "PixelSpacing is missing, not positive, or differs between slices"
+    assert record.reason == "PixelSpacing is missing, not two positive, or differs between slices"
 
 
 @pytest.mark.parametrize("name", ["NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier"])
@@ -207,8 +207,10 @@ def test_a_fan_of_planes_is_mixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
-        ({"PatientID": ""}, "files of 2 patients share"),
-        ({"StudyInstanceUID": ""}, "files of 2 studies share"),
+        ({"PatientID": "P9"}, "files of 2 patients share"),
+        ({"StudyInstanceUID": "1.2.9"}, "files of 2 studies share"),
+        ({"PatientID": ""}, "1 of 4 files lack the PatientID that the others have"),
+        ({"StudyInstanceUID": ""}, "1 of 4 files lack the StudyInstanceUID that the others have"),
         ({"SOPInstanceUID": "1.2.3.1"}, "1 slice(s) carry the SOPInstanceUID of another slice"),
     ],
 )
@@ -627,3 +629,23 @@ def test_pictures_in_a_series_do_not_count_as_its_strays(tmp_path: Path) -> None
     write_series(tmp_path / "b", shape=(2, 16, 16), attributes=lambda z: own_uid(z) | picture)
     (scan,) = [record for record in scan_cohort(tmp_path).series if record.decision == "selected"]
     assert (scan.n_slices, "files_unreadable" in scan.qc_flags) == (19, True)
+
+
+@pytest.mark.parametrize("lost", [0, 7], ids=["an end", "between others"])
+def test_a_slice_with_another_date_is_no_visit(tmp_path: Path, lost: int) -> None:
+    write_series(
+        tmp_path, shape=(20, 16, 16), attributes=lambda z: {"StudyDate": "20180401"} if z == lost else {}
+    )
+    scan, stray = scan_cohort(tmp_path).series
+    if scan.n_slices == 1:
+        scan, stray = stray, scan
+    assert (stray.n_slices, stray.decision) == (1, "skipped")
+    assert stray.reason == "fragment: 1 slice(s) apart from the 19 of another volume of this series"
+    assert "study_date_conflict" in scan.qc_flags
+    assert (scan.decision, (scan.reason or "none")[:4]) == (("selected", "none") if lost == 0 else ("skipped", "gap:"))
+
+
+def test_a_slice_that_lacks_modality_is_of_the_scan(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(20, 16, 16), attributes=lambda z: {"Modality": None} if z == 7 else {})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.qc_flags) == ("selected", 20, ())

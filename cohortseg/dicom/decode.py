@@ -14,7 +14,7 @@ from cohortseg import qc
 from cohortseg.config import RESAMPLE, UNTILT
 from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, behind_pixels, silence_pydicom, tag_of
 from cohortseg.dicom.frames import GROUP_SEQUENCES, frame_datasets
-from cohortseg.dicom.geometry import SAME_POSITION_MM, Stack, irregular, stack_slices
+from cohortseg.dicom.geometry import COSINE_ATOL, SAME_POSITION_MM, Stack, irregular, stack_slices
 from cohortseg.dicom.guards import BoundedFile, inflates_too_far
 from cohortseg.dicom.padding import fill_undeclared_padding
 from cohortseg.dicom.pixels import slice_hu
@@ -223,6 +223,6 @@ def _checked_stack(datasets: Sequence[Dataset], record: SeriesRecord) -> Stack:
     if uneven or (stack.distances_mm < SAME_POSITION_MM).any():
         raise GeometryError(f"series {record.series_key}: {len(known)} slices do not form a volume with one spacing")
     spacing = np.median(stack.distances_mm) if RESAMPLE in record.repairs else stack.spacing_z_mm or 0
-    if stack.order != tuple(range(len(known))) or not np.isclose(spacing, record.spacing_z_mm or 0):
+    if stack.order != tuple(range(len(known))) or not np.isclose(spacing, record.spacing_z_mm or 0, rtol=COSINE_ATOL):
         raise DicomError(f"series {record.series_key}: positions differ from what the scan saw; {_REMEDY}")
     return stack

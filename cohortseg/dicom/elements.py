@@ -47,6 +47,7 @@ _REMEMBERED_BYTES: Final = 256
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UPPER_CONTROL: Final = re.compile(r"[\x80-\x9f]")
 _SHORT_BYTES: Final = 2
+_DATE: Final = re.compile(r"(\d{4})([./-]?)(\d{2})\2(\d{2})(?:[T ]?\d{2,6}(?:\.\d+)?(?:[+-]\d{4})?)?")
 _FIRST_YEAR: Final = 1800
 FILLER_DATE: Final = date(1900, 1, 1)
 """What databases put where they have none."""
@@ -117,7 +118,7 @@ class Attributes:
 
         Those write other signs between, or a time behind (DT). A year before 1800 is a filler, and so is 1900-01-01.
         """
-        match = re.fullmatch(r"(\d{4})([./-]?)(\d{2})\2(\d{2})(?:\d{2,6}(?:\.\d+)?)?", self.text(keyword) or "")
+        match = _DATE.fullmatch(self.text(keyword) or "")
         if match is None or int(match[1]) < _FIRST_YEAR:
             return None
         try:

@@ -67,7 +67,7 @@ def slice_hu(dataset: Dataset, path: str, frame: int = 0, rescale: Dataset | Non
             raise DicomError(f"{path}: {keyword} is missing, or not one number: values are not in HU")
         setattr(linear, keyword, number)
     hu: NDArray[np.float64] = np.rint(apply_rescale(stored, linear))
-    padding = _padding_range(dataset, stored.dtype)
+    padding = _padding_range(dataset, stored)
     if padding is not None:
         padded = (stored >= padding[0]) & (stored <= padding[1])
         # Where padding has a value that tissue has too (0 HU), only what lies around the picture is padding.
@@ -198,12 +198,16 @@ def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
         raise _MismatchError(f"the compressed image has {shape[2]} channels, the header says {dataset.SamplesPerPixel}")
 
 
-def _padding_range(dataset: Dataset, dtype: np.dtype[np.integer]) -> tuple[int, int] | None:
-    """Return the lowest and highest stored value that means padding."""
+def _padding_range(dataset: Dataset, stored: NDArray[np.integer]) -> tuple[int, int] | None:
+    """Return the lowest and highest stored value that means padding, in as many bits as the stored values have."""
     value = Attributes.of(dataset).reals("PixelPaddingValue", 1)
     if value is None:
         return None
     limit = Attributes.of(dataset).reals("PixelPaddingRangeLimit", 1) or value
     # Both are often written as unsigned although the pixels are signed: -2000 as 63536.
-    ends = sorted(int(np.array(int(end) % 2 ** (8 * dtype.itemsize)).astype(dtype)) for end in (*value, *limit))
+    span = 2 ** int(dataset.BitsStored)
+    lowest = -span // 2 if np.issubdtype(stored.dtype, np.signedinteger) else 0
+    if stored.min() < lowest or stored.max() >= lowest + span:  # a compressed image can have more
+        span, lowest = 2 ** (8 * stored.dtype.itemsize), int(np.iinfo(stored.dtype).min)
+    ends = sorted((int(end) - lowest) % span + lowest for end in (*value, *limit))
     return ends[0], ends[1]

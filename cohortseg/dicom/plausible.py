@@ -110,7 +110,7 @@ def _odd(
 ) -> list[str]:
     """Find slices, of those that hold an image, that differ from the mean of those beside them far more than a chest.
 
-    Where that is most of them there is nothing to compare with. Where another rescale explains it, that is wrong.
+    Where another rescale explains it, that is wrong.
     """
     if len(held) < 3:
         return []
@@ -124,7 +124,7 @@ def _odd(
     norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     alike = np.divide((a * b).sum(axis=1), norms, out=np.ones(len(a)), where=norms > 0)
     odd = (offset > _ODD[0]) | (alike < _ODD[1])
-    if not odd.any() or 2 * np.count_nonzero(odd) > len(odd):
+    if not odd.any():
         return []
     usual = Counter(rescales or ()).most_common(1)
     wrong = [z for z, is_odd in zip(held, odd, strict=True) if is_odd and rescales and rescales[z] != usual[0][0]]

@@ -1,6 +1,7 @@
 """Which series are one axial CT volume in HU, and in plain words why the others are not."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -96,7 +97,7 @@ def image_kind(header: Header) -> str:
     words = image_type_words(header)
     kinds = (("scout", _SCOUT_WORDS), ("projection", _PROJECTION_WORDS), ("picture", _PICTURE_WORDS))
     kind = next((name for name, known in kinds if words & known), "slice")
-    return f"{kind} {header.modality} {header.sop_class_uid}"
+    return f"{kind} {header.modality or 'CT'} {header.sop_class_uid}"
 
 
 def content_problem(headers: Sequence[Header]) -> Problem | None:
@@ -130,16 +131,19 @@ def _kind_problem(headers: Sequence[Header]) -> str | None:
 
 def _source_problem(headers: Sequence[Header]) -> str | None:
     """One volume belongs to one patient, one study and one frame of reference, and is made in one way."""
-    for name, title, may_lack in (
-        ("patient_id", "patients", False),
-        ("study_instance_uid", "studies", False),
-        ("frame_of_reference_uid", "frames of reference", True),
-        ("convolution_kernel", "kernels", True),
-        ("sop_class_uid", "SOP classes", False),
+    for name, title, needed in (
+        ("patient_id", "patients", "PatientID"),
+        ("study_instance_uid", "studies", "StudyInstanceUID"),
+        ("frame_of_reference_uid", "frames of reference", None),
+        ("convolution_kernel", "kernels", None),
+        ("sop_class_uid", "SOP classes", "SOPClassUID"),
     ):
-        count = len({getattr(header, name) for header in headers} - ({None} if may_lack else set()))
-        if count > 1:
-            return f"mixed: files of {count} {title} share this SeriesInstanceUID"
+        values = Counter(getattr(header, name) for header in headers)
+        lacking = values.pop(None, 0)
+        if len(values) > 1:
+            return f"mixed: files of {len(values)} {title} share this SeriesInstanceUID"
+        if needed and values and lacking:
+            return f"mixed: {lacking} of {len(headers)} files lack the {needed} that the others have"
     dates = [header.study_date for header in headers if header.study_date is not None]
     if dates and (max(dates) - min(dates)).days > MIDNIGHT_DAYS:
         return f"mixed: files of {len(set(dates))} study dates share this SeriesInstanceUID"
@@ -214,7 +218,7 @@ def geometry_problem(
     if orientation != "axial":
         return Problem(_not_axial_reason(headers[0], orientation))
     if common_spacing(headers) is None or min(headers[0].pixel_spacing_mm or (0,)) <= 0:
-        return Problem("PixelSpacing is missing, not positive, or differs between slices")
+        return Problem("PixelSpacing is missing, not two positive numbers, or differs between slices")
     width_mm = _width_mm(headers[0])
     if width_mm > MAX_WIDTH_MM:
         return Problem(f"by its size and PixelSpacing the image is {width_mm:.0f} mm wide: more than any CT")

@@ -20,7 +20,7 @@ from cohortseg.dicom.persons import Persons
 from cohortseg.dicom.select_rules import parse_rules
 from cohortseg.dicom.selection import STACK_MM, select_series
 from cohortseg.dicom.series import SeriesRecord, series_from_headers
-from cohortseg.dicom.volumes import covers_in_part, has_strays, split_volumes, volumes_like
+from cohortseg.dicom.volumes import covers_in_part, extent_mm, has_strays, of_same_visit, split_volumes, volumes_like
 from cohortseg.errors import ConfigError, WorkerError
 from cohortseg.processors import Apart, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
@@ -158,6 +158,7 @@ def _describe(
     otherwise_dated = {copy.of for copy in dropped if copy.other_date}
     records = []
     for number, volume in enumerate(volumes, 1):
+        alike = volumes_like(volume, volumes)
         record = series_from_headers(
             volume,
             # A multi-frame file can be in several volumes: its copies count once.
@@ -166,18 +167,21 @@ def _describe(
             repair=repair,
             findings=_findings(volume, volumes, persons, unreadable, otherwise_dated),
         )
-        records.append(_without_fragment(record, max(map(len, volumes_like(volume, volumes)))))
+        if record.decision == "selected" and _is_fragment(volume, alike):
+            most = max(map(len, alike))
+            reason = f"fragment: {record.n_slices} slice(s) apart from the {most} of another volume of this series"
+            record = replace(record, decision="skipped", reason=reason)
+        records.append(record)
     return records
 
 
-def _without_fragment(record: SeriesRecord, most: int) -> SeriesRecord:
-    """Skip a volume of a few slices and little height, parted from the many of its like: it must not stand for them."""
-    if record.decision != "selected" or qc.PARTIAL_COVERAGE not in record.qc_flags:
-        return record
-    if record.n_slices >= FRAGMENT_SHARE * most or (record.extent_mm or 0.0) >= STACK_MM:
-        return record
-    reason = f"fragment: {record.n_slices} slice(s) apart from the {most} of another volume of this series"
-    return replace(record, decision="skipped", reason=reason)
+def _is_fragment(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool:
+    """Return whether a volume is a few slices of little height, parted from the many of one like it.
+
+    It must not stand for them, nor, if it has another study date (mistyped, or not corrected with theirs), be a visit.
+    """
+    few = len(volume) < FRAGMENT_SHARE * max(map(len, alike))
+    return few and extent_mm(volume) < STACK_MM and covers_in_part(volume, alike)
 
 
 def _findings(
@@ -191,14 +195,17 @@ def _findings(
 
     ``unreadable`` names folders with such files, ``otherwise_dated`` files of which copies have another date.
     """
+    alike = volumes_like(volume, volumes)
+    same_visit = of_same_visit(volume, alike)
     found = {
         qc.SPLIT_SERIES: len(volumes) > 1,
-        qc.PARTIAL_COVERAGE: covers_in_part(volume, volumes),
+        qc.PARTIAL_COVERAGE: covers_in_part(volume, same_visit),
         qc.FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, volumes),
         qc.STUDY_DATE_CONFLICT: any(
             header.path in otherwise_dated or persons.has_two_dates(header) for header in volume
-        ),
+        )
+        or any(other not in same_visit and _is_fragment(other, alike) for other in alike),
         qc.TWO_PATIENT_IDS: any(map(persons.has_two_ids, volume)),
         qc.PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }

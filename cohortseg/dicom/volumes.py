@@ -208,7 +208,7 @@ def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
 
 def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
     """Return whether none of several stacks reaches into another, and one can be all of the lungs."""
-    return max(map(_extent_mm, parts)) >= _LEAST_CHEST_MM and _are_in_order(parts)
+    return max(map(extent_mm, parts)) >= _LEAST_CHEST_MM and _are_in_order(parts)
 
 
 def _are_in_order(parts: Sequence[Sequence[Header]]) -> bool:
@@ -220,7 +220,7 @@ def _are_in_order(parts: Sequence[Sequence[Header]]) -> bool:
 def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
     """Return whether regular stacks are slabs of one spacing that follow each other, with slices missing between."""
     whole = [header for part in parts for header in part]
-    if any(_covers(part, whole) or _extent_mm(part) >= _SLAB_MM for part in parts):
+    if any(_covers(part, whole) or extent_mm(part) >= _SLAB_MM for part in parts):
         return False
     heights_mm = [np.sort(_heights_mm(part)) for part in parts]
     heights_mm.sort(key=lambda heights: float(heights[0]))
@@ -247,26 +247,29 @@ def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
         if len(places) != 1 or None in places or not len(rest) < len(scan) > _LEAST_SCAN or not _is_regular(scan):
             continue
         # One image beyond the scan may be its last one, behind slices that are lost.
-        if len(rest) > 1 or _extent_mm([*scan, *rest]) <= _extent_mm(scan) + SAME_POSITION_MM:
+        if len(rest) > 1 or extent_mm([*scan, *rest]) <= extent_mm(scan) + SAME_POSITION_MM:
             return [scan, rest]
     return []
 
 
-def covers_in_part(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
-    """Return whether those of a series' volumes that are like it reach much farther along its normal."""
-    alike = volumes_like(volume, volumes)
+def covers_in_part(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool:
+    """Return whether the volumes that are like one (`volumes_like`) reach much farther along its normal."""
     return len(alike) > 1 and not _covers(volume, [header for other in alike for header in other])
 
 
 def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
-    """Return those of a series' volumes that are of the same patient, study, visit, kind and plane, itself too."""
+    """Return those of a series' volumes that are of the same patient, study, kind and plane, itself too."""
     plane = volume[0].image_orientation_patient
     if plane is None or not _is_usable(plane):
         return [volume]
-    visits = visit_numbers(header.study_date for other in volumes for header in other)
-    visit = visits[volume[0].study_date]
-    alike = (other for other in volumes if _what(other[0]) == _what(volume[0]) and visits[other[0].study_date] == visit)
+    alike = (other for other in volumes if _what(other[0]) == _what(volume[0]))
     return [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
+
+
+def of_same_visit(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
+    """Return those of a series' volumes whose study date is of the same visit, itself too."""
+    visits = visit_numbers(header.study_date for other in volumes for header in other)
+    return [other for other in volumes if visits[other[0].study_date] == visits[volume[0].study_date]]
 
 
 def _what(header: Header) -> Hashable:
@@ -276,10 +279,10 @@ def _what(header: Header) -> Hashable:
 
 def _covers(part: Sequence[Header], whole: Sequence[Header]) -> bool:
     """Return whether slices reach over most of what all of them reach over."""
-    return _extent_mm(part) >= SERIES_COVERAGE_SHARE * _extent_mm(whole)
+    return extent_mm(part) >= SERIES_COVERAGE_SHARE * extent_mm(whole)
 
 
-def _extent_mm(headers: Sequence[Header]) -> float:
+def extent_mm(headers: Sequence[Header]) -> float:
     """Return how far slices of one orientation reach along their normal."""
     heights_mm = _heights_mm(headers)
     return float(np.ptp(heights_mm)) if heights_mm.size else 0.0

@@ -33,7 +33,7 @@ _FROM_RECORD: Final = tuple(
 """Columns that a burden row takes over from the manifest."""
 
 
-MEASURES: Final = 4
+MEASURES: Final = 5
 """Raise it whenever the same files give other numbers or labels, so that every series is done anew; for a change of the
 lungs alone raise `LUNG_METHOD` instead."""
 _DIGITS: Final = 4

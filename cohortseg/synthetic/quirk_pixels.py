@@ -75,7 +75,12 @@ _SIMPLE: Final = (
         flags=("spectral_image",),
     ),
     _Simple("rescale_missing", "no slope", {"RescaleSlope": None}, "RescaleSlope or RescaleIntercept is missing"),
-    _Simple("spacing_zero", "PixelSpacing of 0", {"PixelSpacing": ["0", "0"]}, "PixelSpacing is missing, not positive"),
+    _Simple(
+        "spacing_zero",
+        "PixelSpacing of 0",
+        {"PixelSpacing": ["0", "0"]},
+        "PixelSpacing is missing, not two positive",
+    ),
     _Simple(
         "spacing_in_micrometres",
         "PixelSpacing in another unit",

@@ -10,7 +10,7 @@ import sys
 import time
 import tomllib
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -90,19 +90,33 @@ def is_training(pid: int) -> bool:
         return False
 
 
-@pytest.mark.ray
-def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
-    config = config_file(tmp_path, supervised=20, adversarial=20)
-    whole = run("--data", data, "--config", config, "-o", tmp_path / "whole")
+@dataclass(frozen=True)
+class Trained:
+    """The same training twice: to its end, and killed after its second checkpoint."""
+
+    config: Path
+    whole: Path
+    killed: Path
+    """Tests work on copies of it."""
+
+    def resumed(self, folder: Path, data: Path) -> subprocess.CompletedProcess[str]:
+        return run("--data", data, "--config", self.config, "-o", folder, "--resume")
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    config = config_file(folder, supervised=20, adversarial=20)
+    whole = run("--data", data, "--config", config, "-o", folder / "whole")
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.strip().endswith("model.safetensors")
 
-    broken = tmp_path / "broken"
+    killed = folder / "killed"
     process = subprocess.Popen(
-        command("--data", data, "--config", config, "-o", broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("--data", data, "--config", config, "-o", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
-    while not any(row["iteration"] >= 10 for row in read_history(broken)) or len(listed_checkpoints(broken)) < 2:
+    while not any(row["iteration"] >= 10 for row in read_history(killed)) or len(listed_checkpoints(killed)) < 2:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -113,60 +127,78 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, tmp_path):
     while any(map(is_training, processes)):  # workers that lost their driver run on for a moment
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    return Trained(config, folder / "whole", killed)
 
-    torn = tmp_path / "torn"
-    shutil.copytree(broken, torn)
 
-    refused = run("--data", data, "--config", config, "-o", broken)
+def assert_equal_models(run_folder: Path, other: Path) -> None:
+    first, second = (load_model(folder / "model.safetensors").segmenter.state_dict() for folder in (run_folder, other))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.ray
+def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_path):
+    broken = shutil.copytree(trained.killed, tmp_path / "broken")
+    refused = run("--data", data, "--config", trained.config, "-o", broken)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    resumed = run("--data", data, "--config", config, "-o", broken, "--resume")
+    resumed = trained.resumed(broken, data)
     assert resumed.returncode == 0, resumed.stderr
     assert [row["iteration"] for row in read_history(broken)] == list(range(5, 41, 5))
-    first, second = load_model(tmp_path / "whole/model.safetensors"), load_model(broken / "model.safetensors")
-    for name, value in first.segmenter.state_dict().items():
-        assert torch.equal(value, second.segmenter.state_dict()[name]), name
-
+    assert_equal_models(trained.whole, broken)
     assert len(list((broken / "checkpoints").glob("checkpoint_20*"))) == 2, "those of the killed start go, too"
 
-    # of a finished run nothing is written again, whatever may change on resume
-    before = {path: path.stat().st_mtime_ns for path in broken.rglob("*")}
-    again = run("--config", config_file(tmp_path, supervised=20, adversarial=20, batch=3), "-o", broken, "--resume")
+
+@pytest.mark.ray
+def test_of_a_finished_run_nothing_is_written_again_whatever_may_change_on_resume(trained, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in trained.whole.rglob("*")}
+    changed = config_file(tmp_path, supervised=20, adversarial=20, batch=3)
+    again = run("--config", changed, "-o", trained.whole, "--resume")
     assert again.returncode == 0, again.stderr
     assert "nothing is done" in " ".join(again.stderr.split())
-    assert {path: path.stat().st_mtime_ns for path in broken.rglob("*")} == before
-    # nor does a run go on with other slices than those it began with
-    lost = shutil.copytree(torn, tmp_path / "lost")
+    assert {path: path.stat().st_mtime_ns for path in trained.whole.rglob("*")} == before
+
+
+@pytest.mark.ray
+def test_a_run_does_not_go_on_with_other_slices_than_those_it_began_with(data, trained, tmp_path):
+    lost = shutil.copytree(trained.killed, tmp_path / "lost")
     (lost / "data.safetensors").unlink()
-    refused = run("--data", data, "--config", config, "-o", lost, "--resume")
+    refused = trained.resumed(lost, data)
     assert refused.returncode == 2
     assert "data.safetensors: is missing" in " ".join(refused.stderr.split())
 
-    # that all checkpoints are gone is said
-    bare = shutil.copytree(torn, tmp_path / "bare")
+
+@pytest.mark.ray
+def test_a_run_without_a_checkpoint_left_begins_again_and_says_so(data, trained, tmp_path):
+    bare = shutil.copytree(trained.killed, tmp_path / "bare")
     shutil.rmtree(bare / "checkpoints")
-    resumed = run("--data", data, "--config", config, "-o", bare, "--resume")
+    resumed = trained.resumed(bare, data)
     assert resumed.returncode == 0, resumed.stderr
     assert "holds no checkpoint any more: training begins again" in " ".join(resumed.stderr.split())
 
-    # with a list of them that was cut off while Ray wrote it, the newest is gone on from
-    unlisted = shutil.copytree(torn, tmp_path / "unlisted")
+
+@pytest.mark.ray
+def test_a_list_of_checkpoints_that_was_cut_off_does_not_keep_a_run_from_going_on(data, trained, tmp_path):
+    unlisted = shutil.copytree(trained.killed, tmp_path / "unlisted")
     listed = unlisted / "checkpoints/checkpoint_manager_snapshot.json"
     listed.write_bytes(listed.read_bytes()[:-100])
     (begun, *_) = read_history(unlisted)
-    resumed = run("--data", data, "--config", config, "-o", unlisted, "--resume")
+    resumed = trained.resumed(unlisted, data)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{listed}isdamaged" in "".join(resumed.stderr.split())
     assert read_history(unlisted)[0] == begun, "with its time: it was not trained again"
-    assert (unlisted / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    assert_equal_models(trained.whole, unlisted)
 
-    # the same with a newest checkpoint that is cut off: the one before it takes its place
+
+@pytest.mark.ray
+def test_a_newest_checkpoint_that_is_cut_off_is_replaced_by_the_one_before_it(data, trained, tmp_path):
+    torn = shutil.copytree(trained.killed, tmp_path / "torn")
     newest = torn / "checkpoints" / max(listed_checkpoints(torn)) / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
-    resumed = run("--data", data, "--config", config, "-o", torn, "--resume")
+    resumed = trained.resumed(torn, data)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{newest.parent}isdamaged" in "".join(resumed.stderr.split())
-    assert (torn / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    assert_equal_models(trained.whole, torn)
 
 
 @pytest.mark.ray
