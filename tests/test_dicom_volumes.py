@@ -106,7 +106,7 @@ def test_slices_whose_pixel_spacing_is_rounded_or_missing_are_no_volume(tmp_path
     write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"PixelSpacing": turns[index % 2]})
     record = only_series(tmp_path)
     assert (record.decision, record.n_slices) == ("skipped", 12)
-    assert record.reason == "PixelSpacing is missing, not two positive, or differs between slices"
+    assert record.reason == "PixelSpacing is missing, not two positive numbers, or differs between slices"
 
 
 @pytest.mark.parametrize("name", ["NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier"])
