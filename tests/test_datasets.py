@@ -1,5 +1,6 @@
 """The COVID-SemiSeg layout and folders of one's own: what is found, how it lies, and what is refused."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -13,13 +14,13 @@ import pytest
 import torch
 from phantoms import body_hu, write_series
 from PIL import Image
-from training_data import canonical_of, lesion_slice, write_covid_semiseg
+from training_data import canonical_of, lesion_slice, prepared, write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labeled_slices, unlabeled_slices
 from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
-from cohortseg.datasets.prepared import load_prepared, prepare
+from cohortseg.datasets.prepared import load_prepared, prepare, write_prepared
 from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_image, read_mask, read_slices
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import TRANSPOSED, UPRIGHT
@@ -296,11 +297,11 @@ def test_own_folders_of_dicom_with_masks(tmp_path):
     (source,) = labeled_folder(tmp_path, UPRIGHT)
     assert isinstance(source, DicomSlices)
     prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
-    prepared = load_prepared(tmp_path / "data.safetensors")
-    assert prepared.labeled.shape == (4, 1, 64, 64)
-    assert prepared.terms == "mine"
-    assert (len(prepared.labeled_images), prepared.unlabeled_images) == (4, ())
-    assert sorted(int(labels.max()) for labels in prepared.labels) == [1, 1, 2, 2]
+    found = load_prepared(tmp_path / "data.safetensors")
+    assert found.labeled.shape == (4, 1, 64, 64)
+    assert found.terms == "mine"
+    assert (len(found.labeled_images), found.unlabeled_images) == (4, ())
+    assert sorted(int(labels.max()) for labels in found.labels) == [1, 1, 2, 2]
     assert len(unlabeled_folder(tmp_path / "images", UPRIGHT)) == 1
 
 
@@ -381,6 +382,35 @@ def test_a_picture_beside_a_tree_of_dicom_is_not_taken_for_the_data(tmp_path):
     write_series(tmp_path / "tree")
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "preview.png")
     with pytest.raises(ConfigError, match=r"holds images \(preview\.png\) and also tree"):
+        unlabeled_folder(tmp_path, UPRIGHT)
+
+
+def test_dicom_without_ending_beside_a_picture_is_not_passed_over(tmp_path):
+    for path in write_series(tmp_path):
+        path.rename(path.with_name(f"1.2.{path.stem}"))
+    gray, _ = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "preview.png")
+    with pytest.raises(ConfigError, match=r"holds images \(preview\.png\) and also 1\.2\.0000"):
+        unlabeled_folder(tmp_path, UPRIGHT)
+
+
+def test_files_beside_images_are_told(tmp_path, caplog):
+    gray, _ = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "case.nii.png")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert names(unlabeled_folder(tmp_path, UPRIGHT)) == ["case.nii"]
+    assert "1 other files of" in caplog.text
+    assert "notes.txt" in caplog.text
+    (tmp_path / "ct.nii.gz").touch()
+    with pytest.raises(ConfigError, match=r"ct\.nii\.gz are not read"):
+        unlabeled_folder(tmp_path, UPRIGHT)
+
+
+def test_an_image_whose_name_is_not_utf8_is_refused(tmp_path):
+    gray, _ = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(tmp_path / os.fsdecode(b"b\xe9d.png"))
+    with pytest.raises(ConfigError, match="an image's name must be UTF-8"):
         unlabeled_folder(tmp_path, UPRIGHT)
 
 
@@ -473,6 +503,17 @@ def test_damaged_prepared_data_are_refused(tmp_path):
     (tmp_path / "data.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match="prepared data"):
         load_prepared(tmp_path / "data.safetensors")
+
+
+def test_prepared_slices_that_were_changed_on_disk_are_refused(tmp_path):
+    path = tmp_path / "data.safetensors"
+    write_prepared(path, prepared())
+    assert len(load_prepared(path).labeled) == 6
+    content = bytearray(path.read_bytes())
+    content[-100:] = bytes(255 - byte for byte in content[-100:])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"data\.safetensors: damaged: its slices are not those that were written"):
+        load_prepared(path)
 
 
 @pytest.mark.realdata

@@ -633,9 +633,7 @@ def test_pictures_in_a_series_do_not_count_as_its_strays(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("lost", [0, 7], ids=["an end", "between others"])
 def test_a_slice_with_another_date_is_no_visit(tmp_path: Path, lost: int) -> None:
-    write_series(
-        tmp_path, shape=(20, 16, 16), attributes=lambda z: {"StudyDate": "20180401"} if z == lost else {}
-    )
+    write_series(tmp_path, shape=(20, 16, 16), attributes=lambda z: {"StudyDate": "20180401"} if z == lost else {})
     scan, stray = scan_cohort(tmp_path).series
     if scan.n_slices == 1:
         scan, stray = stray, scan

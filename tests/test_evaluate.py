@@ -169,17 +169,29 @@ def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, mod
 def test_an_evaluation_that_breaks_off_leaves_no_numbers_of_an_earlier_one(
     data: Path, model_path: Path, tmp_path: Path
 ):
+    evaluated(data, "test", model_path=model_path, output=tmp_path)
+    assert (tmp_path / "metrics.parquet").is_file()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(data, "test", model_path=model_path, output=tmp_path, report=interrupt)
+    assert not list(tmp_path.glob("*.parquet"))
+    assert not list(tmp_path.glob("*.html"))
+    assert read_run_json(tmp_path)["finished"] is None
+
+
+def test_an_image_that_cannot_be_read_costs_no_earlier_evaluation(data: Path, model_path: Path, tmp_path: Path):
     mine, out = tmp_path / "COVID-SemiSeg", tmp_path / "out"
     shutil.copytree(data, mine)
     evaluated(mine, "test", model_path=model_path, output=out)
-    assert (out / "metrics.parquet").is_file()
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
     masks = sorted(mine.rglob("MultiClassInfection-Test/GT/*.png"))
     masks[-1].write_bytes(b"no picture")
     with pytest.raises(DataError, match=masks[-1].name):
         evaluated(mine, "test", model_path=model_path, output=out)
-    assert not list(out.glob("*.parquet"))
-    assert not list(out.glob("*.html"))
-    assert read_run_json(out)["finished"] is None
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(data: Path, model_path: Path, tmp_path: Path):

@@ -240,6 +240,29 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     assert not (target / f"{first}.dcm").exists()  # no lesion any more, so no old ones either
 
 
+def test_the_ct_of_an_earlier_export_does_not_stay_beside_newer_masks(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    key, other = keys_of(out)
+    assert export(out, tmp_path / "nifti", "nifti", "--cohort", cohort)[0] == 0
+    paint_lesions(out, count=20)
+    write_masks(out / "masks.zarr", other, read_masks(out / "masks.zarr", other))
+    assert export(out, tmp_path / "nifti", "nifti", "--series", key)[0] == 0
+    left = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "nifti").glob("*.nii.gz")}
+    assert left == {f"{key}_labels", f"{key}_lungs", *(f"{other}_{name}" for name in ("labels", "lungs", "ct"))}
+
+
+def test_a_manifest_of_another_scan_is_refused(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    manifest = read_table(out / "manifest.parquet", MANIFEST)
+    write_table(out / "manifest.parquet", manifest.head(1), MANIFEST, {})
+    code, said = export(out, tmp_path / "nifti", "nifti")
+    assert code == 1
+    assert "manifest.parquet: lacks 1 of the series in burden.parquet" in " ".join(said.split())
+    scanned = CliRunner().invoke(app, ["scan", str(cohort), "-o", str(out / "manifest.parquet")])
+    assert scanned.exit_code == 2
+    assert "its folder is an output of infer" in " ".join(scanned.output.split())
+
+
 def test_ct_that_changed_where_no_lung_is_is_exported_again(small: Run, model_path: Path, tmp_path: Path) -> None:
     """Its masks stay the same."""
     cohort, out = small

@@ -163,6 +163,13 @@ def test_masks_that_lost_a_file_are_not_read_as_healthy(store: Path, name: str) 
         read_masks(store, KEY)
 
 
+@pytest.mark.parametrize("content", ["null", "[]", '{"zarr_format": 3, "node_type": "group", "attributes": []}'])
+def test_store_whose_root_is_damaged_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "zarr.json").write_text(content)
+    with pytest.raises(StoreError, match=r"cannot be used as a mask store .*remove its zarr\.json"):
+        create_mask_store(tmp_path)
+
+
 def test_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "masks.zarr"
     path.write_text("not a store")

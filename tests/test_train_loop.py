@@ -130,6 +130,11 @@ def test_it_learns_to_segment_what_it_is_shown(tmp_path):
     assert not (tmp_path / "run" / PHASE_1_MODEL).exists()
 
 
+def test_damaged_lines_of_a_history_are_passed_over(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"iteration": 10}\n{"iteration": "x"}\n[1]\n{"ce": 1}\nhalf a li\n{"iter')
+    assert read_history(tmp_path) == [{"iteration": 10}]
+
+
 def test_both_phases_leave_a_model_and_a_history(tmp_path):
     run = tmp_path / "run"
     train(QUICK, run)

@@ -91,6 +91,7 @@ def scan(
 
 def _check_target(target: Path, cohort: Path, table: str) -> None:
     """Refuse, before the work, to write over all but an older table of that name, into the cohort, or nowhere."""
+    from cohortseg.store.layout import STATE
     from cohortseg.store.tables import table_name
 
     if target.resolve().is_relative_to(cohort.resolve()):
@@ -99,6 +100,8 @@ def _check_target(target: Path, cohort: Path, table: str) -> None:
         raise ConfigError(f"{target}: tables are written as .parquet; polars or DuckDB make other files of them")
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: no such folder as {target.parent}")
+    if (target.parent / STATE).is_dir():
+        raise ConfigError(f"{target}: its folder is an output of infer, which has tables of its own; choose another")
     if target.exists() and table_name(target) != table:
         raise ConfigError(f"{target}: exists and is no {table} table of cohortseg's; choose another name")
 

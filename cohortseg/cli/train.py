@@ -76,4 +76,4 @@ def train(
     if settings.semi_supervised:
         say(f"phase 1 alone: {output / PHASE_1_MODEL}")
     say(f"page: {output / PAGE}; for TensorBoard: {output / 'tensorboard'}")
-    out.print(str(model), soft_wrap=True)
+    out.print(str(model), soft_wrap=True, markup=False)

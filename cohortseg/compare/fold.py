@@ -15,6 +15,7 @@ from cohortseg.compare.tables import HELD_OUT
 from cohortseg.config import TrainConfig
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.datasets.slices import ImageSlice
+from cohortseg.errors import DataError
 from cohortseg.evaluate.run import predicted_cases
 from cohortseg.evaluate.score import score_images
 from cohortseg.hashes import file_sha256
@@ -100,7 +101,10 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     config = row_config(job.config, job.row)
     held_out = [item for item in job.images if item.name in FOLDS[job.fold - 1]]
     kept = torch.tensor([item not in held_out for item in job.images])
-    data = load_prepared(job.data)
+    try:
+        data = load_prepared(job.data)
+    except DataError as error:
+        raise DataError(f"{error}; remove it and run the same command again") from error
     unseen = {file_sha256(item.image_path) for item in held_out}
     data = replace(
         data,

@@ -34,7 +34,7 @@ from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreErro
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report, no_progress
 from cohortseg.store.documents import parse_json
-from cohortseg.store.files import LOCK, held, visible_files, write_file
+from cohortseg.store.files import LOCK, held, require_utf8, visible_files, write_file
 from cohortseg.store.layout import DATA, PAGE
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, write_table
@@ -104,6 +104,7 @@ def compare_rows(
     check_rows(rows, folds, config)
     check_imagenet(config)
     root, out = covid_semiseg.find_data(data).resolve(), out.resolve()
+    require_utf8(out, "the path of the output folder")
     images = _images_of(root, folds)
     on_ray = cluster_address(address) is not None or (num_workers or 1) > 1
     if on_ray and cluster_address(address) is None:

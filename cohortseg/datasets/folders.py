@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Final
 
 from PIL import Image
+from pydicom.misc import is_dicom
 
 from cohortseg.config import ScanConfig
 from cohortseg.datasets.slices import IMAGE_ENDINGS, DicomSlices, ImageSlice
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import Orientation
-from cohortseg.store.files import visible_files
+from cohortseg.store.files import require_utf8, visible_files
 
 TERMS: Final = "Trained on data of the user's own: their terms apply. Research software, not a medical device."
 """Terms of a model trained on such data."""
@@ -122,19 +123,31 @@ def _image_files(folder: Path) -> list[Path]:
     listed = visible_files(folder)
     images = [path for path in listed if path.suffix.lower() in IMAGE_ENDINGS]
     unknown = (Image.registered_extensions().keys() | _VOLUME_ENDINGS) - IMAGE_ENDINGS
-    unread = [path for path in listed if not unknown.isdisjoint(suffix.lower() for suffix in path.suffixes[-2:])]
+    unread = [path for path in listed if _ending(path) in unknown]
     if unread:
         raise ConfigError(
             f"{folder}: {len(unread)} image(s) like {unread[0].name} are not read; save them as .png, or take them out"
         )
-    others = [path for path in listed if path.is_dir() or path.suffix.lower() in _DICOM_ENDINGS]
-    if images and others:
-        raise ConfigError(f"{folder}: holds images ({images[0].name}) and also {others[0].name}; keep one kind of data")
+    if not images:
+        return []
+    others = [path for path in listed if path not in images]
+    if dicom := [path for path in others if path.is_dir() or _ending(path) in _DICOM_ENDINGS or is_dicom(path)]:
+        raise ConfigError(f"{folder}: holds images ({images[0].name}) and also {dicom[0].name}; keep one kind of data")
+    if others:
+        _log.warning("%d other files of %s, like %s, are passed over", len(others), folder, others[0].name)
+    for path in images:
+        require_utf8(path, "an image's name")
     return images
 
 
+def _ending(path: Path) -> str:
+    """Return the ending of a file's name in lower case, of a compressed one that before ``.gz``."""
+    endings = [suffix.lower() for suffix in path.suffixes]
+    return (endings[-2] if endings[-1:] == [".gz"] and len(endings) > 1 else endings[-1]) if endings else ""
+
+
 def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
-    nothing = f"{folder}: holds neither .jpg or .png images nor an axial DICOM CT series"
+    nothing = f"{folder}: holds neither .jpg or .png images, in the folder itself, nor an axial DICOM CT series"
     try:
         scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # all are meant, not a study's preferred one
     except ConfigError as error:

@@ -1,8 +1,9 @@
 """Training data decoded once: all canonical slices of a run in one safetensors file that every worker maps."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,6 +108,7 @@ def write_prepared(path: Path, data: PreparedData) -> None:
     """
     images = {name: json.dumps(getattr(data, name)) for name in _IMAGES}
     tensors = {name: getattr(data, name) for name in _TENSORS}
+    images["sha256"] = _digest(tensors)
     with replacing_by_name(path) as file:  # as bytes they would be in memory once more
         try:
             save_file(tensors, file, images | {"terms": data.terms})
@@ -126,10 +128,21 @@ def load_prepared(path: Path) -> PreparedData:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             values: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
+            digest = _digest(values)
             values |= {name: tuple(parse_json(metadata[name])) for name in _IMAGES}
-            return PreparedData(**values, terms=metadata["terms"])
+            data = PreparedData(**values, terms=metadata["terms"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
+    if metadata.get("sha256", digest) != digest:  # older ones have none
+        raise DataError(f"{path}: damaged: its slices are not those that were written")
+    return data
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in _TENSORS:
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
 
 
 def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:

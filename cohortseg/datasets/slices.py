@@ -214,6 +214,17 @@ def read_slices(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> It
     )
 
 
+def check_image(source: ImageSlice) -> None:
+    """Refuse an image, or its label map, that cannot be used: before any other work, which may be long.
+
+    Raises
+    ------
+    DataError
+        Naming the file.
+    """
+    _read_image(source)
+
+
 def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
     """Return an image as upright HU (Y, X), and its label map as stored."""
     gray = read_image(source.image_path)

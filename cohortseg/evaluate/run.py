@@ -14,7 +14,7 @@ import polars as pl
 import torch
 
 from cohortseg.config import InferConfig
-from cohortseg.datasets.slices import DicomSlices, ImageSlice, SourceSlice, read_slices
+from cohortseg.datasets.slices import DicomSlices, ImageSlice, SourceSlice, check_image, read_slices
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
@@ -97,6 +97,9 @@ def evaluate_images(
         If the output cannot be written.
     """
     model = load_model(model_path)
+    for source in sources:  # before an earlier evaluation is replaced
+        if isinstance(source, ImageSlice):
+            check_image(source)
     with _held(output):
         started = time.perf_counter()
         pairs = predicted_cases(sources, model, report=report)

@@ -17,7 +17,7 @@ from cohortseg.config import ExportFormat
 from cohortseg.dicom.decode import read_first_header, read_source_headers, read_volume
 from cohortseg.dicom.elements import quiet_pydicom
 from cohortseg.dicom.series import SeriesRecord, record_from_row
-from cohortseg.errors import CohortSegError, ConfigError, DicomError, unexpected
+from cohortseg.errors import CohortSegError, ConfigError, DicomError, StoreError, unexpected
 from cohortseg.export.dicom_seg import identity_hash, segmentation_bytes
 from cohortseg.export.nifti import nifti_bytes
 from cohortseg.export.png import slice_pictures
@@ -106,6 +106,11 @@ def export_masks(
     measured: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
     chosen = _named(burden, measured, only) if only else measured
     manifest = read_table(out / MANIFEST.file_name, MANIFEST).filter(pl.col("series_key").is_in(chosen))
+    if lacking := len(set(chosen) - set(manifest["series_key"])):
+        raise StoreError(
+            f"{out / MANIFEST.file_name}: lacks {lacking} of the series in {BURDEN.file_name}; run infer again, which "
+            "writes both"
+        )
     if (
         cohort is not None
         and chosen
@@ -154,7 +159,7 @@ def _export_one(
         reason, frames = unexpected(error)
         _log.debug("series %s\n%s", record.series_key, frames)
         return "failed", reason
-    _write(paths, contents, form)
+    _write(_paths(target, record.series_key, form, with_ct=True), contents, form)
     write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
     return ("written" if contents else "without lesion"), None
 

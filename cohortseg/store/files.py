@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 
 import filelock
 
-from cohortseg.errors import StoreError
+from cohortseg.errors import ConfigError, StoreError
 
 LOCK: Final = ".lock"
 """File that is locked while a command works in its output folder."""
@@ -118,6 +118,24 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``, and remove it at the end; of a killed process, `held` removes it.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be made.
+    """
+    folder = _temporary_beside(path)
+    with store_errors(folder, "cannot be made"):
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Rename a folder to its final name; a worker left over from a killed run may be doing the same."""
     for attempt in range(_RENAME_ATTEMPTS):
@@ -211,6 +229,21 @@ def held(folder: Path, command: str, *, folders: Iterable[Path] = ()) -> Iterato
         for path in all_folders:
             sweep_temporaries(path)
         yield
+
+
+def require_utf8(path: Path, what: str) -> None:
+    """Refuse a path whose bytes are not UTF-8: tables, safetensors and Ray take no other.
+
+    Raises
+    ------
+    ConfigError
+        Naming the path, with what is not UTF-8 replaced.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode(errors="replace")
+        raise ConfigError(f"{shown}: {what} must be UTF-8; rename it, or choose another") from error
 
 
 def visible_files(folder: Path) -> list[Path]:

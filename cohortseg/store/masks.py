@@ -137,7 +137,7 @@ def create_mask_store(path: Path) -> None:
     try:
         zarr.open_group(path, mode="a", zarr_format=3)
         sweep_masks(path)
-    except (OSError, ValueError) as error:
+    except _DAMAGED as error:
         raise StoreError(
             f"{path}: cannot be used as a mask store ({error}); if it is one, remove its zarr.json and run again"
         ) from error

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError, WorkerError
 from cohortseg.hashes import file_sha256
 from cohortseg.store.documents import parse_json
-from cohortseg.store.files import store_errors
+from cohortseg.store.files import scratch_folder, store_errors
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.train.folder import saved_options
@@ -220,8 +219,8 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
         if save is None:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder))
+        with scratch_folder(run / "checkpoint") as folder:
+            save(folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def train_from(restore: Path | None) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """The folder of a training run: what it was begun with, and whether one may begin, or go on, in it."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,7 +11,7 @@ from cohortseg import __version__
 from cohortseg.config import ImageOrientation, TrainConfig, config_from_mapping
 from cohortseg.errors import ConfigError
 from cohortseg.store.documents import parse_json
-from cohortseg.store.files import LOCK, held, store_errors, sweep_temporaries, visible_files, write_file
+from cohortseg.store.files import LOCK, held, require_utf8, store_errors, sweep_temporaries, visible_files, write_file
 from cohortseg.store.layout import PICTURES
 from cohortseg.train.state import check_same_settings
 
@@ -59,11 +58,7 @@ def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
     StoreError
         If another training holds it, or it cannot be made.
     """
-    try:
-        str(run.resolve()).encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(run).decode(errors="replace")
-        raise ConfigError(f"{shown}: Ray takes only folders whose path is UTF-8; choose another -o") from error
+    require_utf8(run.resolve(), "the path of the run's folder")
     if new:
         _refuse_used(run)
     else:

@@ -56,4 +56,4 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     for line in text[: text.rfind("\n") + 1].splitlines():
         with suppress(ValueError):
             rows.append(parse_json(line))
-    return [row for row in rows if isinstance(row, dict) and "iteration" in row]
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("iteration"), int)]

@@ -151,12 +151,14 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_p
 
 @pytest.mark.ray
 def test_of_a_finished_run_nothing_is_written_again_whatever_may_change_on_resume(trained, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in trained.whole.rglob("*")}
+    whole = shutil.copytree(trained.whole, tmp_path / "run[/a]b")
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     changed = config_file(tmp_path, supervised=20, adversarial=20, batch=3)
-    again = run("--config", changed, "-o", trained.whole, "--resume")
+    again = run("--config", changed, "-o", whole, "--resume")
     assert again.returncode == 0, again.stderr
     assert "nothing is done" in " ".join(again.stderr.split())
-    assert {path: path.stat().st_mtime_ns for path in trained.whole.rglob("*")} == before
+    assert again.stdout == f"{whole / 'model.safetensors'}\n"
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
 @pytest.mark.ray
@@ -423,6 +425,6 @@ def test_the_command_offers_every_recipe():
 
 def test_a_folder_that_ray_cannot_take_is_refused_and_not_made(tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
-    with pytest.raises(ConfigError, match="Ray takes only folders whose path is UTF-8"), claimed_run(folder, new=True):
+    with pytest.raises(ConfigError, match="the path of the run's folder must be UTF-8"), claimed_run(folder, new=True):
         pass
     assert not folder.exists()
