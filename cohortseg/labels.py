@@ -23,7 +23,7 @@ class Label:
     rgb: tuple[int, int, int]
     """Overlay colour, as in the paper's figures 2 and 3."""
     colour: str
-    """Its name for people."""
+    """Name of the colour, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
