@@ -17,7 +17,7 @@ HIGH_OPACITY_HU: Final = -200
 """Lesion voxels of at least this HU are high opacity. The pair PO and PHO is that of Chaganti et al. 2020 (arXiv
 2004.01279); the cut is a declared choice of cohortseg."""
 MIN_LESION_ML: Final = 0.1
-"""Connected lesions below this volume (a ball of 5.8 mm) are not counted: vessels, fissures and noise look like them."""
+"""Connected lesions below this volume (a ball of 5.8 mm) are not counted: vessels, fissures and noise leave some."""
 PERCENTILES: Final = (10, 50, 90)
 """Percentiles of HU that are measured over lung and lesion."""
 _ZONE_SCORE_EDGES_PCT: Final = (25.0, 50.0, 75.0)
@@ -128,7 +128,7 @@ def _hu_columns(region: str, values_hu: NDArray[np.int16]) -> dict[str, float | 
 def _lesion_columns(
     lesion: NDArray[np.bool_], num_lung: int, voxel_volume_ml: float | None
 ) -> dict[str, float | int | None]:
-    """Return lesion count and largest volume; voxels of either class that touch, if only by a corner, are one lesion."""
+    """Return count and largest volume of lesions: voxels of either class that touch by face, edge or corner are one."""
     if voxel_volume_ml is None or num_lung == 0:
         return {"lesion_count": None, "largest_lesion_volume_ml": None}
     labels, _ = ndimage.label(lesion[bounding_box(lesion)], np.ones((3, 3, 3)))

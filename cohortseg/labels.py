@@ -64,7 +64,7 @@ NUM_CLASSES: Final = len(LABELS)
 
 
 def is_opacity(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return where a label map says lesion of any class."""
+    """Return where a label map holds a lesion of any class."""
     opacity: NDArray[np.bool_] = labels != BACKGROUND.value
     return opacity
 

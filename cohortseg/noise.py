@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 NOISE_PIXEL_MM: Final = 1.5
 """Width of the pixels over which HU are averaged first, about that of the network's, which does not see finer noise."""
 NOISY_HU: Final = 60.0
-"""From this noise on, the packaged model calls .3 % or more of lungs without lesions opacity
+"""At this noise or more, the packaged model calls .3 % or more of lungs without lesions opacity
 (benchmarks/false_alarms.py)."""
 _SOFT_HU: Final = (0.0, 100.0)
 _WINDOW: Final = 5

@@ -34,7 +34,7 @@ class Volume:
     """Findings while reading, for example ``single_slice``."""
 
     def __post_init__(self) -> None:
-        """Check shapes."""
+        """Refuse arrays of the wrong shape."""
         if self.volume_hu.ndim != 3:
             raise ValueError(f"volume_hu must be (Z, Y, X), got shape {self.volume_hu.shape}")
         if self.affine.shape != (4, 4):

@@ -59,7 +59,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
 
     Pixels that the files declare as padding (PixelPaddingValue, PixelPaddingRangeLimit) become air, and so do corners
     that are padding without being declared. Memory for the volume is allocated only after the first file has been
-    decoded, so that it holds what its header claims.
+    decoded, and so has proved to hold what its header claims.
 
     Parameters
     ----------

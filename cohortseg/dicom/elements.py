@@ -190,9 +190,9 @@ def _first_attributes(start: bytes, tags: list[int]) -> tuple[Attributes, Attrib
 
 
 def meta_elements(file: BinaryIO) -> Iterator[_Element]:
-    """Yield the file meta information of a file placed at its beginning, and leave the file at the dataset.
+    """Yield the file meta information from the file's position on; as with pydicom, the file is left at the dataset.
 
-    The end is recognised by the tags, since the stated length may be missing.
+    The end is recognised by the tags, not by the length, which is not always stated.
     """
     return data_element_generator(
         file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: int(tag) >> 16 != _META_GROUP
@@ -230,7 +230,7 @@ def _remembered(
     element = RawDataElement(BaseTag(tag), vr, len(value or b""), value, 0, is_implicit, is_little_endian)
     try:
         found = form(_listed(convert_raw_data_element(element, encoding=list(encoding)).value))
-        # Bytes outside the declared character set are escaped: replaced alike, two patients could become one.
+        # Bytes outside the declared character set are escaped: all replaced alike, they could make two patients one.
         if form is _texts and any("\N{REPLACEMENT CHARACTER}" in text for text in found):
             found = form([part.decode("ascii", "backslashreplace") for part in (value or b"").split(b"\\")])
     except MemoryError:  # not the value's fault, and not to be cached

@@ -227,7 +227,7 @@ def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> lis
 
 
 def _read(file: BinaryIO, start: bytes | None) -> tuple[Attributes, list[tuple[int | None, Attributes]]]:
-    """Return the file meta information, and for each frame its number and attributes (one image: None for the number).
+    """Return the file meta information, and the number (None for a single image) and attributes of each frame.
 
     ``start`` holds the first bytes of a file with preamble.
     """

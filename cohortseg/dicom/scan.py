@@ -28,7 +28,8 @@ from cohortseg.progress import Report, silent
 FILES_PER_WORKER: Final = 4000
 """With fewer files, a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
 FRAGMENT_SHARE: Final = 0.2
-"""A short volume that covers its series in part is a fragment if it has less than this part of the largest's slices."""
+"""A short volume that covers its series in part is a fragment if it has fewer slices than this part of those of the
+largest volume like it."""
 _CHUNK: Final = 200
 
 
@@ -171,7 +172,7 @@ def _describe(
 
 
 def _without_fragment(record: SeriesRecord, most: int) -> SeriesRecord:
-    """Return the record, as skipped if its volume is a fragment beside a larger one, for which it must not stand."""
+    """Return the record, skipped if its volume is a fragment that must not stand for the larger volume beside it."""
     if record.decision != "selected" or qc.PARTIAL_COVERAGE not in record.qc_flags:
         return record
     if record.n_slices >= FRAGMENT_SHARE * most or (record.extent_mm or 0.0) >= STACK_MM:

@@ -22,7 +22,7 @@ STUDY_COVERAGE_SHARE: Final = 0.8
 """A series shorter than this part of the longest of its study does not cover the chest."""
 STACK_MM: Final = 60.0
 STACK_SHARE: Final = 0.5
-"""A series shorter than that, or than this part of the longest, is a slab, or shows one place as a bolus arrives."""
+"""A series shorter than `STACK_MM`, or than this part of the longest, is a slab, or one place as a bolus arrives."""
 LUNG_HEIGHT_MM: Final = 300.0
 """Lungs are seldom taller than this: a longer series covers no more of them."""
 FIELD_SHARE: Final = 0.8
@@ -143,7 +143,7 @@ def _is_wider(record: SeriesRecord, other: SeriesRecord) -> bool:
 
 
 def _replaced(records: Sequence[SeriesRecord], changed: Iterable[Sequence[SeriesRecord]]) -> list[SeriesRecord]:
-    """Return the records in their order, replaced by those in ``changed`` of the same series key."""
+    """Return the records in their order, each replaced by its new version in ``changed``, if there is one."""
     now = {record.series_key: record for group in changed for record in group}
     return [now.get(record.series_key, record) for record in records]
 
@@ -282,9 +282,9 @@ class _Preference:
     """One entry of ``--prefer``."""
 
     rank: Callable[[SeriesRecord, _Largest], Any]
-    """Return the rank of a series in its study; the lowest is preferred."""
+    """Rank of a series in its study; the lowest is preferred."""
     reason: Callable[[SeriesRecord, SeriesRecord], str]
-    """Return why a series is only an alternative to another that ranks before it."""
+    """Reason why a series is only an alternative to another that ranks before it."""
 
 
 _PREFERENCES: Final = {

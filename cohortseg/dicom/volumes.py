@@ -1,4 +1,4 @@
-"""From the files of one series to its volumes: slices that differ in plane, space, kernel or kind are never one."""
+"""From the files of one series to its volumes, none of which mixes planes, frames of reference, kernels or kinds."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence

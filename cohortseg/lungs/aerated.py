@@ -169,8 +169,8 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: fl
 
     Lung that touches the frame is not outside. Air is outside if it holds a corner of the image and either is small or
     runs along most of the frame (or of the padding's border), or if it runs along much of the frame and is darker than
-    lung. Room and table in front of and behind the body are outside, too: lung there would have tissue on both sides
-    unless the image cut the chest wall off.
+    lung. Room and table in front of and behind the body are outside, too: lung there would have lost its chest wall
+    with the rest of the picture.
     """
     edge = (frame_pixels(hu.shape) | dilate(padding, _BLURRED)) & ~padding
     pieces = Pieces.of((smooth < -500) & ~padding & ~tissue)

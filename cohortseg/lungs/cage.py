@@ -122,7 +122,7 @@ def _depths(item: LungSlice) -> Depths:
 def dense_behind(depths: Sequence[Depths | None]) -> list[bool]:
     """Return for each slice whether both lungs may be dense behind: aerated lung ends far before the back muscles.
 
-    Only wide slices count, and only if a fifth of them look so: shoulders make single slices look so.
+    Only wide slices count, and only if at least a fifth of them look so, because shoulders make single slices look so.
     """
     short = [depth is not None and depth.end < _BACK_SHARE for depth in depths]
     num_wide = sum(depth is not None for depth in depths)

@@ -56,7 +56,8 @@ class Lungs:
     """The lungs of one series."""
 
     mask: NDArray[np.uint8]
-    """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left; vessels and lesions included, main airways not."""
+    """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left. Includes vessels and lesions, excludes main
+    airways."""
     flags: tuple[str, ...]
     """Findings, keys of `qc.PIXEL_FLAGS`."""
 
@@ -220,7 +221,7 @@ def _is_lost_between(area: NDArray[np.intp]) -> bool:
 
 
 def _empty_mm2(sides: NDArray[np.uint8], item: LungSlice) -> float:
-    """Return the area of the lung (Y, X), mm2, that discs as dark as air, without any vessel, cover."""
+    """Return the area of the lung (Y, X), mm2, covered by discs as dark as air, without any vessel."""
     dark = (sides > 0) & (item.smooth < EMPTY_HU)
     if np.count_nonzero(dark) * item.pixel_mm**2 < _EMPTY_DISC_MM**2:
         return 0.0
