@@ -60,10 +60,10 @@ class Copy(NamedTuple):
 def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[list[Header], list[Copy]]:
     """Return the files of one series to keep, and the copies to drop; the most complete copy is kept, or the first.
 
-    Copies are files at the same place with the same pixels (for anything but CT: with the same SOPInstanceUID and
-    content). A file is also a copy if its pixels are cut off or cannot be decoded where those of another file are
-    whole, or if they are compressed with loss where a file of the same SOPInstanceUID has them without. Files at the
-    same place with different pixels are kept: the series is then skipped as conflicting.
+    Copies are files at the same place with the same pixels (for anything but CT with a position: with the same
+    SOPInstanceUID and content). A file is also a copy if its pixels are cut off or cannot be decoded where those of
+    another file are whole, or if they are compressed with loss where a file of the same SOPInstanceUID has them
+    without. Files at the same place with different pixels are kept: the series is then skipped as conflicting.
 
     Parameters
     ----------

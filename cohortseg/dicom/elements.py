@@ -67,7 +67,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def silence_pydicom() -> None:
-    """Silence pydicom's warnings in all threads for the rest of this process (`quiet_pydicom`: in one thread)."""
+    """Silence pydicom's warnings in all threads for the rest of this process (`quiet_pydicom` is for one thread)."""
     warnings.filterwarnings("ignore", module="pydicom")
 
 

@@ -123,7 +123,7 @@ class Header:
     rescale_intercept: float | None = _from(Attributes.real, "RescaleIntercept")
     rescale_type: str | None = _from(Attributes.text, "RescaleType")
     lossy: bool
-    """LossyImageCompression (0028,2110) is "01", or the transfer syntax is lossy (near-lossless JPEG-LS too)."""
+    """LossyImageCompression (0028,2110) is "01", or the transfer syntax is lossy (JPEG-LS: even if its loss is 0)."""
 
 
 _READ: Final = [(item.name, *item.metadata.values()) for item in fields(Header) if item.metadata]

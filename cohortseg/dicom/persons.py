@@ -62,5 +62,5 @@ class Persons:
 
 
 def _slice(header: Header) -> int:
-    """Return a hash of a slice's UID and position: some anonymisers give slices of all patients the same UIDs."""
+    """Return a hash of a slice's UID, position and spacing: some anonymisers repeat the UIDs for every patient."""
     return hash((header.sop_instance_uid, header.image_position_patient, header.pixel_spacing_mm))

@@ -175,11 +175,11 @@ def _numbers(headers: Sequence[Header], name: str, same: Callable[[Reals, Reals]
 def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     """Return the slices, split by the first of acquisition, phase, time and so on that makes regular stacks of them.
 
-    Several phases are never one volume, except slabs of a regular whole that have one phase each. Several acquisitions,
-    times or descriptions can be one volume if they follow each other along the patient, but not if each covers nearly
-    all of the whole: those are scans whose slices happen to alternate (in a regular whole, SliceThickness alone does
-    not show that). Where slices are missing between acquisitions that follow each other, the whole is kept, so that no
-    slab stands for the lungs.
+    A regular whole is split by phases, unless they are slabs of one phase each, and by other attributes only if each
+    part covers nearly all of it: those are scans whose slices happen to alternate (SliceThickness alone does not show
+    that). A whole that is not regular is split by any scan attribute; descriptions, thickness and image type split it
+    if each part covers nearly all of it, or if the parts follow each other and one can hold all of the lungs. Slabs of
+    one scan with slices missing in between are kept as a whole, so that no slab stands for the lungs.
     """
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
