@@ -17,7 +17,7 @@ HIGH_OPACITY_HU: Final = -200
 """Lesion voxels of at least this HU are high opacity. The pair PO and PHO is that of Chaganti et al. 2020 (arXiv
 2004.01279); the cut is a declared choice of cohortseg."""
 MIN_LESION_ML: Final = 0.1
-"""Connected lesions below this volume (a ball of 5.8 mm) are not counted: vessels, fissures and noise leave such."""
+"""Connected lesions below this volume (a ball of 5.8 mm) are not counted: vessels, fissures and noise leave some."""
 PERCENTILES: Final = (10, 50, 90)
 """Percentiles of HU that are measured over lung and lesion."""
 _ZONE_SCORE_EDGES_PCT: Final = (25.0, 50.0, 75.0)
@@ -90,7 +90,7 @@ def series_burden(
 def slice_areas(
     labels: NDArray[np.uint8], lungs: NDArray[np.uint8], pixel_area_mm2: float
 ) -> list[dict[str, float | int]]:
-    """Return one mapping a slice: ``slice_index`` and the areas of lung, GGO and consolidation, mm2.
+    """Return one mapping per slice: ``slice_index`` and the areas of lung, GGO and consolidation, mm2.
 
     Parameters
     ----------
@@ -112,12 +112,12 @@ def slice_areas(
 
 
 def _volume(count: int, num_lung: int, voxel_volume_ml: float | None) -> float | None:
-    """Volume of so many voxels in a region with so many lung voxels; None without lung or without voxel volume."""
+    """Return the volume of ``count`` voxels, mL; None if the region has no lung or the voxel volume is not known."""
     return count * voxel_volume_ml if voxel_volume_ml is not None and num_lung > 0 else None
 
 
 def _hu_columns(region: str, values_hu: NDArray[np.int16]) -> dict[str, float | int | None]:
-    """Mean and percentiles of HU; a percentile is the least HU that so many percent of the voxels do not exceed."""
+    """Return mean and percentiles of HU; percentile q is the lowest HU that q percent of the voxels do not exceed."""
     names = (f"{region}_mean_hu", *(f"{region}_p{q}_hu" for q in PERCENTILES))
     if values_hu.size == 0:
         return dict.fromkeys(names)
@@ -128,7 +128,7 @@ def _hu_columns(region: str, values_hu: NDArray[np.int16]) -> dict[str, float | 
 def _lesion_columns(
     lesion: NDArray[np.bool_], num_lung: int, voxel_volume_ml: float | None
 ) -> dict[str, float | int | None]:
-    """Count lesions and find the largest: voxels of either class that touch by face, edge or corner are one."""
+    """Return count and largest volume of lesions: voxels of either class that touch by face, edge or corner are one."""
     if voxel_volume_ml is None or num_lung == 0:
         return {"lesion_count": None, "largest_lesion_volume_ml": None}
     labels, _ = ndimage.label(lesion[bounding_box(lesion)], np.ones((3, 3, 3)))
@@ -141,7 +141,7 @@ def _lesion_columns(
 def _side_columns(
     lesion: NDArray[np.bool_], lungs: NDArray[np.uint8], voxel_volume_ml: float | None
 ) -> dict[str, float | int | None]:
-    """Lung, opacity and percent of the right and of the left lung."""
+    """Return lung volume, opacity volume and percent of opacity of the right and of the left lung."""
     row: dict[str, float | int | None] = {}
     for side, value in SIDES.items():
         region = lungs == value
@@ -155,7 +155,7 @@ def _side_columns(
 def _zone_columns(
     lesion: NDArray[np.bool_], lungs: NDArray[np.uint8], zones: NDArray[np.uint8]
 ) -> dict[str, float | int | None]:
-    """Percent of opacity in the thirds of each lung, and the score of all six."""
+    """Return the percent of opacity in the thirds of each lung, and the score of all six."""
     row: dict[str, float | int | None] = {}
     scores: list[int] = []
     for side, side_value in SIDES.items():

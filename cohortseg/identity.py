@@ -1,4 +1,4 @@
-"""What names a patient never becomes a path or a log line: identifiers become keys, and messages lose their files."""
+"""Patient identifiers kept out of paths and logs: identifiers become keys, and messages lose their leading paths."""
 
 import hashlib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 SERIES_KEY: Final = re.compile(r"[0-9a-f]{16}")
-"""What `series_key` returns."""
+"""Pattern of the keys that `series_key` returns."""
 
 
 def series_key(series_instance_uid: str, volume: int = 1) -> str:
@@ -31,14 +31,14 @@ def series_key(series_instance_uid: str, volume: int = 1) -> str:
 
 
 def without_path(message: str, paths: Iterable[str]) -> str:
-    """Return a message without the path that it begins with: folders are often named after patients.
+    """Return a message without the path at its beginning, since folders are often named after patients.
 
     Parameters
     ----------
     message
         Text, or a path, a colon and text.
     paths
-        Those it can begin with.
+        Paths that it can begin with.
     """
     prefixes = (f"{path}: " for path in paths)
     return next((message.removeprefix(prefix) for prefix in prefixes if message.startswith(prefix)), message)

@@ -16,7 +16,7 @@ _SOFT_CANON: Final = 20
 
 
 def kernel_kind(kernel: str | None) -> str | None:
-    """Return soft or sharp (lung, bone) for the kernels of the large vendors; None if it is not known."""
+    """Return soft or sharp (lung, bone) for the kernels of the large vendors; None if the kernel is not known."""
     name = (kernel or "").strip().upper()
     if (match := _CANON.fullmatch(name)) is not None:
         return "soft" if int(match[1]) < _SOFT_CANON else "sharp"

@@ -23,7 +23,7 @@ class Label:
     rgb: tuple[int, int, int]
     """Overlay colour, as in the paper's figures 2 and 3."""
     colour: str
-    """Its name for people."""
+    """Name of the colour, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ NUM_CLASSES: Final = len(LABELS)
 
 
 def is_opacity(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return where a label map says lesion of any class."""
+    """Return where a label map holds a lesion of any class."""
     opacity: NDArray[np.bool_] = labels != BACKGROUND.value
     return opacity
 

@@ -1,15 +1,16 @@
 """From one row per series to one row per patient and date, and one row per patient. Pure functions of tables.
 
-Rules. The baseline of a patient is the earliest study date among the chosen series. Several series of one date: one of
-them stands for the date, the first in the order ok before not ok, a plausible lung volume before an implausible one,
-all of the lungs (at least 80 % of the most lung found that day) before part of them, what is neither computed from
-several energies, called a projection, called an expiration nor noisy, lungs that end within slices and field of view
-before those that go on beyond, most slices with lung (where none was looked for: most slices), smallest slice spacing,
-a soft kernel before one not known before a sharp one, series UID. Percents of single slices are of area: where a
-patient has volumes at any date, single slices have no part in changes, first, last and peak; nor have parts of the
-lungs, as an abdomen shows them, where a patient has whole ones. A series without a study date is kept as a row of its
-own (one a study), with null in every column that counts days and in every change. Series without a patient identifier
-are never put together into one patient: each study counts as one, and where no study is named either, each series.
+The baseline of a patient is the earliest study date among the chosen series. If a date has several series, one of them
+stands for it. The following criteria choose it, in this order: ok before not ok; a plausible lung volume before an
+implausible one; all of the lungs (at least 80 % of the most lung found that day) before part of them; series that are
+neither computed from several energies, nor called a projection or an expiration, nor noisy before those that are;
+lungs that end within slices and field of view before those that go on beyond; most slices with lung (where none was
+looked for: most slices); smallest slice spacing; a soft kernel before an unknown one, and that before a sharp one;
+series UID. Percents of single slices are of area: where a patient has volumes at any date, single slices are left out
+of changes, first, last and peak. So are parts of the lungs, as a scan of the abdomen shows them, where a patient has
+whole lungs at any date. A series without a study date is kept as a row of its own (one per study), with null in every
+column that counts days and in every change. Series without a patient identifier are never combined into one patient:
+each study counts as a patient, and where no study is named either, each series.
 """
 
 from typing import Final
@@ -27,34 +28,34 @@ _NUM_STUDIES: Final = "__num_studies"
 _WHOLE_SHARE: Final = 0.8
 """A series that holds less than this part of the most lung found that day does not hold all of the lungs."""
 LESS_SHARE: Final = 0.65
-"""Severe disease and breathing out leave more than this part of a patient's lung volume, mostly."""
+"""Severe disease and expiration mostly leave more than this part of a patient's lung volume."""
 _PART_ML: Final = 800.0
-"""Less lung than this is part of the lungs, as the bases above an abdomen, or gas, or a child's."""
+"""Less lung than this is part of the lungs (the bases above an abdomen), gas, or the lungs of a child."""
 _PART_SHARE: Final = 0.5
-"""Less than this part of the most lung of the patient's dates is part of it, if it is cut, or less than `_PART_ML`."""
+"""Less than this part of a patient's largest lung volume is part of the lungs, if it is cut or below `_PART_ML`."""
 _UNLIKE: Final = (*qc.NOT_PLAIN, qc.EXPIRATION, qc.NOISY)
 """Flags of series whose percents are not those of a plain scan of the patient."""
 _KERNELS: Final = ("soft", None, "sharp")
-"""Kinds of kernels, those whose percents are least of noise first."""
+"""Kinds of kernels, those with the least noise in their percents first."""
 
 
 def is_cut() -> pl.Expr:
-    """Tell burden rows of series whose first or last slice holds much lung."""
+    """Return the condition for burden rows of series whose first or last slice holds much lung."""
     return _has(qc.LUNG_CUT_AT_END_SLICE)
 
 
 def is_narrow() -> pl.Expr:
-    """Tell burden rows of series whose field of view cuts the lungs."""
+    """Return the condition for burden rows of series whose field of view cuts the lungs."""
     return _has(qc.LUNG_CUT_BY_FIELD_OF_VIEW)
 
 
 def is_little() -> pl.Expr:
-    """Tell burden rows of series with less lung than grown persons have."""
+    """Return the condition for burden rows of series with less lung than grown persons have."""
     return (pl.col("lung_volume_ml") < _PART_ML).fill_null(value=False)
 
 
 def is_end_of_another_part() -> pl.Expr:
-    """Tell burden rows of series named after another part of the body, at an end of which lung lies."""
+    """Return the condition for burden rows of series named after another part of the body, with lung at one end."""
     return is_cut() & _has(qc.OTHER_BODY_PART) & pl.col("lung_volume_ml").is_not_null()
 
 
@@ -155,12 +156,12 @@ def _timeline(burden: pl.DataFrame, clinical: pl.DataFrame | None) -> pl.DataFra
 
 
 def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return of the series of each person and date the one that stands for it, in order of person and date."""
+    """Return the one series that stands for each person and date, in order of person and date."""
     keys = [_PERSON, "study_date", _UNDATED]
     implausible = _has(qc.LUNG_VOLUME_IMPLAUSIBLE)
     lung_ml = pl.when(~implausible).then("lung_volume_ml")
     whole = (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(keys)).fill_null(value=False)
-    # The rules at the top of this module, in their order; the least of each is first.
+    # The criteria at the top of this module, in their order; the lowest value of each comes first.
     order = (
         pl.col("status") != "ok",
         implausible,
@@ -214,9 +215,9 @@ def _text(name: str) -> pl.Expr:
 
 
 def _evaluable() -> pl.Expr:
-    """Rows of a known date at which burden was measured: the best of what a patient has at any date.
+    """Return the condition for dated rows with a measured burden of the best kind that the patient has at any date.
 
-    That is whole lungs, else parts of them, else an area.
+    Kinds, the best first: whole lungs, parts of the lungs, areas.
     """
     measured = (pl.col("status") == "ok") & pl.col("po_pct").is_not_null() & pl.col("study_date").is_not_null()
     by_volume = measured & pl.col("opacity_volume_ml").is_not_null()
@@ -230,10 +231,10 @@ def _evaluable() -> pl.Expr:
 
 
 def _flags_over_time() -> pl.Expr:
-    """Return the flags of a row, with those that other dates of the patient give it."""
+    """Return the flags of each row, with those of `qc.TIMELINE_FLAGS` that hold added."""
     plausible = ~_has(qc.LUNG_VOLUME_IMPLAUSIBLE)
     most_ml = pl.col("lung_volume_ml").filter(pl.col(_EVALUABLE) & plausible).max().over(_PERSON)
-    # Also where so little is left that the date takes no part in changes.
+    # Also for dates with so little lung that they take no part in changes.
     less = pl.col("study_date").is_not_null() & (pl.col("lung_volume_ml") < LESS_SHARE * most_ml)
     figures = pl.when(pl.col("study_date").is_not_null()).then(pl.struct("lung_volume_ml", "lung_mean_hu"))
     same = (
@@ -252,7 +253,7 @@ def _flags_over_time() -> pl.Expr:
 
 
 def _with_keys(burden: pl.DataFrame) -> pl.DataFrame:
-    """Add who a row belongs to (the patient, else the study) and, for undated rows, the study that keeps them apart."""
+    """Add the person of a row (the patient, else the study) and, for undated rows, the study that keeps them apart."""
     patient = _text("patient_id")
     # A SeriesInstanceUID stands for a study that is not named; the prefix tells it from one that is.
     study = pl.coalesce(_text("study_instance_uid"), pl.lit("series ") + pl.col("series_instance_uid"))

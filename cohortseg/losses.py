@@ -1,4 +1,4 @@
-"""The paper's losses, one function an equation (Jin et al. 2022, doi 10.1016/j.ins.2022.08.059).
+"""The paper's losses, one function per equation (Jin et al. 2022, doi 10.1016/j.ins.2022.08.059).
 
 The paper writes sums over pixels in (2), (11) to (14); all functions here return means, so that a loss does not change
 with the image size and the paper's weights stay comparable between terms. Labels are int64 (B, H, W); `IGNORE` marks
@@ -76,12 +76,12 @@ def class_proportions(labels: torch.Tensor, num_classes: int = NUM_CLASSES) -> t
 def proportion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the proportion loss (y - p)^2, second part of equation (11), summed over classes, averaged over images.
 
-    y are the label's proportions, equation (3), and p the mean softmax over the same pixels. Cross-entropy already
-    holds such a pull towards the right proportions (section 3.3), but mixed with the per-pixel term and out of reach.
-    Here it has a weight of its own, and pulls on all pixels of an image by the class's total error, 2 (p - y) dp,
-    wherever they lie. It is bounded: a class that covers 1 % of the pixels costs at most (1 - 0.01)^2, when it is
-    predicted everywhere. But it is weak where it is needed most: missing such a class altogether costs 0.01^2, and dp
-    vanishes with the class's probability, as the gradient of cross-entropy on the lesion itself does not.
+    y are the label's proportions, equation (3), and p is the mean softmax over the same pixels. Cross-entropy already
+    pulls towards the right proportions (section 3.3), but that pull is mixed with the per-pixel term and cannot be
+    weighted. Here it has a weight of its own, and pulls on all pixels of an image by the class's total error,
+    2 (p - y) dp, wherever they lie. It is bounded: a class that covers 1 % of the pixels costs at most (1 - 0.01)^2,
+    when it is predicted everywhere. But it is weak where it is needed most: missing such a class altogether costs
+    0.01^2, and dp vanishes with the class's probability, unlike the gradient of cross-entropy on the lesion itself.
 
     Parameters
     ----------
@@ -140,9 +140,9 @@ def semi_loss(logits: torch.Tensor, pseudo_labels: torch.Tensor, num_trusted: to
     pseudo_labels
         (B, H, W) int64 with `IGNORE` where untrusted.
     num_trusted
-        Trusted pixels that the mean is over. With several workers: their mean number per worker, so that the average
-        of the workers' losses is the loss of the whole batch. 0 gives a loss of 0 with gradient 0, never a skipped
-        backward pass, on which the workers would fall out of step.
+        Number of trusted pixels over which the mean is taken; with several workers, the mean number per worker, so that
+        the average of the workers' losses is the loss of the whole batch. 0 gives a loss of 0 with gradient 0, never a
+        skipped backward pass, by which the workers would fall out of step.
     """
     total = functional.cross_entropy(logits, pseudo_labels, ignore_index=IGNORE, reduction="sum")
     return total / num_trusted.clamp_min(1)
@@ -162,10 +162,10 @@ def discriminator_loss(predicted_logits: torch.Tensor, truth_logits: torch.Tenso
 def softened_truth(labels: torch.Tensor, prob: torch.Tensor, confidence: float) -> torch.Tensor:
     """Return ground truth as the discriminator sees it: as soft as the prediction of the same image.
 
-    One-hot truth is told from any softmax at a glance, pixel by pixel; the discriminator then wins at once, trusts
-    nothing, and teaches nothing. The "scale" encoding of Luc et al. 2016 (arXiv 1611.08408, section 3.2) raises the
-    right class to at least tau and shares the rest in proportion to the prediction: where the prediction is right and
-    sure, truth and prediction are the same, and only errors and doubt can be told.
+    A discriminator can tell one-hot truth from any softmax, pixel by pixel; it then wins at once, trusts nothing, and
+    teaches nothing. The "scale" encoding of Luc et al. 2016 (arXiv 1611.08408, section 3.2) raises the right class to
+    at least tau and shares the rest in proportion to the prediction: where the prediction is right and sure, truth and
+    prediction are the same, and only errors and doubt can be detected.
 
     Parameters
     ----------

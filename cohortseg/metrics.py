@@ -1,4 +1,4 @@
-"""How good a segmentation is: the COVID-SemiSeg toolbox protocol, and overlap and area as a clinician reads them.
+"""Quality of a segmentation: the COVID-SemiSeg toolbox protocol, and overlap and area as a clinician reads them.
 
 Arrays are single images of shape (H, W). A number that is undefined is ``None``, never 0 and never NaN; where the
 toolbox itself defines a 0, that 0 is kept, because published tables contain it (docs/evaluation.md lists each case).
@@ -122,7 +122,7 @@ def toolbox_scores(class_map: NDArray[Any], truth: BoolArray) -> ToolboxScores:
 def minmax_map(class_map: NDArray[Any]) -> FloatArray:
     """Return a map stretched to [0, 1]; a constant map becomes zeros.
 
-    Belongs in this protocol only: in inference it would give every healthy slice a pixel of 1.
+    For this protocol only: in inference it would give every healthy slice a pixel of 1.
     """
     values = class_map.astype(np.float64)
     low, high = float(values.min()), float(values.max())
@@ -172,9 +172,10 @@ def _reached(level: NDArray[np.int64]) -> FloatArray:
 def _e_measures(hit: FloatArray, false: FloatArray, positives: int, size: int) -> FloatArray:
     """Return the E-measure (Fan et al., IJCAI 2018) of binary maps, given by their pixel counts, each (256,).
 
-    Of a binary map the enhanced alignment matrix holds four values only, one for each pair of prediction and truth.
-    Without foreground (or background) in the truth it is the prediction's background (or foreground) itself. Divided by
-    size - 1 as in the authors' code, not by size as in the paper's equation: a perfect map scores slightly above 1.
+    The enhanced alignment matrix of a binary map holds only four values, one for each pair of prediction and truth. If
+    the truth has no foreground (or background), the matrix is the prediction's background (or foreground) itself. The
+    sum is divided by size - 1 as in the authors' code, not by size as in the paper's equation: a perfect map scores
+    slightly above 1.
     """
     predicted = hit + false
     if positives == 0:
@@ -293,7 +294,7 @@ def overlap(counts: Confusion) -> Overlap:
 
 
 def area_agreement(predicted: Sequence[float], true: Sequence[float]) -> AreaAgreement:
-    """Return correlation, bias and 95 % limits of agreement of predicted with true areas, one pair an image.
+    """Return correlation, bias and 95 % limits of agreement of predicted with true areas, one pair per image.
 
     References
     ----------

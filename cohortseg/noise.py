@@ -1,4 +1,4 @@
-"""How noisy a CT is where the network looks at it: noise of a low dose or a sharp kernel looks like ground glass."""
+"""Noise of a CT at the network's resolution: noise of a low dose or a sharp kernel looks like ground glass."""
 
 from typing import Final
 
@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOISE_PIXEL_MM: Final = 1.5
-"""Pixels over which HU are averaged first, about as wide as the network's: it does not see finer noise."""
+"""Width of the pixels over which HU are averaged first, about that of the network's, which does not see finer noise."""
 NOISY_HU: Final = 60.0
-"""From here on the packaged model calls .3 % and more of lungs without lesions opacity (benchmarks/false_alarms.py)."""
+"""At this noise or more, the packaged model calls .3 % or more of lungs without lesions opacity
+(benchmarks/false_alarms.py)."""
 _SOFT_HU: Final = (0.0, 100.0)
 _WINDOW: Final = 5
 """Width of the square over which a standard deviation is taken, pixels: 7.5 mm."""
@@ -27,7 +28,7 @@ def soft_tissue_noise(volume_hu: NDArray[np.int16], pixel_spacing_mm: tuple[floa
     Parameters
     ----------
     volume_hu : (Z, Y, X) int16, HU
-        Up to 16 of the slices, evenly spaced, are looked at.
+        Up to 16 slices, evenly spaced, are used.
     pixel_spacing_mm : (y, x) mm
 
     Returns

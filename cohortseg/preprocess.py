@@ -1,8 +1,8 @@
-"""The canonical slice and the way back to the slice's own grid: the one form of input, for training and inference.
+"""The canonical slice, the only form of input for training and inference, and the way back to a slice's own grid.
 
 A canonical slice is axial, anterior up, the patient's right on the image's left, cropped to the lungs with a margin,
-on one intensity scale (a lung window mapped to [0, 1]) and of one size. DICOM comes here with its geometry and HU;
-8-bit images come here turned upright by their source's known orientation and brought to HU by landmarks.
+on one intensity scale (a lung window mapped to [0, 1]) and of one size. DICOM slices arrive with their geometry and HU;
+8-bit images are turned upright by the known orientation of their source, and brought to HU by landmarks.
 """
 
 from collections.abc import Sequence
@@ -31,22 +31,22 @@ TISSUE_LANDMARK_HU = 50.0
 Pixel = TypeVar("Pixel", bound=np.generic)
 _CORNERS: Final = ((0, 0, -1, -1), (0, -1, 0, -1))
 _LARGEST: Final = 1.03
-"""Radius of the largest circle that scanners measure, which touches the sides: rounding allowed for."""
+"""Radius of the largest circle that scanners measure, which touches the sides, with room for rounding."""
 _PADDED: Final = 0.95
-"""Part of what lies beyond the largest one that is padding, if there is any; air that is cut off at its HU is less."""
+"""Corners are padded if more than this part of the pixels beyond that circle is at HU_MIN; of air, fewer are."""
 _THICK: Final = np.ones((3, 3), np.uint8)
-"""Padding is; noise of air is not."""
+"""Square that fits into padding, but not into the noise of air."""
 _AROUND_HU: Final = -300.0
-"""Darker than the skin and what lies beneath it."""
+"""Air around the body is below this; the skin and the tissue beneath it are not."""
 _WIDER: Final = 1.08
-"""What lies within so much of the lungs' convex hull, about 1 cm, is shown as it is."""
+"""Factor by which the lungs' convex hull is widened (about 1 cm); pixels inside are shown as they are."""
 _SATURATED = 4
-"""So many of the topmost gray values count as cut off by the window."""
+"""Number of topmost gray values that count as cut off by the window."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a stored slice lies: a transposition, then flips, set it upright."""
+    """Orientation of a stored slice: a transposition, then flips, set it upright."""
 
     transpose: bool = False
     flip_y: bool = False
@@ -79,7 +79,7 @@ ORIENTATIONS: Final[dict[ImageOrientation, Orientation]] = {
     "transposed": TRANSPOSED,
     "quarter-turned": QUARTER_TURNED,
 }
-"""By the name that a user gives."""
+"""Orientations by the name that a user gives."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class CropBox:
 
 
 def orientation_from_affine(affine: NDArray[np.float64]) -> Orientation:
-    """Return how the slices of an axial volume lie.
+    """Return the orientation of the slices of an axial volume.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def lung_boxes(lungs: NDArray[np.bool_], config: CanonicalConfig) -> list[CropBo
     Returns
     -------
     list of CropBox or None
-        One entry a slice; None where the slice holds no lung.
+        One entry per slice; None where the slice holds no lung.
     """
     whole = _bounds(np.any(lungs, axis=0), config.margin)
     if whole is None:
@@ -153,7 +153,7 @@ def _grown(box: CropBox, smallest: tuple[float, float]) -> CropBox:
 
 
 def _within(box: CropBox, shape: tuple[int, ...]) -> CropBox:
-    """Cut a box off at the slice's edges: what is made up there (repeated edges, air) is in no real slice."""
+    """Return a box cut off at the slice's edges: pixels invented beyond (repeated edges, air) are in no real slice."""
     return CropBox(max(box.y0, 0), min(box.y1, shape[0]), max(box.x0, 0), min(box.x1, shape[1]))
 
 
@@ -165,16 +165,16 @@ def canonical_batch(
 ) -> torch.Tensor:
     """Return upright slices as network input.
 
-    Air around the body, as the crop of a thin or a turned one holds it, and padding beyond the circle that a scanner
-    measured are shown as soft tissue: what lies there, mostly. Shown as air, as in hardly an image that the model has
-    learned from, they make the model see up to twice the lesion.
+    Air around the body, which is in the crop if the body is thin or turned, and padding beyond the circle that a
+    scanner measured are set to soft tissue, which mostly lies there. As air, which hardly any training image has there,
+    they make the model see up to twice the lesion.
 
     Parameters
     ----------
     slices_hu
         (B, Y, X) HU, upright.
     lungs
-        (B, Y, X) bool; where a slice holds none, what lies around is not known, and left as it is.
+        (B, Y, X) bool; in a slice without lung, air around the body is not known, and is left as it is.
     boxes
         The crop of each slice.
     config
@@ -203,7 +203,7 @@ def canonical_batch(
 
 
 def _around(lung: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return what lies outside the convex hull of a slice's lungs (Y, X), made a little wider; nothing without lung."""
+    """Return the pixels outside the slightly widened convex hull of a slice's lungs (Y, X); none without lung."""
     rows = np.flatnonzero(lung.any(axis=1))
     if rows.size == 0:
         return np.zeros_like(lung)
@@ -218,14 +218,14 @@ def _around(lung: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _has_padded_corners(slice_hu: NDArray[np.int16] | NDArray[np.float32]) -> bool:
-    """Tell whether what lies beyond the circle that touches the sides was not measured."""
-    if not (slice_hu[_CORNERS] == HU_MIN).all():  # at once, for most
+    """Return whether pixels beyond the circle that touches the sides were not measured."""
+    if not (slice_hu[_CORNERS] == HU_MIN).all():  # decides quickly for most slices
         return False
     return bool((slice_hu[beyond_circle(slice_hu.shape, _LARGEST)] == HU_MIN).mean() > _PADDED)
 
 
 def canonical_labels(labels: NDArray[np.uint8], box: CropBox, size: int) -> NDArray[np.uint8]:
-    """Return an upright label map (Y, X) on the canonical grid (size, size) by nearest neighbour: no class invented."""
+    """Return an upright label map (Y, X) on the canonical grid (size, size) by nearest neighbour: invents no class."""
     crop = torch.from_numpy(np.ascontiguousarray(labels[box.y0 : box.y1, box.x0 : box.x1]))
     # "nearest-exact" samples at pixel centres, as the image's interpolation does; "nearest" would shift by half a pixel
     resized = functional.interpolate(crop[None, None].float(), size=(size, size), mode="nearest-exact")
@@ -265,7 +265,7 @@ def restore_crop(maps: torch.Tensor, box: CropBox) -> torch.Tensor:
 
 
 def whole_hu(hu: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Return HU of any shape as a decoded volume holds them: whole numbers of [HU_MIN, HU_MAX], int16."""
+    """Return HU of any shape as in a decoded volume: int16, rounded and clipped to [HU_MIN, HU_MAX]."""
     whole: NDArray[np.int16] = np.rint(hu).clip(HU_MIN, HU_MAX).astype(np.int16)
     return whole
 

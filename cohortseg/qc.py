@@ -1,4 +1,4 @@
-"""Names of the flags in ``qc_flags``, what finds them, and what they mean to who reads the tables."""
+"""Names of the flags in ``qc_flags``, grouped by what raises them, and what they mean to readers of the tables."""
 
 from typing import Final
 

@@ -34,7 +34,7 @@ class Volume:
     """Findings while reading, for example ``single_slice``."""
 
     def __post_init__(self) -> None:
-        """Check shapes."""
+        """Refuse arrays of the wrong shape."""
         if self.volume_hu.ndim != 3:
             raise ValueError(f"volume_hu must be (Z, Y, X), got shape {self.volume_hu.shape}")
         if self.affine.shape != (4, 4):
@@ -55,9 +55,9 @@ class Volume:
 
 @lru_cache(maxsize=16)
 def beyond_circle(shape: tuple[int, ...], radius: float) -> NDArray[np.bool_]:
-    """Return the pixels (Y, X) outside a circle; 1: it touches the sides (in other than square images: an ellipse).
+    """Return the pixels (Y, X) outside a circle that touches the sides if the radius is 1 (if not square: an ellipse).
 
-    Read only, since it is remembered.
+    The mask is read-only, since it is cached.
     """
     y, x = (np.linspace(-1, 1, size) for size in shape)
     beyond: NDArray[np.bool_] = np.hypot(y[:, None], x) > radius
@@ -66,7 +66,7 @@ def beyond_circle(shape: tuple[int, ...], radius: float) -> NDArray[np.bool_]:
 
 
 def bounding_box(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> tuple[slice, ...]:
-    """Return the box of all that is not zero in an array of any number of axes; an empty one where there is nothing."""
+    """Return the bounding box of what is not zero in an array of any number of axes; an empty box if all is zero."""
     axes = range(mask.ndim)
     held = (np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes)
     return tuple(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0) for found in held)

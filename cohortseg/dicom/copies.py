@@ -1,4 +1,4 @@
-"""Files that repeat a slice: told by their pixels, dropped only if these are equal, cut off or not legible."""
+"""Files that repeat a slice: found by their pixels, dropped if these are equal, lossy, cut short or undecodable."""
 
 import hashlib
 import math
@@ -24,7 +24,7 @@ from cohortseg.hashes import file_sha256
 from cohortseg.processors import Apart
 
 _PLACE_MM: Final = 0.01
-"""Positions this near are one: exports round."""
+"""Positions that differ by no more than this are the same: exports round them."""
 _SPACING_MM: Final = 1e-4
 _OFTEN_LOST: Final = (
     "patient_id",
@@ -35,11 +35,11 @@ _OFTEN_LOST: Final = (
     "stack_id",
     "cardiac_phase_pct",
 )
-"""What tells scans apart, and what one export of a slice may have where another lost it."""
+"""Attributes that tell scans apart, but that one export of a slice may keep and another lose."""
 _FIRST_OF_ALL: Final = ("patient_id", "study_date", "study_instance_uid")
-"""Of copies that each lack something, the one that has these stays."""
+"""Compared first, in this order: of several copies, the one that has these is kept."""
 _TOLD: Final = ("study_date", *_OFTEN_LOST, "series_description", "body_part", "image_type", "slice_thickness_mm")
-"""All of which the more stays."""
+"""Counted next: of several copies, the one that lacks fewest of these is kept."""
 _DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
 _UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
 _EQUAL: Final = "copy of a slice of its series, with the same pixels"
@@ -52,18 +52,18 @@ class Copy(NamedTuple):
 
     file: SkippedFile
     of: str
-    """Path of what it repeats, relative to the cohort."""
+    """Path of the file it repeats, relative to the cohort."""
     other_date: bool
-    """Whether it has another StudyDate: which of the two is right is not known."""
+    """Whether the StudyDates of the two files differ; it is not known which is right."""
 
 
 def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[list[Header], list[Copy]]:
-    """Return the files of one series without copies, and the copies; of several, the one that says most, or the first.
+    """Return the files of one series to keep, and the copies to drop; the most complete copy is kept, or the first.
 
-    Copies have the same place and the same pixels (for anything but CT: the same SOPInstanceUID and content), or
-    pixels that are cut off, or that no decoder reads, where those of another are whole, or pixels compressed with loss
-    where a file of the same SOPInstanceUID has them without. What has the same place and other pixels is kept: the
-    series is then skipped as conflicting.
+    Copies are files at the same place with the same pixels (for anything but CT with a position: with the same
+    SOPInstanceUID and content). A file is also a copy if its pixels are cut off or cannot be decoded where those of
+    another file are whole, or if they are compressed with loss where a file of the same SOPInstanceUID has them
+    without. Files at the same place with different pixels are kept: the series is then skipped as conflicting.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[li
     headers
         Files with one SeriesInstanceUID.
     apart
-        Where pixels are decoded, which can end a process; they are not compared then.
+        The process in which pixels are decoded: a decoder can end it, and such pixels are not compared.
     """
     kept: dict[str, list[Header]] = {}
     dropped: list[Copy] = []
@@ -87,7 +87,7 @@ def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[li
 
 
 def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
-    """Return the files of each place by path; a multi-frame file, of several headers, is compared as a whole."""
+    """Return the files at each place, by path; a multi-frame file (several headers) is compared as a whole."""
     files: defaultdict[str, list[Header]] = defaultdict(list)
     for header in headers:
         files[header.path].append(header)
@@ -99,7 +99,7 @@ def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
 
 
 def _repeats(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -> dict[str, tuple[str, str]]:
-    """Return of each file of one place that repeats another the other's path, and why it is dropped."""
+    """Return, for each file to drop among those at one place, the path of the file it repeats and the reason."""
     decode = len({file[0].transfer_syntax_uid for file in group.values()}) > 1
     best_first = sorted(group, key=lambda path: (_lost(group[path]), path))
     contents = {path: _decoded(root / path, apart) if decode else _content(root / path) for path in best_first}
@@ -119,20 +119,20 @@ def _repeats(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) ->
 
 
 def _lost(file: Sequence[Header]) -> list[int]:
-    """Return how often a file lacks its patient, its date, its study, and all that counts."""
+    """Return how many headers of a file lack patient, date and study, and how many `_TOLD` values it lacks in all."""
     lacks = {name: sum(getattr(header, name) in (None, (), ("",)) for header in file) for name in _TOLD}
     return [*(lacks[name] for name in _FIRST_OF_ALL), sum(lacks.values())]
 
 
 def _original(path: str, repeats: Mapping[str, tuple[str, str]]) -> str:
-    """Return the file that stays of which another is a copy, if only by way of a copy that is dropped as well."""
+    """Return the kept file that a file repeats, following chains of copies."""
     while path in repeats:
         path, _ = repeats[path]
     return path
 
 
 class _Rounding:
-    """One number for numbers that differ by what rewriting a header does to them; fixed decimals would split some."""
+    """Maps numbers that differ only by rounding to one number; rounding to fixed decimals would separate some."""
 
     def __init__(self, headers: Sequence[Header]) -> None:
         fields = {
@@ -146,13 +146,13 @@ class _Rounding:
         }
 
     def of(self, header: Header, name: str) -> tuple[float, ...] | None:
-        """Return an attribute's numbers, each by the least of those that are as good as equal to it."""
+        """Return an attribute's numbers, each replaced by the smallest of those that count as equal to it."""
         values = getattr(header, name)
         return None if values is None else tuple(self._numbers[name][value] for value in values)
 
 
 def _merged(numbers: Sequence[float], tolerance: float) -> dict[float, float]:
-    """Return for each number the least of its run of numbers that follow each other by no more than the tolerance."""
+    """Return for each number the smallest of its run; in a run, successive numbers differ by at most the tolerance."""
     merged: dict[float, float] = {}
     before, least = -math.inf, -math.inf
     for number in sorted(set(numbers)):
@@ -162,7 +162,7 @@ def _merged(numbers: Sequence[float], tolerance: float) -> dict[float, float]:
 
 
 def _told(headers: Sequence[Header]) -> dict[tuple[str, str], Any]:
-    """Return by SOPInstanceUID and name the attributes in which its files agree, but for those that lack them."""
+    """Return the attribute values on which all files of a SOPInstanceUID that have them agree, by UID and name."""
     told: dict[tuple[str, str], Any] = {}
     for header in headers:
         for name in _OFTEN_LOST:
@@ -173,13 +173,13 @@ def _told(headers: Sequence[Header]) -> dict[tuple[str, str], Any]:
 
 
 def _known(header: Header, name: str, told: Mapping[tuple[str, str], Any]) -> Any:
-    """Return an attribute of a file, or what other files of its SOPInstanceUID tell."""
+    """Return an attribute of a file, or if it lacks it, the value that other files of its SOPInstanceUID agree on."""
     value = getattr(header, name)
     return told.get((header.sop_instance_uid, name)) if value is None else value
 
 
 def _place(header: Header, rounded: _Rounding, told: Mapping[tuple[str, str], Any]) -> Hashable:
-    """Return what two copies of a slice share besides their pixels."""
+    """Return a key that copies of a slice share: geometry, rescale, size and identity, else the SOPInstanceUID."""
     if header.sop_class_uid in (CTImageStorage, *ENHANCED_CT) and header.image_position_patient is not None:
         return (
             rounded.of(header, "image_position_patient"),
@@ -195,16 +195,16 @@ def _place(header: Header, rounded: _Rounding, told: Mapping[tuple[str, str], An
 
 
 class _Content(NamedTuple):
-    """What a file holds."""
+    """Content of a file, as far as copies are compared by it."""
 
     digest: str
-    """Hash of the pixel data (decoded if its encoding differs between copies), else of the whole file."""
+    """Hash of the pixel data (decoded if their encoding differs between copies), else of the whole file."""
     whole: bool
-    """Whether it holds as many pixels as its header says."""
+    """Whether the file holds as many pixels as its header says."""
     undecoded: bool = False
-    """Whether no decoder reads them."""
+    """Whether the pixels cannot be decoded."""
     unread: bool = False
-    """Whether the file has gone, or cannot be opened, since its header was read."""
+    """Whether the file is gone or can no longer be read, although its header was."""
 
 
 def _decoded(path: Path, apart: Apart) -> _Content:
@@ -247,6 +247,6 @@ def _pixel_digest(dataset: Dataset, *, decode: bool) -> str:
             digest.update(stored_values(dataset, "", frame).astype("<i4").tobytes())
     else:
         pixels = memoryview(dataset.PixelData)
-        # Behind the pixels some exports pad.
+        # Some exports add padding after the pixels.
         digest.update(pixels if dataset["PixelData"].is_undefined_length else pixels[: get_expected_length(dataset)])
     return digest.hexdigest()

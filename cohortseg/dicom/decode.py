@@ -58,8 +58,8 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     """Decode one series into HU, in slice order, with the geometry that its files state.
 
     Pixels that the files declare as padding (PixelPaddingValue, PixelPaddingRangeLimit) become air, and so do corners
-    that are padding without being declared. Memory is taken once the first file has proved to hold what its header
-    claims.
+    that are padding without being declared. Memory for the volume is allocated only after the first file has been
+    decoded, and so has proved to hold what its header claims.
 
     Parameters
     ----------
@@ -71,8 +71,8 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     Returns
     -------
     Volume
-        (Z, Y, X) int16 in [HU_MIN, HU_MAX]; ``qc_flags`` are the record's and what decoding found. A repaired series
-        has another number of slices, rows or columns than its files, and the UIDs of the nearest ones.
+        (Z, Y, X) int16 in [HU_MIN, HU_MAX]; ``qc_flags`` are the record's and those found while decoding. A repaired
+        series can differ from its files in slices, rows and columns; each slice has the UID of the nearest source.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     GeometryError
         If the slices do not form a volume.
     NotEvaluableError
-        If the values are not Hounsfield units of a chest, or slices among them are blank or of something else.
+        If the values are not Hounsfield units of a chest, or some slices are blank or do not belong (`check_hu`).
 
     References
     ----------
@@ -137,7 +137,7 @@ def read_source_headers(record: SeriesRecord, root: Path) -> list[Dataset]:
 
 
 def read_first_header(record: SeriesRecord, root: Path) -> Dataset:
-    """Return the same of the first file alone.
+    """Return all attributes but the pixels of a series' first file.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def read_first_header(record: SeriesRecord, root: Path) -> Dataset:
 
 
 def _by_file(record: SeriesRecord) -> dict[str, list[int]]:
-    """Return the slices of each file: one, or several of a multi-frame file."""
+    """Return the slice indices of each file: one, or several for a multi-frame file."""
     found: dict[str, list[int]] = {}
     for z, path in enumerate(record.files):
         found.setdefault(path, []).append(z)
@@ -165,7 +165,7 @@ def _frames(dataset: Dataset, path: str) -> list[Dataset]:
 def _repaired(
     volume_hu: NDArray[np.int16], slices: Sequence[Dataset], stack: Stack, record: SeriesRecord
 ) -> tuple[NDArray[np.int16], NDArray[np.float64], NDArray[np.int64]]:
-    """Return a volume on an upright, even grid, its affine, and the index of the file's slice nearest to each slice."""
+    """Return the repaired volume, its affine, and for each of its slices the index of the nearest original slice."""
     positions = np.array([Attributes.of(item).reals("ImagePositionPatient", 3) for item in slices])
     affine, nearest = stack.affine.copy(), np.arange(len(volume_hu))
     if UNTILT in record.repairs:
@@ -184,7 +184,7 @@ def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
 
 
 def _read_dataset(root: Path, path: str, record: SeriesRecord, *, headers_only: bool = False) -> Dataset:
-    """Read pixels and what describes them, or all but them; check that the file still belongs to the series."""
+    """Read the pixels and what describes them, or all but the pixels; refuse a file that no longer fits the scan."""
     stop, tags = (_at_pixels, None) if headers_only else (behind_pixels, _TAGS)
     try:
         with BoundedFile(root / path) as file:
@@ -198,7 +198,7 @@ def _read_dataset(root: Path, path: str, record: SeriesRecord, *, headers_only: 
     stated = Attributes.of(dataset)
     if stated.text("SeriesInstanceUID") != record.series_instance_uid or stated.text("SOPInstanceUID") is None:
         raise DicomError(f"{path}: belongs to another series than the scan saw; {_REMEDY}")
-    # Before any memory is taken: the scan has seen to it that the size is sensible.
+    # Before memory for pixels is allocated: the scan accepted only sensible sizes.
     if [stated.whole(keyword) for keyword in ("Rows", "Columns")] != [record.rows, record.columns]:
         raise DicomError(f"{path}: image size differs from what the scan saw; {_REMEDY}")
     return dataset
@@ -212,7 +212,7 @@ def _pixel_spacing(dataset: Dataset, record: SeriesRecord) -> tuple[float, float
 
 
 def _checked_stack(datasets: Sequence[Dataset], record: SeriesRecord) -> Stack:
-    """Return the geometry of the files as read now; it must be regular, and as the scan saw it."""
+    """Return the geometry of the files as read now; refuse one that is irregular or differs from the scan's."""
     positions = [Attributes.of(dataset).reals("ImagePositionPatient", 3) for dataset in datasets]
     orientation = Attributes.of(datasets[0]).reals("ImageOrientationPatient", 6)
     known = [position for position in positions if position is not None]

@@ -1,4 +1,4 @@
-"""Attributes of one DICOM header: found in the file's first bytes where possible, parsed by pydicom, remembered."""
+"""Attributes of one DICOM header: found in the file's first bytes where possible, parsed by pydicom, and cached."""
 
 import io
 import math
@@ -40,19 +40,19 @@ READ_ERRORS: Final = (
     struct.error,
     zlib.error,
 )
-"""What pydicom raises on damaged files; found by damaging files at random (see the tests)."""
+"""Errors that pydicom raises on damaged files; found by damaging files at random (see the tests)."""
 
 _REMEMBERED_BYTES: Final = 256
-"""Longer values are parsed each time: what is remembered must not fill memory."""
+"""Longer values are not cached, so that the cache does not fill memory."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UPPER_CONTROL: Final = re.compile(r"[\x80-\x9f]")
 _SHORT_BYTES: Final = 2
 _DATE: Final = re.compile(r"(\d{4})([./-]?)(\d{2})\2(\d{2})(?:[T ]?\d{2,6}(?:\.\d+)?(?:[+-]\d{4})?)?")
 _FIRST_YEAR: Final = 1800
 FILLER_DATE: Final = date(1900, 1, 1)
-"""What databases put where they have none."""
+"""Date that databases store where they have none."""
 META_AT: Final = 132
-"""Where the file meta information of a file with preamble begins."""
+"""Offset of the file meta information in a file with preamble, bytes."""
 _META_GROUP: Final = 2
 PIXEL_TAGS: Final = frozenset({0x7FE0_0008, 0x7FE0_0009, 0x7FE0_0010})
 
@@ -68,12 +68,12 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def silence_pydicom() -> None:
-    """Silence the same warnings in all threads, for the rest of this process (`quiet_pydicom` is one thread's)."""
+    """Silence pydicom's warnings in all threads for the rest of this process (`quiet_pydicom` is for one thread)."""
     warnings.filterwarnings("ignore", module="pydicom")
 
 
 def behind_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    """Tell pydicom's `read_partial` where to stop: behind the pixels some exports pad with what is no element."""
+    """Tell pydicom's `read_partial` to stop after the pixels: some exports add bytes there that are no element."""
     return int(tag) > max(PIXEL_TAGS)
 
 
@@ -94,7 +94,7 @@ class Attributes:
         return "\\".join(self.texts(keyword)) or None
 
     def texts(self, keyword: str) -> tuple[str, ...]:
-        """Return each value of an attribute as text that can stand in a table and on a terminal."""
+        """Return each value of an attribute as text that is safe in a table and on a terminal."""
         found: tuple[str, ...] = self._parsed(keyword, _texts)
         return found
 
@@ -109,14 +109,15 @@ class Attributes:
         return None if numbers is None else numbers[0]
 
     def whole(self, keyword: str) -> int | None:
-        """Return an attribute that is one finite number, cut to an integer."""
+        """Return an attribute that is one finite number, truncated to an integer."""
         number = self.real(keyword)
         return None if number is None else int(number)
 
     def date(self, keyword: str) -> date | None:
-        """Return a DA: YYYYMMDD, YYYY.MM.DD of the standard before DICOM 3, or what exports make of it.
+        """Return a date (DA): YYYYMMDD, YYYY.MM.DD as before DICOM 3, or a variant that exports write.
 
-        Those write other signs between, or a time behind (DT). A year before 1800 is a filler, and so is 1900-01-01.
+        Variants have another separator, or a time after the date (DT). Fillers, which are years before 1800 and
+        1900-01-01, give None.
         """
         match = _DATE.fullmatch(self.text(keyword) or "")
         if match is None or int(match[1]) < _FIRST_YEAR:
@@ -128,7 +129,7 @@ class Attributes:
         return None if day == FILLER_DATE else day
 
     def _parsed(self, keyword: str, form: Callable[[list[Any]], tuple[Any, ...]]) -> tuple[Any, ...]:
-        """Return an attribute's values in a form; empty if it is absent, empty or cannot be parsed."""
+        """Return an attribute's values converted by ``form``; empty if it is absent, empty or cannot be parsed."""
         tag = tag_of(keyword)
         element = self._elements.get(tag)
         if element is None:
@@ -142,9 +143,9 @@ class Attributes:
 
 
 def first_attributes(start: bytes, tags: list[int]) -> tuple[Attributes, Attributes] | None:
-    """Return the file meta information and some attributes of a dataset that ends, pixels apart, in a file's start.
+    """Return the file meta information and some attributes of a file whose header fits into its first bytes.
 
-    It finds what ``pydicom.dcmread`` finds, in a third of the time: no datasets are built.
+    The result is that of ``pydicom.dcmread``, in a third of the time, because no datasets are built.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ def first_attributes(start: bytes, tags: list[int]) -> tuple[Attributes, Attribu
     Returns
     -------
     tuple of Attributes or None
-        None if ``pydicom.dcmread`` has to read the file: its encoding is rare or not what the file says, the header is
+        None if ``pydicom.dcmread`` has to read the file: its encoding is rare or not as stated, or the header is
         damaged or goes beyond ``start``.
     """
     try:
@@ -190,9 +191,9 @@ def _first_attributes(start: bytes, tags: list[int]) -> tuple[Attributes, Attrib
 
 
 def meta_elements(file: BinaryIO) -> Iterator[_Element]:
-    """Yield the file meta information from its beginning on; the file is left at the dataset, as by pydicom.
+    """Yield the file meta information from the file's position on; as with pydicom, the file is left at the dataset.
 
-    Its end is told by the tags, not by the length that it may or may not state.
+    The end is recognised by the tags, not by the length, which is not always stated.
     """
     return data_element_generator(
         file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: int(tag) >> 16 != _META_GROUP
@@ -200,7 +201,7 @@ def meta_elements(file: BinaryIO) -> Iterator[_Element]:
 
 
 def _looks_implicit(element: bytes) -> bool:
-    """Tell whether an element's first six bytes, tag and then VR, hold no VR: two capital letters."""
+    """Return whether an element's first six bytes (tag, then VR) hold no VR, which is two capital letters."""
     return not (element[4:].isalpha() and element[4:].isupper())
 
 
@@ -225,15 +226,15 @@ def _remembered(
     raw: tuple[int, str | None, bytes | None, bool, bool],
     encoding: tuple[str, ...],
 ) -> tuple[Any, ...]:
-    """Return an element's values as pydicom parses them; the files of a series agree in most of them."""
+    """Return an element's values as pydicom parses them; cached, since the files of a series share most of them."""
     tag, vr, value, is_implicit, is_little_endian = raw
     element = RawDataElement(BaseTag(tag), vr, len(value or b""), value, 0, is_implicit, is_little_endian)
     try:
         found = form(_listed(convert_raw_data_element(element, encoding=list(encoding)).value))
-        # Bytes that are none of the declared character set: as they are, or two patients would come out as one.
+        # Bytes outside the declared character set are escaped: all replaced alike, they could make two patients one.
         if form is _texts and any("\N{REPLACEMENT CHARACTER}" in text for text in found):
             found = form([part.decode("ascii", "backslashreplace") for part in (value or b"").split(b"\\")])
-    except MemoryError:  # not the value's fault, and not to be remembered
+    except MemoryError:  # not the value's fault, and not to be cached
         raise
     except READ_ERRORS:
         return ()
@@ -247,10 +248,11 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _texts(values: list[Any]) -> tuple[str, ...]:
-    # Control characters would reach terminals (--show-ids) and tables; the upper ones are letters of another set.
+    # Control characters would reach terminals (--show-ids) and tables; the upper ones are letters in other character
+    # sets, and are escaped rather than removed.
     texts = (_UPPER_CONTROL.sub(_escaped, _CONTROL.sub("", str(value))).strip() for value in values)
-    # Bytes of an undeclared character set must not break the table, which is UTF-8; letters and their accents are one
-    # character or two by who wrote them.
+    # Bytes of an undeclared character set must not break the table, which is UTF-8. Writers differ in whether a letter
+    # and its accent are one character or two; NFC makes them one.
     return tuple(
         value if value.isascii() else normalize("NFC", value.encode("utf-8", "replace").decode("utf-8"))
         for value in texts
@@ -270,7 +272,7 @@ def _reals(values: list[Any]) -> tuple[float, ...]:
 
 
 def _real(value: Any) -> float:
-    """Return a number; without a VR, pydicom leaves a value of VR "US or SS" as bytes, here taken as unsigned."""
+    """Return a number; pydicom leaves values of the ambiguous VR "US or SS" as bytes, which are taken as unsigned."""
     if not isinstance(value, bytes):
         return float(value)
     if len(value) != _SHORT_BYTES:

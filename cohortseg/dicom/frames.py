@@ -1,4 +1,4 @@
-"""Enhanced multi-frame CT: each frame's attributes, flattened to what a classic file of one slice would state."""
+"""Enhanced multi-frame CT: the attributes of each frame, flattened to those of a classic single-slice file."""
 
 from typing import Final
 
@@ -8,8 +8,8 @@ from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageSt
 ENHANCED_CT: Final = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 """SOP classes whose frames are slices."""
 GROUP_SEQUENCES: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-"""Where an enhanced file keeps what a classic one states at its top."""
-# PS3.3 C.7.6.16.2 and C.8.15.3: the macros that hold an attribute, the first that states it counts.
+"""Sequences in which an enhanced file keeps attributes that a classic one has at top level."""
+# PS3.3 C.7.6.16.2 and C.8.15.3: the macros that can hold an attribute; the first that states it counts.
 _MACROS: Final = {
     "ImagePositionPatient": ("PlanePositionSequence",),
     "ImageOrientationPatient": ("PlaneOrientationSequence",),
@@ -37,13 +37,13 @@ _NAMES: Final = {
     "AcquisitionDateTime": "FrameAcquisitionDateTime",
     "ImageType": "FrameType",
 }
-"""Attributes that a macro calls by another name."""
+"""Attributes that have another name within a macro."""
 _KEPT: Final = {"AcquisitionDateTime", "ImageType", "VolumeBasedCalculationTechnique", "ConvolutionKernel"}
-"""What the top of the file may state for all frames."""
+"""Attributes that the top level of the file may state for all frames."""
 
 
 def frame_datasets(dataset: Dataset) -> list[Dataset]:
-    """Return one dataset a frame, in the order of the frames, without pixels.
+    """Return one dataset per frame, without pixels, in frame order.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def frame_datasets(dataset: Dataset) -> list[Dataset]:
     Returns
     -------
     list of Dataset
-        The file's top-level attributes; what belongs to a frame comes from its own functional groups, else from the
-        shared ones, and is absent if neither states it.
+        Each holds the file's top-level attributes. Attributes of a frame come from its own functional groups, else
+        from the shared ones, and are absent if neither states them (a few may also stand at top level).
 
     Raises
     ------
@@ -86,6 +86,6 @@ def _flat(top: Dataset, group: Dataset, shared: Dataset) -> Dataset:
         items = (next(iter(place), None) for place in places if place)
         value = next((item.get(name) for item in items if item is not None and item.get(name) is not None), None)
         if value is not None:
-            frame.pop(keyword, None)  # the element of the top is one for all frames
+            frame.pop(keyword, None)  # all frames share the top-level element: setattr would change it for all
             setattr(frame, keyword, value)
     return frame

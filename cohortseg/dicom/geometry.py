@@ -9,24 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 AXIS_TOLERANCE_DEG: Final = 10.0
-"""A series is axial, coronal or sagittal if its normal is so near the patient's axis; oblique otherwise."""
+"""A series is axial, coronal or sagittal if its normal is within this angle of a patient axis; oblique otherwise."""
 COSINE_ATOL: Final = 1e-3
-"""Direction cosines are equal, of unit length or perpendicular to within this (0.06 degrees)."""
+"""Tolerance for direction cosines to be equal, of unit length or perpendicular (0.06 degrees)."""
 _SPACING_RTOL: Final = 0.05
 _SPACING_ATOL_MM: Final = 0.1
 SPACING_DIGITS: Final = 6
-"""Decimals of a spacing in mm: what lies beyond comes from rounding, and would decide a rule like spacing_z_mm<=0.7."""
+"""Decimals of a spacing in mm: further ones are rounding error, and would decide a rule like spacing_z_mm<=0.7."""
 SAME_POSITION_MM: Final = 0.01
-"""Slices nearer to each other along the normal are at the same position."""
+"""Slices nearer than this to each other along the normal are at the same position."""
 TILT_TOLERANCE_DEG: Final = 0.5
-"""Angle between the stack's direction and the slice normal from which slices are sheared."""
+"""Slices are sheared if the stack's direction and the slice normal differ by more than this angle."""
 
 _PLANES: Final = ("sagittal", "coronal", "axial")  # normal along LPS x, y, z
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Slices in order along their normal, which points to the patient's left, back or head."""
+    """Slices in order along their normal, which points towards the patient's left, back or head."""
 
     order: tuple[int, ...]
     """Index of each slice in the input, in stack order."""
@@ -49,7 +49,7 @@ def is_orthonormal(orientation: Sequence[float]) -> bool:
 
 
 def slice_normal(orientation: Sequence[float]) -> NDArray[np.float64]:
-    """Return the slices' unit normal (3,), on the side of the patient's left, back or head.
+    """Return the slices' unit normal (3,), pointing towards the patient's left, back or head.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def irregular(distances_mm: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def on_grid(distances_mm: NDArray[np.float64]) -> bool:
-    """Return whether distances are whole multiples of their median, within the tolerance: slices are lost between."""
+    """Return whether distances are whole multiples of their median, within the tolerance, as where slices are lost."""
     spacing = float(np.median(distances_mm)) if len(distances_mm) else 0.0
     if spacing <= SAME_POSITION_MM:
         return False
@@ -156,5 +156,5 @@ def on_grid(distances_mm: NDArray[np.float64]) -> bool:
 
 
 def spacing_tolerance_mm(spacing_mm: float) -> float:
-    """Return by how much distances between slices may differ from their median, mm."""
+    """Return the tolerance for distances between slices to differ from their median, mm."""
     return _SPACING_ATOL_MM + _SPACING_RTOL * spacing_mm

@@ -1,4 +1,4 @@
-"""What a file claims against what it holds: checked before memory is taken."""
+"""Checks of what a file claims against what it holds, made before memory is allocated."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ _NO_LENGTH: Final = {0x01, *range(0xD0, 0xD9)}
 
 
 class BoundedFile(io.BufferedReader):
-    """A file whose large reads ask for no more bytes than are left, whatever length a header claims."""
+    """A file whose large reads never ask for more bytes than are left, whatever length a header claims."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "r"), 1 << 16)
@@ -45,26 +45,26 @@ class BoundedFile(io.BufferedReader):
         self.seek(0)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read at most ``size`` bytes."""
+        """Return at most ``size`` bytes."""
         if size is not None and size > _LARGE_READ:
             size = max(0, min(size, self._size - self.tell()))
         return super().read(size)
 
 
 def archive_kind(start: bytes) -> str | None:
-    """Return the kind of archive that a file's first 64 kB tell, or None."""
+    """Return the kind of archive by a file's first 64 kB, or None if it is no known archive."""
     return next((kind for at, magic, kind in _ARCHIVES if start[at : at + len(magic)] == magic), None)
 
 
 def inflates_too_far(file: BinaryIO, limit: int = INFLATED_MAX) -> bool:
     """Return whether a deflated DICOM file expands beyond a limit; False for every other transfer syntax.
 
-    The data are inflated in small pieces and thrown away. The file is left at its beginning.
+    The data are inflated in small pieces and discarded. The file is left at its beginning.
 
     Parameters
     ----------
     file
-        Opened, at its beginning.
+        An open file, at its beginning.
     limit
         Bytes.
     """
@@ -80,7 +80,7 @@ def inflates_too_far(file: BinaryIO, limit: int = INFLATED_MAX) -> bool:
         raise
     except READ_ERRORS:
         file.seek(0)
-        return False  # pydicom does not get to the data either
+        return False  # pydicom does not reach the data either
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
         while size <= limit and not inflater.eof:
@@ -89,25 +89,25 @@ def inflates_too_far(file: BinaryIO, limit: int = INFLATED_MAX) -> bool:
                 break
             size += len(inflater.decompress(piece, _LARGE_READ))
     except zlib.error:
-        pass  # damaged: pydicom will say so, at no more memory than this
+        pass  # damaged: pydicom will report it, and needs no more memory than this
     file.seek(0)
     return size > limit
 
 
 def codestream_shape(frame: bytes, syntax: UID) -> tuple[int, int, int]:
-    """Return (rows, columns, channels) as a compressed image states them; decoders take memory by these numbers.
+    """Return (rows, columns, channels) as a compressed image states them; decoders allocate memory by these numbers.
 
     Parameters
     ----------
     frame
-        One frame's code stream; of JPEG 2000, a JP2 file too.
+        One frame's code stream; for JPEG 2000, possibly a JP2 file.
     syntax
         JPEG, JPEG-LS or JPEG 2000.
 
     Raises
     ------
     ValueError
-        If the frame does not begin as its transfer syntax does, or states none: nothing may decode it then.
+        If the frame does not begin as its transfer syntax requires, or has no readable size: it must not be decoded.
     """
     shape = _jpeg2000_shape(frame) if syntax in JPEG2000TransferSyntaxes else _jpeg_shape(frame)
     if shape is None:
@@ -116,7 +116,7 @@ def codestream_shape(frame: bytes, syntax: UID) -> tuple[int, int, int]:
 
 
 def _jpeg2000_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Read SIZ, which follows SOC at once (T.800 A.5.1), of the first code stream among the boxes of a file (I.4)."""
+    """Return the shape in SIZ, right after SOC (T.800 A.5.1), of the first code stream if it is a JP2 file (I.4)."""
     at = 0
     if frame[4:8] == b"jP  ":
         while frame[at + 4 : at + 8] != b"jp2c":
@@ -136,7 +136,10 @@ def _jpeg2000_shape(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _jpeg_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Walk the marker segments from SOI to the first scan. GDCM ends the process at junk among them, or absurd bits."""
+    """Return the shape in the frame header, found by walking the marker segments from SOI to the first scan.
+
+    None if there is junk among them, or more than 16 bits: GDCM ends the process at those.
+    """
     shape, at = None, 2
     if frame[:2] != b"\xff\xd8":
         return None

@@ -1,4 +1,4 @@
-"""One file's header: what the scan needs to know of it, without its pixels."""
+"""One file's header: the attributes that the scan needs, without the pixels."""
 
 import math
 import os
@@ -22,9 +22,9 @@ from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
 _SPACING_RTOL: Final = 1e-4
 _LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _PACKED: Final = (".nii.gz", ".xlsx", ".docx", ".pptx", ".odt", ".ods", ".jar", ".npz", ".whl", ".epub")
-"""Endings of files that are archives only inside."""
+"""Endings of file formats that are archives only internally."""
 _START: Final = 1 << 16
-"""Bytes read first of every file: most headers end within them."""
+"""Bytes of every file that are read first: most headers end within them."""
 _Asked = TypeVar("_Asked", str, tuple[str, ...])
 _Value = TypeVar("_Value")
 
@@ -36,15 +36,15 @@ class SkippedFile:
     path: str
     """Relative to the cohort."""
     reason: str
-    """Why, for people."""
+    """Why, in words for people."""
     unreadable: bool = False
-    """Whether it may have been a slice: damaged, empty, closed or without a usable name."""
+    """Whether it may have been a slice: damaged, empty, not accessible, or without a usable name."""
     archive: bool = False
-    """Whether it may hold slices, packed."""
+    """Whether it is an archive that may hold slices."""
 
 
 def _from(reader: Callable[[Attributes, _Asked], _Value], asked: _Asked) -> _Value:
-    """Return a field of `Header`: what a reader makes of one attribute or several, by keyword."""
+    """Return a field of `Header` that a reader fills from one attribute or several, given by keyword."""
     made: _Value = field(metadata={"reader": reader, "asked": asked})
     return made
 
@@ -63,19 +63,19 @@ def _reals(count: int) -> Callable[[Attributes, str], tuple[float, ...] | None]:
 
 
 def _positive(item: Attributes, keyword: str) -> float | None:
-    """Return a length, or None for what cannot be one: some exports write 0 or -1 where they do not know it."""
+    """Return a length, or None if it is not positive: some exports write 0 or -1 for an unknown one."""
     value = item.real(keyword)
     return value if value is not None and value > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """One slice without its pixels: a file, or a frame of one. None: absent, empty or unreadable."""
+    """One slice without its pixels: a file, or one of its frames. None stands for absent, empty or unreadable."""
 
     path: str
     """Relative to the cohort, with forward slashes."""
     frame: int | None = None
-    """Number of the frame in a multi-frame file, from 1; None: the file is one image."""
+    """Number of the frame in a multi-frame file, from 1; None for a file that is one image."""
     size_bytes: int
     mtime_ns: int
     transfer_syntax_uid: str | None
@@ -85,7 +85,7 @@ class Header:
     series_instance_uid: str
     acquisition_number: int | None = _from(Attributes.whole, "AcquisitionNumber")
     acquisition_time: str | None = _from(_first_text, ("AcquisitionTime", "AcquisitionDateTime"))
-    """TM as it stands: only whether two slices agree in it matters."""
+    """The time (TM or DT) as written: only whether two slices agree in it matters."""
     temporal_position: int | None = _from(Attributes.whole, "TemporalPositionIdentifier")
     """TemporalPositionIdentifier (0020,0100): the phase of a scan in time."""
     stack_id: str | None = _from(Attributes.text, "StackID")
@@ -96,7 +96,7 @@ class Header:
     patient_facts: tuple[str | None, str | None, str | None] = _from(
         _three_texts, ("IssuerOfPatientID", "PatientBirthDate", "PatientSex")
     )
-    """IssuerOfPatientID, PatientBirthDate, PatientSex: never written, they only tell persons of one PatientID apart."""
+    """IssuerOfPatientID, PatientBirthDate, PatientSex: only to tell apart persons of one PatientID; never written."""
     study_date: date | None = _from(Attributes.date, "StudyDate")  # noqa: RUF009 (a field, not a date)
     modality: str | None = _from(Attributes.text, "Modality")
     series_description: str | None = _from(Attributes.text, "SeriesDescription")
@@ -123,7 +123,7 @@ class Header:
     rescale_intercept: float | None = _from(Attributes.real, "RescaleIntercept")
     rescale_type: str | None = _from(Attributes.text, "RescaleType")
     lossy: bool
-    """LossyImageCompression (0028,2110) is "01", or the transfer syntax is one for loss (JPEG-LS: of 0 at least)."""
+    """LossyImageCompression (0028,2110) is "01", or the transfer syntax is lossy (JPEG-LS: even if its loss is 0)."""
 
 
 _READ: Final = [(item.name, *item.metadata.values()) for item in fields(Header) if item.metadata]
@@ -136,13 +136,13 @@ _TAGS: Final = [tag_of(keyword) for keyword in _KEYWORDS]
 
 
 def common(headers: Sequence[Header], name: str) -> Any:
-    """Return the value of an attribute that all files share, else None."""
+    """Return the value of an attribute if all headers share it, else None."""
     values = {getattr(header, name) for header in headers}
     return values.pop() if len(values) == 1 else None
 
 
 def common_spacing(headers: Sequence[Header]) -> tuple[float, ...] | None:
-    """Return the PixelSpacing (2,) that all files share to within rounding, mm, else None."""
+    """Return the PixelSpacing (2,), mm, if all headers share it to within rounding, else None."""
     first = headers[0].pixel_spacing_mm
     spacings = {header.pixel_spacing_mm for header in headers}
     shared = first is not None and all(other is not None and same_spacing(other, first) for other in spacings)
@@ -150,7 +150,7 @@ def common_spacing(headers: Sequence[Header]) -> tuple[float, ...] | None:
 
 
 def same_spacing(one: Sequence[float], other: Sequence[float], rtol: float = _SPACING_RTOL) -> bool:
-    """Return whether two PixelSpacing (2,), mm, are the same to within rounding."""
+    """Return whether two PixelSpacing values (2,), mm, are the same to within rounding."""
     return all(math.isclose(a, b, rel_tol=rtol) for a, b in zip(one, other, strict=True))
 
 
@@ -167,12 +167,12 @@ def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
     Returns
     -------
     list of Header or SkippedFile
-        One header a file, or one a frame of an enhanced CT. SkippedFile with its reason if the file is no DICOM, is
-        damaged, or belongs to no series.
+        One header per file, or one per frame of an enhanced CT; a SkippedFile with the reason if the file is not
+        DICOM, is damaged, or belongs to no series.
     """
     try:
         status = (root / path).stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
             return SkippedFile(path, "not a regular file")
         if status.st_size == 0:
             return SkippedFile(path, "empty file", unreadable=_named_like_a_slice(path))
@@ -183,7 +183,7 @@ def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:
 
 
 def _named_like_a_slice(path: str) -> bool:
-    """Tell slices that lost their content from marks of a finished copy (``_SUCCESS``), notes, and hidden files."""
+    """Return whether an empty file is named like a slice, not like a marker (``_SUCCESS``), note or hidden file."""
     if "/." in f"/{path}":
         return False
     name = path.rpartition("/")[2]
@@ -195,7 +195,7 @@ def _named_like_a_slice(path: str) -> bool:
 
 
 def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> list[Header] | SkippedFile:
-    """Tell DICOM from other files by its first bytes, then parse."""
+    """Recognise DICOM by the first bytes of a file, then parse its header."""
     start = file.read(_START)
     is_part10 = start[128:132] == b"DICM"
     # Files without the 128-byte preamble exist; they start with group 0002 or 0008, little endian.
@@ -227,7 +227,7 @@ def _headers_from_file(file: BinaryIO, path: str, status: os.stat_result) -> lis
 
 
 def _read(file: BinaryIO, start: bytes | None) -> tuple[Attributes, list[tuple[int | None, Attributes]]]:
-    """Return the file meta information, and the attributes of the file's slice, or of each frame and its number.
+    """Return the file meta information, and the number (None for a single image) and attributes of each frame.
 
     ``start`` holds the first bytes of a file with preamble.
     """
@@ -237,18 +237,18 @@ def _read(file: BinaryIO, start: bytes | None) -> tuple[Attributes, list[tuple[i
     dataset = read_partial(file, _header_ends, specific_tags=[*_TAGS], force=start is None)
     meta, attributes = Attributes.of(dataset.file_meta), Attributes.of(dataset)
     if attributes.text("SOPClassUID") in ENHANCED_CT:
-        with suppress(*READ_ERRORS):  # one header without frame numbers: the rules name it
+        with suppress(*READ_ERRORS):  # on damage, one header without frame number: the rules give the reason
             return meta, list(enumerate(map(Attributes.of, frame_datasets(dataset)), 1))
     return meta, [(None, attributes)]
 
 
 def _header_ends(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    """Tell whether the pixels begin; what goes on with zeros (a copy that was not finished) would take hours to walk.
+    """Return whether the pixels begin at an element, and refuse zeros in its place.
 
     Raises
     ------
     InvalidDicomError
-        At zeros.
+        At a tag of zeros: a file that goes on with zeros (an unfinished copy) would take hours to walk through.
     """
     if int(tag) == 0:
         raise InvalidDicomError("zeros where an element should be")
@@ -258,7 +258,7 @@ def _header_ends(tag: BaseTag, _vr: str | None, _length: int) -> bool:
 def _header(
     item: Attributes, path: str, status: os.stat_result, syntax: str | None, frame: int | None
 ) -> Header | None:
-    """Return the header, or None without the two UIDs that place a file in a series."""
+    """Return the header, or None if SOPInstanceUID or SeriesInstanceUID is missing."""
     sop_uid, series_uid = map(item.text, _UIDS)
     if series_uid is None or sop_uid is None:
         return None

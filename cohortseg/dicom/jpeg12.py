@@ -1,6 +1,6 @@
-"""Lossy JPEG of 12 bits (processes 2 and 4), as old archives hold CT: a decoder for pydicom.
+"""A pydicom decoder for lossy 12-bit JPEG (processes 2 and 4), in which old archives hold CT.
 
-GDCM reads it, but pydicom's own plugin does not ask it for more than 8 bits. Its values are those of libjpeg-turbo.
+GDCM reads it, but pydicom's own plugin does not ask it for more than 8 bits. The values equal those of libjpeg-turbo.
 """
 
 from typing import Final
@@ -10,7 +10,7 @@ from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 from pydicom.uid import JPEGExtended12Bit
 
 DECODER_DEPENDENCIES: Final = {JPEGExtended12Bit: ("python-gdcm>=3.0.24",)}
-"""What pydicom asks of a plugin: which transfer syntaxes it reads, and what it needs."""
+"""Transfer syntaxes that the plugin reads, and the packages it needs, in the form pydicom expects of a plugin."""
 _LABEL: Final = "gdcm-12-bit"
 
 
@@ -27,12 +27,12 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     src
         The frame's code stream.
     runner
-        What the header says of the image.
+        The header's description of the image.
 
     Raises
     ------
     NotImplementedError
-        If it is not one grey channel of 9 to 12 bits in 16.
+        If the image is not one grey channel of 9 to 12 bits stored in 16.
     ValueError
         If the code stream does not hold that image.
     """
@@ -60,7 +60,7 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
 
 
 def register() -> None:
-    """Add the decoder to pydicom's, once."""
+    """Add the decoder to those of pydicom, unless it is there already."""
     decoder = get_decoder(JPEGExtended12Bit)
     if _LABEL not in decoder.available_plugins:
         decoder.add_plugin(_LABEL, (__name__, decode_frame.__name__))

@@ -1,4 +1,4 @@
-"""What names in headers say, which every vendor and hospital writes as it likes: body part, breath, energy."""
+"""Body part, breathing and energy, as read from names in headers, which vendors and hospitals write as they like."""
 
 import re
 from functools import lru_cache
@@ -8,7 +8,7 @@ _CHEST: Final = re.compile(
     r"CHEST|THORA|\bTHX\b|\bTHOR\b|LUNG|PULMO|POLMON|\bHRCT\b|\bCTPA\b|\bTAP\b"
     r"|\bN?CAP\b|BRUST|POUMON|T[OÓ]RAX|TOR[AÁ]C|PECHO"
     r"|KLATK|P[LŁ]U[CĆ]|PL[IÍ]C|[HG]RUDN|\bC/A/P\b|BORST|BR[OÖ]ST|TORAK[SO]|POITRINE|ГРУД|ОГК|Л[ЕЁ]ГК|胸|肺|흉부"
-    # What holds the chest among others: CH/ABD/PEL, TX ABD (no transplant), whole body, head to pelvis.
+    # Regions that include the chest: CH/ABD/PEL, TX ABD (not a transplant), whole body, head to pelvis.
     r"|\bCHST\b|\bCH/|/CH/|\bCH[ +-]*(?=ABD)|\bCHST(?=ABD)|(?<!RENAL )(?<!LIVER )(?<!KIDNEY )\bTX[ /+-]*(?=ABD)"
     r"|(?<!\d )\b(TH|THO|THOR)[ ./+-]*(?=ABD)|(WHOLE|TOTAL).?BODY|\bTRUNK\b|\bWB\b|\bCA[ /-]*(?=PELVI)"
     r"|(HEAD|SKULL|NECK|HALS|KOPF)( BASE)? ?(TO|-) ?(MID.?)?(PELVI|THIGH|BECKEN)|PELVI\w* ?(TO|-) ?NECK",
@@ -23,14 +23,14 @@ _ELSEWHERE: Final = re.compile(
 )
 _SPINE: Final = re.compile(r"SPINE|VERTEB|WIRBEL|RACHI|COLUMNA|ПОЗВОН|LUMB(?!I)|LOMB[AE]R", re.IGNORECASE)
 _THORACIC: Final = re.compile(r"TH?ORA[CKX]\w*|\bTHOR\b|ГРУДН\w*", re.IGNORECASE)
-"""Of the thoracic spine it does not tell that the chest is in view."""
+"""In the name of a spine series it means the thoracic spine, and does not say that the chest is in view."""
 _EXPIRATION: Final = re.compile(
     r"(?<![A-Z])(EXPI?|E[KX]?S?PIR(?!AL)\w*|EXSP\w*|ESP|EXHAL\w*|AUSATM\w*|UITADEM\w*|V[YÝ]DECH\w*|WYDECH\w*)(?![A-Z])"
     r"|呼[气気]|ВЫДОХ",
     re.IGNORECASE,
 )
 # Siemens: VNC, Mono+, LungPBV, Rho/Z. GE: VUE, MD Iodine(Water), Mono. Philips: MonoE, Z Effective. Canon: Mono 70keV.
-# Words of other tongues and scans (Vue axiale, MONO 1.0) are none of these.
+# Words of other languages and scans (Vue axiale, MONO 1.0) must not match.
 _MATERIALS: Final = "IODINE|WATER|CALCIUM|FAT|URIC ?ACID|HAP"
 _SPECTRAL: Final = re.compile(
     r"(?<![A-Z])(VMI|VMS|VNC|^VUE$|VUE(?= ?\()|VUE IODINE|(LUNG ?)?PBV|MONO ?\+(?! ?KM)|MONO[ -]?E|MONO-?ENERG\w*"
@@ -42,13 +42,13 @@ _SPECTRAL: Final = re.compile(
     re.IGNORECASE,
 )
 _ONE_TUBE: Final = re.compile(r"(?<!\S)[AB]_(SN)?\d{2,3} ?KV", re.IGNORECASE)
-"""Siemens' images of one tube of two, A_80kV and B_Sn140kV; the mix of both (M_0.5) has the HU of a plain scan."""
+"""Siemens dual-source images of one tube, A_80kV or B_Sn140kV; the mix of both (M_0.5) has the HU of a plain scan."""
 
 
 def names_other_parts(body_part: str | None, description: str | None) -> bool:
-    """Return whether a series' names tell of other parts of the body than the chest.
+    """Return whether a series is named after parts of the body other than the chest.
 
-    SeriesDescription decides if it names any part: BodyPartExamined is often that of the whole protocol.
+    SeriesDescription decides if it names any part, because BodyPartExamined is often that of the whole protocol.
     """
     for name in (description, body_part):
         text = (name or "").replace("_", " ")
@@ -68,6 +68,6 @@ def names_expiration(description: str | None) -> bool:
 
 @lru_cache
 def names_spectral(description: str | None) -> bool:
-    """Return whether a SeriesDescription names what is computed from scans of several energies, or one of these."""
+    """Return whether a SeriesDescription names an image computed from several energies, or the image of one of them."""
     name = description or ""
     return _SPECTRAL.search(name.replace("_", " ")) is not None or _ONE_TUBE.search(name) is not None

@@ -1,4 +1,4 @@
-"""Pixels that no detector measured: those outside the scanner's circle, where a header says nothing or too much."""
+"""Padding: pixels outside the scanner's circle, which were not measured, where the header declares none or too many."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cohortseg.volume import HU_MIN, beyond_circle
 
 AIR_MAX_HU: Final = -900.0
-"""Padding above this is like tissue or lung: its value alone does not tell it from what was measured."""
+"""Padding above this has the HU of tissue or lung: its value alone does not tell it from measured pixels."""
 _CORNER_SHARE: Final = 0.95
 _RING: Final = (0.85, 0.97)
 _RING_SHARE: Final = 0.5
@@ -16,7 +16,7 @@ _RING_SHARE: Final = 0.5
 
 def joined_to_frame(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the parts of a (Y, X) mask that reach the image's outermost pixels."""
-    # Here: a seventh of a second that reading headers need not wait for.
+    # Imported here because it takes a seventh of a second, which reading headers need not spend.
     from cohortseg.lungs.morphology import Pieces, frame_pixels
 
     pieces = Pieces.of(mask)
@@ -24,10 +24,10 @@ def joined_to_frame(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def fill_undeclared_padding(volume_hu: NDArray[np.int16]) -> bool:
-    """Set the corners of slices to HU_MIN, in place, where they hold one value that is no air: padding not declared.
+    """Set undeclared padding in the corners of slices to HU_MIN, in place.
 
-    Such corners lie outside the circle that touches the image's sides, which is what scanners reconstruct; they are
-    of one value in all slices, and the pixels just inside the circle are not.
+    Corners are padding if they hold one value in all slices, which is not that of air, outside the circle that touches
+    the image's sides (scanners reconstruct within it), while most pixels just inside the circle have other values.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ def fill_undeclared_padding(volume_hu: NDArray[np.int16]) -> bool:
     Returns
     -------
     bool
-        Whether there were any.
+        Whether any padding was found.
     """
     value = int(volume_hu[0, 0, 0])
     corners = volume_hu[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     if value <= AIR_MAX_HU or min(volume_hu.shape[1:]) < 16 or (corners != value).any():
         return False
-    sides = 1 + 1 / min(volume_hu.shape[1:])  # the circle of some is half a pixel wider
+    sides = 1 + 1 / min(volume_hu.shape[1:])  # the circle of some scanners is half a pixel wider
     outside, beyond, outer = (beyond_circle(volume_hu.shape[1:], radius) for radius in (sides, *_RING))
     ring = beyond & ~outer
     if (volume_hu[:, outside] == value).mean() < _CORNER_SHARE or (volume_hu[:, ring] == value).mean() > _RING_SHARE:

@@ -1,4 +1,4 @@
-"""Whether identifiers and dates of patients agree with each other, over all files of a cohort."""
+"""Checks that patient identifiers and study dates are consistent over all files of a cohort."""
 
 from datetime import date
 
@@ -6,9 +6,9 @@ from cohortseg.dicom.headers import Header
 
 
 class Persons:
-    """Patient identifiers under which more than one person seems to be, and slices that are there twice.
+    """Patient identifiers that more than one person seems to share, and slices that occur more than once.
 
-    Twice: under several identifiers, or under several study dates of one.
+    Such slices occur under several identifiers, or under several study dates of one identifier.
     """
 
     def __init__(self) -> None:
@@ -20,10 +20,10 @@ class Persons:
         self._conflicting: set[str] = set()
 
     def add(self, header: Header) -> None:
-        """Note what a file says of its patient; what it leaves out contradicts nothing."""
+        """Record what a file says about its patient; missing values contradict nothing."""
         if header.patient_id is None:
             return
-        # one object for all slices of a visit: a cohort has millions of slices
+        # one object shared by all slices of a visit, since a cohort has millions of slices
         visit = (header.patient_id, header.study_date)
         slice_, visit = _slice(header), self._visits.setdefault(visit, visit)
         key = self._key(slice_, header.patient_id)
@@ -44,23 +44,23 @@ class Persons:
                 self._conflicting.add(header.patient_id)
 
     def conflict(self, patient_id: str | None) -> bool:
-        """Return whether files of an identifier disagreed."""
+        """Return whether files of an identifier disagree about the person."""
         return patient_id in self._conflicting
 
     def has_two_ids(self, header: Header) -> bool:
-        """Return whether a slice is there under another identifier too."""
+        """Return whether a slice also occurs under another identifier."""
         return _slice(header) in self._shared
 
     def has_two_dates(self, header: Header) -> bool:
-        """Return whether a slice is there under another study date of its patient too."""
+        """Return whether a slice also occurs under another study date of its patient."""
         return self._key(_slice(header), header.patient_id) in self._otherwise_dated
 
     def _key(self, slice_: int, patient_id: str | None) -> int:
-        """Return a slice's own number for the patient who had it first, another one for each other patient."""
+        """Return the slice's own number for the first patient who has it, and another for each further patient."""
         owner = self._owners.get(slice_)
         return slice_ if owner is None or owner[0] == patient_id else hash((slice_, patient_id))
 
 
 def _slice(header: Header) -> int:
-    """Return a number for a slice and its place: some anonymisers number the slices of every patient alike."""
+    """Return a hash of a slice's UID, position and spacing: some anonymisers repeat the UIDs for every patient."""
     return hash((header.sop_instance_uid, header.image_position_patient, header.pixel_spacing_mm))

@@ -1,4 +1,4 @@
-"""From one image's stored values to HU; what a compressed image claims is checked before it is decoded."""
+"""From one image's stored values to HU; a compressed image's own header is checked before it is decoded."""
 
 from typing import Final
 
@@ -29,7 +29,7 @@ from cohortseg.volume import HU_MAX, HU_MIN
 jpeg12.register()
 
 _OPENJPEG: Final = "pylibjpeg"
-"""For JPEG 2000: GDCM, which pydicom would ask first, ends the process where it is damaged."""
+"""Plugin for JPEG 2000: GDCM, which pydicom would try first, ends the process at damaged data."""
 _RLE_SLACK: Final = 4096
 """Bytes of header and segment padding beyond the worst case of RLE, which is less than twice the image."""
 
@@ -42,11 +42,11 @@ def slice_hu(dataset: Dataset, path: str, frame: int = 0, rescale: Dataset | Non
     dataset
         The file, with its pixels.
     path
-        Of the file, for messages.
+        The file's path, for messages.
     frame
         Index of the frame, from 0.
     rescale
-        Where RescaleSlope and RescaleIntercept stand; None: in ``dataset``.
+        Dataset with RescaleSlope and RescaleIntercept; None: ``dataset``.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def slice_hu(dataset: Dataset, path: str, frame: int = 0, rescale: Dataset | Non
     """
     rescale = dataset if rescale is None else rescale
     stored = stored_values(dataset, path, frame)
-    linear = Dataset()  # as numbers, whatever VR the file gives them
+    linear = Dataset()  # the rescale as numbers, whatever VR the file gives it
     for keyword in ("RescaleSlope", "RescaleIntercept"):
         number = Attributes.of(rescale).real(keyword)
         if number is None:
@@ -70,7 +70,7 @@ def slice_hu(dataset: Dataset, path: str, frame: int = 0, rescale: Dataset | Non
     padding = _padding_range(dataset, stored)
     if padding is not None:
         padded = (stored >= padding[0]) & (stored <= padding[1])
-        # Where padding has a value that tissue has too (0 HU), only what lies around the picture is padding.
+        # Where padding has a value that tissue has too (0 HU), only pixels joined to the image's frame are padding.
         if hu[padded].max(initial=HU_MIN) > AIR_MAX_HU:
             padded = joined_to_frame(padded)
         hu[padded] = HU_MIN
@@ -104,7 +104,7 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
         if not syntax.is_encapsulated:
             stored = _right_justified(stored, dataset, frame)
     except READ_ERRORS as error:
-        # Other texts can quote header values.
+        # The texts of other errors can quote header values.
         detail = str(error) if isinstance(error, _MismatchError) else type(error).__name__
         if not syntax.is_encapsulated and _is_cut_short(dataset):
             detail = "there are fewer than the header says; the file is cut short"
@@ -117,7 +117,7 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
 
 
 def is_whole(dataset: Dataset) -> bool:
-    """Return whether pixel data are as long as the header says; of compressed ones, pydicom has found the end."""
+    """Return whether pixel data are as long as the header says; True for compressed ones, whose end pydicom found."""
     if dataset["PixelData"].is_undefined_length:
         return True
     return len(dataset.PixelData) >= get_expected_length(dataset)
@@ -131,10 +131,10 @@ def _is_cut_short(dataset: Dataset) -> bool:
 
 
 def _transfer_syntax(dataset: Dataset, path: str) -> UID:
-    """Return how the pixels are stored; where no file meta information says it, or wrongly, as the data set shows.
+    """Return the transfer syntax; where it is missing or wrong, the one that the data set itself shows.
 
-    Native pixels are in the data set's own encoding, and have a length; compressed ones never have (PS3.5 A.4). Some
-    archives decompress the pixels and keep the syntax.
+    Native pixels are in the data set's own encoding and have a length; compressed pixels never have one (PS3.5 A.4).
+    Some archives decompress the pixels and leave the syntax as it was.
     """
     stated = Attributes.of(getattr(dataset, "file_meta", Dataset())).text("TransferSyntaxUID")
     if stated is not None and not _is_wrong(UID(stated), dataset):
@@ -152,18 +152,19 @@ def _transfer_syntax(dataset: Dataset, path: str) -> UID:
 
 
 def _is_wrong(syntax: UID, dataset: Dataset) -> bool:
-    """Return whether a syntax says compressed of pixels that have a length, exactly that of native ones."""
+    """Return whether a syntax is a compressed one although the pixels have exactly the length of native ones."""
     try:
         has_length = syntax.is_encapsulated and not dataset["PixelData"].is_undefined_length
         return has_length and len(dataset.PixelData) == get_expected_length(dataset)
-    except READ_ERRORS:  # it is no transfer syntax, or the header does not say how long they are
+    except READ_ERRORS:  # not a transfer syntax, or the header does not say how long the pixels are
         return False
 
 
 def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) -> NDArray[np.integer]:
-    """Return values that an old file keeps in the upper bits (HighBit above BitsStored - 1) as the standard has them.
+    """Return stored values shifted to the lower bits, if an old file has them in the upper ones.
 
-    Many files state such a HighBit wrongly: the values are in the upper bits if the lower ones are all empty.
+    HighBit above BitsStored - 1 says so, but is wrong in many files: the values are in the upper bits only if the lower
+    ones are all empty.
     """
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
     if not bits <= high < int(dataset.BitsAllocated):
@@ -176,11 +177,11 @@ def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) 
 
 
 class _MismatchError(ValueError):
-    """Compressed pixels that must not be decoded; its text quotes no value of the header but sizes."""
+    """Raised for compressed pixels that must not be decoded; its text quotes only sizes from the header."""
 
 
 def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
-    """Raise an error for an image that must not be decoded: decoders take the memory that its own header asks for."""
+    """Refuse a compressed image that contradicts the header: decoders allocate the memory that it asks for."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     encoded = get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
     if syntax == RLELossless:
@@ -199,12 +200,13 @@ def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
 
 
 def _padding_range(dataset: Dataset, stored: NDArray[np.integer]) -> tuple[int, int] | None:
-    """Return the lowest and highest stored value that means padding, in as many bits as the stored values have."""
+    """Return the lowest and the highest stored value that mean padding, or None if none is declared."""
     value = Attributes.of(dataset).reals("PixelPaddingValue", 1)
     if value is None:
         return None
     limit = Attributes.of(dataset).reals("PixelPaddingRangeLimit", 1) or value
-    # Both are often written as unsigned although the pixels are signed: -2000 as 63536.
+    # Both are often written as unsigned although the pixels are signed (-2000 as 63536), or in more bits than the
+    # BitsStored that decoding leaves.
     span = 2 ** int(dataset.BitsStored)
     lowest = -span // 2 if np.issubdtype(stored.dtype, np.signedinteger) else 0
     if stored.min() < lowest or stored.max() >= lowest + span:  # a compressed image can have more

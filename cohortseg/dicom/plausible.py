@@ -1,4 +1,4 @@
-"""Whether decoded values are HU of one chest: as a whole, and slice by slice against those beside."""
+"""Checks that decoded values are HU of one chest: as a whole, and each slice against its neighbours."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -14,19 +14,19 @@ from cohortseg.errors import NotEvaluableError
 from cohortseg.volume import HU_MIN
 
 MIN_AIR_SHARE: Final = 0.02
-"""Least part of voxels from -1023 to -500 HU (air around the patient, lung); 0.22 and more in real slices."""
+"""Smallest share of voxels from -1023 to -500 HU (air around the patient, lung); 0.22 or more in real slices."""
 MIN_SOFT_SHARE: Final = 0.05
-"""Least part of voxels from -200 to 200 HU (fat, muscle, blood); 0.30 and more in real slices."""
+"""Smallest share of voxels from -200 to 200 HU (fat, muscle, blood); 0.30 or more in real slices."""
 SOFT_TISSUE_HU: Final = (-140.0, 130.0)
-"""The most frequent HU between -300 and 300 lies here: that of fat (-110) or of muscle (50)."""
+"""Range of the most frequent HU between -300 and 300: that of fat (-110) or of muscle (50)."""
 
 _GRID: Final = 32
 _ODD: Final = (80.0, 0.7)
-"""Mean difference (HU) and correlation of a slice with those beside it: beyond, it is odd. Chests stay below 30 HU and
-above .94 at 25 mm between slices, below 75 HU and above .8 at 75 mm."""
+"""Limits of the mean difference (HU) and the correlation of a slice with its neighbours; a slice beyond either is odd.
+Chests stay below 30 HU and above .94 at 25 mm between slices, below 75 HU and above .8 at 75 mm."""
 _TURNS: Final = 0.8
-"""Slices after next differ this many times as much as the next where two scans lie between each other: .1 to .6 then,
-and 1.3 to 1.8 in one scan (above .9 in six slices of one)."""
+"""Two scans are interleaved if the difference to the slice after next is less than this part of that to the next one.
+The ratio is .1 to .6 in interleaved scans, 1.3 to 1.8 in one scan (above .9 in six slices of one)."""
 _NOT_AIR_HU: Final = -900.0
 _LEAST_SLICES: Final = 6
 _HISTOGRAM_SLICES: Final = 16
@@ -35,7 +35,7 @@ _HISTOGRAM_SLICES: Final = 16
 def check_hu(
     volume_hu: NDArray[np.int16], series_key: str, rescales: Sequence[Hashable] | None = None
 ) -> tuple[str, ...]:
-    """Return the flags of values that look odd, and refuse those that cannot be measured.
+    """Return flags for values that look odd, and refuse those that cannot be measured.
 
     Parameters
     ----------
@@ -44,18 +44,18 @@ def check_hu(
     series_key
         For messages.
     rescales
-        What tells the rescale of each slice apart; None: they have one.
+        Rescale of each slice, compared for equality only; None: all slices have the same.
 
     Returns
     -------
     tuple of str
-        ``blank_slices``, ``repeated_slices``, ``odd_slices``, ``hu_shifted``, as found.
+        Those found of ``blank_slices``, ``repeated_slices``, ``odd_slices`` and ``hu_shifted``.
 
     Raises
     ------
     NotEvaluableError
-        If the values are not HU of a trunk, or slices between others are blank, or some that do not fit those beside
-        them have another rescale, or slices are two scans by turns.
+        If the values are not HU of a trunk, slices between others are blank, slices that do not fit their neighbours
+        have another rescale than most, or the slices belong to two scans in turn.
     """
     _require_hu(volume_hu, series_key)
     held = np.flatnonzero([image.min() < image.max() for image in volume_hu])
@@ -67,8 +67,8 @@ def check_hu(
 def _require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
     """Refuse values without some air (or lung) and some soft tissue.
 
-    HU_MIN itself counts as neither, because padding has that value. Series without rescale, with it applied twice, or
-    windowed to 8 bits fail.
+    HU_MIN itself counts as neither, because padding has that value. Series without rescale, with the rescale applied
+    twice, or windowed to 8 bits fail.
     """
     air = np.count_nonzero((volume_hu > HU_MIN) & (volume_hu <= -500)) / volume_hu.size
     soft = np.count_nonzero((volume_hu >= -200) & (volume_hu <= 200)) / volume_hu.size
@@ -82,7 +82,7 @@ def _require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
 
 
 def _blank(held: NDArray[np.intp], count: int, series_key: str) -> list[str]:
-    """Find slices of one value throughout; between those that hold an image they are as good as missing: a gap."""
+    """Flag slices of one value throughout, and refuse them between slices that hold an image: they make a gap."""
     if not len(held):
         raise NotEvaluableError(
             f"series {series_key}: every slice holds one value and no image", qc_flags=(qc.BLANK_SLICES,)
@@ -97,7 +97,7 @@ def _blank(held: NDArray[np.intp], count: int, series_key: str) -> list[str]:
 
 
 def _repeated(volume_hu: NDArray[np.int16], held: NDArray[np.intp]) -> list[str]:
-    """Find neighbours with equal pixels; if that is most of them, it is a phantom without noise."""
+    """Flag neighbouring slices with equal pixels, unless most are equal, as in a phantom without noise."""
     pairs = sum(np.array_equal(volume_hu[low], volume_hu[high]) for low, high in pairwise(held))
     return [qc.REPEATED_SLICES] if 0 < 2 * pairs < len(volume_hu) - 1 else []
 
@@ -108,18 +108,18 @@ def _odd(
     series_key: str,
     rescales: Sequence[Hashable] | None,
 ) -> list[str]:
-    """Find slices, of those that hold an image, that differ from the mean of those beside them far more than a chest.
+    """Flag slices with an image that differ from the mean of their neighbours far more than slices of a chest do.
 
-    Where another rescale explains it, that is wrong.
+    If an odd slice has another rescale than most, the rescale is taken to be wrong, and the series is refused.
     """
     if len(held) < 3:
         return []
     coarse = np.stack([cv2.resize(volume_hu[z], (_GRID, _GRID), interpolation=cv2.INTER_AREA) for z in held])
     coarse = coarse.reshape(len(held), -1).astype(np.float64)
-    _require_one_scan(np.maximum(coarse, _NOT_AIR_HU), series_key)  # noise moves the mean of air, which is cut off
+    _require_one_scan(np.maximum(coarse, _NOT_AIR_HU), series_key)  # noise moves the mean of air, which is clipped
     beside = np.concatenate([coarse[1:2], (coarse[:-2] + coarse[2:]) / 2, coarse[-2:-1]])
     offset = np.abs((coarse - beside).mean(axis=1))
-    offset[[0, -1]] /= 2  # of the first and the last there is one neighbour, so their difference is not halved
+    offset[[0, -1]] /= 2  # the first and the last have only one neighbour, so their difference is not averaged
     a, b = (part - part.mean(axis=1, keepdims=True) for part in (coarse, beside))
     norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     alike = np.divide((a * b).sum(axis=1), norms, out=np.ones(len(a)), where=norms > 0)
@@ -138,7 +138,7 @@ def _odd(
 
 
 def _require_one_scan(coarse: NDArray[np.float64], series_key: str) -> None:
-    """Refuse slices (Z, pixel) that are more like those after next than like the next, as two scans in turn are."""
+    """Refuse slices (Z, pixel) that resemble those after next more than the next, as interleaved scans do."""
     if len(coarse) < _LEAST_SLICES:
         return
     next_hu, after_next_hu = (float(np.median(np.abs(coarse[n:] - coarse[:-n]).mean(axis=1))) for n in (1, 2))
@@ -151,7 +151,7 @@ def _require_one_scan(coarse: NDArray[np.float64], series_key: str) -> None:
 
 
 def _is_shifted(volume_hu: NDArray[np.int16]) -> bool:
-    """Return whether neither fat nor muscle has the HU that it should have."""
+    """Return whether the most frequent soft-tissue HU is neither that of fat nor that of muscle."""
     sample = volume_hu[:: max(1, len(volume_hu) // _HISTOGRAM_SLICES), ::4, ::4]
     counts, edges = np.histogram(sample, bins=30, range=(-300, 300))
     most = int(counts.argmax())

@@ -1,4 +1,4 @@
-"""Resampling that a user may ask for: sheared slices set upright, uneven slices brought to one spacing."""
+"""Resampling on request: sheared slices are set upright, uneven slices brought to one spacing."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from cohortseg.volume import HU_MIN
 def untilt(
     volume_hu: NDArray[np.int16], positions: NDArray[np.float64], affine: NDArray[np.float64]
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """Return sheared slices on an upright grid: each is moved in its plane, by linear interpolation.
+    """Return sheared slices on an upright grid, each shifted in its plane by linear interpolation.
 
     Parameters
     ----------
@@ -24,9 +24,9 @@ def untilt(
     Returns
     -------
     volume_hu : (Z, Y', X') int16, HU
-        Grown by as much as the slices are moved, so that nothing is cut; HU_MIN beyond each slice.
+        Larger by as much as the slices are shifted, so that nothing is cut off; HU_MIN beyond each slice.
     positions : (Z, 3) mm, LPS
-        Of the first voxels of the new grid: all on one normal.
+        Centres of the first voxels of the new grid, all on one normal.
     """
     steps = [affine[:3, axis] / np.linalg.norm(affine[:3, axis]) ** 2 for axis in (1, 2)]
     offsets = np.stack([(positions - positions[0]) @ step for step in steps], axis=1)  # in pixels: y, x
@@ -54,14 +54,14 @@ def resample_z(
     distances_mm : (Z - 1,) mm
         From each slice to the next, > 0.
     spacing_mm
-        Of the result, > 0.
+        Spacing of the result, > 0.
 
     Returns
     -------
     volume_hu : (Z', Y, X) int16, HU
-        From the first slice to the last that the spacing reaches.
+        From the first slice to the last multiple of the spacing within the stack.
     nearest : (Z',)
-        Index of the slice nearest to each.
+        Index of the nearest input slice to each.
     """
     known = np.concatenate([[0.0], np.cumsum(distances_mm)])
     wanted = np.arange(int(np.floor(known[-1] / spacing_mm + 1e-6)) + 1) * spacing_mm

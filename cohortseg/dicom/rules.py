@@ -1,4 +1,4 @@
-"""Which series are one axial CT volume in HU, and in plain words why the others are not."""
+"""Rules for which series are one axial CT volume in HU, with the reason in plain words why others are not."""
 
 import re
 from collections import Counter
@@ -30,19 +30,19 @@ from cohortseg.dicom.names import names_spectral
 from cohortseg.dicom.visits import MIDNIGHT_DAYS
 
 MAX_WIDTH_MM: Final = 1000.0
-"""Longest side of an image: scanners reconstruct less than 800 mm; more is another unit than mm."""
+"""Longest side of an image accepted: scanners reconstruct less than 800 mm; a longer one is not in mm."""
 MAX_SIDE: Final = 4096
 """Largest Rows and Columns accepted: four times what CT scanners write; guards memory against damaged headers."""
 MAX_VOXELS: Final = 2**31
 """Largest volume accepted: 2048 slices of 1024 x 1024, 4 GiB as int16."""
 MAX_BRIDGED_MM: Final = 10.0
-"""Farthest distance between slices over which resampling interpolates when it is asked for."""
+"""Longest distance between slices over which resampling, if asked for, interpolates."""
 MAX_SPACING_MM: Final = 50.0
-"""Slices farther apart make no volume: two of them 140 mm apart would stand for all that lies between."""
+"""Slices that are all farther apart make no volume: two slices 140 mm apart would stand for all that lies between."""
 MAX_UNTILTED_DEG: Final = 30.0
-"""Largest shear that is set upright when it is asked for: gantries lean no farther."""
+"""Largest shear that is set upright, if asked for: gantries tilt no farther."""
 MAX_FILLED: Final = 3.0
-"""Slices that resampling may make of each slice there is; more would be made up rather than measured."""
+"""Most slices that resampling may make per slice that exists; more would be invented rather than measured."""
 _OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
 REFORMAT_WORDS: Final = {"DERIVED", "REFORMATTED", "MPR"}
 # ImageType and FrameType of the vendors, and the terms of PS3.3 C.8.16.2: volume calculation, derived pixel contrast.
@@ -51,7 +51,7 @@ _PROJECTION_WORDS: Final = {
     *("VRT", "SSD", "VOLUMERENDERED", "VOLUMERENDER", "SURFACERENDER", "RENDERED"),
     *("SUBTRACTION", "STDDEVIATION", "MULTIPLICATION", "DIVISION", "PERFUSION"),
 }
-# ImageType of what is computed from scans of several energies: PS3.3 C.8.15.2.1.1.5. Those of the first are not in HU.
+# ImageType of images computed from several energies (PS3.3 C.8.15.2.1.1.5). Those of the first set are not in HU.
 _MATERIAL_WORDS: Final = {"MATSPECIFIC", "MATFRACTIONAL", "MATVALUEBASED", "EFFATOMICNUM", "ELECTRONDENSITY"}
 _SPECTRAL_WORDS: Final = {"VMI", "MATREMOVED", "MATMODIFIED"}
 _PROJECTION_NAME: Final = re.compile(
@@ -71,7 +71,7 @@ class Problem:
 
 
 def image_type_words(header: Header) -> frozenset[str]:
-    """Return ImageType's values and their words, without signs between letters (MAX_IP and MAX IP: MAXIP)."""
+    """Return the values of ImageType and their words, in capitals, also without separators (MAX_IP, MAX IP: MAXIP)."""
     return _words((*header.image_type, header.volume_calculation or ""))
 
 
@@ -93,7 +93,7 @@ def is_spectral(header: Header) -> bool:
 
 
 def image_kind(header: Header) -> str:
-    """Return the kind of image, as far as ImageType and SOP class tell: what differs in it is no one volume."""
+    """Return the kind of image by ImageType, modality and SOP class; images of different kinds are never one volume."""
     words = image_type_words(header)
     kinds = (("scout", _SCOUT_WORDS), ("projection", _PROJECTION_WORDS), ("picture", _PICTURE_WORDS))
     kind = next((name for name, known in kinds if words & known), "slice")
@@ -101,7 +101,7 @@ def image_kind(header: Header) -> str:
 
 
 def content_problem(headers: Sequence[Header]) -> Problem | None:
-    """Return why these files are not the slices of one CT image in HU, or None; the first rule that holds."""
+    """Return why these files are not the slices of one CT image in HU (the first rule that they break), or None."""
     for rule in (_kind_problem, _source_problem, _image_type_problem, _pixel_problem, _rescale_problem):
         reason = rule(headers)
         if reason is not None:
@@ -110,12 +110,12 @@ def content_problem(headers: Sequence[Header]) -> Problem | None:
 
 
 def _shown(values: Iterable[object]) -> str:
-    """Return header values for people: a header can hold 10 kB of anything where a code is due."""
+    """Return header values as short plain text: a header can hold 10 kB of anything in place of a code."""
     return " and ".join(sorted(re.sub(r"[^A-Za-z0-9_ .-]", "?", str(value))[:32] for value in values))
 
 
 def _kind_problem(headers: Sequence[Header]) -> str | None:
-    """Modality and SOP class."""
+    """Return what is wrong with modality or SOP class, or None."""
     other = {header.modality for header in headers} - {"CT", None}
     if other:
         return f"modality is {_shown(other)}, not CT"
@@ -130,7 +130,7 @@ def _kind_problem(headers: Sequence[Header]) -> str | None:
 
 
 def _source_problem(headers: Sequence[Header]) -> str | None:
-    """One volume belongs to one patient, one study and one frame of reference, and is made in one way."""
+    """Return why files are not of one patient, study, frame of reference, kernel, SOP class and date, or None."""
     for name, title, needed in (
         ("patient_id", "patients", "PatientID"),
         ("study_instance_uid", "studies", "StudyInstanceUID"),
@@ -151,11 +151,14 @@ def _source_problem(headers: Sequence[Header]) -> str | None:
 
 
 def _image_type_problem(headers: Sequence[Header]) -> str | None:
-    """Scouts, projections and pictures, by ImageType; if it is absent or DERIVED, also by SeriesDescription."""
+    """Return why files are scouts, projections, maps or pictures, or None.
+
+    ImageType decides; if it is absent or DERIVED, SeriesDescription can also name a projection.
+    """
     words = set().union(*map(image_type_words, headers))
     if words & _SCOUT_WORDS:
         return "localizer (scout), not a slice"
-    # Where ImageType says that slices are original, a name is no proof: it only raises a flag.
+    # Where ImageType says that slices are original, a description is no proof: it only raises a flag.
     by_name = (not words or words & REFORMAT_WORDS) and any(map(names_projection, headers))
     if words & _PROJECTION_WORDS or by_name:
         return "projection, rendering or map (for example MIP): its values are not those of one slice"
@@ -167,7 +170,7 @@ def _image_type_problem(headers: Sequence[Header]) -> str | None:
 
 
 def _pixel_problem(headers: Sequence[Header]) -> str | None:
-    """Pixel format and image size."""
+    """Return what is wrong with pixel format or image size, or None."""
     if any(header.rows is None or header.columns is None for header in headers):
         return "no image: Rows or Columns are missing"
     if any(header.frame is None and header.sop_class_uid in ENHANCED_CT for header in headers):
@@ -194,7 +197,7 @@ def _pixel_problem(headers: Sequence[Header]) -> str | None:
 
 
 def _rescale_problem(headers: Sequence[Header]) -> str | None:
-    """Values must be Hounsfield units."""
+    """Return why values are not Hounsfield units, or None."""
     if any(header.rescale_slope is None or header.rescale_intercept is None for header in headers):
         return "RescaleSlope or RescaleIntercept is missing, or not one number: values are not in HU"
     if any(header.rescale_slope == 0 for header in headers):
@@ -207,9 +210,9 @@ def _rescale_problem(headers: Sequence[Header]) -> str | None:
 def geometry_problem(
     headers: Sequence[Header], orientation: str | None, stack: Stack | None, repair: Sequence[str] = ()
 ) -> Problem | None:
-    """Return why these slices are not one axial volume, or None; the first rule that holds.
+    """Return why these slices are not one axial volume (the first rule that they break), or None.
 
-    ``repair`` names what is resampled later and so no problem: see `needed_repairs`.
+    ``repair`` names findings that are resampled later, and so are no problem: see `needed_repairs`.
     """
     if orientation == "mixed":
         return Problem(_mixed_reason(headers), qc.MIXED_ORIENTATION)
@@ -239,14 +242,17 @@ def geometry_problem(
 
 
 def needed_repairs(stack: Stack, repair: Sequence[str]) -> dict[str, str | None]:
-    """Return what must be resampled, of what the user allows, and the flag of each finding behind it."""
+    """Return the repairs that are both needed and allowed by the user, each with the flag of the finding behind it."""
     checks = {UNTILT: _tilt, RESAMPLE: _uneven}
     problems = {name: check(stack) for name, check in checks.items() if name in repair}
     return {name: problem.flag for name, problem in problems.items() if problem is not None}
 
 
 def _can_be_resampled(distances_mm: NDArray[np.float64]) -> bool:
-    """Tell whether slices lie near enough for interpolation, and their median distance is not that of near copies."""
+    """Return whether distances are short enough to interpolate, and make at most `MAX_FILLED` times the slices.
+
+    Near-copies of slices would make the median distance, which becomes the spacing, far too short.
+    """
     if not distances_mm.size:
         return True
     filled = 1 + distances_mm.sum() / max(float(np.median(distances_mm)), SAME_POSITION_MM)
@@ -254,7 +260,7 @@ def _can_be_resampled(distances_mm: NDArray[np.float64]) -> bool:
 
 
 def _width_mm(header: Header) -> float:
-    """Return the longer side of the image, mm; 0 where the header does not say."""
+    """Return the longer side of the image, mm; 0 if the header does not state it."""
     sizes = zip(header.pixel_spacing_mm or (), (header.rows or 0, header.columns or 0), strict=False)
     return max((spacing * size for spacing, size in sizes), default=0.0)
 
@@ -300,7 +306,7 @@ def _far_apart(stack: Stack) -> Problem | None:
 
 
 def _uneven(stack: Stack) -> Problem | None:
-    """Volumes need one spacing: nothing is interpolated into a gap."""
+    """Return a problem if distances differ beyond tolerance: a gap where slices are missing, else uneven spacing."""
     odd = irregular(stack.distances_mm)
     if not len(odd):
         return None

@@ -1,4 +1,4 @@
-"""From any tree of files to series: walk, read headers, group, drop copies, decide. Names and endings mean nothing."""
+"""From any tree of files to series: walk, read headers, group, drop copies, decide. File names play no part."""
 
 import os
 import posixpath
@@ -26,15 +26,16 @@ from cohortseg.processors import Apart, num_processors, process_pool, uninterrup
 from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
-"""Below this number a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
+"""With fewer files, a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
 FRAGMENT_SHARE: Final = 0.2
-"""A volume that covers its series in part, with fewer slices than this part of its largest volume, is a fragment."""
+"""A short volume that covers its series in part is a fragment if it has fewer slices than this part of those of the
+largest volume like it."""
 _CHUNK: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class CohortScan:
-    """What was found in a folder."""
+    """Series and files found in a cohort's folder."""
 
     series: tuple[SeriesRecord, ...]
     """Every volume of every series, by patient, date, series UID and volume."""
@@ -45,7 +46,7 @@ class CohortScan:
 
     @property
     def selected(self) -> tuple[SeriesRecord, ...]:
-        """Series that are to be segmented."""
+        """Series to be segmented."""
         return tuple(record for record in self.series if record.decision == "selected")
 
     @property
@@ -84,7 +85,7 @@ def scan_cohort(
     Raises
     ------
     ConfigError
-        If ``root`` is no readable folder, or holds no DICOM series, or a selection rule cannot be read.
+        If ``root`` is no readable folder, holds no DICOM series, or a selection rule is not valid.
     WorkerError
         If a process that reads headers is killed.
     """
@@ -133,12 +134,12 @@ def scan_cohort(
 
 
 def require_folder(root: Path) -> None:
-    """Refuse a cohort that is no folder.
+    """Refuse a cohort that is not a folder.
 
     Raises
     ------
     ConfigError
-        Saying what is there instead.
+        If it is a file, or does not exist; the message says which.
     """
     if not root.is_dir():
         problem = "is a file; give the folder it lies in" if root.exists() else "does not exist"
@@ -152,7 +153,7 @@ def _describe(
     persons: Persons,
     unreadable: Collection[str],
 ) -> list[SeriesRecord]:
-    """Return a record of each volume of one series, of which copies were dropped."""
+    """Return a record for each volume of one series, from its kept headers and its dropped copies."""
     volumes = split_volumes(kept)
     copies = Counter(copy.of for copy in dropped)
     otherwise_dated = {copy.of for copy in dropped if copy.other_date}
@@ -176,9 +177,10 @@ def _describe(
 
 
 def _is_fragment(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool:
-    """Return whether a volume is a few slices of little height, parted from the many of one like it.
+    """Return whether a volume is a few slices of little height, split off from a far larger volume like it.
 
-    It must not stand for them, nor, if it has another study date (mistyped, or not corrected with theirs), be a visit.
+    Such a volume must not stand for the larger one. If it has another study date (mistyped, or not corrected with the
+    others), it must not count as a visit.
     """
     few = len(volume) < FRAGMENT_SHARE * max(map(len, alike))
     return few and extent_mm(volume) < STACK_MM and covers_in_part(volume, alike)
@@ -191,9 +193,9 @@ def _findings(
     unreadable: Collection[str],
     otherwise_dated: Collection[str],
 ) -> set[str]:
-    """Return the flags of a volume that other files raise.
+    """Return the flags that other files raise for a volume.
 
-    ``unreadable`` names folders with such files, ``otherwise_dated`` files of which copies have another date.
+    ``unreadable`` names folders with unreadable files, ``otherwise_dated`` files whose copies have another date.
     """
     alike = volumes_like(volume, volumes)
     same_visit = of_same_visit(volume, alike)
@@ -213,7 +215,7 @@ def _findings(
 
 
 def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:
-    """Return all files below a folder, relative to it and sorted, and what could not be listed."""
+    """Return all files below a folder, relative to it and sorted, and the entries that cannot be used."""
     files: list[str] = []
     skipped: list[SkippedFile] = []
     visited: set[tuple[int, int]] = set()
@@ -245,7 +247,7 @@ def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell folders from files; a link that leads nowhere or in circles is a file, which then cannot be read."""
+    """Return whether an entry is a folder; a broken or circular link counts as a file, which then cannot be read."""
     try:
         return entry.is_dir()
     except OSError:
@@ -253,7 +255,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_utf8(path: str) -> bool:
-    """Return whether a path can stand in a table; undecodable bytes of a name are lone surrogates in Python."""
+    """Return whether a path can be written to a table; undecodable bytes of a name are lone surrogates in Python."""
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
@@ -264,7 +266,7 @@ def _is_utf8(path: str) -> bool:
 def _headers_of(
     root: Path, paths: Sequence[str], report: Report, workers: int | None
 ) -> Iterator[list[Header] | SkippedFile]:
-    """Yield one result a file, in order; with several processes if there are many files."""
+    """Yield one result per file, in order; several processes read if there are many files."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     if workers is None:
         workers = min(num_processors(), len(paths) // FILES_PER_WORKER)

@@ -1,4 +1,4 @@
-"""The conditions of ``--select``: what a user may ask of the columns of the manifest."""
+"""The conditions of ``--select`` on columns of the manifest."""
 
 import math
 import operator
@@ -24,7 +24,7 @@ _ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {
 }
 _ALIASES: Final = {"kernel": "convolution_kernel", "description": "series_description"}
 _DECIDED: Final = frozenset({"decision", "reason"})
-"""By these very rules, among others."""
+"""Columns that are decided by these rules, among others, and cannot be selected by."""
 _COLUMNS: Final = {
     name: {hint, *get_args(hint)} for name, hint in get_type_hints(SeriesRecord).items() if name not in _DECIDED
 }
@@ -41,15 +41,15 @@ class Rule:
 
 
 def parse_rules(select: Sequence[str]) -> tuple[bool, list[Rule]]:
-    """Return whether one series a study is wanted, and the conditions.
+    """Return whether one series per study is wanted, and the conditions.
 
     Parameters
     ----------
     select
         Each ``preferred``, ``all`` or COLUMN OPERATOR VALUE. Operators: ``=  !=  <  <=  >  >=`` compare numbers, dates
         (YYYY-MM-DD) or texts, by the column's type; ``~`` and ``!~`` search a regular expression, ignoring case. In a
-        column of several values (``image_type``, ``qc_flags``) any of them may match. What is absent matches ``!=``
-        and ``!~`` only.
+        column of several values (``image_type``, ``qc_flags``) any of them may match. An absent value matches only
+        ``!=`` and ``!~``.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def _parse_rule(text: str) -> Rule:
 
 
 def _condition(sign: str, value: str, types: Collection[Any]) -> Callable[[Any], bool]:
-    """Return the test of one value of a column that holds such types."""
+    """Return the test that an operator and a value make for a column whose values have these types."""
     if "~" in sign:
         pattern = re.compile(value, re.IGNORECASE)
         return _over_values(lambda found: pattern.search(str(found)) is not None, negated=sign == "!~")

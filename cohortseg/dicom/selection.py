@@ -1,4 +1,4 @@
-"""Which usable series are segmented: the user's rules, then one of each study; the others keep their reason."""
+"""Choice of the usable series to segment: by the user's rules, then one per study; the others get a reason."""
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -19,24 +19,24 @@ from cohortseg.dicom.visits import visit_numbers
 from cohortseg.kernels import kernel_kind
 
 STUDY_COVERAGE_SHARE: Final = 0.8
-"""A series that reaches over less than this part of the longest of its study does not cover the chest."""
+"""A series shorter than this part of the longest of its study does not cover the chest."""
 STACK_MM: Final = 60.0
 STACK_SHARE: Final = 0.5
-"""What reaches less far, or less than this part of the longest, is a slab, or one place as a bolus comes."""
+"""A series shorter than `STACK_MM`, or than this part of the longest, is a slab, or one place as a bolus arrives."""
 LUNG_HEIGHT_MM: Final = 300.0
-"""Lungs are seldom taller: a series that reaches farther covers no more of them."""
+"""Lungs are seldom taller than this: a longer series covers no more of them."""
 FIELD_SHARE: Final = 0.8
-"""A field of view narrower than this part of the widest of its study is one of the spine, the heart or one lung."""
+"""A field of view narrower than this part of the widest of its study shows the spine, the heart or one lung only."""
 FIELD_MM: Final = 250.0
-"""Fields of slim chests are no wider; where one cuts the lungs, that shows in the pixels."""
+"""A field of view this wide can hold a slim chest; if it cuts the lungs, that shows in the pixels."""
 _FARTHER_MM: Final = 15.0
-"""Series that reach beyond another by more than this show what it does not."""
+"""A series that reaches beyond another by more than this shows something that the other does not."""
 _FEW_APART: Final = 2
-"""More single slices than these of one study, all alike, are hardly scans of their own."""
+"""More single-slice series than this in one study, all alike, are probably slices of one scan."""
 THIN_MM: Final = (1.55, 3.05, 5.05)
 """Slices within one of these classes count as equally thin."""
 _BEFORE_DATES: Final = frozenset({"stack", "chest", "plain"})
-"""Preferences that, at the head of the list, come before having a StudyDate."""
+"""Preferences that, at the head of the list, count for more than having a StudyDate."""
 
 
 def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[SeriesRecord]:
@@ -52,7 +52,7 @@ def select_series(records: Sequence[SeriesRecord], config: ScanConfig) -> list[S
     Raises
     ------
     ConfigError
-        If a rule cannot be read.
+        If a rule is not valid.
     """
     one_a_study, rules = parse_rules(config.select)
     decided = [_ruled(record, rules) for record in records]
@@ -69,19 +69,19 @@ def select_next(
     short: Collection[str] = (),
     narrow: Collection[str] = (),
 ) -> list[SeriesRecord]:
-    """Return the same records, with the best alternative selected as well where those tried left something open.
+    """Return the same records, with the best alternative also selected where the series measured do not suffice.
 
     Parameters
     ----------
     records
-        Of `select_series`, or of this.
+        As returned by `select_series` or by this function.
     config
         ``prefer`` is used.
     unmeasured
         Keys of selected series that could not be measured.
     short, narrow
-        Keys of others beyond whose end slices, or field of view, more lung may lie: only an alternative of the same
-        kind that reaches farther helps.
+        Keys of measured series beyond whose end slices, or field of view, more lung may lie: only an alternative of
+        the same kind that reaches farther is selected for them.
     """
     changed = []
     for visit in _studies(records, {"selected", "alternative"}):
@@ -111,7 +111,7 @@ def select_next(
 
 
 def _is_of_their_kind(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
-    """Return whether a stack may show the chest, is no projection, and is breathed in if others are."""
+    """Return whether a stack may show the chest, is no projection, and an expiration only if one of the others is."""
     if _extent_mm(record) < STACK_MM or names_other_parts(record.body_part, record.series_description):
         return False
     breathed_out = any(names_expiration(one.series_description) for one in others)
@@ -143,7 +143,7 @@ def _is_wider(record: SeriesRecord, other: SeriesRecord) -> bool:
 
 
 def _replaced(records: Sequence[SeriesRecord], changed: Iterable[Sequence[SeriesRecord]]) -> list[SeriesRecord]:
-    """Return the records in their order, those that were decided anew as they are now."""
+    """Return the records in their order, each replaced by its new version in ``changed``, if there is one."""
     now = {record.series_key: record for group in changed for record in group}
     return [now.get(record.series_key, record) for record in records]
 
@@ -153,7 +153,7 @@ def _flagged(record: SeriesRecord, flag: str) -> SeriesRecord:
 
 
 def _studies(records: Sequence[SeriesRecord], decisions: Collection[Decision]) -> Iterator[list[SeriesRecord]]:
-    """Yield the records of every visit of every study, of those decided so."""
+    """Yield the records with one of these decisions, grouped by study and visit."""
     studies: defaultdict[Hashable, list[SeriesRecord]] = defaultdict(list)
     for record in records:
         if record.decision in decisions:
@@ -176,11 +176,11 @@ def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
 
 
 def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[SeriesRecord]:
-    """Return the series of one study, the best selected, the others its alternatives.
+    """Return the series of one study with the best selected, and the others as its alternatives.
 
-    A series without a date has no place in time: those that show the chest as well and have one come first.
+    A series without a StudyDate has no place in time: those that have one and show the chest as well come first.
     """
-    # Not of an abdomen, which is longer than a chest: the longest that may show one.
+    # The largest among those that may show a chest: a series of the abdomen can be longer.
     chests = [record for record in members if not names_other_parts(record.body_part, record.series_description)]
     largest = _Largest(
         extent_mm=min(LUNG_HEIGHT_MM, max(map(_extent_mm, chests or members))),
@@ -215,7 +215,7 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
 
 
 def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
-    """Return the records, with single slices flagged that one scan of a patient and date, or of a study, could hold."""
+    """Return the records, flagging single slices that may belong to one scan of a study, or of a patient and date."""
     single = [record for record in records if record.n_slices == 1 and record.decision in ("selected", "alternative")]
     counts: Counter[Hashable] = Counter()
     for record in single:
@@ -230,7 +230,7 @@ def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
 
 
 def _scans(record: SeriesRecord) -> set[Hashable]:
-    """Return what series of one slice share if they are slices of one scan."""
+    """Return keys that single-slice series have in common if they may be slices of one scan."""
     names = ("rows", "columns", "spacing_x_mm", "convolution_kernel", "series_description")
     alike = tuple(getattr(record, name) for name in names)
     scans: set[Hashable] = set()
@@ -271,7 +271,7 @@ def _mm(value: float | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Largest:
-    """How far the series of a study that may show the chest reach at most, or lungs, if that is less."""
+    """Largest extent and field of view of the series of a study that may show the chest; no more than lungs need."""
 
     extent_mm: float
     width_mm: float
@@ -282,9 +282,9 @@ class _Preference:
     """One entry of ``--prefer``."""
 
     rank: Callable[[SeriesRecord, _Largest], Any]
-    """Of a series in its study: the least is preferred."""
+    """Rank of a series in its study; the lowest is preferred."""
     reason: Callable[[SeriesRecord, SeriesRecord], str]
-    """Why a series is an alternative to another that ranks before it."""
+    """Reason why a series is only an alternative to another that ranks before it."""
 
 
 _PREFERENCES: Final = {
@@ -293,7 +293,7 @@ _PREFERENCES: Final = {
         lambda one, _best: f"reaches over {_extent_mm(one):.0f} mm only",
     ),
     "chest": _Preference(
-        # Many chests bear no name of a part, and a named one is not better for it.
+        # Many chest series name no part of the body, and one that does is no better for it.
         lambda record, _largest: names_other_parts(record.body_part, record.series_description),
         lambda _one, _best: "its names tell of other parts of the body only",
     ),

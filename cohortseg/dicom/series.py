@@ -1,4 +1,4 @@
-"""From the headers of one series to one manifest row: identity, geometry, findings, and whether it is segmented."""
+"""From the headers of one volume to its manifest row: identity, geometry, findings, and whether it is segmented."""
 
 import hashlib
 import math
@@ -36,11 +36,11 @@ from cohortseg.dicom.rules import (
 from cohortseg.identity import series_key
 
 THICK_MM: Final = 5.05
-"""Slices thicker or farther apart are thick: 5 mm and rounding."""
+"""Slices thicker or farther apart than this are thick: 5 mm, with room for rounding."""
 SPARSE_RATIO: Final = 1.5
-"""Spacing beyond so many slice thicknesses is sparse."""
+"""Slices are sparse if their spacing is more than this many times their thickness."""
 COARSE_PIXEL_MM: Final = 4.0
-"""Wider pixels are coarse: at 2.8 mm a fourth more lesion is found in mildly ill lungs, at 5.7 mm three times as much;
+"""Wider pixels are coarse: at 2.8 mm a quarter more lesion is found in mildly ill lungs, at 5.7 mm three times as much;
 attenuation scans of PET have 4 mm at most."""
 
 _NOT_ALPHANUMERIC: Final = re.compile(r"[\W_]+")
@@ -48,14 +48,14 @@ _PLACEHOLDER: Final = re.compile(
     r"ANON(YM(OUS|E|I[SZ]ED?)?)?(PATIENT)?|DEID(ENTIFIED)?|REDACTED|REMOVED|DUMMY|UNKNOWN|NONE|NULL|NA|NOTAVAILABLE|"
     r"NO(PATIENT)?(ID|NAME)|ID|PATIENT(ID)?|TEST|X+|0+"
 )
-"""What tools write as PatientID of whoever it is, in capitals, letters and digits only."""
+"""Placeholders that tools write as PatientID of any patient, in capitals, reduced to letters and digits."""
 
 _FIRST_CT: Final = date(1972, 1, 1)
 _COS_AXIS_TOLERANCE: Final = math.cos(math.radians(AXIS_TOLERANCE_DEG))
 
 
 Decision = Literal["selected", "alternative", "excluded", "skipped"]
-"""What becomes of a series: measured; another of its study is; left out by --select; not usable."""
+"""What becomes of a series: it is measured; another of its study is; --select excludes it; it is not usable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class SeriesRecord:
 
 
 def record_from_row(row: Mapping[str, Any]) -> SeriesRecord:
-    """Return the series of a manifest row, as the scan saw it."""
+    """Return a manifest row as the record that the scan made."""
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     return SeriesRecord(**fields)
 
@@ -111,20 +111,20 @@ def series_from_headers(
     repair: Sequence[str] = (),
     findings: Collection[str] = (),
 ) -> SeriesRecord:
-    """Decide about one volume of a series and describe it.
+    """Return the record of one volume of a series, with the decision whether it can be segmented.
 
     Parameters
     ----------
     headers
         Slices of one volume of a series, copies already dropped, at least one.
     n_duplicates
-        Files dropped as copies before.
+        Number of files that were dropped as copies.
     volume
         Number of the volume in its series, from 1.
     repair
-        What may be resampled instead of skipped.
+        Repairs (`RESAMPLE`, `UNTILT`) that the user allows in place of skipping.
     findings
-        Flags that other files raise.
+        Flags raised by other files.
 
     Returns
     -------
@@ -189,9 +189,9 @@ def _earliest_date(headers: Sequence[Header]) -> date | None:
 
 
 def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
-    """Return the SHA-256 over what tells a changed input: of each slice, in order, its file and what places it.
+    """Return a SHA-256 by which a changed input is recognised: over file, identity and geometry of each slice in order.
 
-    Headers can be changed in place, with the file's size and time kept.
+    Values of the header are included because it can be changed in place, keeping the file's size and time.
     """
     digest = hashlib.sha256()
     for header in headers:
@@ -222,7 +222,7 @@ def _orientation(headers: Sequence[Header]) -> str | None:
 
 
 def _stack(headers: Sequence[Header]) -> Stack | None:
-    """Return the slices' geometry, or None if a file lacks its part of it. The orientation is one for all."""
+    """Return the geometry of slices of one orientation, or None if orientation, spacing or a position is missing."""
     positions = [header.image_position_patient for header in headers]
     known = [position for position in positions if position is not None]
     orientation, spacing = headers[0].image_orientation_patient, headers[0].pixel_spacing_mm
@@ -234,7 +234,7 @@ def _stack(headers: Sequence[Header]) -> Stack | None:
 def _flags(
     record: SeriesRecord, headers: Sequence[Header], findings: Collection[str | None], *, selected: bool
 ) -> tuple[str, ...]:
-    """Return the names of all findings, those given and those of the headers, in the order of `qc.HEADER_FLAGS`."""
+    """Return all flags, those given and those found in the headers, in the order of `qc.HEADER_FLAGS`."""
     thickness, spacing = record.slice_thickness_mm or 0.0, record.spacing_z_mm or 0.0
     cosines = headers[0].image_orientation_patient
     found: dict[str, bool] = {

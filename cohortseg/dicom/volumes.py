@@ -1,4 +1,4 @@
-"""From the files of one series to its volumes: what differs in plane, space, kernel or kind is never one volume."""
+"""From the files of one series to its volumes, none of which mixes planes, frames of reference, kernels or kinds."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -34,39 +34,40 @@ _THICKNESS: Final = "slice_thickness_mm"
 _OF_BOLUS: Final = ("acquisition_number", _THICKNESS, "series_description")
 _DESCRIBED: Final = ("series_description", _THICKNESS, "image_type")
 MAX_VOLUMES: Final = 16
-"""A series that would fall into more is left whole, and skipped as mixed: such parts are not what a scanner made."""
+"""A series that would split into more is left whole, and skipped as mixed: a scanner does not make such parts."""
 MAX_LONE: Final = 2
-"""More single slices than these (scouts), if they are half of a series or more, leave it whole too."""
+"""A series is left whole, too, if more single slices than this (scouts) would make up at least half of it."""
 _FEW_LOST: Final = 1.25
-"""Slices of one scan reach over no more than so many times what they would if none were lost."""
+"""Slices of one scan extend over at most this many times what they would if none were lost."""
 _ORIGIN_MM: Final = 0.1
-"""Origins in the plane that differ by more are of two scans."""
+"""In-plane origins that differ by more than this belong to two scans."""
 MAX_STRAYS: Final = 2
-"""So many slices without a position or an orientation are parted from the others; if more, the series is skipped."""
+"""Up to this many slices without a position or an orientation are split off; with more, the series is skipped."""
 _FEW: Final = 2
-"""So few slices that alternate with others are no scan of their own."""
+"""Up to this many slices that alternate with others are not a scan of their own."""
 _LEAST_SCAN: Final = 10
-"""More slices than these are a scan beside which images of one place are no slices that it lacks."""
+"""With more slices than this a stack is a scan, and images of one place beside it are not slices that it lacks."""
 _OTHER_SPACING_RTOL: Final = 2e-3
-"""PixelSpacing that differs by more is of another reconstruction, less is rounding (and skipped as differing)."""
+"""PixelSpacing that differs by more than this is that of another reconstruction; less is rounding (and the series is
+skipped if it is more than `common_spacing` allows)."""
 _BROKEN_MM: Final = 50.0
-"""Slabs of one spacing that follow each other at up to this distance are one scan that lacks slices between."""
+"""Slabs of one spacing that follow each other at up to this distance are one scan that lacks slices in between."""
 _SLAB_MM: Final = 240.0
-"""What reaches so far can be all of the lungs, and is no slab."""
+"""A part this long or longer can hold all of the lungs, and is no slab."""
 _LEAST_CHEST_MM: Final = 200.0
-"""What reaches less far shows no grown person's lungs: a half of a chest must not stand for it."""
+"""A shorter part does not hold the lungs of a grown person: half a chest must not stand for the whole."""
 SERIES_COVERAGE_SHARE: Final = 0.8
-"""A volume that reaches over less than this part of its series, all volumes together, covers it in part."""
+"""A volume that extends over less than this part of all volumes of its series together covers it in part."""
 
 
 def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     """Return the slices of one series, volume by volume.
 
-    A stray slice or two without a position are volumes of their own. A volume has one patient, study, visit (study
-    dates that midnight parts are one), orientation, frame of reference, kernel, image size, pixel spacing and kind (SOP
-    class, scout, projection). One scan may number its acquisitions slice by slice, and has a time for each slice, so
-    that acquisitions and times split a series only where each is a regular stack of several slices, and all together
-    are none, or alternate, or where all but one acquisition are images of one place.
+    One or two slices without a position or an orientation are split off. A volume has one patient, study, visit (study
+    dates on both sides of midnight are one), orientation, frame of reference, kernel, image size, pixel spacing and
+    kind (SOP class, scout, projection). A scan may number its acquisitions slice by slice, and has a time for each
+    slice; acquisitions and times therefore split a series only where each is a regular stack of several slices and all
+    together are no regular stack, or alternate, or where all but one acquisition are images of one place.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     Returns
     -------
     list of list of Header
-        The volume of most slices first.
+        The volume with most slices first.
     """
     planes = _numbers(headers, "image_orientation_patient", _is_plane)
     planes |= {plane: 0 for plane in planes if not _is_usable(plane)}
@@ -101,7 +102,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
             *(getattr(header, name) for name in told_apart),
             header.rows,
             header.columns,
-            # Where the known ones agree, a slice that lacks it is no volume of its own: the series is skipped.
+            # Where the known spacings agree, a slice without one is not split off: the series is skipped.
             spacings[header.pixel_spacing_mm] if several_spacings else None,
         )
 
@@ -120,7 +121,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
 def _are_scans(headers: Sequence[Header], name: str) -> bool:
     """Return whether an attribute tells scans apart, rather than slices of one scan that were filed under two names.
 
-    Slices of one scan have one origin in their plane, each a place of its own, and lie on one grid, some may be lost.
+    Slices of one scan share an in-plane origin, have different positions, and lie on one grid, of which a few may be
+    lost.
     """
     groups = _grouped([header for header in headers if getattr(header, name) is not None], attrgetter(name))
     if len(groups) < 2:
@@ -141,7 +143,7 @@ def _are_scans(headers: Sequence[Header], name: str) -> bool:
 
 
 def _known_values(headers: Sequence[Header], name: str) -> set[str]:
-    """Return the values of an attribute; slices that lack it are no volume of their own where the others agree."""
+    """Return the known values of an attribute; where there is only one, slices that lack it are not split off."""
     return {value for header in headers if (value := getattr(header, name)) is not None}
 
 
@@ -153,7 +155,7 @@ def _grouped(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> li
 
 
 def _numbers(headers: Sequence[Header], name: str, same: Callable[[Reals, Reals], bool]) -> dict[Reals | None, int]:
-    """Return a number for each value of an attribute; those that are the same to within rounding share one."""
+    """Return a number for each value of an attribute; values that are the same to within rounding share one."""
     numbers: dict[Reals | None, int] = {None: 0}
     firsts: list[Reals] = []
     for value in dict.fromkeys(getattr(header, name) for header in headers):
@@ -171,13 +173,13 @@ def _numbers(headers: Sequence[Header], name: str, same: Callable[[Reals, Reals]
 
 
 def _acquisitions(headers: list[Header]) -> list[list[Header]]:
-    """Return a volume split by the first of phase, acquisition, time and so on that makes regular stacks of it.
+    """Return the slices, split by the first of acquisition, phase, time and so on that makes regular stacks of them.
 
-    Phases are never one volume, but for slabs of a regular whole that each have one. Acquisitions, times and
-    descriptions can be, one after another along the patient; they are not where each reaches over nearly all of the
-    whole: scans whose slices happen to alternate (of a regular whole SliceThickness alone does not tell that). Where
-    slices are missing between acquisitions that follow each other, the whole is left, so that no slab stands for the
-    lungs.
+    A regular whole is split by phases, unless they are slabs of one phase each, and by other attributes only if each
+    part covers nearly all of it: those are scans whose slices happen to alternate (SliceThickness alone does not show
+    that). A whole that is not regular is split by any scan attribute; descriptions, thickness and image type split it
+    if each part covers nearly all of it, or if the parts follow each other and one can hold all of the lungs. Slabs of
+    one scan with slices missing in between are kept as a whole, so that no slab stands for the lungs.
     """
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
@@ -200,14 +202,14 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
 
 
 def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
-    """Return the slices by the value of an attribute, if these are several regular stacks; else nothing."""
+    """Return the slices grouped by an attribute if the groups are several regular stacks; else nothing."""
     parts = _grouped(headers, attrgetter(name))
     several = 1 < len(parts) <= MAX_VOLUMES
     return parts if several and all(len(part) > 1 and _is_regular(part) for part in parts) else []
 
 
 def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
-    """Return whether none of several stacks reaches into another, and one can be all of the lungs."""
+    """Return whether none of several stacks reaches into another, and one is long enough to hold all of the lungs."""
     return max(map(extent_mm, parts)) >= _LEAST_CHEST_MM and _are_in_order(parts)
 
 
@@ -218,7 +220,7 @@ def _are_in_order(parts: Sequence[Sequence[Header]]) -> bool:
 
 
 def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
-    """Return whether regular stacks are slabs of one spacing that follow each other, with slices missing between."""
+    """Return whether regular stacks are slabs of one spacing that follow each other, with slices missing in between."""
     whole = [header for part in parts for header in part]
     if any(_covers(part, whole) or extent_mm(part) >= _SLAB_MM for part in parts):
         return False
@@ -231,14 +233,14 @@ def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
         return False
     spacing = float(np.median(steps_mm))
     least_mm = spacing + spacing_tolerance_mm(spacing)
-    # The two ends of a slab of three that lost its middle slice; what has more slices so far apart is another scan.
+    # Two slices may be the ends of a slab of three that lost its middle one; more slices so far apart are another scan.
     if any(heights.size > 2 and np.diff(heights).min() > least_mm for heights in heights_mm):
         return False
     return float(steps_mm.max()) > least_mm or max(gaps_mm) > least_mm
 
 
 def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
-    """Return the scan of a series and the rest, if that are images of one place, to see a bolus come; else nothing."""
+    """Return the scan of a series and the rest, if the rest show one place (to watch a bolus arrive); else nothing."""
     for name in _OF_BOLUS:
         groups = _grouped(headers, attrgetter(name))
         scan = max(groups, key=len)
@@ -246,19 +248,19 @@ def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
         places = {header.image_position_patient for header in rest}
         if len(places) != 1 or None in places or not len(rest) < len(scan) > _LEAST_SCAN or not _is_regular(scan):
             continue
-        # One image beyond the scan may be its last one, behind slices that are lost.
+        # A single image beyond the scan may be its last slice, after some that are lost.
         if len(rest) > 1 or extent_mm([*scan, *rest]) <= extent_mm(scan) + SAME_POSITION_MM:
             return [scan, rest]
     return []
 
 
 def covers_in_part(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool:
-    """Return whether the volumes that are like one (`volumes_like`) reach much farther along its normal."""
+    """Return whether the volumes that are like this one (`volumes_like`) reach much farther along its normal."""
     return len(alike) > 1 and not _covers(volume, [header for other in alike for header in other])
 
 
 def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
-    """Return those of a series' volumes that are of the same patient, study, kind and plane, itself too."""
+    """Return the volumes of a series with the patient, study, kind and plane of this one, itself included."""
     plane = volume[0].image_orientation_patient
     if plane is None or not _is_usable(plane):
         return [volume]
@@ -267,35 +269,35 @@ def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) 
 
 
 def of_same_visit(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
-    """Return those of a series' volumes whose study date is of the same visit, itself too."""
+    """Return the volumes of a series whose study date belongs to the visit of this one, itself included."""
     visits = visit_numbers(header.study_date for other in volumes for header in other)
     return [other for other in volumes if visits[other[0].study_date] == visits[volume[0].study_date]]
 
 
 def _what(header: Header) -> Hashable:
-    """Return of whom and of what kind an image is."""
+    """Return the patient, study and kind of an image."""
     return header.patient_id, header.study_instance_uid, image_kind(header)
 
 
 def _covers(part: Sequence[Header], whole: Sequence[Header]) -> bool:
-    """Return whether slices reach over most of what all of them reach over."""
+    """Return whether some slices cover most of the extent of the whole."""
     return extent_mm(part) >= SERIES_COVERAGE_SHARE * extent_mm(whole)
 
 
 def extent_mm(headers: Sequence[Header]) -> float:
-    """Return how far slices of one orientation reach along their normal."""
+    """Return the extent of slices of one orientation along their normal, mm."""
     heights_mm = _heights_mm(headers)
     return float(np.ptp(heights_mm)) if heights_mm.size else 0.0
 
 
 def _heights_mm(headers: Sequence[Header]) -> Reals64:
-    """Return where along the normal of the first slices of one orientation lie, those that have a position."""
+    """Return the heights along the first slice's normal, mm, of slices of one orientation that have a position."""
     points = [header.image_position_patient for header in headers if header.image_position_patient is not None]
     return np.array(points).reshape(-1, 3) @ slice_normal(headers[0].image_orientation_patient or ())
 
 
 def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
-    """Return whether slices of a volume's kind were parted from it since they lack a position or an orientation."""
+    """Return whether slices of a volume's kind were split off because they lack a position or an orientation."""
     others = (other[0] for other in volumes if other is not volume and _what(other[0]) == _what(volume[0]))
     return any(map(_is_stray, others))
 
@@ -307,12 +309,12 @@ def _is_stray(header: Header) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_usable(orientation: Reals | None) -> bool:
-    """Return whether an orientation is one; the slices of a series have one, mostly."""
+    """Return whether an orientation is known and orthonormal; cached, since most slices of a series share one."""
     return orientation is not None and is_orthonormal(orientation)
 
 
 def _is_plane(cosines: Reals | None, plane: Reals) -> bool:
-    """Return whether direction cosines are those of a plane to within rounding."""
+    """Return whether direction cosines equal those of a plane, to within rounding."""
     return cosines is not None and all(abs(a - b) <= COSINE_ATOL for a, b in zip(cosines, plane, strict=True))
 
 

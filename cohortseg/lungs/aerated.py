@@ -25,42 +25,42 @@ from cohortseg.lungs.morphology import (
 from cohortseg.volume import HU_MIN, SMALLEST_CIRCLE, beyond_circle
 
 AIR_HU: Final = -400.0
-"""Below: aerated, ground glass included."""
+"""Pixels below this are aerated, ground glass included."""
 _PADDING_HU: Final = HU_MIN + 0.5
-"""Below: not measured."""
+"""Pixels below this were not measured."""
 NEAR_MM: Final = 10.5
-"""Slices up to so far apart are compared: 10 mm, with room for what scanners vary."""
+"""Slices up to this far apart are compared: 10 mm, with room for variation between scanners."""
 _GAP_MM: Final = 25.0
 """A gap without aerated lung that is higher than this separates gas of the colon from the lungs."""
 _ROOM_HU: Final = -865.0
-"""Air around the body, cloth and the foam of tables in it, is darker; all but the most airy lung is not."""
+"""Air around the body, with cloth and table foam in it, is darker than this; only the most airy lung is, too."""
 _VESSEL_HU: Final = -800.0
-"""Lung holds more than 5 % above, its vessels; air does not."""
+"""More than 5 % of lung is above this (its vessels); of air it is less."""
 _STRIP_MM: Final = 40.0
-"""What reaches no deeper into the picture, on average, is a strip of room, whatever cloth lies in it."""
+"""A region less deep than this on average, from the frame inwards, is a strip of room, even with cloth in it."""
 _OPENED_MM2: Final = 2000.0
 _OPENED_MM: Final = 18.0
-"""Area of the smallest lung to which the wall of the body is thought to be open, and radius of a disc that fits in: it
-is thicker than a mattress, which has the HU of lung."""
+"""Smallest area of lung that is searched for behind an opening in the body wall, and the radius of a disc that must fit
+into it: lung is thicker than a mattress, which has the HU of lung."""
 EMPTY_HU: Final = -950.0
 _DENSE_HU: Final = -600.0
-"""Half of lung and more lies between: air outside is darker, what borders on air is brighter."""
+"""More than half of lung lies between `EMPTY_HU` and this: outside air is darker, borders of air are brighter."""
 _GRAY_HU: Final = (-550.0, -200.0)
-"""Of lung without aerated parts: its darkest quarter is above the first, all of it below the second."""
+"""Lung without aerated parts has a 25th percentile above the first value, and lies below the second throughout."""
 _SMALL_LUNG_MM2: Final = 800.0
 """Larger pieces of air with vessels in them are lung by themselves."""
 _GAP_WIDTH_MM: Final = 16.0
-"""Gaps up to this width are closed in the wall of the body."""
+"""Gaps in the body wall up to this width are closed."""
 _WALL_MM: Final = 24.0
-"""Tissue so near to the body, however thin, is part of a wall that is mended: skin over air."""
+"""Tissue this near to the body, however thin (skin over air), is part of the wall when gaps are closed."""
 _WALL_SHARE: Final = 0.08
-"""Of the height of a picture: lungs that are farther from its top and bottom have their walls in it."""
+"""Lungs farther from the top and bottom of the image than this part of its height have their walls in view."""
 _BLURRED: Final = 1.5
-"""Pixels by which a border between two regions is blurred."""
+"""Blur of a border between two regions, pixels."""
 _REST_SHARE: Final = 0.3
-"""What lies below such a gap is lung all the same if it is more than this part of what lies above (white lungs) ..."""
+"""Air below such a gap is lung all the same if there is more of it than this part of that above (white lungs) ..."""
 _GAP_SHARE: Final = 0.5
-"""... or if it borders on the gap with more than this part of the largest slice: lung that was lost between."""
+"""... or if the slice just below the gap has more than this part of the largest area: lung was lost in the gap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +73,19 @@ class LungSlice:
     aerated: Mask
     airway: Mask
     cropped: bool
-    """Whether the field of view lies within the body throughout the volume."""
+    """Whether the field of view lies within the body; decided for the whole volume."""
     midline: float
     pixel_mm: float
 
     def part(self, box: tuple[slice, slice]) -> Self:
-        """Return the part of the slice within rows and columns."""
+        """Return the part of the slice within a box of rows and columns."""
         maps = {name: getattr(self, name)[box] for name in ("hu", "smooth", "body", "aerated", "airway")}
         return replace(self, **maps, midline=self.midline - box[1].start)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceView:
-    """A slice on the working grid (Y, X), and what of it the scanner saw."""
+    """A slice on the working grid (Y, X), and which parts of it are body, outside or not measured."""
 
     hu: Image
     smooth: Image
@@ -100,11 +100,11 @@ class SliceView:
 
 
 def slice_view(hu: Image, pixel_mm: float) -> SliceView:
-    """Return what the field of view of a slice holds."""
+    """Return a slice with its masks of tissue, outside and unmeasured pixels."""
     smooth = blur(hu, 0.7)
     tissue = _tissue(smooth, pixel_mm)
     padding = _padding_around(hu)
-    # What is air at the lowest HU goes on to the skin.
+    # Beyond the circle only: air that has the lowest HU reaches as far as the skin.
     unmeasured = padding & beyond_circle(padding.shape, SMALLEST_CIRCLE)
     outside = _outside(hu, smooth, tissue, padding, pixel_mm)
     cropped = _is_cropped(smooth, outside, unmeasured)
@@ -112,7 +112,7 @@ def slice_view(hu: Image, pixel_mm: float) -> SliceView:
 
 
 def aerated_slice(view: SliceView, pixel_mm: float, *, cropped: bool) -> LungSlice:
-    """Return step 1: the aerated lung of a slice, and the midline of the body; ``cropped`` is that of its volume."""
+    """Return the result of step 1: aerated lung, airways and midline; ``cropped`` is that of the volume."""
     hu, smooth = view.hu, view.smooth
     body = _body(view, cropped, pixel_mm)
     columns = np.flatnonzero(body.any(axis=0))
@@ -140,7 +140,7 @@ def aerated_slice(view: SliceView, pixel_mm: float, *, cropped: bool) -> LungSli
 def _tissue(smooth: Image, pixel_mm: float) -> Mask:
     """Return the largest piece of tissue: the body without the air in it.
 
-    Lungs to which air under the skin, or a drain, opens its wall are part of it.
+    It includes lungs where air under the skin, or a drain, opens the wall of the body.
     """
     pieces = Pieces.of(opening(smooth > AIR_HU, 2.5 / pixel_mm))
     if not pieces.count:
@@ -167,9 +167,10 @@ def _padding_around(hu: Image) -> Mask:
 def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: float) -> Mask:
     """Return padding and air around the body.
 
-    Lung that touches the frame is not outside. Outside air holds a corner of the image and is small or runs along most
-    of the frame (or of the padding's border), or it runs along much of it and is darker than lung. So are room and
-    table before and behind the body, where lung would have lost the wall of the chest with the rest of the picture.
+    Lung that touches the frame is not outside. Air is outside if it holds a corner of the image and either is small or
+    runs along most of the frame (or of the padding's border), or if it runs along much of the frame and is darker than
+    lung. Room and table in front of and behind the body are outside, too: lung there would have lost its chest wall
+    with the rest of the picture.
     """
     edge = (frame_pixels(hu.shape) | dilate(padding, _BLURRED)) & ~padding
     pieces = Pieces.of((smooth < -500) & ~padding & ~tissue)
@@ -188,10 +189,11 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: fl
 
 
 def _is_cropped(smooth: Image, outside: Mask, unmeasured: Mask) -> bool:
-    """Tell whether the frame lies within the body, so that walls of the chest are not in view.
+    """Return whether the frame lies within the body, so that the walls of the chest are not in view.
 
-    Then little of it is air outside, there is none in the middle before or behind the body, and the lungs come near the
-    frame there. A circle set to the lungs, of which the padding in the corners tells, has the walls in view, mostly.
+    In that case little of the frame is outside air, there is hardly any in the middle in front of or behind the body,
+    and the lungs come near the frame there. A circular field of view set to the lungs, recognised by the padding in the
+    corners, mostly has the walls in view.
     """
     edge = (frame_pixels(outside.shape) | dilate(unmeasured, _BLURRED)) & ~unmeasured
     air = outside & ~unmeasured
@@ -208,10 +210,10 @@ def _is_cropped(smooth: Image, outside: Mask, unmeasured: Mask) -> bool:
 
 
 def _body(view: SliceView, cropped: bool, pixel_mm: float) -> Mask:
-    """Return the body with the air in it, and lung that the field of view cuts off, or almost.
+    """Return the body with the air in it, and lung that is cut off by the field of view, or nearly so.
 
-    Such lung still has chest wall in front and behind, or on both sides and is not as dark as air, or it is large and
-    has the HU of lung; air in the table, or between arm and chest, has and is neither.
+    Such lung has chest wall in front and behind; or has chest wall on both sides and is not as dark as air; or is large
+    and has the HU of lung. None of this is true of air in the table, or between arm and chest.
     """
     hu, tissue, outside = view.hu, view.tissue, view.outside
     if not tissue.any():
@@ -219,7 +221,7 @@ def _body(view: SliceView, cropped: bool, pixel_mm: float) -> Mask:
     body = fill_holes(tissue)
     pieces = Pieces.of((view.smooth < AIR_HU) & ~body & ~outside)
     padding = padded_pixels(hu) & outside
-    # a wall that the opening took away was up to 5 mm wide: from its one side to the other it is a pixel more
+    # the opening removes walls up to 5 mm wide; from one side of such a wall to the other it is a pixel more
     cut = pieces.touching(dilate(frame_pixels(hu.shape) | padding, 5 / pixel_mm + 1))
     area = pieces.pixels()
     walled, flanked = (pieces.pixels(where) > 0.7 * area for where in (_between(tissue.T).T, _between(tissue)))
@@ -231,7 +233,7 @@ def _body(view: SliceView, cropped: bool, pixel_mm: float) -> Mask:
 
 
 def _between(tissue: Mask) -> Mask:
-    """Return what of each row lies from its first pixel of tissue to its last."""
+    """Return the pixels of each row from its first pixel of tissue to its last."""
     columns = np.arange(tissue.shape[1])
     first, last = tissue.argmax(axis=1), columns[-1] - tissue[:, ::-1].argmax(axis=1)
     between: Mask = (columns >= first[:, None]) & (columns <= last[:, None])
@@ -240,15 +242,15 @@ def _between(tissue: Mask) -> Mask:
 
 
 def padded_pixels(hu: Image) -> Mask:
-    """Return where nothing was measured: regions at the lowest HU, too thick to be noise."""
+    """Return the pixels where nothing was measured: regions at the lowest HU that are too thick to be noise."""
     return opening(hu < _PADDING_HU, 3.0)
 
 
 def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: float) -> Mask:
     """Return the pieces of air that are lung: large ones with vessels in them, and small ones beside those.
 
-    Gas is dark throughout (95th percentile below -840 HU); lung, even emphysema, holds vessels. A cropped picture is
-    one of lungs, where a dark lateral piece is a bulla rather than stomach.
+    Gas is dark throughout (95th percentile below -840 HU); lung, even emphysema, holds vessels. A cropped image shows
+    mostly lungs, so that a dark lateral piece in it is a bulla rather than stomach.
     """
     pieces, inner = Pieces.of(air), erode(air, 1.5)
     area_mm2 = pieces.pixels() * pixel_mm**2
@@ -269,10 +271,10 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
 
 
 def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
-    """Return the slices with one smoothed midline, and without aerated pieces that are no lung in the whole volume.
+    """Return the slices with a midline smoothed along z, and without aerated pieces that are no lung in the volume.
 
-    Those are pieces that are small in it, a stool-filled colon (what lies far below the lungs, apart from them), and
-    how airways of the slices around go on. ``heights_mm`` are the slices' heights, rising.
+    Those are pieces that are small in the volume, a stool-filled colon (air far below the lungs and apart from them),
+    and continuations of the airways of neighbouring slices. ``heights_mm`` are the slices' heights, rising.
     """
     aerated = np.stack([item.aerated for item in slices])
     if len(slices) >= 3:
@@ -292,9 +294,9 @@ def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
 
 
 def with_gray_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
-    """Return the slices with lung that is gray throughout, where it goes on, slice by slice, from aerated lung.
+    """Return the slices, with gray lung added to those without aerated lung where it continues the next slice's lung.
 
-    As in bases full of dense ground glass. Gas in bowel, which may lie there, has a darker part.
+    Bases full of dense ground glass look like this. Gas in bowel, which may lie there, has a darker part.
     """
     slices = list(slices)
     for step in (-1, 1):
@@ -313,7 +315,7 @@ def with_gray_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
 
 
 def _airways_throughout(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[Mask]:
-    """Return the airways of each slice with what goes on from those of slices near by, downwards, then upwards."""
+    """Return the airways of each slice, with continuations of those in nearby slices, downwards and then upwards."""
     airways = [item.airway for item in slices]
     for step in (-1, 1):
         for z in range(len(slices))[::step][1:]:
@@ -325,7 +327,7 @@ def _airways_throughout(slices: list[LungSlice], heights_mm: NDArray[np.float64]
 
 
 def _first_of_lungs(aerated: NDArray[np.bool_], heights_mm: NDArray[np.float64]) -> int:
-    """Return the lowest slice above which no gap parts a small lower rest from the lungs."""
+    """Return the index of the lungs' lowest slice: a small rest of air below a large gap is not lung."""
     area = aerated.sum(axis=(1, 2)).astype(float)
     held = np.flatnonzero(area)
     first = 0

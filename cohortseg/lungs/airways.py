@@ -1,4 +1,4 @@
-"""Trachea and main bronchi: dark compact cores near the midline, and what goes on from them in the slices around."""
+"""Trachea and main bronchi: dark compact cores near the midline, and their continuations in neighbouring slices."""
 
 from typing import Final
 
@@ -8,9 +8,9 @@ from scipy import ndimage
 from cohortseg.lungs.morphology import Image, Mask, Pieces, dilate, erode, opening
 
 _CORE_MM2: Final = (40.0, 1200.0)
-"""Area of a core, at least and at most."""
+"""Smallest and largest area of a core."""
 _LATERAL_MM: Final = 45.0
-"""Distance of a core's middle from the midline at most."""
+"""Largest distance of a core's middle from the midline."""
 _WALL: Final = 1.5
 """Pixels from a core to the outside of its wall."""
 
@@ -31,7 +31,7 @@ def find_airways(hu: Image, smooth: Image, lung: Mask, midline: float, pixel_mm:
 
 
 def follow_airways(hu: Image, smooth: Image, lung: Mask, near: Mask, pixel_mm: float) -> Mask:
-    """Return how the airways of a neighbouring slice (``near``) go on in this one, where their wall is too thin to see.
+    """Return the continuation of a neighbouring slice's airways (``near``), also where their wall is too thin to see.
 
     A core that reaches beyond their walls by more than a pixel, or is more than half as large again as those that it
     overlaps, is lung.

@@ -21,31 +21,31 @@ from cohortseg.lungs.morphology import (
 )
 
 SIGN_HU: Final = -250.0
-"""Below, inside the cavity: a sign that the tissue around is lung."""
+"""Pixels of the cavity below this are a sign that the tissue around them is lung."""
 _BONE_HU: Final = 180.0
-"""Above: bone, or vessels full of contrast medium."""
+"""Pixels above this are bone, or vessels full of contrast medium."""
 _ANGLES: Final = 180
-"""Directions in which the wall is looked for."""
+"""Number of directions in which the wall is searched for."""
 _ALONG_MM: Final = 5.0
-"""Standard deviation of the heights over which slices lend each other their ribs."""
+"""Standard deviation of the Gaussian along z by which neighbouring slices contribute their ribs to a slice."""
 _OFF_MM: Final = 3.0
-"""Unit of the distance from where the wall is expected."""
+"""Unit of the distance from the expected wall."""
 _BACK_SHARE: Final = 0.73
-"""Aerated lungs end at .74 to .91 of the body without its fat, from front to back."""
+"""Lungs ending before this are dense behind; aerated ones end at .74 to .91 of the body without fat, front to back."""
 _FRONT_SHARE: Final = 0.19
-"""They begin before .1 of it."""
+"""Lungs that begin behind this are dense in front; aerated ones begin before .1 of the body without fat."""
 _FEWEST_WIDE: Final = 3
-"""Of fewer wide slices the front is not judged."""
+"""With fewer wide slices the front is not judged."""
 _WIDE_SHARE: Final = 0.75
-"""Of the widest slice."""
+"""A slice is wide if its aerated lung has more than this part of the largest width."""
 _DENSE_SHARE: Final = 0.2
-"""Of the slices with wide lungs, those in which they end before."""
+"""Lungs count as dense behind only if at least this part of the wide slices looks so."""
 _BACK_MM: Final = 25.0
-"""Muscle and ribs behind the lungs."""
+"""Thickness of muscle and ribs behind the lungs."""
 _FAT_HU: Final = -40.0
-"""Above: muscle."""
+"""Pixels above this are muscle, not fat."""
 _SKIN_MM: Final = 4.0
-"""Skin is no thicker, muscle is."""
+"""Radius of a disc that fits into muscle, but not into skin."""
 _LUNG_LEFT_OUT: Final = 0.6
 """Cost of a pixel of lung beyond the wall."""
 _BEYOND_BODY: Final = 5.0
@@ -53,14 +53,14 @@ _BEYOND_BODY: Final = 5.0
 
 
 class _Weights(NamedTuple):
-    """What a wall costs; a cropped slice shows few ribs, and lung nearly to its frame."""
+    """Weights of a wall's cost; a cropped slice has its own, as it shows few ribs, and lung nearly to its frame."""
 
     too_far: float
-    """A unit beyond where the wall is expected."""
+    """Cost of one unit beyond the expected wall."""
     too_near: float
-    """A unit short of it."""
+    """Cost of one unit short of it."""
     bone: float
-    """Bone on the inner side; on the outer side it is worth half as much again."""
+    """Cost of bone on the inner side; on the outer side bone lowers the cost by 1.5 times as much."""
 
 
 _WHOLE: Final = _Weights(too_far=0.05, too_near=0.08, bone=1.0)
@@ -68,18 +68,19 @@ _CROPPED: Final = _Weights(too_far=0.03, too_near=0.12, bone=0.5)
 
 
 class Depths(NamedTuple):
-    """Parts of the body without its fat, from front (0) to back (1)."""
+    """Start and end of aerated lung, as parts of the body without its fat from front (0) to back (1)."""
 
     start: float
     end: float
 
 
 def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals, dense: Sequence[bool]) -> list[Mask]:
-    """Return step 2 for slices of one shape: the inside of the rib cage, all aerated lung included.
+    """Return the result of step 2 for slices of one shape: the inside of the rib cage, with all aerated lung.
 
-    A slice crosses ribs here and there only. What the wall costs is averaged over near slices (``heights_mm``, rising),
-    so that it does not cut through dense lung, or bulge out of the cage, where a slice shows no rib. ``dense``
-    tells of which slices both lungs may be dense behind (`dense_behind`): their wall is looked for near these.
+    A slice crosses ribs only here and there. The cost of the wall is averaged over nearby slices (``heights_mm``,
+    rising), so that it neither cuts through dense lung nor bulges out of the cage where a slice shows no rib. ``dense``
+    says in which slices both lungs may be dense behind (`dense_behind`): there the wall is expected near the muscles of
+    the back.
     """
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     apart = np.abs(heights_mm[:, None] - heights_mm) / _ALONG_MM
@@ -102,7 +103,7 @@ def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals, dense: Sequ
 def lung_depths(items: Sequence[LungSlice]) -> list[Depths | None]:
     """Return where aerated lung begins and ends in each slice, as parts of the body without its fat, front to back.
 
-    None where it is narrower than in most, and of a cropped slice, whose body is not known.
+    None where the lung is not wide, and for a cropped slice, whose body is not known.
     """
     widths = [int(np.ptp(np.flatnonzero(item.aerated.any(axis=0)))) for item in items]
     return [
@@ -119,9 +120,9 @@ def _depths(item: LungSlice) -> Depths:
 
 
 def dense_behind(depths: Sequence[Depths | None]) -> list[bool]:
-    """Tell of each slice whether both lungs may be dense behind: aerated lung ends far before the muscles of the back.
+    """Return for each slice whether both lungs may be dense behind: aerated lung ends far before the back muscles.
 
-    Only where it is wide, and if that holds for a fifth of such slices: shoulders make single ones look so.
+    Only wide slices count, and only if at least a fifth of them look so, because shoulders make single slices look so.
     """
     short = [depth is not None and depth.end < _BACK_SHARE for depth in depths]
     num_wide = sum(depth is not None for depth in depths)
@@ -129,24 +130,24 @@ def dense_behind(depths: Sequence[Depths | None]) -> list[bool]:
 
 
 def is_dense_before(depths: Sequence[Depths | None]) -> bool:
-    """Tell whether both lungs may be dense in front: aerated lung, where it is wide, begins far behind the front."""
+    """Return whether both lungs may be dense in front: in wide slices, aerated lung begins far behind the front."""
     starts = [depth.start for depth in depths if depth is not None]
     return len(starts) >= _FEWEST_WIDE and bool(np.median(starts) > _FRONT_SHARE)
 
 
 def _lean(item: LungSlice) -> Mask:
-    """Return muscle, organs and bone (Y, X): neither fat nor skin."""
+    """Return the body without fat and skin (Y, X): muscle, organs and bone."""
     return opening(item.body & (item.smooth > _FAT_HU), _SKIN_MM / item.pixel_mm)
 
 
 def _centre(item: LungSlice) -> tuple[float, float]:
-    """Return (row, column): half way down the aerated lung, on the midline."""
+    """Return the point (row, column) half way down the aerated lung, on the midline."""
     rows = np.flatnonzero(item.aerated.any(axis=1))
     return float(rows[0] + rows[-1]) / 2, item.midline
 
 
 def _within(wall: NDArray[np.intp], centre: tuple[float, float], reach: int, shape: tuple[int, ...]) -> Mask:
-    """Return the pixels inside a wall that is given by its radius at each angle, linear between."""
+    """Return the pixels inside a wall given by its radius at each angle, interpolated linearly between angles."""
     room = (wall[:, None] - np.arange(reach) + 1).astype(np.float32)
     flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
     inside: Mask = cv2.warpPolar(room, shape[::-1], centre[::-1], reach, flags) >= 1  # 0 beyond the reach
@@ -156,8 +157,8 @@ def _within(wall: NDArray[np.intp], centre: tuple[float, float], reach: int, sha
 def wall_room(item: LungSlice, cavity: Mask) -> Mask:
     """Return where in the cavity dense lung may lie: inside the line through the inner contour of ribs and spine.
 
-    Bone that the curve cut off, or that stands beside the spine, is wall, and so is what no disc of 10 mm radius
-    reaches that stays clear of it: the muscle between ribs and beside the spinous process.
+    Bone that the curve cut off, or that stands beside the spine, is wall. So are pixels that a disc of 10 mm radius
+    cannot cover without touching that bone: muscle between the ribs and beside the spinous process.
     """
     px = item.pixel_mm
     dense = Pieces.of(item.smooth > _BONE_HU)
@@ -171,14 +172,14 @@ def wall_room(item: LungSlice, cavity: Mask) -> Mask:
 
 @dataclass(frozen=True)
 class _Polar:
-    """A slice as it is seen from a point: (angle, radius)."""
+    """Polar view (angle, radius) of a slice from a point."""
 
     rows: NDArray[np.float32]
     columns: NDArray[np.float32]
 
     @classmethod
     def around(cls, centre: tuple[float, float], angles: Reals, reach: int) -> Self:
-        """Look from a point (row, column) in these directions, so many pixels far."""
+        """Return the view from a point (row, column) in these directions, ``reach`` pixels far."""
         radii = np.arange(reach)
         at = (c + np.outer(f(angles), radii) for c, f in zip(centre, (np.sin, np.cos), strict=True))
         return cls(*(values.astype(np.float32) for values in at))
@@ -189,21 +190,21 @@ class _Polar:
         return values.astype(np.float32, copy=False)
 
     def holds(self, mask: Mask) -> Mask:
-        """Return where (angle, radius) a mask (Y, X) is."""
+        """Return a mask (Y, X) as seen in the view (angle, radius)."""
         held: Mask = self.of(mask) > 0.5
         return held
 
 
 def _outermost(mask: Mask) -> NDArray[np.intp]:
-    """Return the largest radius of a mask (angle, radius) at each angle; 0 without any."""
+    """Return the largest radius of a mask (angle, radius) at each angle; 0 where it has none."""
     return np.where(mask.any(axis=1), mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1), 0)
 
 
 def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reach: int, *, dense_back: bool) -> Reals:
-    """Return (angle, radius): what it costs to put the wall of the cavity there.
+    """Return the cost (angle, radius) of putting the wall of the cavity at each point.
 
-    It costs to be off where the wall is expected, to lie beyond bone rather than before it, to leave lung out, and to
-    leave the body.
+    Cost rises with the distance from the expected wall, with bone inside rather than outside of the wall, with lung
+    left out, and beyond the body.
     """
     px, radii = item.pixel_mm, np.arange(reach)
     polar, weights = _Polar.around(centre, angles, reach), _CROPPED if item.cropped else _WHOLE
@@ -223,7 +224,7 @@ def _wall_cost(item: LungSlice, centre: tuple[float, float], angles: Reals, reac
 
 
 def _skin(item: LungSlice, polar: _Polar) -> Reals:
-    """Return the radius of the skin at each angle, less 6 mm; the last one where the body is cropped."""
+    """Return the radius of the skin at each angle, less 6 mm; where the body is cropped, that of the image's edge."""
     body = polar.holds(np.ones_like(item.body) if item.cropped else item.body)
     radii: Reals = np.where(body.all(axis=1), body.shape[1] - 1, (~body).argmax(axis=1)) - 6 / item.pixel_mm
     return radii
@@ -232,8 +233,8 @@ def _skin(item: LungSlice, polar: _Polar) -> Reals:
 def _expected_wall(item: LungSlice, polar: _Polar, skin: Reals) -> Reals:
     """Return the radius at which the wall is expected, at each angle.
 
-    That is the convex hull of the aerated lung, or of its mirror image, since one lung may be dense; in a cropped slice
-    a rounded rectangle in the frame, if that is wider.
+    That is the convex hull of the aerated lung, or its mirror image less 8 mm if that is wider, since one lung may be
+    dense; in a cropped slice a rounded rectangle in the frame, if that is wider still.
     """
     height, width = item.hu.shape
     columns = np.round(2 * item.midline - np.arange(width)).astype(int).clip(0, width - 1)
@@ -247,7 +248,7 @@ def _expected_wall(item: LungSlice, polar: _Polar, skin: Reals) -> Reals:
 
 
 def _window_mean(values: Reals, width: float) -> Reals:
-    """Return the mean over the next (width > 0) or the last columns."""
+    """Return the mean over the following (width > 0) or the preceding columns."""
     size = max(1, round(abs(width)))
     pad = ((0, 0), (1, size)) if width > 0 else ((0, 0), (size + 1, 0))
     total = np.cumsum(np.pad(values, pad), axis=1)
@@ -257,11 +258,11 @@ def _window_mean(values: Reals, width: float) -> Reals:
 
 
 def _closed_paths(costs: Reals, reach: int, bend: float) -> NDArray[np.intp]:
-    """Return (slice, angle): the radius of a cheap closed curve of each slice's (angle, radius) costs.
+    """Return the radii (slice, angle) of a cheap closed curve through each slice's costs (angle, radius).
 
-    Dynamic programming over one and a half turns, of which the middle turn is kept: the cheapest curve that has nearly
-    closed; where costs hardly differ its ends can lie apart. Neighbouring radii differ by at most `reach`; a difference
-    d costs ``bend * d**2``. All slices take each step together, which makes it fast.
+    Dynamic programming runs over one and a half turns, of which the middle turn is kept: it nearly closes, but where
+    costs hardly differ its ends can lie apart. Neighbouring radii differ by at most `reach`; a difference d costs
+    ``bend * d**2``. All slices take each step together, which makes it fast.
     """
     count, angles, radii = costs.shape
     order = np.arange(angles + angles // 2) % angles

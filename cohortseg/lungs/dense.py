@@ -1,4 +1,4 @@
-"""Step 3: the lung of a slice, dense lung included: soft tissue of the cavity near signs of air."""
+"""Step 3: the lung of a slice, including dense lung, which is soft tissue of the cavity near signs of air."""
 
 from typing import Final, NamedTuple
 
@@ -22,27 +22,27 @@ from cohortseg.lungs.morphology import (
 )
 
 _REACH_MM: Final = (10.0, 25.0)
-"""Dense lung reaches so far from a sign of air: ventral, dorsal (where consolidation gathers)."""
+"""Largest distance of dense lung from a sign of air: ventral, and dorsal (where consolidation gathers)."""
 _MIDLINE_MM: Final = 18.0
-"""Soft tissue so near to the midline is mediastinum, whatever is beside it."""
+"""Soft tissue this near to the midline is mediastinum, whatever lies beside it."""
 _SURROUNDED_MM: Final = 2.5
-"""Radius of a disc that fits into soft tissue which lung surrounds ..."""
+"""Radius of a disc that must fit into soft tissue surrounded by lung ..."""
 _BESIDE_MM: Final = 3.5
-"""... and into that which ill lung borders on: thinner tissue is pleura."""
+"""... and into soft tissue beside ill lung: thinner tissue is pleura."""
 _JOIN_MM: Final = 4.0
-"""Gaps between signs of air that no disc of this radius fits into are lung."""
+"""Gaps between signs of air into which no disc of this radius fits are lung."""
 _BESIDE_HEART_MM: Final = 50.0
-"""From the midline: beyond lies neither heart nor mediastinum, mostly."""
+"""Distance from the midline beyond which there is mostly neither heart nor mediastinum."""
 _BONE_HU: Final = 250.0
 _WALL_HU: Final = 40.0
-"""Muscle of the chest wall."""
+"""HU of muscle in the chest wall."""
 
 
 class _Regions(NamedTuple):
-    """Parts of the cavity, which overlap."""
+    """Overlapping parts of the cavity."""
 
     dorsal: Mask
-    """Behind the front of the vertebral body and beside the spine: lung, no heart."""
+    """Behind the front of the vertebral body and beside the spine: lung, not heart."""
     lateral: Mask
     """All but the middle."""
     medial: Mask
@@ -50,12 +50,12 @@ class _Regions(NamedTuple):
 
 
 class _Cores(NamedTuple):
-    """Thick tissue without a sign of air, which is no lung."""
+    """Thick tissue without a sign of air, which is not taken for lung."""
 
     front: Mask
     """Mediastinum and liver."""
     back: Mask
-    """The thickest beside the spine: effusion, atelectasis, or consolidation without any air."""
+    """The thickest tissue off the midline: effusion, atelectasis, or consolidation without any air."""
 
     @property
     def both(self) -> Mask:
@@ -66,15 +66,15 @@ class LeftOut(NamedTuple):
     """Areas of dense tissue that are not taken for lung, mm2."""
 
     dorsal: float = 0.0
-    """Homogeneous, behind."""
+    """Homogeneous cores at the back."""
     one_sided: float = 0.0
-    """Beside the mediastinum, on one side more than on the other."""
+    """Thick tissue beside the mediastinum: its excess on one side over the other."""
 
 
 def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, LeftOut]:
-    """Return the lung of a slice that holds aerated lung, and what is left out that may be.
+    """Return the lung of a slice that holds aerated lung, and the areas left out that may be lung.
 
-    A cropped slice often lacks the ribs and spine that a tight outline goes by; all that may be lung stays in it.
+    A cropped slice often lacks the ribs and spine that a tight outline needs; there, all that may be lung is kept.
     """
     px = item.pixel_mm
     regions = _regions(item, cavity)
@@ -95,7 +95,7 @@ def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, LeftOut]:
 
 
 def _one_sided_mm2(item: LungSlice, left_out: Mask) -> float:
-    """Return by how much more thick tissue is left out on one side than on the other, beside the mediastinum."""
+    """Return the excess of thick tissue left out on one side over the other, beside the mediastinum, mm2."""
     px = item.pixel_mm
     lateral_mm = (np.arange(left_out.shape[1]) - item.midline) * px
     columns = opening(left_out & ~item.airway, 8 / px).sum(axis=0) * px**2
@@ -118,8 +118,8 @@ def _regions(item: LungSlice, cavity: Mask) -> _Regions:
 def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
     """Return the signs of lung in the cavity: aerated lung, dense ground glass, and thin dark inclusions.
 
-    Inclusions (air bronchograms, bubbles) are 130 HU darker than the tissue that closes over them. Near the midline
-    signs apart from the lung are oesophagus and bronchi; black ones are bowel gas.
+    Inclusions (air bronchograms, bubbles) are 130 HU darker than the tissue that closes over them. Signs apart from the
+    aerated lung are left out near the midline (oesophagus, bronchi) and where they are black (bowel gas).
     """
     px = item.pixel_mm
     airway = item.airway if item.cropped else dilate(item.airway, 2.5)
@@ -141,10 +141,10 @@ def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
 
 
 def _homogeneous_cores(item: LungSlice, dense: Mask, regions: _Regions) -> _Cores:
-    """Return the cores of dense tissue, which are what a disc fits into.
+    """Return the cores of dense tissue: the parts into which a disc fits.
 
-    It has a radius of 10 mm where the core reaches the midline, 14 mm where it lies laterally in front (liver), 24 mm
-    behind, where consolidation is common.
+    Its radius is 10 mm for cores that reach the midline, 14 mm for lateral ones in front (liver), and 24 mm behind,
+    where consolidation is common.
     """
     px = item.pixel_mm
     middle = np.abs(np.arange(dense.shape[1]) - item.midline) * px < 25
@@ -156,9 +156,9 @@ def _homogeneous_cores(item: LungSlice, dense: Mask, regions: _Regions) -> _Core
 
 
 def _soft_lung(item: LungSlice, free: Mask, signs: Mask, regions: _Regions) -> Mask:
-    """Return soft tissue, of what is free, that is lung: near a sign of air, and surrounded by lung or beside ill lung.
+    """Return the free soft tissue that is lung: near a sign of air, and surrounded by lung or beside ill lung.
 
-    What lies beside ill lung counts at the back only, where it is the nearest lung.
+    Tissue beside ill lung counts only at the back, and only where that is the nearest lung.
     """
     px = item.pixel_mm
     distance = distance_to(signs)
@@ -170,9 +170,9 @@ def _soft_lung(item: LungSlice, free: Mask, signs: Mask, regions: _Regions) -> M
 
 
 def _borders_ill_lung(item: LungSlice, signs: Mask) -> Mask:
-    """Return where more than 40 % of the lung around is denser than -650 HU: next to it, soft tissue may be lung.
+    """Return where more than 40 % of the lung around is denser than -650 HU: soft tissue next to it may be lung.
 
-    Next to lung that is black up to its border there is chest wall.
+    Soft tissue next to lung that is black up to its border is chest wall.
     """
     sigma = 6 / item.pixel_mm
     ill = blur((signs & (item.smooth > -650)).astype(np.float32), sigma)
@@ -181,7 +181,7 @@ def _borders_ill_lung(item: LungSlice, signs: Mask) -> Mask:
 
 
 def _side_hulls(signs: Mask, midline: float) -> Mask:
-    """Return the convex hulls of the signs of air on either side of the midline: what lung surrounds is lung."""
+    """Return the convex hulls of the signs of air on both sides of the midline: tissue inside is surrounded by lung."""
     right = np.arange(signs.shape[1]) < midline
     hulls: Mask = np.zeros(signs.shape, bool)
     for side in (right, ~right):
@@ -193,7 +193,7 @@ def _side_hulls(signs: Mask, midline: float) -> Mask:
 def _rounded(lung: Mask, signs: Mask, item: LungSlice) -> Mask:
     """Return the lung without corners of soft tissue, and without pieces below 100 mm2 that hold no aerated lung.
 
-    A corner is what a disc of 5 mm radius does not reach.
+    A corner is a part that a disc of 5 mm radius does not reach.
     """
     px = item.pixel_mm
     lung = opening(lung, 5 / px) | opening(lung & closing(signs, 4 / px), 1.5) | item.aerated
@@ -202,9 +202,10 @@ def _rounded(lung: Mask, signs: Mask, item: LungSlice) -> Mask:
 
 
 def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
-    """Return outermost pixels that hold more wall than lung, judged by their HU: half way between the two or above.
+    """Return the outermost pixels that hold more wall than lung: their HU is beyond half way between the two.
 
-    Ground glass may be as dense as a pixel cut by the pleura, so half way is counted from the lung next to it.
+    Ground glass may be as dense as a pixel cut by the pleura, so half way is counted from the HU of the lung next to
+    the pixel.
     """
     sigma = 6 / item.pixel_mm
     inner = erode(item.aerated, 1.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Step 4: the top of the diaphragm out of the lungs, by what lies under it: one slice alone cannot tell."""
+"""Step 4: removal of the top of the diaphragm from the lungs, by the slices below and above: one slice cannot tell."""
 
 from typing import Final
 
@@ -15,24 +15,24 @@ from cohortseg.lungs.morphology import (
 )
 
 _CAP_HU: Final = -720.0
-"""Above: a pixel that holds some of the organ below the lung."""
+"""Pixels above this hold some of the organ below the lung."""
 _SOFT_HU: Final = -200.0
-"""Above: tissue rather than a mixture with lung, or ground glass."""
+"""Pixels above this are tissue, rather than a mixture with lung or ground glass."""
 _CAP_MM2: Final = 150.0
 """Smaller spots are vessels."""
 _TAPER_MM: Final = 80.0
-"""Area by which a dome narrows for each mm of height, at least, mm2: that of a sphere of 13 mm radius."""
+"""Smallest area, mm2, by which a dome narrows per mm of height: that of a sphere of 13 mm radius."""
 _THICK_MM: Final = 4.5
-"""From this distance of slices on, the slope of an organ is blurred over a rim about what is seen of it."""
+"""Between slices farther apart than this, the slope of an organ is blurred into a rim around its visible part."""
 
 
 def without_domes(lung: NDArray[np.bool_], slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> Mask:
     """Return the lungs (Z, Y, X) without caps: dense pixels that lie on dense tissue and under aerated lung.
 
     Where the dome of the diaphragm (or the heart) ends within a slice, the slice shows a gray spot amid lung, like a
-    lesion. It is one if there is lung under it, if it goes on upwards for 10 mm, if it does not narrow upwards, or if
-    it is ground glass in two slices. What borders on the organ in its own slice is a lesion too, but for a rim where
-    slices are thick. Slices farther apart than `NEAR_MM` do not tell.
+    lesion. The spot is a lesion if there is lung under it, if it goes on upwards for 10 mm, if it does not narrow
+    upwards, or if it is ground glass in two slices. Tissue that borders on the organ in its own slice is a lesion too,
+    except for a rim where slices are thick. Slices farther apart than `NEAR_MM` are left as they are.
 
     A lesion of less than 10 mm on the very top of the diaphragm looks the same, and is lost.
     """
@@ -55,9 +55,10 @@ def without_domes(lung: NDArray[np.bool_], slices: list[LungSlice], heights_mm: 
 
 
 def _islands(spots: Mask, base: Mask, lung: Mask, mixed: Mask, rise_mm: float, item: LungSlice) -> Mask:
-    """Return spots with lung all around, and narrower than the piece of dense tissue below (``base``) by their rise.
+    """Return spots with lung all around that narrow like a dome from the piece of dense tissue below (``base``).
 
-    ``mixed`` is what is no tissue here and in the slice below or above; a spot that is mostly that is ground glass.
+    ``mixed`` marks pixels that are no solid tissue here and in the slice below or above; a spot that is mostly mixed is
+    ground glass.
     """
     spots = _large(opening(spots, 3 / item.pixel_mm), item)
     pieces, below = Pieces.of(spots), Pieces.of(base)

@@ -1,4 +1,4 @@
-"""The working grid, on which lungs are found: coarser than the series, and the way back to its voxels."""
+"""The coarse working grid on which lungs are found, and the way back to the voxels of the series."""
 
 from typing import Final
 
@@ -14,23 +14,23 @@ from cohortseg.volume import HU_MIN
 _GRID_MM: Final = 2.0
 """In-plane working resolution; coarser slices are worked on as they are."""
 _FEWEST: Final = 16
-"""Pixels of a working grid, if the slice has as many."""
+"""Fewest pixels per side of a working grid, if the slice has as many."""
 _AIR_SHARE: Final = 0.25
-"""A pixel darker than `AIR_HU` is lung from this interpolated share of lung on."""
+"""A pixel darker than `AIR_HU` is lung if the interpolated share of lung is above this."""
 _TISSUE_SHARE: Final = 0.7
-"""Any other pixel is from this one on: a pixel of the working grid that is half pleura counts as air."""
+"""Any other pixel is lung if the share is above this: a pixel of the working grid that is half pleura counts as air."""
 _SLICE_STEP_MM: Final = 5.0
-"""Thinner slices are skipped to about this distance; masks between are interpolated."""
+"""Of thinner slices, only some at about this distance are worked on; masks between them are interpolated."""
 
 
 def working_planes(count: int, spacing_z_mm: float | None) -> NDArray[np.intp]:
-    """Return the slices to work on: all, or every n-th of thin ones, first and last always among them."""
+    """Return the slices to work on: all, or every n-th of thin ones, always with the first and the last."""
     step = 1 if spacing_z_mm is None else max(1, int(_SLICE_STEP_MM / spacing_z_mm))
     return np.unique(np.append(np.arange(0, count, step), count - 1))
 
 
 def working_shape(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
-    """Return how many pixels (y, x) the working grid has over a slice: never more than the slice itself."""
+    """Return the size (y, x) of the working grid over a slice, pixels: never more than the slice itself."""
     y, x = (
         min(size, max(_FEWEST, round(size * spacing / _GRID_MM)))
         for size, spacing in zip(shape, spacing_mm, strict=True)
@@ -39,9 +39,9 @@ def working_shape(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tu
 
 
 def area_mean(plane: NDArray[np.int16], shape: tuple[int, int]) -> Image:
-    """Return the mean HU over each pixel of a working grid of this shape; padding stays apart from what it borders.
+    """Return the mean HU over each pixel of a working grid of this shape; padding is not mixed with its surroundings.
 
-    A pixel of which half is padding is all padding, and that in any other does not count.
+    A pixel that is at least half padding becomes padding; in any other, padding does not count.
     """
     means: Image = _shrunk(plane, shape)
     padding = plane <= HU_MIN
@@ -60,7 +60,7 @@ def _shrunk(plane: NDArray[np.int16] | Mask, shape: tuple[int, int]) -> Image:
 def to_full_grid(
     coarse: NDArray[np.uint8], planes: NDArray[np.intp], volume_hu: NDArray[np.int16]
 ) -> NDArray[np.uint8]:
-    """Return the mask on the original grid: linear between the working slices and pixels, edges drawn to the air."""
+    """Return the mask on the original grid: linear between working slices and pixels, with edges fitted to the air."""
     full = np.zeros(volume_hu.shape, np.uint8)
     fine_size = volume_hu.shape[:0:-1]
     positions = np.interp(np.arange(volume_hu.shape[0]), planes, np.arange(planes.size))

@@ -1,4 +1,4 @@
-"""Both lungs of a series: the steps in order, on the working grid, and findings about the result."""
+"""Both lungs of a series: the steps in order on the working grid, and findings about the result."""
 
 import math
 from collections.abc import Mapping
@@ -30,23 +30,24 @@ from cohortseg.lungs.zones import split_sides
 LUNG_METHOD: Final = "cohortseg-threshold 12"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
-"""Border that is cut out with a cavity: what lies farther off does not change the lung found within."""
+"""Margin that is cut out with a cavity: pixels farther away do not change the lung found within."""
 _EMPTY_DISC_MM: Final = 10.0
 _EMPTY_SHARE: Final = 0.02
-"""More than this part of the lung in discs of such a radius that are darker throughout is worth a look."""
+"""More than this part of the lung in discs of that radius that are as dark as air throughout is flagged."""
 _BEHIND_MM: Final = 10.0
-"""Lung that goes on so far behind its last air is dense there."""
+"""Lung that goes on farther than this behind its last air is dense there."""
 _DORSAL_MM2: Final = 1500.0
 _ONE_SIDED_MM2: Final = 4500.0
-"""Areas of dense tissue left out, from which on it may be lung: a lobe."""
+"""Areas of dense tissue left out above which it may be lung: a lobe."""
 _FEWEST_SLICES: Final = 3
-"""Of fewer with lung it is not known which lie above the liver."""
+"""With fewer slices of lung it is not known which lie above the liver."""
 _NEXT_MM: Final = 6.0
-"""Slices farther apart may end lungs at any width."""
+"""Between slices farther apart, lungs may end at any width."""
 _END_SHARE: Final = 0.25
-"""Of the largest area: more in the first or last slice is much lung."""
+"""The first or last slice holds much lung if its area is more than this part of the largest."""
 _ABRUPT_SHARE: Final = 0.3
-"""Of the largest area. Healthy lungs end with .07 of it in slices 5 mm apart, with .28 in slices 10 mm apart."""
+"""Lungs end abruptly with more than this part of the largest area in their last slice. Healthy lungs end with .07 in
+slices 5 mm apart, with .28 in slices 10 mm apart."""
 _PLAUSIBLE_ML: Final = (800.0, 9000.0)
 
 
@@ -55,7 +56,8 @@ class Lungs:
     """The lungs of one series."""
 
     mask: NDArray[np.uint8]
-    """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left. Vessels and lesions in, main airways out."""
+    """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left. Includes vessels and lesions, excludes main
+    airways."""
     flags: tuple[str, ...]
     """Findings, keys of `qc.PIXEL_FLAGS`."""
 
@@ -130,7 +132,7 @@ def _enclosed(lung: Mask, airway: Mask) -> Mask:
 
 
 def _is_cut(sides: NDArray[np.uint8], item: LungSlice) -> bool:
-    """Tell whether lung (Y, X) reaches the edge of the image, or within 9 mm of padding (step 1 stays 6 mm off)."""
+    """Return whether lung (Y, X) reaches the edge of the image, or within 9 mm of padding (step 1 stays 6 mm away)."""
     edge = frame_pixels(sides.shape) | dilate(padded_pixels(item.hu), 9 / item.pixel_mm)
     return bool((edge & (sides > 0)).any())
 
@@ -139,7 +141,7 @@ def _findings(
     coarse: NDArray[np.uint8],
     slices: list[LungSlice],
 ) -> dict[str, bool]:
-    """Return what the working grid tells of a mask that holds lung."""
+    """Return the flags that are judged on the working grid, for a mask that holds lung."""
     area = (coarse > 0).sum(axis=(1, 2))
     empty_mm2 = [_empty_mm2(coarse[z], item) for z, item in enumerate(slices)]
     return {
@@ -151,7 +153,7 @@ def _findings(
 
 
 def _findings_of_whole(mask: NDArray[np.uint8], spacing_mm: tuple[float | None, float, float]) -> dict[str, bool]:
-    """Return what volumes tell of a mask that holds lung."""
+    """Return the flags that are judged by volumes, for a mask that holds lung."""
     sides = [int((mask == side).sum()) for side in (RIGHT, LEFT)]
     z_mm, y_mm, x_mm = spacing_mm
     volume_ml = None if z_mm is None else sum(sides) * z_mm * y_mm * x_mm / 1000
@@ -168,14 +170,14 @@ def _may_lack_dense_lung(
     heights_mm: NDArray[np.float64],
     depths: Mapping[int, Depths | None],
 ) -> bool:
-    """Tell whether large dense parts, in any place, may be missing from a mask (Z, Y, X) that holds lung.
+    """Return whether large dense parts, in any place, may be missing from a mask (Z, Y, X) that holds lung.
 
     ``depths`` are those of the slices with aerated lung (`lung_depths`).
     """
     area = (coarse > 0).sum(axis=(1, 2))
     held = np.flatnonzero(area)
-    # The liver fills the dorsal recesses below, and muscle closes in on the apex: the upper 60 % of the lungs' height
-    # tells, where they are wide.
+    # The liver fills the dorsal recesses below: areas are judged in the upper 60 % of the lungs' height only, dorsal
+    # ones without the apex, where muscle closes in.
     above = slice(held[0] + int(0.4 * (held[-1] - held[0] + 1)), None)
     upper = slice(above.start, np.flatnonzero(area > 0.3 * area.max())[-1] + 1)
     dense = zip(depths, dense_behind([*depths.values()]), strict=True)
@@ -184,7 +186,7 @@ def _may_lack_dense_lung(
         max((item.dorsal for item in left_out[upper]), default=0) > _DORSAL_MM2
         or (len(held) >= _FEWEST_SLICES and max(item.one_sided for item in left_out[above]) > _ONE_SIDED_MM2)
         or sum(behind) >= min(2, len(held))
-        # Of the bases alone the heart lies in front.
+        # If only the bases are in view, the heart lies in front.
         or (not _is_cut_at_end(area) and is_dense_before([*depths.values()]))
         or _ends_abruptly(area, slices, heights_mm)
     )
@@ -195,7 +197,7 @@ def _is_cut_at_end(area: NDArray[np.intp]) -> bool:
 
 
 def _ends_abruptly(area: NDArray[np.intp], slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> bool:
-    """Tell whether much lung lies in a slice beside one of the body, near by, that has none: lungs end narrow."""
+    """Return whether a slice with much lung lies near a slice of the body with none: lungs taper towards their ends."""
     held = np.flatnonzero(area)
     ends = ((held[0], held[0] - 1), (held[-1], held[-1] + 1))
     return any(
@@ -206,20 +208,20 @@ def _ends_abruptly(area: NDArray[np.intp], slices: list[LungSlice], heights_mm: 
 
 
 def _reaches_behind_air(sides: NDArray[np.uint8], item: LungSlice) -> bool:
-    """Tell whether lung (Y, X) goes on behind its last aerated row, by more than a thick patient's does."""
+    """Return whether lung (Y, X) goes on behind its last aerated row, by more than in a thick patient."""
     lung, aerated = (np.flatnonzero(mask.any(axis=1)) for mask in (sides > 0, item.aerated))
     return bool(lung.size) and bool((lung[-1] - aerated[-1]) * item.pixel_mm > _BEHIND_MM)
 
 
 def _is_lost_between(area: NDArray[np.intp]) -> bool:
-    """Tell whether a slice holds far less lung than others both below and above, as no lung does."""
+    """Return whether a slice holds far less lung than others both below and above it, which no real lung does."""
     below, above = np.maximum.accumulate(area), np.maximum.accumulate(area[::-1])[::-1]
     beside = np.minimum(below, above)
     return bool(((beside > 0.1 * area.max()) & (area < 0.3 * beside)).any())
 
 
 def _empty_mm2(sides: NDArray[np.uint8], item: LungSlice) -> float:
-    """Return the area in the lung (Y, X) of discs as dark as air, without any vessel."""
+    """Return the area of the lung (Y, X), mm2, covered by discs as dark as air, without any vessel."""
     dark = (sides > 0) & (item.smooth < EMPTY_HU)
     if np.count_nonzero(dark) * item.pixel_mm**2 < _EMPTY_DISC_MM**2:
         return 0.0

@@ -1,4 +1,4 @@
-"""Right and left lung, and the thirds of their height."""
+"""The right and the left lung, and the thirds of their height."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from cohortseg.lungs.morphology import Mask, Pieces
 
 
 def split_sides(lung: Mask, item: LungSlice) -> NDArray[np.uint8]:
-    """Return 1 for the right and 2 for the left lung; where they touch they part along the brightest line."""
+    """Return 1 for the right and 2 for the left lung, separated along the brightest line where they touch."""
     px, middle = item.pixel_mm, item.midline
     columns = np.broadcast_to(np.arange(lung.shape[1]), lung.shape)
     pieces = Pieces.of(lung)
@@ -31,7 +31,7 @@ def split_sides(lung: Mask, item: LungSlice) -> NDArray[np.uint8]:
 
 
 def zone_thirds(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the third by height of each lung voxel, for each side over the slices that hold that lung.
+    """Return the third of its lung's height in which each lung voxel lies, counted over the slices that hold the lung.
 
     Parameters
     ----------
