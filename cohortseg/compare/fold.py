@@ -32,7 +32,7 @@ _FOLDS: Final = "folds"
 
 @dataclass(frozen=True, kw_only=True)
 class FoldJob:
-    """What one process trains and scores."""
+    """One row on one fold, which one process trains and scores."""
 
     out: Path
     """Folder of the comparison; it holds the prepared data."""

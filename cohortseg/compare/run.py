@@ -72,7 +72,7 @@ def compare_rows(
     Parameters
     ----------
     config
-        Settings of the training, before what a row changes.
+        Settings of the training, before the changes of a row.
     out
         Folder of the comparison: new or empty, or one begun with the same settings and data.
     data
@@ -155,7 +155,7 @@ def _begin(
     config: TrainConfig,
     progress: Progress,
 ) -> None:
-    """Record what a new comparison is of, or check that an older one matches; prepare the data that jobs lack."""
+    """Record settings and images of a new comparison, or check those of an older one; prepare data that jobs lack."""
     begun = {
         "version": __version__,
         "config": asdict(config),

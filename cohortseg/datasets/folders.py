@@ -29,7 +29,7 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
     """Return the slices in a folder's ``Imgs`` or ``images``, each with its label map (PNG) in ``GT`` or ``masks``.
 
     A label map has the name of its image or DICOM file with the ending ``.png``, the same size, and values 0, 1, 2.
-    Those of DICOM files in subfolders of ``images`` lie in the same subfolders of ``masks``, or all directly in it.
+    For a DICOM file in a subfolder of ``images``, it lies in the same subfolder of ``masks``, or in ``masks`` itself.
 
     Parameters
     ----------

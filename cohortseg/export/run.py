@@ -198,7 +198,7 @@ def _made_of(record: SeriesRecord, masks_sha256: str, form: ExportFormat, cohort
 
 
 def _is_up_to_date(marker: Path, made_of: Sequence[str], paths: Mapping[str, Path]) -> bool:
-    """Return whether an earlier export made all these outputs from the same, and they have kept their sizes."""
+    """Return whether an earlier export made all these outputs from the same inputs, and their sizes are unchanged."""
     sizes = _sizes(paths)
     try:
         before = parse_json(marker.read_bytes())
@@ -220,7 +220,7 @@ def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
-    """Return the contents to write for a series, by what they are or, for ``png``, by file name."""
+    """Return the contents of the files to write for a series, by what they hold or, for ``png``, by file name."""
     if form == "nifti":
         return _nifti(record, masks, cohort)
     if cohort is None:
@@ -233,7 +233,7 @@ def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, coho
 
 
 def _nifti(record: SeriesRecord, masks: SeriesMasks, cohort: Path | None) -> dict[str, bytes]:
-    """Return the NIfTI files of a series by what they are; the CT only if the cohort is given."""
+    """Return the NIfTI files of a series, by what they hold; the CT only if the cohort is given."""
     arrays = {"labels": masks.labels, "lungs": masks.lungs}
     contents = {name: nifti_bytes(array, masks) for name, array in arrays.items()}
     if cohort is not None:

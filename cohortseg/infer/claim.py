@@ -23,7 +23,7 @@ _LOCK: Final = "lock"
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Hold an output folder, created if need be, so that no second run writes into it.
+    """Lock an output folder, created if need be, so that no second run writes into it.
 
     Raises
     ------

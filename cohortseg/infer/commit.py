@@ -237,7 +237,7 @@ def forget_failed(out: Path) -> None:
 def begin_anew(out: Path) -> None:
     """Remove all results and attempts, so that every series is done again and no other result is left.
 
-    If a run that began so is interrupted, the next one continues it: until `end_anew`, nothing is removed again.
+    If such a run is interrupted, the next one continues it: until `end_anew`, nothing is removed again.
 
     Raises
     ------

@@ -24,7 +24,7 @@ _PACKAGES: Final = (
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of cohortseg, Python, and the packages that results depend on; None if not found."""
+    """Return the versions of cohortseg, Python, and the packages that results depend on; None: not found."""
     packages = {name: _version(name) for name in _PACKAGES}
     return {"cohortseg": __version__, "python": platform.python_version()} | packages
 

@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/dicom/SYN-001/20200305/0001.dcm ...   CT Image Storage, one file a slice
+    OUT/dicom/SYN-001/20200305/0001.dcm ...   CT Image Storage, one file per slice
     OUT/truth.parquet                         one row per series
     OUT/truth/<series_key>.npz                labels uint8, lungs bool, both (Z, Y, X), z rising to the head
 

@@ -115,7 +115,7 @@ def is_finished(run: Path) -> bool:
 
 
 def _mend_list(run: Path) -> None:
-    """Move Ray's list of checkpoints away if it is cut off: Ray writes it in place, and cannot start with such a one."""
+    """Move Ray's checkpoint list away if it is cut off: Ray writes it in place, and cannot start with a damaged one."""
     path = run / _RAY_FOLDER / _CHECKPOINT_LIST
     with store_errors(run):
         if not path.is_file():

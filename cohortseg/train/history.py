@@ -1,4 +1,4 @@
-"""The history of a run: one JSON object a line, and the same numbers for TensorBoard."""
+"""The history of a run: one JSON object per line, and the same numbers for TensorBoard."""
 
 import json
 from contextlib import suppress

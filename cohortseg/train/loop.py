@@ -181,9 +181,9 @@ def train(
 def _lay_out_gradients(state: TrainState, workers: Workers, batches: Batches) -> None:
     """Take one step of each phase and undo it.
 
-    After its first backward pass PyTorch lays out the gradients that workers exchange anew, by the order in which they
-    came, and their layout decides the order in which those of several workers are added. With this step, a resumed run
-    and one that never stopped add alike from their first step on.
+    After its first backward pass PyTorch rearranges the gradients that workers exchange by the order in which they
+    came, and this layout decides the order in which those of several workers are added. With this step taken first, a
+    resumed run and one that never stopped add alike.
     """
     config = state.config
     with undone(state):

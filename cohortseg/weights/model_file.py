@@ -1,4 +1,4 @@
-"""The model file: safetensors with the networks' weights and, in its header, all that is needed to use them correctly."""
+"""The model file: safetensors with the networks' weights and, in its header, everything needed to use them."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ class Prediction(NamedTuple):
     confidence: torch.Tensor
     """(B, 1, size, size) float32 on the CPU: the discriminator's probability that a pixel is ground truth."""
     flip_change: torch.Tensor | None = None
-    """(B, 1, size, size) float32 on the CPU: 1 where slice and mirror image differ in class; None without flips."""
+    """(B, 1, size, size) float32 on the CPU: 1 where slice and mirror image differ in class, else 0; None: no flips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +241,7 @@ def load_model(
 
 
 def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
-    """Return card and weights of a model file, and the SHA-256 of the bytes read: the file may be replaced later."""
+    """Return card and weights of a model file, and the SHA-256 of the bytes read, as the file may change meanwhile."""
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with 'cohortseg train', or leave --model out")
     try:
