@@ -17,7 +17,7 @@ from cohortseg.cli.interrupt import heed
 from cohortseg.errors import CohortSegError
 from cohortseg.progress import Report, silent
 
-for _name in ("stdin", "stdout", "stderr"):  # closed where some schedulers start programs
+for _name in ("stdin", "stdout", "stderr"):  # some schedulers start programs with these closed
     if getattr(sys, _name) is None:
         setattr(sys, _name, Path(os.devnull).open("r" if _name == "stdin" else "w"))  # noqa: SIM115
 

@@ -45,7 +45,7 @@ FOLDS: Final[tuple[frozenset[str], ...]] = tuple(
 
 
 def row_config(base: TrainConfig, row: str) -> TrainConfig:
-    """Return the settings of a row; without phase 2, phase 1 gets its iterations too, so that no row trains less."""
+    """Return the settings of a row; without phase 2, phase 1 also gets that phase's iterations, so none trains less."""
     has = ROWS[row]
     return replace(
         base,

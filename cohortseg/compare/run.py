@@ -80,7 +80,7 @@ def compare_rows(
     rows, folds
         Names from `ROWS`, and fold numbers from 1.
     num_workers
-        Trainings in parallel, on Ray; None: one per GPU of the cluster, or one after the other here without one.
+        Trainings in parallel, on Ray; None: one per GPU of the cluster, or without a cluster one at a time here.
     address
         As in `cluster_address`; the folders must lie under the same paths on all nodes.
     progress
@@ -190,7 +190,7 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
     try:
         before = parse_json(settings.read_bytes())
         version, saved, images = (before[name] for name in ("version", "config", "images"))
-        weights = before.get("imagenet_sha256", now["imagenet_sha256"])  # comparisons begun by older versions lack it
+        weights = before.get("imagenet_sha256", now["imagenet_sha256"])  # one begun before this was recorded lacks it
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     if version != now["version"]:

@@ -148,8 +148,8 @@ def _complete(sources: Sequence[Dataset]) -> None:
 
     Invalid dates, times and thicknesses become empty. All slices get the orientation of the first, from which they
     differ by rounding only (the scan has checked this). What each frame of a multi-frame file states of their common
-    grid (the scan has checked that it is common) is stated once for all. Text is written as UTF-8 where the standard
-    does not know the name of its character set.
+    grid (the scan has checked that it is common) moves to the shared groups. Text is written as UTF-8 where the
+    standard does not know the name of its character set.
     """
     source = sources[0]
     if "PerFrameFunctionalGroupsSequence" in source:

@@ -139,6 +139,6 @@ class ResNetEncoder(nn.Module):
 
 
 def _as_on_imagenet(images: torch.Tensor) -> torch.Tensor:
-    """Return slices (B, 1, H, W) in [0, 1] as three equal channels, normalised as the photographs of ImageNet."""
+    """Return slices (B, 1, H, W) in [0, 1] as three equal channels, normalised like the photographs of ImageNet."""
     mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
     return (images - mean) / std

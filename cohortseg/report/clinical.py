@@ -34,7 +34,7 @@ def read_clinical(path: Path) -> tuple[pl.DataFrame, str]:
     path
         Text in UTF-8 (or UTF-16 with a byte order mark, as Excel writes it) with a header, and commas, semicolons or
         tabs between the columns. Dates have the year first; a time of midnight after them is ignored. An empty date,
-        or R's ``NA``, means not known. Rows without patient and date are ignored.
+        or R's ``NA``, means not known. Rows with neither patient nor date are ignored.
 
     Returns
     -------
