@@ -1,8 +1,8 @@
-"""Ray: connect to a cluster or start one on this machine, and say at once whether the workers asked for fit.
+"""Ray: connect to a cluster or start one on this machine, and check at once that the requested workers fit.
 
-Nothing here is sent anywhere: usage statistics are off, and Ray's servers started on this machine listen on loopback
+Nothing is sent anywhere: usage statistics are off, and Ray's servers started on this machine listen on loopback
 only. (While workers train, torch listens for them on every interface: docs/training.md.)
-Import ``ray`` only below `connected`, since some of its settings are read while it is imported.
+Import ``ray`` only within `connected`, since ray reads some of its settings on import.
 """
 
 import hashlib
@@ -45,13 +45,13 @@ _LOCAL: Final = {
 _OBJECT_STORE_BYTES: Final = 256 * 1024**2
 _ANSWER_S: Final = 10.0
 _HERE: Final = "local"
-"""What Ray calls one that is to be started on this machine."""
+"""Ray's address for a cluster that is to be started on this machine."""
 _RUNNING_HERE: Final = "auto"
 
 
 def _package_sha256() -> str:
     root = Path(__file__).parent
-    digest = hashlib.sha256(__version__.encode())  # all that there is to tell of a package in an archive
+    digest = hashlib.sha256(__version__.encode())  # all that is known of a package inside an archive
     for path in sorted(root.rglob("*.py")):
         if not path.name.startswith(".") and path.is_file():
             digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
@@ -59,16 +59,16 @@ def _package_sha256() -> str:
 
 
 PACKAGE_SHA256: Final = _package_sha256()
-"""Over the sources of cohortseg as this process started with them."""
+"""Hash of the cohortseg sources that this process started with."""
 
 
 def require_same_package(sha256: str) -> None:
-    """Refuse, on a worker, to work for a run of another cohortseg: results would be of two methods, or not be found.
+    """Refuse, on a worker, to serve a run of another cohortseg: results would mix two methods, or not be found.
 
     Raises
     ------
     ConfigError
-        If the sources here are others than those that the run was started with.
+        If the sources here differ from those that the run was started with.
     """
     if sha256 != PACKAGE_SHA256:
         raise ConfigError(
@@ -88,7 +88,7 @@ class Resources:
     nodes: tuple[tuple[float, float], ...]
     """(CPUs, GPUs) of each node."""
     where: str
-    """How messages call it: "this machine" or "the cluster"."""
+    """Name in messages: "this machine" or "the cluster"."""
 
     @property
     def num_cpus(self) -> float:
@@ -101,12 +101,12 @@ class Resources:
         return sum(gpus for _, gpus in self.nodes)
 
     def fitting(self, cpus_per_worker: float, gpus_per_worker: float) -> int:
-        """Return how many workers fit, each whole on one node."""
+        """Return how many workers fit, each entirely on one node."""
         return sum(_fitting(node, (cpus_per_worker, gpus_per_worker)) for node in self.nodes)
 
     def largest_share(self, num_workers: int, gpus_per_worker: float = 0.0) -> float:
-        """Return the most CPUs, rounded down to a hundredth, that each of so many workers can have; 0 if none fits."""
-        # Some node is filled by its workers: its CPUs are a whole number of shares.
+        """Return the most CPUs that each of the workers can have, rounded down to a hundredth; 0 if they do not fit."""
+        # With the largest share the workers fill some node, whose CPUs are thus a whole number of shares.
         shares = {int(100 * cpus / count) / 100 for cpus, _ in self.nodes for count in range(1, num_workers + 1)}
         fit = (share for share in shares if share > 0 and self.fitting(share, gpus_per_worker) >= num_workers)
         return max(fit, default=0.0)
@@ -125,14 +125,14 @@ def local_resources() -> Resources:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """Return the address of the cluster to use: the one given, else ``RAY_ADDRESS``; None: this machine alone."""
+    """Return the address of the cluster to use: the given one, else ``RAY_ADDRESS``; None for this machine alone."""
     given = address or os.environ.get("RAY_ADDRESS") or None
     return None if given == _HERE else given
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRequest:
-    """How many workers, and what each reserves; each lies whole on one node."""
+    """How many workers to run, and what each reserves; each runs entirely on one node."""
 
     num_workers: int
     cpus_per_worker: float
@@ -140,18 +140,18 @@ class WorkerRequest:
 
     @property
     def num_threads(self) -> int:
-        """Of each worker: its CPUs rounded down, one at least."""
+        """Threads of each worker: its CPUs rounded down, at least one."""
         return max(1, int(self.cpus_per_worker))
 
     def check(self, resources: Resources, *, cpus_flag: bool = False) -> None:
-        """Refuse workers that would wait for ever for resources that are not there.
+        """Refuse workers that would wait forever for resources that do not exist.
 
-        ``cpus_flag`` tells whether the command has ``--cpus-per-worker``, which is then advised too.
+        ``cpus_flag`` tells whether the command has ``--cpus-per-worker``, which the message then suggests too.
 
         Raises
         ------
         ConfigError
-            If they do not fit; the message has the numbers and which flags would.
+            If they do not fit; the message gives the numbers, and flags that would fit.
         """
         count, cpus, gpus = self.num_workers, self.cpus_per_worker, self.gpus_per_worker
         fits = resources.fitting(cpus, gpus)
@@ -176,7 +176,7 @@ def _lack(num_workers: int, each: float, unit: str) -> str:
 
 
 def worker_request(num_workers: int | None, cpus_per_worker: float | None, resources: Resources) -> WorkerRequest:
-    """Return the request of a user who may have left things open: one worker a GPU, or one with the cores of a node."""
+    """Return the complete request; by default one worker per GPU (else one), with an equal share of the cores each."""
     gpus = int(resources.num_gpus)
     count = num_workers or max(gpus, 1)
     gpus_per_worker = 1.0 if gpus else 0.0
@@ -185,7 +185,7 @@ def worker_request(num_workers: int | None, cpus_per_worker: float | None, resou
 
 
 def check_here(num_workers: int | None, cpus_per_worker: float | None = None, *, cpus_flag: bool = False) -> None:
-    """Refuse workers that this machine has no room for; parameters as in `worker_request` and `WorkerRequest.check`.
+    """Refuse workers that do not fit on this machine; parameters as in `worker_request` and `WorkerRequest.check`.
 
     Raises
     ------
@@ -198,18 +198,18 @@ def check_here(num_workers: int | None, cpus_per_worker: float | None = None, *,
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[Resources]:
-    """Connect to Ray for the length of the block, and give back what there is to work with.
+    """Connect to Ray for the duration of the block, and yield the resources of its nodes.
 
     Parameters
     ----------
     address
         As in `cluster_address`: a cluster's address, or None for one that is started on this machine, bound to
-        loopback, and stopped at the end. A Ray that this process is connected to already is used as it is.
+        loopback, and stopped at the end. If this process is already connected to Ray, that connection is used.
 
     Raises
     ------
     ConfigError
-        If there is no cluster at the address, or Ray was imported before this machine's could be bound to loopback.
+        If there is no cluster at the address, or Ray was imported before it could be told to use loopback only.
     RayStartError
         If Ray cannot be started on this machine.
     """
@@ -229,13 +229,13 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         return
     if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(named).resolve())
-    # Ray's workers import from the folder that a process connects in, before their own packages: let it be one in which
-    # no user has files that are called like a module.
+    # Ray's workers import from the working directory of the process that connects before their own packages: use one in
+    # which no user has files named like a module.
     terminated = signal.getsignal(signal.SIGTERM)
     with chdir("/"):
         _init(ray, address)
     if threading.current_thread() is threading.main_thread() and terminated is not None:
-        signal.signal(signal.SIGTERM, terminated)  # Ray's own prints a trace and aborts
+        signal.signal(signal.SIGTERM, terminated)  # Ray's own handler prints a trace and aborts
     try:
         yield connected_resources("the cluster" if address else "this machine")
     finally:
@@ -243,7 +243,7 @@ def connected(address: str | None = None) -> Iterator[Resources]:
 
 
 def connected_resources(where: str = "the cluster") -> Resources:
-    """Return what the nodes have that Ray takes to be alive now; only within `connected`."""
+    """Return the resources of the nodes that Ray now considers alive; only within `connected`."""
     import ray
 
     nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
@@ -251,7 +251,7 @@ def connected_resources(where: str = "the cluster") -> Resources:
 
 
 def head_answers() -> bool:
-    """Return whether the head of the cluster takes connections; only within `connected`."""
+    """Return whether the head node of the cluster accepts connections; only within `connected`."""
     import ray
 
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -263,12 +263,12 @@ def head_answers() -> bool:
 
 
 def require_answer(address: str | None) -> None:
-    """Refuse an address that is none, or at which nothing takes connections: Ray itself would wait for minutes.
+    """Refuse an invalid address, or one at which nothing accepts connections: Ray itself would wait for minutes.
 
     Raises
     ------
     ConfigError
-        Saying so.
+        If the address is one of these.
     """
     given = cluster_address(address)
     if given is None or given == _RUNNING_HERE:
@@ -285,7 +285,7 @@ def require_answer(address: str | None) -> None:
 
 @contextmanager
 def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run a function in a thread beside the block; its event tells that the block has ended, and it is waited for."""
+    """Run a function in a thread beside the block; at the end of the block, set the event it takes and join it."""
     over = threading.Event()
     thread = threading.Thread(target=follow, args=(over,), daemon=True)
     thread.start()
@@ -302,7 +302,7 @@ def _tell_of_wait(address: str, over: threading.Event) -> None:
 
 
 def _token_path() -> Path:
-    """Return where Ray keeps the token of its processes."""
+    """Return the path of the token that Ray's processes share."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser())
 
 
@@ -333,10 +333,10 @@ def _init(ray: "ModuleType", address: str | None) -> None:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
-        if is_ours:  # Ray lets every user of the machine read what keeps them out
+        if is_ours:  # Ray leaves it readable by every user of the machine, whom it should keep out
             with suppress(OSError):
                 token.chmod(0o600)
-    except Exception as error:  # a bare one where its processes do not come up
+    except Exception as error:  # Ray raises a bare Exception if its processes do not come up
         what = (str(error) or type(error).__name__).splitlines()[0]
         raise RayStartError(
             f"Ray cannot be started on this machine: {what}; it writes into the home folder (or where "

@@ -9,11 +9,11 @@ class CohortSegError(Exception):
     """Base of all errors whose message is meant for the user."""
 
     exit_code: ClassVar[int] = 1
-    """Of the command line: 1 the run failed, 2 wrong usage, configuration or unreadable input."""
+    """Exit code of the command line: 1 for a failed run, 2 for wrong usage, configuration or unreadable input."""
 
 
 def unexpected(error: Exception) -> tuple[str, str]:
-    """Return what an error is that is no `CohortSegError`, and the stack's frames; its text can quote a header."""
+    """Return type and place of an unexpected error, and the stack's frames; not its text, which can quote a header."""
     stack = traceback.extract_tb(error.__traceback__)
     what = f"unexpected {type(error).__name__} in {Path(stack[-1].filename).name}:{stack[-1].lineno}"
     return what, "".join(traceback.format_list(stack))
@@ -61,7 +61,7 @@ class ModelError(CohortSegError):
 
 
 class DivergedError(CohortSegError):
-    """Training whose losses are no longer finite numbers: the same again would end the same."""
+    """Training whose losses are no longer finite numbers: running it again would end the same way."""
 
 
 class StoreError(CohortSegError):
@@ -69,7 +69,7 @@ class StoreError(CohortSegError):
 
 
 class WorkerError(CohortSegError):
-    """A process that works for this one, Ray's among them, that did not start or has ended early."""
+    """A worker process, one of Ray's included, that did not start or ended early."""
 
 
 class SchemaError(StoreError, ValueError):

@@ -1,11 +1,11 @@
-"""The hash by which a file is known."""
+"""The hash that identifies a file."""
 
 import hashlib
 from pathlib import Path
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, which is read piece by piece.
+    """Return the SHA-256 of a file, read piece by piece.
 
     Raises
     ------

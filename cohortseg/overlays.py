@@ -1,4 +1,4 @@
-"""Labels drawn over CT, one way everywhere: GGO red, consolidation green, lungs outlined. Arrays in, pictures out."""
+"""Labels drawn over CT, alike everywhere: GGO red, consolidation green, lungs outlined. Arrays in, pictures out."""
 
 import io
 import math
@@ -33,7 +33,7 @@ _PAPER: Final = (16, 16, 16)
 
 
 class Compared(NamedTuple):
-    """One slice, what is in it, and what was found."""
+    """One slice with its true and its predicted labels."""
 
     slice_hu: NDArray[np.int16]
     """(H, W) HU, upright."""
@@ -68,7 +68,7 @@ def overlay_slice(
     Returns
     -------
     (Y, X, 3) uint8
-        RGB. Pixels without label and outline are the gray values of `gray_slice`.
+        RGB. Pixels with neither label nor outline are the gray values of `gray_slice`.
     """
     rgb = np.repeat(gray_slice(slice_hu)[..., None], 3, axis=2)
     for label in LESIONS:
@@ -90,7 +90,7 @@ def overview_slices(labels: NDArray[np.uint8], lungs: NDArray[np.uint8], most: i
     labels, lungs : (Z, Y, X) uint8
         As in `overlay_slice`.
     most
-        At most so many slices, evenly spread over those with lung; the one with most lesion is always among them.
+        Most slices to show, evenly spread over those with lung; the one with the most lesion is always among them.
     """
     with_lung = np.flatnonzero(lungs.any(axis=(1, 2)))
     if not len(with_lung):
@@ -112,7 +112,7 @@ def overview(
     pixel_spacing_mm: tuple[float, float],
     caption: Sequence[str],
 ) -> Image.Image:
-    """Return a picture of a series: slices from head to feet, each as plain CT beside the same with its labels.
+    """Return a picture of a series: slices from head to feet, each as plain CT and again with its labels.
 
     Parameters
     ----------
@@ -140,20 +140,20 @@ def overview(
 
 
 def compared(cases: Sequence[Compared]) -> Image.Image:
-    """Return each CT, the truth over it and the prediction over it side by side, one below the other."""
+    """Return a picture with a row per case: the CT, the CT with the truth, and the CT with the prediction."""
     rows = [(gray_slice(hu), overlay_slice(hu, truth), overlay_slice(hu, predicted)) for hu, truth, predicted in cases]
     return contact_sheet(rows, ("input", "truth", "prediction"))
 
 
 def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Image.Image:
-    """Return pictures in rows and columns, each column under its caption; enlarged where the caption is wider.
+    """Return pictures in rows and columns, each column under its caption; enlarged if a caption is wider.
 
     Parameters
     ----------
     rows
-        As many pictures a row as captions, each (Y, X) gray or (Y, X, 3) RGB, uint8, all of one size.
+        As many pictures per row as captions, each (Y, X) gray or (Y, X, 3) RGB, uint8, all of one size.
     captions
-        One a column.
+        One per column.
     """
     font = ImageFont.load_default(13)
     factor = math.ceil(max(font.getlength(caption) for caption in captions) / rows[0][0].shape[1])
@@ -173,7 +173,7 @@ def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequenc
 def png_bytes(image: Image.Image) -> bytes:
     """Return a picture encoded as PNG."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=3)  # half the time of the default, as small
+    image.save(buffer, format="PNG", compress_level=3)  # takes half the time of the default, for the same size
     return buffer.getvalue()
 
 

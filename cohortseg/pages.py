@@ -23,7 +23,7 @@ td.text:last-child { overflow-wrap: anywhere } h2, h3 { break-after: avoid } img
 
 
 def page_html(title: str, parts: Iterable[str]) -> str:
-    """Return a whole page; the parts are HTML, the title is text and becomes the heading too."""
+    """Return a whole page; the parts are HTML, the title is plain text and also the heading."""
     body = "\n".join(parts)
     name = html.escape(title)
     return (
@@ -34,7 +34,7 @@ def page_html(title: str, parts: Iterable[str]) -> str:
 
 
 def table_html(header: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 0) -> str:
-    """Return a table whose last so many columns are text; cells are text, not HTML."""
+    """Return a table whose last ``num_text`` columns are aligned as text; cells are plain text, not HTML."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         classes = [""] * (len(cells) - num_text) + [' class="text"'] * num_text
@@ -45,20 +45,20 @@ def table_html(header: Sequence[str], rows: Iterable[Sequence[str]], num_text: i
 
 
 def image_html(content: bytes, text: str, kind: str = "png") -> str:
-    """Return an encoded picture as an element of a page, with the text that stands for it."""
+    """Return an encoded picture as an HTML element, with its alternative text."""
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
     return f'<img alt="{html.escape(text)}" src="{source}">'
 
 
 def number_text(value: float | None, digits: int = 1) -> str:
-    """Return a number for people: whole numbers as they are, a dash where there is none."""
+    """Return a number as text: integers as they are, a dash for None."""
     if value is None:
         return "\N{EN DASH}"
     return str(value) if isinstance(value, int) else f"{value:z.{digits}f}"
 
 
 def figure_png(figure: Figure) -> bytes:
-    """Return a figure encoded as PNG. Figures are made without pyplot, whose global state has no place in a library."""
+    """Return a figure encoded as PNG; figures are made without pyplot, whose global state has no place in a library."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_FIGURE_DPI)
     return buffer.getvalue()

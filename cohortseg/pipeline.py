@@ -1,4 +1,4 @@
-"""What composes the stages: scan, segment and measure, report."""
+"""The stages of a run put together: scan, segment and measure, report."""
 
 import json
 import logging
@@ -66,9 +66,9 @@ class InferSummary:
     burden: pl.DataFrame
     """All chosen series, those of earlier runs included."""
     reasons: Mapping[str, str]
-    """Why series were not measured, by series key; without the paths of files, so fit for a terminal or a log."""
+    """Why series were not measured, by series key; without file paths, so fit for a terminal or a log."""
     counts: Mapping[str, int]
-    """Chosen series by status, those without any result left out."""
+    """Number of chosen series by status; a status that no series has is left out."""
     num_found: int
     """Series found in the cohort."""
     num_unreadable: int
@@ -86,7 +86,7 @@ class InferSummary:
 
     @property
     def complete(self) -> bool:
-        """Whether every chosen series, one at least, was measured, and every file could be read."""
+        """Whether at least one series was chosen, all chosen ones were measured, and every file could be read."""
         return set(self.counts) == {"ok"} and not self.num_unreadable
 
 
@@ -112,9 +112,9 @@ def infer_cohort(
     model_path
         Model file; None: the one in the package.
     progress
-        Shows how far scanning (in files) and segmentation (in series) are.
+        Shows the progress of scanning (in files) and of segmentation (in series).
     address
-        Of a Ray cluster that sees both folders under the same paths; None: ``RAY_ADDRESS``, else this machine.
+        Address of a Ray cluster that sees both folders under the same paths; None: ``RAY_ADDRESS``, else this machine.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def infer_cohort(
     check_workers(config, address)
     model = load_model(model_path)
     with claimed(out):
-        saved_clinical(out)  # to say what is wrong with it before the work, of which the report is the last
+        saved_clinical(out)  # raises before the work, not at the end of it, if the table is damaged
         with progress("Scanning") as report:
             scan = scan_cohort(cohort, report, config=config)
         scan_s = time.perf_counter() - begin
@@ -148,7 +148,7 @@ def infer_cohort(
             config=config,
         )
         of_another = _is_of_another_cohort(out, scan)
-        if of_another and config.resume:  # its tables would lose the other one's
+        if of_another and config.resume:  # its tables would replace the other one's
             raise ConfigError(
                 f"{out}: holds results, none of which is of a series of this cohort; choose another -o, or --no-resume "
                 "to remove them"
@@ -161,7 +161,7 @@ def infer_cohort(
         summary = _finished(job, scan, num_done, engine)
         facts = _facts(summary, scan, config, model)
         if not num_done and _tells_of(out, facts):
-            return summary  # the file keeps telling of the run that made the results
+            return summary  # run.json keeps describing the run that made the results
         timings = {"scan_s": round(scan_s, 3), "total_s": round(time.perf_counter() - begin, 3)}
         write_run_json(out, "infer", facts | {"timings": timings})
     return summary
@@ -170,12 +170,12 @@ def infer_cohort(
 def _segment(
     job: Job, model: LoadedModel, scan: CohortScan, progress: Progress, address: str | None
 ) -> tuple[CohortScan, int, str]:
-    """Segment what is selected and not done yet, then, where nothing came of it, alternatives; commit each series.
+    """Segment and commit the selected series not done yet, then alternatives where these left something open.
 
     Returns
     -------
     tuple
-        The scan with the alternatives selected, how many series were done, and by which engine.
+        The scan with the alternatives it selected, the number of series segmented, and the engine.
     """
     engine, num_done = "none", 0
     tried: set[str] = set()
@@ -187,18 +187,18 @@ def _segment(
             with progress("Segmenting") as report:
                 used = run_series(job, model, pending, report, address)
             engine = "ray" if "ray" in (engine, used) else used
-            sweep_masks(job.out / MASKS)  # of actors that were killed while they wrote
+            sweep_masks(job.out / MASKS)  # left by actors that were killed while writing
             num_done += len(pending)
         tried |= {record.series_key for record in added}
         if any(record.decision == "alternative" for record in scan.series):
-            # What a later run may measure, like a file that is missing now, keeps its place.
+            # A series that a later run may measure, such as one with a file missing now, keeps its place.
             rows.append(read_committed(job.out, job.tokens(filter(job.is_done, added))))
             scan = _with_alternatives(scan, job.config, pl.concat(rows))
     return scan, num_done, engine
 
 
 def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSummary:
-    """Write tables and report of all that is committed, and return what the run did."""
+    """Write tables and report from the committed results, and return the summary of the run."""
     out, chosen = job.out, scan.selected
     note_unfinished(out, unfinished=True)
     burden = with_time(read_committed(out, job.tokens(chosen)))
@@ -241,21 +241,21 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
     out
         Output folder of ``infer``.
     clinical
-        A user's table of patients (`read_clinical`); the folder then keeps what it says of the cohort's patients. None:
-        the one it keeps, if any.
+        A user's table of patients (`read_clinical`), whose rows for the cohort's patients the folder then keeps. None:
+        the table kept there, if any.
 
     Raises
     ------
     ConfigError
-        If it is no output folder of ``infer``, or none of its patients is in the clinical table.
+        If ``out`` is no output folder of ``infer``, or none of its patients is in the clinical table.
     DataError
         If the clinical table cannot be used.
     StoreError
-        If a run writes into it, its burden table (with ``clinical``: its manifest) cannot be read, or the report cannot
-        be written.
+        If a run is writing into ``out``, its burden table (or, with ``clinical``, its manifest) cannot be read, or the
+        report cannot be written.
     """
     require_output(out)
-    # To say what is wrong with it before the folder is touched.
+    # Raises before the folder is touched if the table is damaged.
     read_table(out / BURDEN.file_name, BURDEN)
     known = None if clinical is None else read_clinical_of(out, clinical)
     with claimed(out):
@@ -268,7 +268,7 @@ def report_cohort(out: Path, clinical: Path | None = None) -> WrittenReport:
 
 
 def _check_rules(scan: CohortScan) -> None:
-    """Refuse rules that leave nothing, before anything of an earlier run is replaced."""
+    """Refuse rules that leave no series, before any result of an earlier run is replaced."""
     excluded = Counter(record.reason for record in scan.series if record.decision == "excluded")
     if excluded and not scan.selected:
         reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.most_common())
@@ -276,16 +276,16 @@ def _check_rules(scan: CohortScan) -> None:
 
 
 def _is_of_another_cohort(out: Path, scan: CohortScan) -> bool:
-    """Return whether a folder has results of which none is of a series of this cohort."""
+    """Return whether a folder holds results, but none for a series of this cohort."""
     done = committed_keys(out)
     return bool(done) and done.isdisjoint(record.series_key for record in scan.series)
 
 
 @contextmanager
 def _cluster(job: Job, scan: CohortScan, address: str | None) -> Iterator[None]:
-    """Connect to a cluster that has work to do for the length of the block.
+    """Connect to the cluster, if one is used and has work to do, for the duration of the block.
 
-    That comes before anything of an earlier run is removed: it may not be there, or have too little room.
+    This comes before any result of an earlier run is removed: the cluster may not answer, or have too little room.
     """
     selected = scan.selected
     again = not job.config.resume or (
@@ -302,7 +302,7 @@ def _cluster(job: Job, scan: CohortScan, address: str | None) -> Iterator[None]:
 
 
 def _forget_cohort(out: Path) -> None:
-    """Remove what a folder keeps of another cohort beside its results, which go as those of this one do."""
+    """Remove what a folder keeps of another cohort besides its results, which `begin_anew` removes."""
     end_anew(out)
     if saved_clinical(out) is not None:
         remove_clinical(out)
@@ -310,7 +310,7 @@ def _forget_cohort(out: Path) -> None:
 
 
 def _make_ready(job: Job) -> None:
-    """Make the output folder ready."""
+    """Create the mask store, sweep the output folder, and remove earlier results as the settings ask."""
     create_mask_store(job.out / MASKS)
     sweep(job.out)
     if not job.config.resume:
@@ -321,10 +321,11 @@ def _make_ready(job: Job) -> None:
 
 
 def _with_alternatives(scan: CohortScan, config: InferConfig, tried: pl.DataFrame) -> CohortScan:
-    """Return the scan with an alternative selected as well where the series tried of a study left something open.
+    """Return the scan with an alternative added to each study whose series tried so far left something open.
 
-    That is where nothing was measured, or lung at the end of another part of the body, or where there is little lung or
-    it goes on beyond the last slice or the field of view, and an alternative reaches farther.
+    That is the case where nothing was measured, or only lung at the end of a scan of another part of the body; also
+    where there is little lung, or it extends beyond the end slices or the field of view, and an alternative reaches
+    farther.
 
     Parameters
     ----------
@@ -333,7 +334,7 @@ def _with_alternatives(scan: CohortScan, config: InferConfig, tried: pl.DataFram
     config
         Its preferences are used.
     tried
-        Rows of the burden table: all that were tried so far.
+        Rows of the burden table for all series tried so far.
     """
 
     def keys(rule: pl.Expr) -> set[str]:
@@ -345,7 +346,7 @@ def _with_alternatives(scan: CohortScan, config: InferConfig, tried: pl.DataFram
 
 
 def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:
-    """Write manifest, files, burden and slices, in the scan's order whoever finished first."""
+    """Write manifest, files, burden and slices in the order of the scan, whichever series finished first."""
     provenance = {"model_sha256": job.model_sha256, "config": asdict(job.config)}
     keys = [record.series_key for record in scan.selected]
     write_scan(scan, provenance, manifest=job.out / MANIFEST.file_name, files=job.out / FILES.file_name)
@@ -354,7 +355,7 @@ def _write_tables(scan: CohortScan, burden: pl.DataFrame, job: Job) -> None:
 
 
 def _facts(summary: InferSummary, scan: CohortScan, config: InferConfig, model: LoadedModel) -> dict[str, Any]:
-    """Return what ``run.json`` tells: what ran, with what and on how much."""
+    """Return the content of ``run.json``: settings, model, methods, engine and counts."""
     return {
         "config": asdict(config),
         "model": {"name": model.name, "sha256": model.sha256, "device": str(model.device), "bf16": model.bf16},
@@ -371,9 +372,9 @@ def _facts(summary: InferSummary, scan: CohortScan, config: InferConfig, model: 
 
 
 def _tells_of(out: Path, facts: Mapping[str, Any]) -> bool:
-    """Return whether a folder's ``run.json`` tells of the same series, settings, model and methods.
+    """Return whether a folder's ``run.json`` has the same series counts, settings, model, methods and version.
 
-    How the work was done may differ.
+    Settings that only say how the work is done may differ.
     """
     told, now = read_run_json(out), parse_json(json.dumps(facts))
     try:

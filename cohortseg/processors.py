@@ -1,4 +1,4 @@
-"""Processors and processes: how many this one may use, and others, which it outlives and which Ctrl-C leaves alone."""
+"""Processors and processes: how many to use, and child processes that end with this one and ignore Ctrl-C."""
 
 import logging
 import multiprocessing
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 def num_processors() -> int:
-    """Return the processors left by the CPU affinity and by the quota of a container (cgroups), at least 1.
+    """Return how many processors the CPU affinity and the quota of a container (cgroups) allow, at least 1.
 
     ``LOKY_MAX_CPU_COUNT`` lowers it further.
     """
@@ -30,9 +30,9 @@ def num_processors() -> int:
 
 @contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes that do not outlive this one and leave Ctrl-C to it; what waits at the end is dropped.
+    """Yield a pool of processes that end with this one and ignore Ctrl-C; work still waiting at the end is dropped.
 
-    Hand work in within `uninterrupted`, and wait for it outside.
+    Submit work within `uninterrupted`, and wait for it outside.
     """
     # "spawn": forking a process in which Ray or a GPU already runs is not safe.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow_parent)
@@ -44,20 +44,20 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back what interrupts a run for the length of the block, and Ctrl-C for good from processes begun in it.
+    """Hold back signals that interrupt a run until the block ends, and Ctrl-C for good from processes started in it.
 
-    A pool waits for ever if it is interrupted while work is handed in, or one of its processes (a terminal sends Ctrl-C
-    to all) while it sends a result.
+    A pool waits forever if it is interrupted while work is submitted, or if one of its processes (a terminal sends
+    Ctrl-C to all) is interrupted while it sends a result.
     """
-    resource_tracker.ensure_running()  # else the first process starts it, and that lets SIGINT through again
+    resource_tracker.ensure_running()  # else the first process starts it, which lets SIGINT through again
     received: list[int] = []
     handlers = {}
-    # A mask is of one thread, and any other may take the signal; Python then calls its handler in the main thread.
+    # A mask holds for one thread, and any other may take the signal; Python then calls its handler in the main thread.
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if callable(signal.getsignal(number)):
                 handlers[number] = signal.signal(number, lambda number, _frame: received.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a mask that processes inherit
     try:
         yield
     finally:
@@ -69,10 +69,10 @@ def uninterrupted() -> Iterator[None]:
 
 
 class Apart:
-    """Calls functions in one other process, begun at the first call, and anew after one that ended it.
+    """Calls functions in a second process, started at the first call, and again after a call that ended it.
 
-    Where none can begin (in a script that has no ``if __name__ == "__main__"``, or in a process that may have no
-    children) they are called in this one.
+    Where no process can start (in a script without ``if __name__ == "__main__"``, or in a process that may have no
+    children), functions are called in this one.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Apart:
         self._stack.close()
 
     def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Return what a function returns that may end its process, as decoders of damaged pixels do.
+        """Call a function that may end its process, as decoders of damaged pixels do, and return its result.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class Apart:
             with uninterrupted():
                 begun = pool.submit(os.getpid)
             begun.result()
-        except (BrokenProcessPool, AssertionError):  # the latter in daemons of multiprocessing
+        except (BrokenProcessPool, AssertionError):  # AssertionError: in daemons of multiprocessing
             _log.warning(
                 "no second process can begin (a script without __main__ guard?): pixels are decoded in this one"
             )
@@ -122,9 +122,9 @@ class Apart:
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the process that started this one, and end when it ends, killed or not.
+    """Ignore Ctrl-C, and end this process when its parent ends, killed or not.
 
-    Else two runs could write into one folder, and processes wait for ever for work that nobody gives.
+    Otherwise two runs could write into one folder, and processes would wait forever for work that nobody gives.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

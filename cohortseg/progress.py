@@ -1,10 +1,10 @@
-"""How long work tells how far it is."""
+"""How long-running work reports its progress."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Report = Callable[[int, int | None, str], None]
-"""Takes what is done, of how much (None: not known yet), and a short text."""
+"""Takes the amount done, the total (None: not known yet), and a short text."""
 Progress = Callable[[str], AbstractContextManager[Report]]
 """Opens the progress display of one stage, named by its title."""
 
@@ -15,5 +15,5 @@ def silent(_done: int, _total: int | None, _text: str) -> None:
 
 @contextmanager
 def no_progress(_title: str) -> Iterator[Report]:
-    """Show nothing of a stage."""
+    """Show no progress of a stage."""
     yield silent

@@ -1,4 +1,4 @@
-"""The command line: flags in, Rich out. One file a command; nothing is computed here."""
+"""The command line: flags in, Rich output out. One file per command; nothing is computed here."""
 
 import sys
 from typing import Annotated, Any, Final
@@ -16,16 +16,16 @@ _HOW_TO_GO_ON: Final = {
     "compare": "; run the same command again to go on where it stopped",
     "train": "; the same command with --resume goes on where it stopped",
 }
-"""By command; the others start over."""
+"""Advice after an interruption, by command; the other commands start over."""
 _ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
-"""Options of the program that are taken behind a command too, where most people write them."""
+"""Options of the program that are also accepted after a command, where most people write them."""
 _EPILOG: Final = "Every command takes -q (results and errors only) and -v (details), too."
 
 
 class _Group(typer.core.TyperGroup):
-    """The one error boundary: an error made for the user is one line on stderr; anything else keeps its traceback.
+    """The one error boundary: an error meant for the user is one line on stderr; anything else keeps its traceback.
 
-    The program's own options may stand before or behind the command.
+    The program's own options may stand before or after the command.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -40,7 +40,7 @@ class _Group(typer.core.TyperGroup):
         except CohortSegError as error:
             print_error(str(error))
             raise typer.Exit(error.exit_code) from None
-        except PermissionError as error:  # even whether a file exists cannot be told in a closed folder
+        except PermissionError as error:  # in a folder without rights, even whether a file exists is unknown
             print_error(f"{error.filename or 'a file'}: {error.strerror}; you have no rights to it or to its folder")
             raise typer.Exit(ConfigError.exit_code) from None
         except MemoryError:

@@ -41,7 +41,7 @@ def compare(
 ) -> None:
     """Train rows of the paper's table 2 on the same folds, and show what each gains over a plain network.
 
-    Interrupt it whenever you like: the same command goes on with what is not done. More rows or folds may be added.
+    It can be interrupted at any time: the same command does what is left. Rows and folds can be added later.
 
     Example: [bold]cohortseg compare --preset cpu --rows plain,full --folds 1,2,3 -o runs/table2[/bold]
     """

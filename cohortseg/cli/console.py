@@ -1,4 +1,4 @@
-"""What every command prints with: messages and progress on stderr, results on stdout."""
+"""Printing for all commands: messages and progress on stderr, results on stdout."""
 
 import logging
 import os
@@ -17,16 +17,16 @@ from cohortseg.cli.interrupt import heed
 from cohortseg.errors import CohortSegError
 from cohortseg.progress import Report, silent
 
-for _name in ("stdin", "stdout", "stderr"):  # closed, as some schedulers start programs
+for _name in ("stdin", "stdout", "stderr"):  # some schedulers start programs with these closed
     if getattr(sys, _name) is None:
         setattr(sys, _name, Path(os.devnull).open("r" if _name == "stdin" else "w"))  # noqa: SIM115
 
 _PLAIN_WIDTH: Final = 120
-"""Of tables that go to a file or a pipe, unless COLUMNS says otherwise."""
+"""Width of tables that go to a file or a pipe, unless COLUMNS says otherwise."""
 
 
 class StdoutError(CohortSegError):
-    """What is printed cannot be written."""
+    """Standard output that cannot be written."""
 
     def __init__(self, what: str | None) -> None:
         super().__init__(f"standard output cannot be written: {what}; what is in files is whole")
@@ -36,13 +36,13 @@ class _Out(Console):
     """Standard output."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; on a full disk end with one line."""
+        """Print; on a full disk, end the program with one line."""
         try:
             super().print(*objects, **options)
         except BrokenPipeError:
             raise
         except OSError as error:
-            # What is left in the buffer would fail again as Python ends.
+            # What is left in the buffer would fail again when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise StdoutError(error.strerror) from error
 
@@ -69,7 +69,7 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
 
 
 def _is_ours_or_an_error(record: logging.LogRecord) -> bool:
-    """Let libraries speak of errors only, and pydicom not at all: it quotes headers, and its errors become ours."""
+    """Keep our records and errors of libraries, but none of pydicom: it quotes headers, and its errors become ours."""
     package = record.name.split(".")[0]
     return package == "cohortseg" or (record.levelno >= logging.ERROR and package != "pydicom")
 
@@ -80,7 +80,7 @@ def print_error(message: str) -> None:
 
 
 def number(value: float | None, digits: int) -> str:
-    """Return a number for people; a dash where nothing was measured."""
+    """Return a number as text; a dash where nothing was measured."""
     return "-" if value is None else f"{value:z.{digits}f}"
 
 
@@ -93,7 +93,7 @@ def say(message: str) -> None:
 def progress(title: str) -> Iterator[Report]:
     """Show progress with time left: a bar on a terminal, a line now and then elsewhere, nothing when quiet.
 
-    Each report from the main thread also heeds an interruption that did not get through.
+    Each report from the main thread also raises an interruption that was lost (`heed`).
     """
     with _shown(title) as show:
 
@@ -133,8 +133,8 @@ def _plain_reporter(title: str) -> Report:
     def report(done: int, total: int | None, text: str) -> None:
         nonlocal first, last, before
         now = time.monotonic()
-        # From the first report on: what starts before it takes time, and a resumed training has iterations already.
-        # Anew where other things are counted (files, then series).
+        # The rate counts from the first report: starting takes time, and a resumed training has iterations already.
+        # It starts anew when other things are counted (files, then series).
         if first is None or first[2] != total or done < before:
             first = (now, done, total)
         before = done

@@ -36,8 +36,8 @@ def export(
 ) -> None:
     """Write masks as DICOM SEG, NIfTI (labels and lungs) or PNG (each slice with lung, drawn over the CT).
 
-    A DICOM SEG is written of each series with a lesion. It holds the patient's identity, as its source does; names of
-    files hold none. Its segments are numbered as they come, so go by SegmentLabel.
+    A DICOM SEG is written for each series with a lesion. It holds the patient's identity, as its source does; file
+    names do not. The number of a segment depends on the classes present, so identify segments by SegmentLabel.
 
     Example: [bold]cohortseg export cohort-cohortseg/ --format dicom-seg --cohort cohort/[/]
     """

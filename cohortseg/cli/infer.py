@@ -34,7 +34,7 @@ _COLUMNS: Final[dict[str, Literal["left", "right"]]] = {
 }
 _WIDE: Final = 72
 _LEFT_OUT: Final = ("Date", "GGO %", "Cons %")
-"""Columns that give way to the remarks in a terminal that is narrower."""
+"""Columns left out in a narrower terminal, to make room for the remarks."""
 _LEAST_REMARKS: Final = 16
 
 
@@ -71,8 +71,8 @@ def infer(
 ) -> None:
     """Segment the CT of every study of a cohort, and write masks, burden tables and a report.
 
-    Of several usable series of a study one is preferred (--prefer, --select); scan says which and why.
-    The cohort is only read. A killed run goes on where it stopped; a second run does only what changed.
+    Of several usable series of a study one is preferred (--prefer, --select); the command scan says which and why.
+    The cohort is only read. The same command continues a killed run; repeated later, it does only what changed.
     Exit code 3: finished, but some chosen series failed or could not be evaluated, none could be chosen, or files could
     not be read. Rules that leave no series are refused (2).
 
@@ -91,7 +91,7 @@ def infer(
     from cohortseg.dicom.scan import require_folder
 
     require_folder(cohort)
-    from cohortseg.pipeline import infer_cohort  # takes seconds
+    from cohortseg.pipeline import infer_cohort  # this import takes seconds
 
     target = output or Path(f"{cohort.resolve().name}-cohortseg")
     summary = infer_cohort(cohort, target, config=settings, model_path=model, progress=progress, address=address)

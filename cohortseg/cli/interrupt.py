@@ -1,4 +1,4 @@
-"""Ctrl-C; SIGTERM (of `timeout`, Slurm or Kubernetes) and a lost terminal end a command as it does."""
+"""Interruption: SIGTERM (from `timeout`, Slurm or Kubernetes) and a lost terminal end a command as Ctrl-C does."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ _received: Final[list[int]] = []
 
 
 def listen() -> None:
-    """Let the signals that ask a command to end interrupt it, unless they are ignored, as under ``nohup``."""
+    """Make the signals that ask a command to end interrupt it, unless they are ignored, as under ``nohup``."""
     for number, default in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGTERM, signal.SIG_DFL),
@@ -20,15 +20,15 @@ def listen() -> None:
 
 
 def heed() -> None:
-    """Interrupt the main thread again if it was asked to end and goes on.
+    """Interrupt the main thread again if it was asked to end but is still running.
 
-    Python drops an exception that a signal raises within a destructor or a callback of the import system, and some
-    libraries catch it.
+    Python drops an exception that a signal handler raises within a destructor or a callback of the import system, and
+    some libraries catch it.
 
     Raises
     ------
     KeyboardInterrupt
-        If it was.
+        If it was asked to end.
     """
     if _received and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt

@@ -32,7 +32,7 @@ def report(
     written = report_cohort(out, clinical)
     table = Table("Patients", "With onset", "Time points", "Series", title="Report", title_justify="left")
     onsets = written.patients["onset_date"].drop_nulls()
-    dated = written.timeline["study_date"].drop_nulls()  # what has no date is no time point
+    dated = written.timeline["study_date"].drop_nulls()  # a series without a date is no time point
     table.add_row(*(str(len(rows)) for rows in (written.patients, onsets, dated, written.burden)))
     console.print(table)
     say(f"timeline.parquet, patients.parquet and {written.page.name} are in {out}")

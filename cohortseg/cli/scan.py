@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cohortseg.dicom.series import Decision, SeriesRecord
 
 _RULES = tuple(item.name for item in fields(ScanConfig))
-"""Settings that a scan goes by."""
+"""Settings that a scan uses."""
 MAX_LINES = 60
 """Series shown; the manifest holds all."""
 _WIDE = 80
@@ -28,7 +28,7 @@ _TEXT_SHOWN = 40
 
 
 def archives_message(count: int) -> str:
-    """Return what is said of archives in a cohort."""
+    """Return the message about archives in a cohort."""
     return f"{count} archives were not looked into; unpack those that hold scans"
 
 
@@ -52,9 +52,9 @@ def scan(
         ),
     ] = None,
 ) -> None:
-    """Find every series, say which will be segmented and why the others will not.
+    """Find every series, and show which will be segmented and why the others will not.
 
-    Exit code 3: none will be, or files could not be read.
+    Exit code 3: no series will be segmented, or files could not be read.
 
     Example: cohortseg scan cohort/ -o manifest.parquet --select 'kernel~B30|STANDARD'
     """
@@ -90,7 +90,7 @@ def scan(
 
 
 def _check_target(target: Path, cohort: Path, table: str) -> None:
-    """Refuse, before the work, to write over all but an older table of that name, into the cohort, or nowhere."""
+    """Refuse a target in the cohort or an output of infer, of another format, without a folder, or that is no such table."""
     from cohortseg.store.layout import STATE
     from cohortseg.store.tables import table_name
 

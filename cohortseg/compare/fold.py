@@ -27,57 +27,57 @@ from cohortseg.train.loop import MODEL, PHASE_1_MODEL, train
 from cohortseg.weights import load_model
 
 LABELED_DATA: Final = "labeled.safetensors"
-"""For rows without phase 2, which need no unlabelled slice."""
+"""Prepared data for rows without phase 2, which need no unlabelled slices."""
 _FOLDS: Final = "folds"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldJob:
-    """What one process trains and scores."""
+    """One row on one fold, which one process trains and scores."""
 
     out: Path
     """Folder of the comparison; it holds the prepared data."""
     images: tuple[ImageSlice, ...]
     """All labelled images, in the order of the prepared data."""
     config: TrainConfig
-    """Of the comparison, before what the row changes."""
+    """Settings of the comparison, before the changes of the row."""
     row: str
     fold: int
     """From 1."""
 
     @property
     def title(self) -> str:
-        """How messages call it."""
+        """Name in messages."""
         return f"{self.row}, fold {self.fold}"
 
     @property
     def iterations(self) -> int:
-        """Of both phases."""
+        """Iterations of both phases."""
         return row_config(self.config, self.row).planned_iterations
 
     @property
     def data(self) -> Path:
-        """Prepared slices: all labelled images, and where the row makes use of them the unlabelled ones."""
+        """Prepared slices: all labelled images and, if the row uses them, the unlabelled ones."""
         return self.out / (DATA if row_config(self.config, self.row).uses_unlabeled else LABELED_DATA)
 
     @property
     def folder(self) -> Path:
-        """What training leaves: history, page, pictures, models."""
+        """Folder of what training leaves: history, page, pictures, models."""
         return self.out / _FOLDS / f"{self.row}-{self.fold}"
 
     @property
     def scores(self) -> Path:
-        """Table `HELD_OUT` of this row and fold; it is written last, so where it is the job is done."""
+        """Table `HELD_OUT` of this row and fold; it is written last, so where it exists the job is done."""
         return self.folder / HELD_OUT.file_name
 
 
 def scores_in(out: Path) -> list[Path]:
-    """Return the tables `HELD_OUT` of all jobs of a comparison that are done, those of earlier starts too."""
+    """Return the files of the tables `HELD_OUT` of all finished jobs of a comparison, those of earlier starts too."""
     return sorted(out.glob(f"{_FOLDS}/*/{HELD_OUT.file_name}"))
 
 
 def run_fold(job: FoldJob, report: Callable[[int], None]) -> None:
-    """Train and score; what an earlier start left half done is done again.
+    """Train and score one row on one fold; a job that an earlier start left half done begins again.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A comparison for people to look at: the table, and what each image gains or loses."""
+"""The page of a comparison: the table, and what each image gains or loses."""
 
 from typing import Final
 
@@ -43,7 +43,7 @@ def comparison_html(table: pl.DataFrame, held_out: pl.DataFrame) -> str:
 
 
 def _gains_png(table: pl.DataFrame, held_out: pl.DataFrame, rows: list[str]) -> bytes:
-    """Return one panel a class: a point an image, the mean and its interval above them."""
+    """Return one panel per class as PNG: a point per image, and above them the mean with its interval."""
     figure = Figure(figsize=(13, 1.5 + 0.6 * len(rows)), layout="constrained")
     for axes, label in zip(figure.subplots(1, len(LESIONS), sharex=True, sharey=True), LESIONS, strict=True):
         for height, row in enumerate(rows):

@@ -10,7 +10,7 @@ from cohortseg.errors import ConfigError
 from cohortseg.store.documents import parse_json
 
 BASELINE: Final = "plain"
-"""The row that gains are over: supervised training of the same network, with as many iterations."""
+"""The row that gains are measured against: supervised training of the same network, with as many iterations."""
 PHASE_1: Final = "-phase1"
 """Suffix of a row's model as it stood before phase 2."""
 
@@ -45,7 +45,7 @@ FOLDS: Final[tuple[frozenset[str], ...]] = tuple(
 
 
 def row_config(base: TrainConfig, row: str) -> TrainConfig:
-    """Return the settings of a row; without phase 2 its iterations are added to phase 1, so that no row learns less."""
+    """Return the settings of a row; without phase 2, phase 1 also gets that phase's iterations, so none trains less."""
     has = ROWS[row]
     return replace(
         base,
@@ -57,12 +57,12 @@ def row_config(base: TrainConfig, row: str) -> TrainConfig:
 
 
 def check_rows(rows: Sequence[str], folds: Sequence[int], base: TrainConfig) -> None:
-    """Refuse rows and folds that do not exist or come twice, and settings that would make a row another one.
+    """Refuse unknown or repeated rows and folds, and settings that would turn a row into another one.
 
     Raises
     ------
     ConfigError
-        Naming the rows and folds that there are, or the setting.
+        If there are any; the message names the known rows or folds, or the setting.
     """
     for given, known, what in ((rows, list(ROWS), "row"), (folds, range(1, len(FOLDS) + 1), "fold")):
         unknown = [str(item) for item in given if item not in known]
@@ -80,4 +80,4 @@ def check_rows(rows: Sequence[str], folds: Sequence[int], base: TrainConfig) -> 
     if base.saturation_patience:
         raise ConfigError("saturation_patience must be 0: a phase that ends early gives rows of different length")
     for row in rows:
-        row_config(base, row)  # settings that do not fit together once the row has changed some
+        row_config(base, row)  # raises if settings do not fit together once the row has changed some

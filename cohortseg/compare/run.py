@@ -1,4 +1,4 @@
-"""A whole comparison: every row on every fold, here one after the other or on Ray beside each other; safe to repeat."""
+"""A whole comparison: every row on every fold, one after the other here or in parallel on Ray; safe to repeat."""
 
 import hashlib
 import json
@@ -41,9 +41,9 @@ from cohortseg.store.tables import read_table, write_table
 from cohortseg.train.state import check_imagenet, check_same_settings, imagenet_sha256
 
 _SETTINGS: Final = "comparison.json"
-"""By which a comparison's folder is known: settings and labelled images it was begun with."""
+"""File that marks a comparison's folder: the settings and labelled images it was begun with."""
 _FREE_TO_CHANGE: Final = frozenset({"imagenet_file"})
-"""Settings that no result depends on: weights of ImageNet are known by their hash, wherever they lie."""
+"""Settings that no result depends on: ImageNet weights are identified by their hash, wherever they lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +67,20 @@ def compare_rows(
     address: str | None = None,
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Train every row on every fold that is not done yet, and write what they gain over the row plain.
+    """Train every row on every fold not done yet, and write the gains over the row plain.
 
     Parameters
     ----------
     config
-        Settings of the training, before what a row changes.
+        Settings of the training, before the changes of a row.
     out
         Folder of the comparison: new or empty, or one begun with the same settings and data.
     data
         As in `covid_semiseg.find_data`.
     rows, folds
-        Of `ROWS`, and from 1.
+        Names from `ROWS`, and fold numbers from 1.
     num_workers
-        Trainings beside each other, on Ray; None: as many as the cluster has GPUs, else one after the other here.
+        Trainings in parallel, on Ray; None: one per GPU of the cluster, or without a cluster one at a time here.
     address
         As in `cluster_address`; the folders must lie under the same paths on all nodes.
     progress
@@ -116,7 +116,7 @@ def compare_rows(
         if jobs:
             require_answer(address)
         _begin(out, jobs, images, root, config, progress)
-        _read_scores(out)  # to say what is wrong with them before the work
+        _read_scores(out)  # raises before the work if a table is damaged
         if jobs:
             write_run_json(out, "compare", {}, finished=False)
             with progress("Comparing") as report:
@@ -125,7 +125,7 @@ def compare_rows(
                 else:
                     _run_here(jobs, report)
         table = _write_tables(out, {"config": asdict(config)})
-        if read_run_json(out).get("finished") is None:  # else it keeps telling of the start that made the results
+        if read_run_json(out).get("finished") is None:  # else it keeps describing the start that made the results
             facts = {
                 "config": asdict(config),
                 "arguments": {"data": str(root), "rows": list(rows), "folds": list(folds)},
@@ -137,7 +137,7 @@ def compare_rows(
 
 
 def _images_of(root: Path, folds: Sequence[int]) -> tuple[ImageSlice, ...]:
-    """Return all labelled images; refuse folds to which none belongs, or all do."""
+    """Return all labelled images; refuse a fold to which none or all of them belong."""
     images = tuple(covid_semiseg.labeled_slices(root, "all"))
     for fold in folds:
         held_out = [item.name in FOLDS[fold - 1] for item in images]
@@ -156,7 +156,7 @@ def _begin(
     config: TrainConfig,
     progress: Progress,
 ) -> None:
-    """Note what a new comparison is of, or check that an older one is of the same; prepare the data that jobs lack."""
+    """Record settings and images of a new comparison, or check those of an older one; prepare data that jobs lack."""
     begun = {
         "version": __version__,
         "config": asdict(config),
@@ -165,7 +165,7 @@ def _begin(
     }
     settings = out / _SETTINGS
     is_new = not settings.is_file()
-    if is_new:  # what a start left that was killed may be of other images
+    if is_new:  # a killed start may have left data of other images
         for name in (DATA, LABELED_DATA):
             (out / name).unlink(missing_ok=True)
     else:
@@ -178,7 +178,7 @@ def _begin(
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse a folder that holds something, but no comparison nor what one leaves that was killed before it began."""
+    """Refuse a folder that is not empty, unless it holds a comparison or the remains of one killed while it began."""
     if not out.exists() or (out / _SETTINGS).is_file():
         return
     left = (DATA, LABELED_DATA) if (out / LOCK).is_file() else ()
@@ -187,11 +187,11 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> None:
-    """Refuse to go on with a comparison that was begun otherwise."""
+    """Refuse to continue a comparison begun with another version, other settings, images or weights."""
     try:
         before = parse_json(settings.read_bytes())
         version, saved, images = (before[name] for name in ("version", "config", "images"))
-        weights = before.get("imagenet_sha256", now["imagenet_sha256"])  # begun before it was noted
+        weights = before.get("imagenet_sha256", now["imagenet_sha256"])  # one begun before this was recorded lacks it
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     if version != now["version"]:
@@ -229,7 +229,7 @@ def _told(report: Report, before: int, total: int, title: str) -> Callable[[int]
 
 
 def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | None, report: Report) -> None:
-    """Train on Ray, each job a task of its own; a task whose process or node dies is begun again."""
+    """Train on Ray, each job a task of its own; a task whose process or node dies is started again."""
     with connected(address) as resources:
         request = worker_request(num_workers, None, resources)
         request.check(resources)
@@ -267,7 +267,7 @@ def _run_on_worker(job: FoldJob, request: WorkerRequest, package_sha256: str) ->
 
 
 def _read_scores(out: Path) -> list[pl.DataFrame]:
-    """Return the tables `HELD_OUT` of all jobs that are done."""
+    """Return the tables `HELD_OUT` of all finished jobs."""
     tables = []
     for path in scores_in(out):
         try:
@@ -278,7 +278,7 @@ def _read_scores(out: Path) -> list[pl.DataFrame]:
 
 
 def _write_tables(out: Path, provenance: dict[str, Any]) -> pl.DataFrame:
-    """Gather what all starts have left, write tables and page, and return the table of rows."""
+    """Collect the scores of all starts, write tables and page, and return the table `COMPARISON`."""
     held_out = pl.concat(_read_scores(out)).sort("fold", "row", maintain_order=True)
     table = comparison_table(held_out)
     write_table(out / HELD_OUT.file_name, held_out, HELD_OUT, provenance)

@@ -19,7 +19,7 @@ _ROW = Column("row", _TEXT, "row of the paper's table 2; with -phase1 the model 
 _METRIC: Final = "toolbox_labels_{}"
 _RESAMPLES: Final = 10_000
 _LEAST_IMAGES: Final = 3
-"""Of fewer an interval says nothing."""
+"""An interval over fewer says nothing."""
 
 HELD_OUT: Final = TableSchema(
     name="held_out",
@@ -49,7 +49,7 @@ COMPARISON: Final = TableSchema(
 
 
 def comparison_table(held_out: pl.DataFrame) -> pl.DataFrame:
-    """Return the table `COMPARISON` of a table `HELD_OUT`, in the order of the paper's rows."""
+    """Return the table `COMPARISON` made from a table `HELD_OUT`, in the order of the paper's rows."""
     order = [name for row in ROWS for name in (row + PHASE_1, row)]
     present = [row for row in order if row in set(held_out["row"])]
     lines = []
@@ -63,7 +63,7 @@ def comparison_table(held_out: pl.DataFrame) -> pl.DataFrame:
 
 
 def paired_gains(held_out: pl.DataFrame, row: str, class_name: str) -> pl.Series:
-    """Return Dice minus that of the row plain for each image that both have, in the order of the table."""
+    """Return the Dice gain over the row plain of each image that both rows have, in the order of the table."""
     dice, of_class = _METRIC.format("dice"), held_out.filter(pl.col("class_name") == class_name)
     of_row, of_plain = (of_class.filter(pl.col("row") == name).select("image", dice) for name in (row, BASELINE))
     paired = of_row.join(of_plain, on="image", suffix="_plain", maintain_order="left")

@@ -1,4 +1,4 @@
-"""Random geometry and scanner-like intensity, in batches on the device, each slice by a seed of its own."""
+"""Random geometry and scanner-like intensity, in batches on the device, each slice with a seed of its own."""
 
 import math
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ _NOISE = 0.06
 _GRAIN = 1.3
 """Largest width of the Gaussian that noise is smoothed with, pixels: smooth kernels leave coarse noise."""
 _BLUR = (0.2, 1.0)
-"""How often a slice is blurred, and how much of it."""
+"""Probability that a slice is blurred, and weight of the blurred slice."""
 _SHARPEN = (0.2, 1.5)
-"""How often edges are enhanced, as sharp kernels do, and by how much of what a blur takes away at most."""
+"""Probability that edges are enhanced, as by sharp kernels, and largest weight of (slice - blurred slice) added."""
 _WIDTH = (0.5, 1.5)
-"""Width of the Gaussian of either, pixels."""
+"""Width of the Gaussian for both, pixels."""
 _REACH = 4
 """Pixels on each side over which a Gaussian extends."""
 
@@ -35,7 +35,7 @@ _REACH = 4
 def augment(
     images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]], painted_foci: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return changed slices and the labels that go with them.
+    """Return augmented slices and their labels.
 
     Geometry: mirroring, rotation (no quarter turns: slices come upright), scale, aspect, shift, and a smooth warp.
     Intensity: gamma, gain and offset (as other windows and scanners give), blur or enhanced edges, and noise, fine or
@@ -48,9 +48,9 @@ def augment(
     labels
         (B, H, W) uint8.
     seeds
-        One a slice; the same seed changes a slice in the same way, whatever else is in the batch.
+        One per slice; the same seed changes a slice in the same way, whatever else is in the batch.
     painted_foci
-        Which part of the slices gets solid foci (`with_foci`), before intensity is changed.
+        Fraction of the slices that get solid foci (`with_foci`), before intensity is changed.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def augment(
 
 
 def _affine(draw: np.random.Generator) -> np.ndarray:
-    """Return (2, 3): output to input coordinates in [-1, 1]."""
+    """Return the matrix (2, 3) from output to input coordinates, in [-1, 1]."""
     angle = math.radians(draw.uniform(-_ROTATION_DEG, _ROTATION_DEG))
     scale = math.exp(draw.uniform(math.log(_SCALE[0]), math.log(_SCALE[1])))
     aspect = math.exp(draw.uniform(-_ASPECT, _ASPECT))
@@ -96,7 +96,7 @@ def _intensity(images: torch.Tensor, draws: Sequence[np.random.Generator]) -> to
     shares = column([_blurred_share(draw) for draw in draws])
     smooth = _convolved(images, _gaussians([draw.uniform(*_WIDTH) for draw in draws], order=1), "replicate")
     noise_level = column([_NOISE * draw.random() ** 2 for draw in draws])
-    grains = _gaussians([draw.uniform(0, _GRAIN) for draw in draws], order=2)  # variance stays as it is
+    grains = _gaussians([draw.uniform(0, _GRAIN) for draw in draws], order=2)  # order 2 keeps the variance
     white = [torch.from_numpy(draw.standard_normal(images.shape[1:], dtype=np.float32)) for draw in draws]
     noise = _convolved(torch.stack(white).to(images.device), grains, "circular")
     images = torch.lerp(images, smooth, shares)
@@ -105,7 +105,7 @@ def _intensity(images: torch.Tensor, draws: Sequence[np.random.Generator]) -> to
 
 
 def _blurred_share(draw: np.random.Generator) -> float:
-    """Return how much of a blurred slice to take: below 0 enhances edges."""
+    """Return the weight of the blurred slice; below 0 it enhances edges."""
     chance = draw.random()
     if chance < _BLUR[0]:
         return _BLUR[1]
@@ -113,7 +113,7 @@ def _blurred_share(draw: np.random.Generator) -> float:
 
 
 def _gaussians(widths: Sequence[float], order: int) -> torch.Tensor:
-    """Return (B, K) float32: one-dimensional Gaussians, in pixels, whose norm of that order is 1."""
+    """Return one-dimensional Gaussians (B, K) float32, in pixels, whose norm of the given order is 1."""
     offsets = torch.arange(-_REACH, _REACH + 1)
     kernels = torch.exp(-0.5 * (offsets / torch.tensor(widths, dtype=torch.float32).clamp(min=1e-3)[:, None]) ** 2)
     return functional.normalize(kernels, p=order, dim=1)

@@ -33,14 +33,14 @@ class Batches:
     device
         Where batches are made and augmented.
     seed
-        Of order and augmentation.
+        Decides order and augmentation.
     augmented
         Whether slices are augmented.
     painted_foci
-        Which part of the labelled slices gets solid foci where they are augmented.
+        Fraction of the labelled slices that get solid foci, if slices are augmented.
     rank, world
-        This worker's number and how many there are. The workers' batches together are the batch of one worker with as
-        many times the size.
+        This worker's number and how many there are. The workers' batches together are the batch of one worker with
+        ``world`` times the size.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Batches:
         self._painted_foci = painted_foci
 
     def draw(self, iteration: int, num_labeled: int, num_unlabeled: int) -> Batch:
-        """Return this worker's batch of an iteration: so many labelled and unlabelled slices."""
+        """Return this worker's batch of an iteration, of the given numbers of labelled and unlabelled slices."""
         labeled, labels = self._draw(self._labeled, self._labels, iteration, num_labeled, _LABELED_STREAM)
         unlabeled, _ = self._draw(self._unlabeled, None, iteration, num_unlabeled, _UNLABELED_STREAM)
         return Batch(labeled, unlabeled, labels.long())

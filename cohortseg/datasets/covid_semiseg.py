@@ -28,7 +28,7 @@ VALIDATION: Final = frozenset({"2", "14", "24", "35", "52"})
 
 None of them belongs to a group in `NEAR_DUPLICATES`."""
 NEAR_DUPLICATES: Final = (frozenset({"10", "43"}), frozenset({"5", "46"}), frozenset({"4", "17"}))
-"""Images of one CT slice or of neighbours: a fold must keep a group together."""
+"""Images of the same or of neighbouring CT slices: a fold must keep a group together."""
 
 _TRAIN = Path("TrainingSet/MultiClassInfection-Train")
 _NUM_LABELED = 50
@@ -43,7 +43,7 @@ _LAYOUT = (
 def find_data(data: Path | None) -> Path:
     """Return the COVID-SemiSeg folder: the given one, else $COHORTSEG_DATA, else ./COVID-SemiSeg.
 
-    A folder that contains ``COVID-SemiSeg`` may be named too.
+    A folder that contains ``COVID-SemiSeg`` may be given too.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def unlabeled_slices(data: Path) -> list[ImageSlice]:
 
 
 def _unlabelled_orientation(name: str) -> Orientation:
-    """Return how an image lies by its source: told by the side of the descending aorta and of the liver."""
+    """Return the orientation of an image by its source, as seen from the sides of descending aorta and liver."""
     return QUARTER_TURNED if "coronacases" in name else TRANSPOSED
 
 

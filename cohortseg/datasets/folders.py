@@ -21,23 +21,23 @@ TERMS: Final = "Trained on data of the user's own: their terms apply. Research s
 _log: Final = logging.getLogger(__name__)
 _DICOM_ENDINGS: Final = {".dcm", ".dicom", ".ima"}
 _VOLUME_ENDINGS: Final = {".npy", ".npz", ".nii", ".mha", ".mhd", ".nrrd"}
-"""Of what other tools take for images, and this one does not."""
+"""Endings of images that other tools read and this one does not."""
 _IMAGE_FOLDERS: Final = ("Imgs", "images")
 _MASK_FOLDERS: Final = ("GT", "masks")
 
 
 def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:
-    """Return the slices of a labelled folder: ``Imgs`` or ``images``, and ``GT`` or ``masks`` with one PNG a slice.
+    """Return the slices in a folder's ``Imgs`` or ``images``, each with its label map (PNG) in ``GT`` or ``masks``.
 
     A label map has the name of its image or DICOM file with the ending ``.png``, the same size, and values 0, 1, 2.
-    Those of DICOM files in folders of ``images`` lie in the same folders of ``masks``, or all in ``masks`` itself.
+    For a DICOM file in a subfolder of ``images``, it lies in the same subfolder of ``masks``, or in ``masks`` itself.
 
     Parameters
     ----------
     folder
         Holds the two folders.
     orientation
-        How 8-bit images lie; DICOM says so itself.
+        Orientation of 8-bit images; DICOM files state their own.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def unlabeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice 
 
 
 def _mask_name(name: str) -> Path:
-    """Return the relative path of a slice's label map; a UID as the name of a file has no ending to lose."""
+    """Return the relative path of a slice's label map; a file named by a UID has no ending to remove."""
     path = Path(name)
     stem = path.stem if path.suffix.lower() in IMAGE_ENDINGS | _DICOM_ENDINGS else path.name
     return path.with_name(f"{stem}.png")
@@ -117,8 +117,8 @@ def _image_files(folder: Path) -> list[Path]:
     Raises
     ------
     ConfigError
-        If it holds DICOM, or folders, as well: which of the two is meant is not known. Also if it holds images of other
-        kinds, which would be left out.
+        If it also holds DICOM files or folders, since which are meant is not known, or images of other formats, which
+        would be left out.
     """
     listed = visible_files(folder)
     images = [path for path in listed if path.suffix.lower() in IMAGE_ENDINGS]
@@ -149,7 +149,7 @@ def _ending(path: Path) -> str:
 def _dicom_series(folder: Path, *, all_needed: bool) -> list[DicomSlices]:
     nothing = f"{folder}: holds neither .jpg or .png images, in the folder itself, nor an axial DICOM CT series"
     try:
-        scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # all are meant, not a study's preferred one
+        scan = scan_cohort(folder, config=ScanConfig(select=("all",)))  # every series, not only a study's preferred one
     except ConfigError as error:
         raise ConfigError(f"{nothing} ({error})") from error
     for record in scan.series:

@@ -1,4 +1,4 @@
-"""Solid foci painted into the lungs of labelled slices: evenly dense consolidation, of which these hold hardly any."""
+"""Solid foci painted into the lungs of labelled slices: evenly dense consolidation, which they hardly contain."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -12,29 +12,29 @@ from cohortseg.labels import CONSOLIDATION
 _STREAM: Final = 1
 """Added to a slice's seed, so that painting changes nothing else that is drawn for it."""
 _WAVES: Final = (2, 3, 4, 5)
-"""An outline goes in and out as often as this on its way around."""
+"""Numbers of waves around an outline."""
 _STRETCH: Final = 0.35
 _AERATED: Final = 0.45
-"""Of canonical intensity, -675 HU: what is darker may be the middle."""
+"""Canonical intensity (-675 HU) below which a pixel may be the centre of a focus."""
 _LUNG: Final = 0.7
-"""-300 HU: what is darker counts as lung, and with it vessels of fewer pixels than `_VESSEL`."""
+"""Canonical intensity (-300 HU) below which a pixel is lung, as are vessels narrower than `_VESSEL` pixels."""
 _VESSEL: Final = 5
 _VALUE: Final = (0.865, 0.955)
-"""Of canonical intensity, -50 to 80 HU."""
+"""Canonical intensity of a focus, -50 to 80 HU."""
 _MOST: Final = 3
-"""Foci in a slice."""
+"""Most foci in a slice."""
 _RADIUS: Final = (0.018, 0.05)
-"""Of the slice's width, about 320 mm: 6 to 16 mm. Larger ones cannot be told from the dome of the diaphragm."""
+"""Radius over the slice's width (about 320 mm): 6 to 16 mm. Larger foci look like the dome of the diaphragm."""
 _EDGE: Final = (0.4, 1.2)
-"""How soft it is, pixels."""
+"""Softness of the edge, pixels."""
 _WAVE: Final = 0.18
-"""How far the outline goes in and out, of the radius."""
+"""Scale of the depth of the waves, as a fraction of the radius."""
 
 
 def with_foci(
     images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[tuple[int, ...]], share: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return slices with solid foci painted into the lungs of some, and the labels that go with them.
+    """Return slices with solid foci painted into the lungs of some, and the labels to match.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def with_foci(
     labels
         (B, H, W) uint8.
     seeds
-        One a slice; the same seed changes a slice in the same way, whatever else is in the batch.
+        One per slice; the same seed changes a slice in the same way, whatever else is in the batch.
     share
-        Which part of the slices gets foci, 1 to 3 each.
+        Fraction of the slices that get foci, 1 to 3 each.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def with_foci(
 
 
 def _drawn(draw: np.random.Generator) -> list[float]:
-    """Return rank of the middle, radius, edge, value, stretch, turn, and depth and phase of each wave."""
+    """Draw a focus: rank of its centre, radius, edge, value, stretch, turn, and depth and phase of each wave."""
     waves = [value for _ in _WAVES for value in (_WAVE * draw.standard_normal(), draw.uniform(0, 2 * np.pi))]
     return [
         draw.random(),
@@ -82,7 +82,7 @@ def _drawn(draw: np.random.Generator) -> list[float]:
 
 
 def _shapes(images: torch.Tensor, foci: Sequence[tuple[int, list[float]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (B, 1, H, W) in [0, 1], which part of a pixel is painted, and the value to paint there, of that shape."""
+    """Return how far to paint each pixel, (B, 1, H, W) in [0, 1], and the value to paint there, of the same shape."""
     size, device = images.shape[-1], images.device
     slices = torch.tensor([index for index, _ in foci], device=device)
     rank, radius, edge, value, stretch, turn, *waves = torch.tensor(
@@ -108,9 +108,9 @@ def _shapes(images: torch.Tensor, foci: Sequence[tuple[int, list[float]]]) -> tu
 def _middles(
     images: torch.Tensor, slices: torch.Tensor, rank: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return rows and columns, (N, 1, 1), of the aerated pixel at a rank in [0, 1) of its slice, and 1; 0 without any.
+    """Return row and column of the aerated pixel at a rank in [0, 1) of its slice, and whether it has any.
 
-    ``slices`` is (N), ``rank`` (N, 1). Nothing is waited for on a GPU.
+    ``slices`` is (N,), ``rank`` (N, 1), each result (N, 1, 1). Nothing waits for a GPU.
     """
     counts = (images[:, 0] < _AERATED).flatten(1).cumsum(1)[slices]
     total = counts[:, -1:]

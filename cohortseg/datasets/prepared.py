@@ -43,9 +43,9 @@ class PreparedData:
     labeled_images: tuple[str, ...]
     """SHA-256 of the labelled image files, sorted."""
     unlabeled_images: tuple[str, ...]
-    """Of the others."""
+    """The same for the unlabelled ones."""
     terms: str
-    """On what terms they, and so a model trained on them, may be used."""
+    """Terms of use of the slices, and so of a model trained on them."""
 
 
 def prepare(
@@ -61,7 +61,7 @@ def prepare(
     Raises
     ------
     DataError
-        If a labelled source or an unlabelled image cannot be used, with the name of its file, or no slice is left.
+        If a labelled source or an unlabelled image cannot be used (the message names its file), or no slice is left.
         An unlabelled DICOM series that cannot be used is left out and logged: a tree of them is never clean.
     StoreError
         If the file cannot be written.
@@ -109,10 +109,10 @@ def write_prepared(path: Path, data: PreparedData) -> None:
     images = {name: json.dumps(getattr(data, name)) for name in _IMAGES}
     tensors = {name: getattr(data, name) for name in _TENSORS}
     images["sha256"] = _digest(tensors)
-    with replacing_by_name(path) as file:  # as bytes they would be in memory once more
+    with replacing_by_name(path) as file:  # as bytes they would be in memory a second time
         try:
             save_file(tensors, file, images | {"terms": data.terms})
-        except SafetensorError as error:  # of a full disk, too
+        except SafetensorError as error:  # also on a full disk
             raise StoreError(f"{path}: cannot be written: {error}") from error
 
 
@@ -146,7 +146,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
-    """Say how many labelled slices hold each lesion class; refuse labels without any lesion, or any background."""
+    """Log how many labelled slices hold each lesion class; refuse labels without any lesion, or without background."""
     counts = {label.title: sum(bool((item == label.value).any()) for item in labels) for label in LESIONS}
     if labels and not any(counts.values()):
         raise DataError(
@@ -171,7 +171,7 @@ def _read(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[Can
 
 
 def _read_if_usable(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:
-    """Do the same, but leave a DICOM series out that cannot be used."""
+    """Read a source as `_read` does, but leave out a DICOM series that cannot be used."""
     try:
         return _read(source, config)
     except CohortSegError as error:

@@ -33,7 +33,7 @@ from cohortseg.preprocess import (
 )
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
-"""Of 8-bit images."""
+"""Endings of 8-bit images."""
 
 _log = logging.getLogger(__name__)
 _IMAGE_SPACING_MM = (None, 0.75, 0.75)
@@ -41,13 +41,13 @@ _IMAGE_SPACING_MM = (None, 0.75, 0.75)
 _MAX_PIXELS = 4096 * 4096
 _MIN_SIDE = 8
 _CHROMA = 40
-"""Channels that lie farther apart are a colour: JPEG makes gray a little coloured."""
+"""Channels that differ by more are a colour; JPEG makes gray slightly coloured."""
 _COLOURED = 0.005
-"""Part of an image's pixels."""
+"""Most coloured pixels that a gray image may have, as a fraction."""
 _OLD_CODES = {38: 1, 75: 2}
 """Label codes of older archives of COVID-SemiSeg."""
 _CODE_CHANNEL = 128
-"""Of dark red and dark green, whose gray values they are."""
+"""Channel value of the dark red and dark green whose gray values these codes are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class ImageSlice:
     image_path: Path
     mask_path: Path | None = None
     orientation: Orientation = UPRIGHT
-    """How the image lies."""
+    """Orientation of the stored image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +98,19 @@ class CanonicalSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSlice:
-    """A slice on its own grid, and the network input that is made of it."""
+    """A slice on its own grid, and the network input made from it."""
 
     name: str
-    """Of an image, its file's without the ending; of a slice of a series, the series key and the place in its order."""
+    """For an image, its file name without the ending; for a slice of a series, the series key and the slice's index."""
     upright_hu: NDArray[np.int16]
     """(Y, X) HU, upright."""
     stored_labels: NDArray[np.uint8] | None
-    """(H, W) label map, as the slice is stored and not upright: 0, 1, 2; None without one."""
+    """(H, W) label map as stored, not set upright: 0, 1, 2; None without one."""
     lungs: NDArray[np.bool_] | None
     """(Y, X) lungs, upright; None for 8-bit images, which may be cropped so that lungs cannot be told from air."""
     orientation: Orientation
     canonical: CanonicalSlice | None
-    """None: a slice of a series without lung in view."""
+    """None for a slice of a series without lung in view."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -133,7 +133,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 @contextmanager
 def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
-    """Open an image file; what is wrong with it, in the block too, is told as the fault of this file."""
+    """Open an image file; errors in reading it, in the block too, become a `DataError` that names it."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > _MAX_PIXELS:
@@ -144,20 +144,21 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
 
 
 def _has_deep_pixels(image: Image.Image) -> bool:
-    """Tell whether gray values have more than 8 bits; Pillow cuts what is above 255 off when it converts them."""
+    """Return whether gray values have more than 8 bits; Pillow clips them at 255 when it converts them."""
     return image.mode.startswith(("I", "F"))
 
 
 def _loses_bits(image: Image.Image) -> bool:
-    """Tell whether Pillow opens an image of 16 bits a channel with 8: it drops the lower ones of several channels."""
+    """Return whether Pillow has read 16 bits per channel as 8: with several channels it drops the lower bits."""
     return not _has_deep_pixels(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
     """Return a label map as (H, W) uint8 with values 0, 1, 2; the older codes 38 and 75 become 1 and 2.
 
-    Colours, of a palette too, are read where they are gray, or the dark red and green (128, 0, 0) and (0, 128, 0) whose
-    gray values those codes are. What other colours, the order of a palette or transparency mean is not guessed.
+    Colour images, also with a palette, are read if every pixel is gray, or the dark red (128, 0, 0) or dark green
+    (0, 128, 0) whose gray values those codes are. The meaning of other colours, of the order of a palette or of
+    transparency is not guessed.
 
     Raises
     ------
@@ -191,7 +192,7 @@ def _gray_of_colours(image: Image.Image, path: Path) -> NDArray[np.uint8]:
 
 
 def read_slices(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> Iterator[SourceSlice]:
-    """Read an image file, or every slice of a DICOM series in order, with the network input that is made of it.
+    """Yield an image, or every slice of a DICOM series in order, with the network input made from it.
 
     Raises
     ------
@@ -240,7 +241,7 @@ def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], NDArray[np.uin
 def _canonical_of_image(
     source: ImageSlice, upright_hu: NDArray[np.float32], labels: NDArray[np.uint8] | None, config: CanonicalConfig
 ) -> CanonicalSlice:
-    """Return an image in canonical form; one without recognised lung is taken whole."""
+    """Return an image in canonical form; one without recognised lung is not cropped."""
     lungs = segment_lungs(whole_hu(upright_hu)[None], _IMAGE_SPACING_MM).mask > 0
     box = lung_boxes(lungs, config)[0]
     frame = CropBox(0, upright_hu.shape[0], 0, upright_hu.shape[1])
@@ -266,7 +267,7 @@ def _canonical_labels(
 
 def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[SourceSlice]:
     volume = read_volume(source.record, source.root)
-    sha256_of = cache(file_sha256)  # a multi-frame file is that of many slices
+    sha256_of = cache(file_sha256)  # a multi-frame file holds many slices
     orientation = orientation_from_affine(volume.affine)
     hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
     lungs = segment_lungs(hu, orientation.upright_spacing(volume.spacing_mm)).mask > 0

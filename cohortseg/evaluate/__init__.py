@@ -1,1 +1,1 @@
-"""The toolbox protocol and the clinical reading over a split, or over maps that others published."""
+"""The toolbox protocol and clinical measures, over a split or over published maps."""

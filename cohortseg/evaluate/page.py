@@ -1,4 +1,4 @@
-"""An evaluation for people to look at: the numbers, and every image beside its truth and its prediction."""
+"""The page of an evaluation: the numbers, and images beside their truth and their prediction."""
 
 import html
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ _MOST_IMAGES: Final = 200
 
 
 def evaluation_html(title: str, metrics: pl.DataFrame, images: pl.DataFrame, pictures: Path) -> str:
-    """Return the page; images stand in the order of their Dice, the worst 200 of them.
+    """Return the page, with the 200 images of the lowest Dice, the lowest first.
 
     Parameters
     ----------
@@ -77,6 +77,6 @@ def _figures(images: pl.DataFrame, pictures: Path) -> Iterator[str]:
 
 
 def _order(image: pl.DataFrame) -> tuple[bool, float]:
-    """Sort by mean Dice; an image without lesion in truth and prediction, which has none, comes last."""
+    """Return a sort key: the mean Dice; images without any lesion, true or predicted, have none and come last."""
     dice = image.filter(pl.col("class_name") != OPACITY)["dice"].drop_nulls().to_list()
     return not dice, sum(dice) / max(len(dice), 1)

@@ -32,7 +32,7 @@ from cohortseg.weights import LoadedModel, load_model
 _log: Final = logging.getLogger(__name__)
 
 COMMAND: Final = "evaluate"
-"""By which an evaluation's folder is known."""
+"""Command in ``run.json`` that marks an evaluation's folder."""
 _TABLES: Final = (IMAGES, METRICS)
 _BATCH: Final = 8
 
@@ -50,7 +50,7 @@ class Evaluation:
     model: str
     """Name of the model."""
     seen: tuple[str, ...]
-    """Images of the split that the model was trained on: numbers that count them are optimistic."""
+    """Images of the split that the model was trained on: numbers that include them are optimistic."""
 
 
 def evaluate_images(
@@ -70,9 +70,9 @@ def evaluate_images(
     sources
         The slices: `labeled_slices` of COVID-SemiSeg, or `labeled_folder`.
     data
-        Where they are from, for ``run.json``.
+        Where they come from, for ``run.json``.
     split
-        Which part of it, likewise.
+        Name of the split, also for ``run.json``.
     model_path
         A model file; None: the packaged model.
     output
@@ -125,9 +125,9 @@ def evaluate_images(
 def predicted_cases(
     sources: Sequence[ImageSlice | DicomSlices], model: LoadedModel, *, report: Report = silent
 ) -> Iterator[tuple[SourceSlice, Case]]:
-    """Yield each labelled slice, and its prediction on its own grid, a batch in memory at a time.
+    """Yield each labelled slice and its prediction on its own grid, with one batch in memory at a time.
 
-    Slices of a series are predicted as ``infer`` does: those without lung hold no lesion, nor do pixels outside it.
+    Slices of a series are predicted as by ``infer``: slices without lung, and pixels outside it, hold no lesion.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def _case(item: SourceSlice, canonical_prob: torch.Tensor | None, model: LoadedM
 
 
 def _written(pairs: Iterable[tuple[SourceSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:
-    """Pass slices on, writing each: the picture upright, as a radiologist reads it, the maps as the slice is stored."""
+    """Write each slice and yield its case: the picture upright, as a radiologist reads it, the maps as stored."""
     for item, case in pairs:
         if save_maps:
             write_maps(output, case.name, case.prob)
@@ -184,7 +184,7 @@ def _written(pairs: Iterable[tuple[SourceSlice, Case]], output: Path, *, save_ma
 
 @contextmanager
 def _held(folder: Path | None) -> Iterator[None]:
-    """Make the output folder and hold it; of one that is not empty, only an earlier evaluation is replaced."""
+    """Create and lock the output folder; if it is not empty, only an earlier evaluation is replaced."""
     if folder is None:
         yield
         return
@@ -199,7 +199,7 @@ def _held(folder: Path | None) -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier evaluation left."""
-    # At once, so that an evaluation that breaks off is known as one.
+    # First, so that the folder of an interrupted evaluation is known as one.
     write_run_json(folder, COMMAND, {}, finished=False)
     with store_errors(folder, "what an earlier evaluation left cannot be removed"):
         for name in (*(schema.file_name for schema in _TABLES), PAGE):

@@ -1,4 +1,4 @@
-"""Probability maps and their truth in, tables out: the same for our model and for maps that others published."""
+"""Probability maps and their truth in, tables out: the same for our model and for published maps."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -45,7 +45,7 @@ def score_images(cases: Iterable[Case]) -> pl.DataFrame:
     Raises
     ------
     DataError
-        If there is no image, a name comes twice, shapes differ, or a map or truth holds what it must not.
+        If there is no image, a name comes twice, shapes differ, or a map or truth holds invalid values.
     """
     rows: list[Row] = []
     names: set[str] = set()

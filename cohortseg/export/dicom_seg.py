@@ -30,27 +30,27 @@ _MAY_BE_EMPTY: Final = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
-"""Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where they are not known, and de-identified files lack some."""
+"""Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where not known; de-identified files lack some."""
 _IDENTITY_GROUPS: Final = frozenset({0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0038, 0x0040})
-"""Those of the attributes of patient and study (PS3.3 C.7.1, C.7.2), and of the frame of reference."""
+"""Tag groups of the attributes of patient and study (PS3.3 C.7.1, C.7.2), and of the frame of reference."""
 _DATES: Final[dict[str, Callable[[Any], Any]]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 _CHARACTER_SETS: Final = frozenset(str(term.value) for term in hd.SpecificCharacterSetValues)
 
 
 def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_key: str) -> bytes:
-    """Return the lesions of one series as a binary DICOM SEG file, one segment a class.
+    """Return the lesions of one series as a binary DICOM SEG file, one segment per class.
 
     Identity (patient, study, frame of reference) is that of the source. A class that the series does not have gets no
     segment, since viewers stumble over empty ones, and the others are numbered from 1 (PS3.3 C.8.20.2); frames without
     lesion are kept, since viewers expect them. The same masks on the same slices of the same patient always get the
-    same UIDs: sending them twice does not double them.
+    same UIDs, so that sending them twice does not duplicate them.
 
     Parameters
     ----------
     masks
-        Of a series with a lesion, and its geometry.
+        Masks and geometry of a series with a lesion.
     sources
-        Headers of the files that the masks were made from; what the first lacks is added to it, empty.
+        Headers of the files that the masks were made from; they are completed in place.
     series_key
         Names the series in errors.
 
@@ -64,7 +64,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     single = facts["spacing_zyx_mm"][0] is None
     for source in sources:
         if source.get("SOPClassUID") == CTImageStorage:
-            source.pop("NumberOfFrames", None)  # 1, or scan had refused it; highdicom goes by its being there
+            source.pop("NumberOfFrames", None)  # 1, or the scan would have refused it; highdicom goes by its presence
     if any("NumberOfFrames" in source for source in sources) and (len(sources) > 1 or single):
         raise DicomError(
             f"series {series_key}: a DICOM SEG can refer to one multi-frame file, and to all of its frames; "
@@ -83,7 +83,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         series_key,
         facts["model"]["sha256"],
         hashlib.sha256(masks.labels.tobytes()).hexdigest(),
-        # Where the masks lie, and what they lie on: an archive keeps what it has under a UID.
+        # Position of the masks, and their source slices: an archive keeps the object it already has under a UID.
         *(json.dumps(facts[name]) for name in ("affine_zyx_to_lps_mm", "spacing_zyx_mm", "sop_instance_uids")),
         facts["version"],
     ]
@@ -93,7 +93,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         _complete(sources)
         segmentation = Segmentation(
             source_images=sources,
-            # Of a single slice the extent along the normal is not known: what its source says stands.
+            # The extent of a single slice along the normal is not known: its source's own values are used.
             pixel_array=numbered if single else _on_own_grid(numbered, facts),
             segmentation_type=SegmentationTypeValues.BINARY,
             segment_descriptions=segments,
@@ -130,7 +130,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
 
 
 def identity_hash(source: Dataset) -> str:
-    """Return a hash of all in a header that may tell of patient and study: a segmentation takes much of it over."""
+    """Return a hash of all attributes that may identify patient and study, many of which a segmentation copies."""
     tags = [tag for tag in sorted(source.keys()) if tag.group in _IDENTITY_GROUPS]
     return hashlib.sha256(json.dumps([(tag, _text(source, tag)) for tag in tags]).encode()).hexdigest()
 
@@ -144,11 +144,12 @@ def _text(source: Dataset, tag: BaseTag) -> str | None:
 
 
 def _complete(sources: Sequence[Dataset]) -> None:
-    """Add what must stand in a file and may be empty, and mend what highdicom refuses and the masks do not depend on.
+    """Add required attributes that may be empty, and mend what highdicom refuses but the masks do not depend on.
 
-    Dates, times and thicknesses that are none become empty; rounding leaves one orientation (scan has seen that it is
-    one); what frames of a multi-frame file say each of the grid that they share (scan has seen that they do) is said of
-    all of them; text is written as UTF-8 where its character set has a name that the standard does not know.
+    Invalid dates, times and thicknesses become empty. All slices get the orientation of the first, from which they
+    differ by rounding only (the scan has checked this). What each frame of a multi-frame file states of their common
+    grid (the scan has checked that it is common) moves to the shared groups. Text is written as UTF-8 where the
+    standard does not know the name of its character set.
     """
     source = sources[0]
     if "PerFrameFunctionalGroupsSequence" in source:
@@ -173,7 +174,7 @@ def _complete(sources: Sequence[Dataset]) -> None:
 
 
 def _share_grid(source: Dataset) -> None:
-    """Move the functional groups of orientation and pixel spacing from the frames to those that all frames share."""
+    """Move the functional groups of orientation and pixel spacing from the frames to the shared ones."""
     shared, frames = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence
     for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
         if keyword not in shared:

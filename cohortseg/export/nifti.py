@@ -22,13 +22,13 @@ def nifti_bytes(array: NDArray[Any], masks: SeriesMasks) -> bytes:
     array : (Z, Y, X) uint8 or int16
         Labels, lungs or HU.
     masks
-        Of the series, for their geometry.
+        Masks of the series, for their geometry.
 
     Returns
     -------
     bytes
-        Of an image (X, Y, Z). Of a single slice, whose extent along the normal is not known, (X, Y) in its place in
-        space: a third axis would need an invented spacing, and give whoever reads it invented volumes.
+        The file of an image (X, Y, Z); for a single slice, whose extent along the normal is not known, (X, Y) at its
+        place in space: a third axis would need an invented spacing, from which readers would get invented volumes.
     """
     facts = masks.attributes["cohortseg"]
     affine = _LPS_TO_RAS @ np.asarray(facts["affine_zyx_to_lps_mm"]) @ _ZYX_TO_XYZ

@@ -1,4 +1,4 @@
-"""All measured series of a run, exported one by one; what an earlier export wrote of the same masks stays."""
+"""All measured series of a run, exported one by one; files that an earlier export wrote from the same masks stay."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ Fate = Literal["written", "up to date", "without lesion", "failed"]
 """What became of one series."""
 
 _MARKERS: Final = ".exported"
-"""Folder in the target: by series and format, of which masks it was made, and the sizes of the files."""
+"""Folder in the target: for each series and format, what its files were made from, and their sizes."""
 _SAME_PLACE_MM: Final = 1e-3
 
 
@@ -48,9 +48,9 @@ class ExportSummary:
     fates: Mapping[Fate, int]
     """Number of series by what became of them."""
     failures: Mapping[str, str]
-    """Why series were not exported, by series key; without the paths of files."""
+    """Why series were not exported, by series key; without file paths."""
     left_over: tuple[str, ...]
-    """Keys of series that ``out`` does not measure (any more), and of which the target holds files."""
+    """Keys of series that the target holds files of but ``out`` does not measure (any more)."""
 
     @property
     def complete(self) -> bool:
@@ -67,7 +67,7 @@ def export_masks(
     only: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> ExportSummary:
-    """Write the masks of measured series in another format, under names made of their keys.
+    """Write the masks of measured series in another format, in files named by series key.
 
     Parameters
     ----------
@@ -76,20 +76,20 @@ def export_masks(
     target
         Folder for the files; it is created. A hidden folder in it tells a later export what is up to date.
     form
-        ``dicom-seg``: one file a series. ``nifti``: labels and lungs, and the CT if the cohort is given. ``png``: a
-        folder a series, with a picture of each slice that holds lung.
+        ``dicom-seg``: one file per series. ``nifti``: labels and lungs, and the CT if the cohort is given. ``png``: one
+        folder per series, with a picture of each slice that holds lung.
     cohort
         The folder that was segmented; only ``nifti`` can do without.
     only
         Series, each by its SeriesInstanceUID or the beginning of its key; empty: every measured one.
     progress
-        Shows how far it is, in series.
+        Shows the progress, in series.
 
     Raises
     ------
     ConfigError
-        If ``out`` is no output folder, a series is not there or was not measured, the cohort is needed and missing or
-        another one, or ``target`` lies in it or in ``out``.
+        If ``out`` is no output folder, a given series is unknown or was not measured, the cohort is needed but missing
+        or is another one, or ``target`` lies inside it or inside ``out``.
     StoreError
         If tables cannot be read, or the target cannot be written or is being written by another export.
     """
@@ -114,7 +114,7 @@ def export_masks(
     if (
         cohort is not None
         and chosen
-        # of a folder without rights Path.exists raises
+        # Path.exists raises in a folder without rights
         and not any(os.path.exists(cohort / path) for path in manifest["files"].list.explode())  # noqa: PTH110
     ):
         raise ConfigError(
@@ -144,7 +144,7 @@ def export_masks(
 def _export_one(
     record: SeriesRecord, store: Path, target: Path, form: ExportFormat, cohort: Path | None
 ) -> tuple[Fate, str | None]:
-    """Write what is not up to date of one series; return what became of it, and, if it failed, why."""
+    """Export one series unless it is up to date; return what became of it and, if it failed, why."""
     paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
     marker = target / _MARKERS / f"{record.series_key}-{form}.json"
     try:
@@ -170,7 +170,7 @@ def _named(burden: pl.DataFrame, measured: Collection[str], only: Sequence[str])
     Raises
     ------
     ConfigError
-        If one that is asked for is not there, not the only one of that name, or was not measured.
+        If a name fits no series or several, or its series was not measured.
     """
     chosen = []
     for name in only:
@@ -187,7 +187,7 @@ def _named(burden: pl.DataFrame, measured: Collection[str], only: Sequence[str])
 
 
 def _paths(target: Path, series_key: str, form: ExportFormat, *, with_ct: bool) -> dict[str, Path]:
-    """Return where what is exported of a series lies, by what it is."""
+    """Return the paths of the exported files of a series, by what they hold."""
     if form == "nifti":
         names = ("labels", "lungs", "ct") if with_ct else ("labels", "lungs")
         return {name: target / f"{series_key}_{name}.nii.gz" for name in names}
@@ -195,7 +195,7 @@ def _paths(target: Path, series_key: str, form: ExportFormat, *, with_ct: bool) 
 
 
 def _made_of(record: SeriesRecord, masks_sha256: str, form: ExportFormat, cohort: Path | None) -> list[str]:
-    """Return what the outputs of a series depend on: masks, CT, version and, of a DICOM SEG, whose it says it is."""
+    """Return what the outputs of a series depend on: masks, CT, version and, for a DICOM SEG, the identity in it."""
     made_of = [masks_sha256, record.fingerprint, __version__]
     if form == "dicom-seg" and cohort is not None:
         made_of.append(identity_hash(read_first_header(record, cohort)))
@@ -203,7 +203,7 @@ def _made_of(record: SeriesRecord, masks_sha256: str, form: ExportFormat, cohort
 
 
 def _is_up_to_date(marker: Path, made_of: Sequence[str], paths: Mapping[str, Path]) -> bool:
-    """Return whether an earlier export made all of these outputs of the same, and they have kept their sizes."""
+    """Return whether an earlier export made all these outputs from the same inputs, and their sizes are unchanged."""
     sizes = _sizes(paths)
     try:
         before = parse_json(marker.read_bytes())
@@ -214,7 +214,7 @@ def _is_up_to_date(marker: Path, made_of: Sequence[str], paths: Mapping[str, Pat
 
 
 def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the sizes of the outputs that are there, of a folder those of its files by name."""
+    """Return the sizes of the existing outputs; for a folder, those of its files by name."""
     sizes: dict[str, Any] = {}
     for name, path in paths.items():
         if path.is_dir():
@@ -225,7 +225,7 @@ def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
-    """Return what is to be written of a series, by what it is."""
+    """Return the contents of the files to write for a series, by what they hold or, for ``png``, by file name."""
     if form == "nifti":
         return _nifti(record, masks, cohort)
     if cohort is None:
@@ -238,7 +238,7 @@ def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, coho
 
 
 def _nifti(record: SeriesRecord, masks: SeriesMasks, cohort: Path | None) -> dict[str, bytes]:
-    """Return the NIfTI files of a series by what they are; the CT only if the cohort is given."""
+    """Return the NIfTI files of a series, by what they hold; the CT only if the cohort is given."""
     arrays = {"labels": masks.labels, "lungs": masks.lungs}
     contents = {name: nifti_bytes(array, masks) for name, array in arrays.items()}
     if cohort is not None:
@@ -247,15 +247,15 @@ def _nifti(record: SeriesRecord, masks: SeriesMasks, cohort: Path | None) -> dic
 
 
 def _dicom_seg(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> dict[str, bytes]:
-    """Return the DICOM SEG of a series; none where there is no lesion."""
+    """Return the DICOM SEG of a series; nothing if it has no lesion."""
     if not masks.labels.any():
         return {}  # viewers stumble over empty segments
-    _source(record, masks, cohort)  # the headers alone do not tell where a stack lies
+    _source(record, masks, cohort)  # raises if the slices are others: headers alone do not tell where a stack lies
     return {"all": segmentation_bytes(masks, read_source_headers(record, cohort), record.series_key)}
 
 
 def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
-    """Return the CT that masks were made from.
+    """Return the CT that the masks were made from.
 
     Raises
     ------
@@ -274,7 +274,7 @@ def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
 
 
 def _write(paths: Mapping[str, Path], contents: Mapping[str, bytes], form: ExportFormat) -> None:
-    """Put what is exported of a series in its place; what an earlier export left there goes."""
+    """Write the exported files of a series, in place of those of an earlier export."""
     if form == "png":
         with replacing_folder(paths["all"]) as folder:
             for name, picture in contents.items():

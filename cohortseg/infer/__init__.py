@@ -1,1 +1,1 @@
-"""Segmentation of a cohort: one series in, masks and a row out; spread over this process or over Ray Data."""
+"""Segmentation of a cohort: one series in, masks and a row out; in this process or spread over Ray Data."""

@@ -1,7 +1,7 @@
-"""The log of attempts: each is noted before the dangerous work, so that what ends a process is known by its note.
+"""The log of attempts: each is noted before the dangerous work, so that a series that ends a process leaves a note.
 
-OUT/.state/attempts/<run>/<key> holds one line an attempt of a run at a series that has not ended. The folder goes with
-the run, however it ends; only one that was killed leaves it, and the next run gives it another name.
+OUT/.state/attempts/<run>/<key> holds one line per attempt of a run at a series, until the series has a result. The run
+removes its folder when it ends, by an error too; a killed run leaves it, and the next run renames it.
 """
 
 import os
@@ -19,10 +19,10 @@ _OVER: Final = "-over"
 
 @contextmanager
 def attempts_noted(out: Path, run_id: str) -> Iterator[None]:
-    """Let a run note its attempts within the block; once it ends, by an error too, none is held against a series.
+    """Let a run note its attempts within the block; when it ends, by an error too, its notes are removed.
 
-    Workers of a cluster may live on for a moment: what they would note afterwards finds no folder. On a disk that takes
-    no writes the notes stay: their series are then done alone in the next run, no more.
+    Workers of a cluster may live on for a moment: for later notes they find no folder. On a disk that takes no writes
+    the notes stay; the only effect is that the next run does their series alone.
 
     Raises
     ------
@@ -45,14 +45,14 @@ def attempts_noted(out: Path, run_id: str) -> Iterator[None]:
 
 
 def suspects(out: Path) -> frozenset[str]:
-    """Return the keys of all series with an attempt that did not end: their process died, or is still at it."""
+    """Return the keys of all series with an attempt that did not end: their process died, or is still at work."""
     return frozenset(path.name for folder in _run_folders(out) for path in _notes(folder))
 
 
 def count_attempts(out: Path, series_key: str, token: str, run_id: str) -> int:
-    """Return how many attempts at this very result began in this run and did not end.
+    """Return how many attempts at this result began in this run and did not end.
 
-    Those of earlier runs do not count: whoever ended the whole run may have meant the run and not the series.
+    Those of earlier runs do not count: they may have been killed for other reasons than the series.
     """
     with store_errors(out):
         try:
@@ -77,12 +77,12 @@ def begin_attempt(out: Path, series_key: str, token: str, run_id: str) -> None:
 
 
 def require_run(out: Path, run_id: str) -> None:
-    """Refuse to go on for a run that has ended, or after which another one has begun.
+    """Refuse to continue for a run that has ended, or after which another one has begun.
 
     Raises
     ------
     StoreError
-        If it has.
+        If it has ended.
     """
     with store_errors(out):
         goes_on = _folder(out, run_id).is_dir()
@@ -91,7 +91,7 @@ def require_run(out: Path, run_id: str) -> None:
 
 
 def end_attempts(out: Path, series_key: str) -> None:
-    """Forget the attempts of all runs at a series, which has a result now.
+    """Remove the notes of all runs about a series that has a result now.
 
     Raises
     ------

@@ -23,12 +23,12 @@ _LOCK: Final = "lock"
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Hold an output folder, created if need be, so that no second run writes into it.
+    """Lock an output folder, created if need be, so that no second run writes into it.
 
     Raises
     ------
     ConfigError
-        If it is not ours, and holds what a run would replace.
+        If it is no output folder, but holds files that a run would replace.
     StoreError
         If another run holds it, or it cannot be created.
     """
@@ -57,9 +57,9 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuse a folder that is no output folder and holds something of a name that a run replaces.
+    """Refuse a folder that is no output folder but holds files with names that a run replaces.
 
-    A table of ours may lie there alone: `scan` writes a manifest anywhere.
+    Our own tables are allowed: ``scan`` writes a manifest anywhere.
     """
     if (out / STATE / ATTEMPTS).is_dir() or read_run_json(out).get("command") == "infer":
         return

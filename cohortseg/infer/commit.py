@@ -1,9 +1,9 @@
-"""What makes a run safe to kill: of the files of a result the marker that says "done" is written last.
+"""Results written so that a run is safe to kill: the marker that says "done" is the last file of each.
 
 OUT/.state/ holds ``slices/<key>.arrow`` (a series' rows of the slices table) and ``rows/<key>.json`` (the marker: its
 burden row, and what it was made from). Beside them lie ``attempts`` (`infer.attempts`), ``anew`` while a run with
-``--no-resume`` has not ended, and ``unfinished`` (`store.layout`). A series without a valid marker is done again; done
-twice it is replaced, so nothing is lost or doubled, whoever died when.
+``--no-resume`` has not ended, and ``unfinished`` (`store.layout`). A series without a valid marker is done
+again, and a second result replaces the first, so nothing is lost or doubled, whichever process dies when.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.store.tables import DAMAGED, frame_of, odd_columns, table_from_rows
 
 _ANEW: Final = "anew"
-"""There while a run that began anew has not ended."""
+"""Present while a run that began anew has not ended."""
 _BATCH: Final = 128
 _MARKER_KEYS: Final = {"token", "final", "sizes", "burden"}
 _WRONG_ROW: Final = (SchemaError, LookupError, TypeError, ValueError)
-"""What a marker that was written by someone else raises when it becomes a row."""
+"""Errors raised when a marker that we did not write is turned into a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesResult:
-    """What segmentation leaves of one series."""
+    """The result of segmenting one series."""
 
     burden: Mapping[str, Any]
     """One row of the burden table."""
@@ -49,7 +49,7 @@ class SeriesResult:
     picture_png: bytes | None = None
     """The overlay, encoded."""
     final: bool = True
-    """False: the next run tries again, since the failure may have passed by then (file server away, memory full)."""
+    """False: the next run tries again, since the cause may be gone by then (file server away, memory full)."""
 
 
 def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any]) -> str:
@@ -59,14 +59,14 @@ def result_token(fingerprint: str, model_sha256: str, settings: Mapping[str, Any
 
 
 def check_rows(result: SeriesResult) -> None:
-    """Refuse rows that fit no table, before `commit` makes them permanent.
+    """Refuse rows that do not fit their table, before `commit` makes them permanent.
 
     Raises
     ------
     SchemaError
         If a value is not of its column's type.
     ValueError
-        If a number is not finite, or a column is null that every row fills.
+        If a number is not finite, or a column that every row fills is null.
     """
     for rows, schema in ((result.slices, SLICES), ([result.burden], BURDEN)):
         if odd := odd_columns(table_from_rows(rows, schema), schema):
@@ -74,7 +74,7 @@ def check_rows(result: SeriesResult) -> None:
 
 
 def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None:
-    """Make a result permanent: old marker away, masks and picture in place, new marker last.
+    """Make a result permanent: remove the old marker, write masks and picture, and the new marker last.
 
     Raises
     ------
@@ -105,9 +105,9 @@ def commit(out: Path, series_key: str, token: str, result: SeriesResult) -> None
 
 
 def is_done(out: Path, series_key: str, token: str, *, with_picture: bool = False) -> bool:
-    """Return whether a final marker of this very result exists, and all its files with the sizes that they had.
+    """Return whether this result has a final marker, and all its files with the sizes they were written with.
 
-    ``with_picture``: of a measured series its picture, too, which a run that draws none does not make.
+    ``with_picture``: a measured series must have its picture too, which a run without overlays does not make.
     """
     document = _read_marker(out, series_key)
     if document is None or document.get("token") != token or not document["final"]:
@@ -143,12 +143,12 @@ def read_committed(out: Path, tokens: Mapping[str, str]) -> pl.DataFrame:
     out
         Output folder.
     tokens
-        Of each key, that of the result: a worker that outlives its run may have put another in its place.
+        Token of the expected result by key: a worker that outlives its run may have written another one.
 
     Raises
     ------
     StoreError
-        If a series has no marker, that of another result, or one that holds no burden row.
+        If a series has no marker, one of another result, or one without a burden row.
     """
     tables = [table_from_rows([], BURDEN)]
     # In batches, so that the rows of a large cohort are never all held as Python objects.
@@ -169,7 +169,7 @@ def _rows(out: Path, series_keys: Sequence[str], tokens: Mapping[str, str]) -> p
 
 
 def _checked_row(out: Path, series_key: str, tokens: Mapping[str, str]) -> pl.DataFrame:
-    """Return the burden table of one series; where it is damaged the series is no longer done."""
+    """Return the burden table of one series; if it is damaged, remove its marker."""
     try:
         return _rows(out, [series_key], tokens)
     except _WRONG_ROW as error:
@@ -189,7 +189,7 @@ def committed_slices(out: Path, series_keys: Sequence[str]) -> Iterator[pl.DataF
 
 
 def _read_slices(out: Path, series_key: str) -> pl.DataFrame:
-    """Return the slices table of one series; where it is damaged the series is no longer done."""
+    """Return the slices table of one series; if it is damaged, remove its marker."""
     path = _slices(out, series_key)
     try:
         with pa.ipc.open_file(pa.BufferReader(path.read_bytes())) as reader:
@@ -202,7 +202,7 @@ def _read_slices(out: Path, series_key: str) -> pl.DataFrame:
 
 
 def _undone(out: Path, series_key: str, path: Path, what: str) -> StoreError:
-    """Take back the marker of a series with a damaged file, and return what is to be said of it."""
+    """Remove the marker of a series with a damaged file, and return the error to raise."""
     with store_errors(out):
         _marker(out, series_key).unlink(missing_ok=True)
     advice = f"run the same command again, which does series {series_key} anew"
@@ -235,9 +235,9 @@ def forget_failed(out: Path) -> None:
 
 
 def begin_anew(out: Path) -> None:
-    """Remove all results and attempts, so that every series is done again and no other is left.
+    """Remove all results and attempts, so that every series is done again and no other result is left.
 
-    A run that began so and was broken off is gone on with: until `end_anew`, nothing is removed again.
+    If such a run is interrupted, the next one continues it: until `end_anew`, nothing is removed again.
 
     Raises
     ------
@@ -274,7 +274,7 @@ def end_anew(out: Path) -> None:
 
 
 def sweep(out: Path) -> None:
-    """Remove what killed runs left under temporary names; beside our tables a user may keep files of any name."""
+    """Remove temporary files that killed runs left; in ``out`` itself only of our files: a user may keep others."""
     for folder in (out / STATE, *(out / STATE / name for name in STATE_FOLDERS), out / PICTURES):
         sweep_temporaries(folder)
     for name in ("*.parquet", RUN_JSON, REPORT):
@@ -294,7 +294,7 @@ def _marker(out: Path, series_key: str) -> Path:
 
 
 def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
-    """Return a marker; None if there is none, or it is not ours (cut off by a power failure): then it never was."""
+    """Return a marker; None if there is none, or it is invalid (for example cut off by a power failure)."""
     with store_errors(out):
         try:
             document = parse_json(_marker(out, series_key).read_bytes())
@@ -312,12 +312,12 @@ def _required_marker(out: Path, series_key: str) -> dict[str, Any]:
 
 
 def _burden_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a burden row with its date as a date again: JSON has none.
+    """Return a burden row with its date as a date: JSON holds it as text.
 
     Raises
     ------
     ValueError
-        If it has not all columns.
+        If its columns are not those of the table.
     """
     if row.keys() != BURDEN.polars_schema.keys():
         raise ValueError("it is not a burden row")

@@ -1,4 +1,4 @@
-"""What a run is, and one series of it, from its files to its marker. A bad series is a row with a reason."""
+"""The job of a run, and the work on one series, from its files to its marker; a bad series is a row with a reason."""
 
 import os
 import time
@@ -26,7 +26,7 @@ from cohortseg.weights import LoadedModel
 _RESULT_SETTINGS: Final = sorted(
     {item.name for item in fields(InferConfig)} - {item.name for item in fields(ScanConfig)} - EXECUTION_SETTINGS
 )
-"""Settings that say what comes out of a series; what `ScanConfig` says of it is in its record."""
+"""Settings that the result of a series depends on; the effects of `ScanConfig` are in its record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class Job:
     run_id: str = field(default_factory=lambda: uuid4().hex)
     """Tells the attempts of this run from those of earlier ones."""
     package_sha256: str = PACKAGE_SHA256
-    """Of the cohortseg that the run was started with."""
+    """Hash of the cohortseg sources that the run was started with."""
 
     def is_done(self, record: SeriesRecord) -> bool:
-        """Return whether the output folder holds all that this run would make of a series."""
+        """Return whether the output folder holds all that this run would make for a series."""
         return is_done(self.out, record.series_key, self.token(record), with_picture=self.config.overlays)
 
     def token(self, record: SeriesRecord) -> str:
@@ -56,8 +56,8 @@ class Job:
             "schema": [[schema.version, *schema.polars_schema] for schema in (BURDEN, SLICES)],
             "lungs": LUNG_METHOD,
             "measures": MEASURES,
-            # Copies and other volumes of the series are files that the fingerprint does not cover, and headers can be
-            # changed in place, with the file's size and time kept.
+            # The fingerprint does not cover copies and other volumes of the series, and headers can be changed in
+            # place, with the file's size and time kept.
             "n_duplicates": record.n_duplicates,
             "record": record_columns(record),
         }
@@ -69,19 +69,19 @@ class Job:
 
 
 def pending_series(job: Job, records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
-    """Return the series without a valid result; those that were at work when a process died come last."""
+    """Return the series without a valid result; those being worked on when a process died come last."""
     last = suspects(job.out)
     waiting = [record for record in records if not job.is_done(record)]
     return sorted(waiting, key=lambda record: record.series_key in last)
 
 
 def attempts_of(job: Job, record: SeriesRecord) -> int:
-    """Return how many attempts at a series this run began that did not end."""
+    """Return how many attempts at a series this run began and did not end."""
     return count_attempts(job.out, record.series_key, job.token(record), job.run_id)
 
 
 def give_up(job: Job, model_sha256: str, record: SeriesRecord) -> bool:
-    """Commit a failed row for a series that ended its process too often; return whether it is one."""
+    """Commit a failed row if a series has ended its process too often; return whether it has."""
     attempts = attempts_of(job, record)
     if attempts < job.config.max_attempts:
         return False
@@ -100,7 +100,7 @@ class Done(NamedTuple):
     note: str = ""
     """For the log: why it was not measured. It names no patient and no file."""
     frames: str = ""
-    """Of an unexpected error: where in the code it arose."""
+    """The stack's frames of an unexpected error."""
 
 
 def segment_and_commit(job: Job, model: LoadedModel, record: SeriesRecord, between_steps: Callable[[], None]) -> Done:
@@ -113,7 +113,7 @@ def segment_and_commit(job: Job, model: LoadedModel, record: SeriesRecord, betwe
     StoreError
         If the result cannot be written, the cohort has gone, or the run has ended meanwhile.
     CancelledError
-        Of ``between_steps``.
+        If ``between_steps`` raises it.
     """
     begin_attempt(job.out, record.series_key, job.token(record), job.run_id)
     start = time.perf_counter()
@@ -128,9 +128,9 @@ def segment_and_commit(job: Job, model: LoadedModel, record: SeriesRecord, betwe
 def _result(
     job: Job, model: LoadedModel, record: SeriesRecord, between_steps: Callable[[], None]
 ) -> tuple[SeriesResult, str]:
-    """Segment a series, whatever happens: the boundary behind which a bad series is a row with a reason.
+    """Segment a series, whatever happens: this boundary turns a bad series into a row with a reason.
 
-    Of an unexpected error the stack's frames are returned as well.
+    The stack's frames of an unexpected error are returned as well.
     """
     final, flags, frames = True, record.qc_flags, ""
     try:
@@ -142,11 +142,11 @@ def _result(
         status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
     except CohortSegError as error:
         status, reason, final = "failed", str(error), not _may_pass(error.__cause__)
-        if not final and not os.path.isdir(job.root):  # noqa: PTH112 - of a lost mount Path.is_dir raises
+        if not final and not os.path.isdir(job.root):  # noqa: PTH112 - Path.is_dir raises on a lost mount
             raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
     except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
         status, (reason, frames) = "failed", unexpected(error)
-        # PyTorch says with a RuntimeError that memory is short.
+        # PyTorch reports a lack of memory as a RuntimeError.
         final = not isinstance(error, (OSError, MemoryError, RuntimeError))
     else:
         return result, frames
@@ -155,7 +155,7 @@ def _result(
 
 
 def _may_pass(cause: BaseException | None) -> bool:
-    """Tell what a later run may not meet: a missing file, or too little memory. A damaged file will not heal."""
+    """Return whether a later run may not meet this: a missing file, or too little memory, but not a damaged file."""
     if isinstance(cause, OSError):
-        return cause.errno is not None  # pydicom's own have none
+        return cause.errno is not None  # those of pydicom have none
     return isinstance(cause, MemoryError)

@@ -40,17 +40,17 @@ _log: Final = logging.getLogger(__name__)
 _MOST_A_BLOCK: Final = 16
 """Series that an actor takes at once."""
 _BLOCKS_A_WORKER: Final = 8
-"""So many blocks at least for each worker, so that all end at about the same time."""
+"""Least number of blocks per worker, so that all workers end at about the same time."""
 _WORKER_CPUS: Final = 1.0
-"""What is not the network runs on one core, and takes longer than the network on a GPU."""
+"""CPUs per worker: all but the network runs on one core, and takes longer than the network on a GPU."""
 _WORKERS_A_GPU: Final = 4
 """Workers that share a GPU unless more are asked for: each keeps a model and a batch on it."""
 _LONGEST_WAIT_S: Final = 1800.0
-"""For the next series to end: time to bring back a lost node, and far more than a series takes."""
+"""Longest wait for the next series to end: time to bring back a lost node, and far more than a series takes."""
 _WATCH_EVERY_S: Final = 5.0
 _SLOW_START_S: Final = 60.0
 _ERRORS: Final = {f"{kind.__module__}.{kind.__name__}": kind for kind in (ConfigError, ModelError, StoreError)}
-"""What an actor that cannot begin may raise, of which Ray keeps the text alone, by its name there."""
+"""Errors of an actor that cannot start, by the name that stands in the text, which is all that Ray keeps of them."""
 
 
 def check_workers(config: InferConfig, address: str | None = None) -> None:
@@ -81,9 +81,9 @@ def run_series(
     pending
         From `pending_series`.
     report
-        Told about each finished series.
+        Called for each finished series.
     address
-        Of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
+        Address of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def run_series(
     StoreError
         If results cannot be written, or the cohort has gone.
     WorkerError
-        If the cluster fails, or a process beside this one does.
+        If the cluster or a second process fails.
     """
     tally = _Tally(len(pending), report)
     with attempts_noted(job.out, job.run_id):
@@ -111,7 +111,7 @@ def run_series(
 
 
 class _Tally:
-    """Counts finished series and says so, with slices a second."""
+    """Counts finished series and reports them, with slices per second."""
 
     def __init__(self, total: int, report: Report) -> None:
         self._total, self._report = total, report
@@ -127,7 +127,7 @@ class _Tally:
         return len(self._seen)
 
     def add(self, done: Done) -> None:
-        """Count one series, once, however often it is delivered; what it has to say is logged here, in one process."""
+        """Count a series once, however often it is delivered, and log its note here, in one process."""
         if done.series_key in self._seen:
             return
         if done.note:
@@ -143,7 +143,7 @@ class _Tally:
 
 
 def choose_engine(config: InferConfig, num_pending: int, address: str | None) -> Literal["local", "ray"]:
-    """Decide how to run: Ray where asked for (by engine, workers or address) or where the cohort repays its start."""
+    """Return the engine: Ray if asked for (by engine, workers or address) or if the cohort repays its start."""
     if config.engine != "auto":
         return config.engine
     if (config.workers or 1) > 1 or cluster_address(address) is not None:
@@ -153,12 +153,12 @@ def choose_engine(config: InferConfig, num_pending: int, address: str | None) ->
 
 
 def worker_shares(config: InferConfig, resources: Resources) -> tuple[int, float]:
-    """Return workers, each of which has one core, and the part of a GPU that each has: an equal one where it fits."""
+    """Return the number of workers, each with one core, and the share of a GPU for each: an equal one where it fits."""
     gpus = 1 / _WORKERS_A_GPU if resources.num_gpus >= 1 else 0.0
     workers = config.workers or max(1, resources.fitting(_WORKER_CPUS, gpus))
     if gpus:
         equal = 1 / math.ceil(workers / int(resources.num_gpus))
-        # Some node may have too few cores to make use of a larger part.
+        # With larger shares fewer workers may fit: some node may have too few cores to use its GPUs up.
         if resources.fitting(_WORKER_CPUS, equal) >= workers or resources.fitting(_WORKER_CPUS, gpus) < workers:
             gpus = equal
     WorkerRequest(num_workers=workers, cpus_per_worker=_WORKER_CPUS, gpus_per_worker=gpus).check(resources)
@@ -179,7 +179,7 @@ class _Worker:
         apart = suspects(self._job.out)
         calm: list[SeriesRecord] = []
         waiting: list[SeriesRecord] = []
-        # Ray runs a block again when its actor died: what is done stays done, what kills every actor is given up.
+        # Ray runs a block again when its actor died: finished series stay done, one that kills every actor is given up.
         for record in records:
             if self._job.is_done(record) or give_up(self._job, self._model.sha256, record):
                 status = committed_status(self._job.out, record.series_key)
@@ -207,11 +207,11 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
-        # Every row of its own: Ray then tells of each series as it ends, and counts its wait from there.
+        # A block per row: Ray then delivers each series as it ends, and counts its wait from there.
         context.target_max_block_size = 1
         context.execution_no_progress_timeout_s = _LONGEST_WAIT_S
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.data")]:
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what it raises is told below, in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # its errors are reported below, in one line
         # Rows travel from this process to its own actors, in one version of the code: pickle is exact and safe here.
         # Packed, since a series may name a thousand files and a cohort hold many thousand series.
         rows = [{"record": zlib.compress(pickle.dumps(record))} for record in pending]
@@ -238,7 +238,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
         except ray.exceptions.RayError as error:
             raised = getattr(error, "cause", None)  # in an actor
             if isinstance(raised, CohortSegError):
-                raise type(raised)(str(raised).splitlines()[0]) from error  # below it, Ray's advice on its settings
+                raise type(raised)(str(raised).splitlines()[0]) from error  # the rest is Ray's advice on its settings
             last = _last_line(error)
             kind, _, said = last.partition(": ")
             if (ours := _ERRORS.get(kind)) is not None:
@@ -248,7 +248,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
 
 @contextmanager
 def room_watched(workers: int, gpus: float, has_begun: Callable[[], bool]) -> Iterator[None]:
-    """Say when nodes are lost or back, once Ray has seen it (10 to 15 seconds), and when no worker begins.
+    """Log when nodes are lost or back, once Ray has noticed (10 to 15 seconds), and when no worker begins.
 
     Ray itself waits in silence, for other jobs of the cluster too.
 
@@ -282,11 +282,11 @@ def room_watched(workers: int, gpus: float, has_begun: Callable[[], bool]) -> It
 
 
 def _room(workers: int, gpus: float) -> int:
-    """Return how many of the workers fit into what is alive now."""
+    """Return how many of the workers fit on the nodes alive now."""
     return min(workers, connected_resources().fitting(_WORKER_CPUS, gpus))
 
 
 def _last_line(error: BaseException) -> str:
-    """Return the end of what Ray says, where the cause stands."""
+    """Return the last line of an error of Ray, which names the cause."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -30,17 +30,17 @@ from cohortseg.weights import LoadedModel
 _FROM_RECORD: Final = tuple(
     column for column in BURDEN.polars_schema if column in {item.name for item in fields(SeriesRecord)} - {"reason"}
 )
-"""Columns that a burden row takes over from the manifest."""
+"""Columns that a burden row takes from the manifest."""
 
 
 MEASURES: Final = 5
-"""Raise it whenever the same files give other numbers or labels, so that every series is done anew; for a change of the
-lungs alone raise `LUNG_METHOD` instead."""
+"""Version of the measures. Raise it whenever the same files give other numbers or labels, so that every series is done
+again; for a change of the lungs alone, raise `LUNG_METHOD` instead."""
 _DIGITS: Final = 4
-"""Of means of the model's output, whose last digits are those of the order in which its threads add."""
+"""Decimals of means of the model's output; further ones depend on the order in which its threads add."""
 _FINDING_LUNGS: Final = threading.Lock()
-"""Lungs are found in one thread at a time: many short steps under Python's global lock, of which two threads get no
-more done than one. So series side by side fall out of step: one's lungs are found while the network is at another."""
+"""Lungs are found in one thread at a time: this takes many short steps under Python's global lock, in which two threads
+get no more done than one. Parallel series thus fall out of step: lungs are found in one while another is segmented."""
 
 
 def segment_series(
@@ -50,7 +50,7 @@ def segment_series(
     config: InferConfig,
     between_steps: Callable[[], None] = lambda: None,
 ) -> SeriesResult:
-    """Set a series upright, find its lungs, segment, measure and draw it; not evaluable without lungs.
+    """Set a series upright, find its lungs, segment, measure and draw it; without lungs it is not evaluable.
 
     ``between_steps`` is called before each longer step; what it raises ends the work.
 
@@ -60,18 +60,18 @@ def segment_series(
         If the slices are not axial.
     """
     orientation = orientation_from_affine(volume.affine)
-    upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))  # no copy of what lies upright already
+    upright_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))  # no copy if it lies upright already
     upright_mm = orientation.upright_spacing(volume.spacing_mm)
     with _FINDING_LUNGS:
         between_steps()
         lungs = segment_lungs(upright_hu, upright_mm)
     row = series_row(record, model.sha256) | {"qc_flags": list(dict.fromkeys((*volume.qc_flags, *lungs.flags)))}
-    row["n_slices"] = len(volume.volume_hu)  # of a resampled series, not those of its files
+    row["n_slices"] = len(volume.volume_hu)  # of a resampled series not the number of its files
     if not lungs.mask.any():
         reason = "no lung was found in any slice"
         return SeriesResult(burden=row | {"status": "not_evaluable", "reason": reason, "n_lung_slices": 0})
     labels, doubt = segment_slices(upright_hu, lungs.mask, model, config, between_steps)
-    box = bounding_box(lungs.mask)  # what is measured lies in the lungs: a quarter of the volume, and of the memory
+    box = bounding_box(lungs.mask)  # only the lungs are measured: a quarter of the volume, and of the memory
     inside = lungs.mask[box]
     row["noise_hu"] = noise_hu = soft_tissue_noise(upright_hu[box[0]], upright_mm[1:])
     if noise_hu is not None and noise_hu >= NOISY_HU:
@@ -104,7 +104,7 @@ def segment_slices(
     config: InferConfig,
     between_steps: Callable[[], None] = lambda: None,
 ) -> tuple[NDArray[np.uint8], dict[str, float | None]]:
-    """Return the label map of an upright volume, and how far the model doubts it.
+    """Return the label map of an upright volume, and measures of the model's doubt.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def segment_slices(
         prob, confidence, flip_change = model.predict(images, flips=config.flips)
         classes = prob.shape[1]
         entropy = torch.special.entr(prob).sum(dim=1, keepdim=True) / math.log(classes)
-        # What tells of doubt rides along as further channels, so that it comes back through the same inverse.
+        # The maps of doubt are added as further channels, so that the same inverse restores them.
         channels = [prob, confidence, entropy] + ([] if flip_change is None else [flip_change])
         for z, maps in zip(batch, torch.cat(channels, dim=1), strict=True):
             box = np.s_[batch[z].y0 : batch[z].y1, batch[z].x0 : batch[z].x1]  # all lung of the slice lies in it
@@ -149,12 +149,12 @@ def segment_slices(
 
 @dataclass
 class _DoubtSums:
-    """Sums over the slices of a series, from which the columns about the model's doubt are made."""
+    """Sums over the slices of a series, for the columns about the model's doubt."""
 
     num_lung: int = 0
     num_lesion: int = 0
     num_either: int = 0
-    """Lesion in the slice or in its mirror image: where both agree, their mean is lesion too."""
+    """Pixels that are lesion in the slice or in its mirror image; where both agree, their mean is lesion too."""
     num_changed: int = 0
     confidence: float = 0.0
     entropy: float = 0.0
@@ -171,7 +171,7 @@ class _DoubtSums:
             self.num_either += int((lesion | changed).sum())
 
     def columns(self) -> dict[str, float | None]:
-        """Return the columns; without pixels to measure over they are None."""
+        """Return the columns; None where there are no pixels to measure over."""
         return {
             "confidence": round(self.confidence / self.num_lesion, _DIGITS) if self.num_lesion else None,
             "lung_entropy": round(self.entropy / self.num_lung, _DIGITS) if self.num_lung else None,
@@ -187,7 +187,7 @@ def series_row(record: SeriesRecord, model_sha256: str) -> dict[str, Any]:
 
 
 def record_columns(record: SeriesRecord) -> dict[str, Any]:
-    """Return what a burden row takes over from the manifest: identity, geometry and findings of the headers."""
+    """Return what a burden row takes from the manifest: identity, geometry and findings of the headers."""
     return {name: getattr(record, name) for name in _FROM_RECORD}
 
 

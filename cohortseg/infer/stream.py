@@ -1,4 +1,4 @@
-"""Many series in one process, side by side in a few threads; those that killed a process apart, in one of their own."""
+"""Many series in one process, in parallel in a few threads; those that killed a process alone, in a second process."""
 
 import multiprocessing
 import threading
@@ -19,18 +19,18 @@ from cohortseg.processors import process_pool, uninterrupted
 from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
-"""Series side by side, at most: each holds a volume in memory."""
+"""Most series in parallel: each holds a volume in memory."""
 _WAKE_EVERY_S: Final = 0.2
-"""For Ctrl-C: where another thread of the process took the signal, Python acts on it once the main thread wakes."""
+"""For Ctrl-C: if another thread of the process took the signal, Python acts on it once the main thread wakes."""
 
 
 def segment_many(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
-    """Segment and commit series, several side by side; they are yielded as they end.
+    """Segment and commit series, several in parallel, and yield each as it ends.
 
-    Each has a thread of its own with an equal share of PyTorch's threads (also of those that the last series leave):
-    what is not the network runs on one core, and would leave the others idle. As many volumes are in memory as there
-    are such threads. The network adds in another order with another number of threads: probabilities move by a few
-    thousandths at most, so that a pixel between two classes may fall to the other one.
+    Each has a thread of its own with an equal share of PyTorch's threads, larger when fewer are left: all but the
+    network runs on one core, and would leave the others idle. As many volumes are in memory as series are in parallel.
+    With another number of threads the network adds in another order: probabilities move by a few thousandths at most,
+    so that a pixel between two classes may change its class.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def segment_many(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) 
     begun: set[str] = set()
 
     def between_steps() -> None:
-        """Share the cores anew among the series that are left; end the work once the run is over."""
+        """Share the cores among the series being worked on; end the work once the run is over."""
         torch.set_num_threads(max(1, cores // len(begun)))
         if stopped.is_set():
             raise CancelledError
@@ -54,7 +54,7 @@ def segment_many(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) 
         begun.remove(record.series_key)
         return done
 
-    # One alone stays in this thread: glibc keeps the freed memory of every thread apart.
+    # A single series stays in this thread: glibc keeps the freed memory of every thread apart.
     if lanes > 1:
         yield from _side_by_side(segment, records, lanes, stopped)
     else:
@@ -64,7 +64,7 @@ def segment_many(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) 
 def _side_by_side(
     segment: Callable[[SeriesRecord], Done], records: Sequence[SeriesRecord], lanes: int, stopped: threading.Event
 ) -> Iterator[Done]:
-    """Segment series in so many threads."""
+    """Segment series in ``lanes`` threads."""
     cores = torch.get_num_threads()
     waiting = iter(records)
     running: set[Future[Done]] = set()
@@ -84,16 +84,17 @@ def _side_by_side(
 
 
 def segment_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -> Iterator[Done]:
-    """Do the same in this process, but what was at work when a process died is done alone, in a process of its own.
+    """Segment and commit series as `segment_many` does, but suspects of an earlier crash alone, in a second process.
 
-    So this process lives to see whether it was the series' fault, and gives the series up if it is.
+    Suspects are series that were being worked on when a process died. This process lives to see whether such a series
+    is at fault, and then gives it up.
 
     Raises
     ------
     StoreError
         If a result cannot be written, or the cohort has gone.
     WorkerError
-        If that process ends before it begins.
+        If the second process ends before it begins its series.
     """
     apart = suspects(job.out)
     yield from segment_many(job, model, [record for record in records if record.series_key not in apart])
@@ -117,7 +118,7 @@ def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
                         "a second process ended before it began its series (short of memory?); "
                         "make room and run the same command again"
                     ) from error
-            except KeyboardInterrupt:  # it comes to this process alone; the pool waits for its own
+            except KeyboardInterrupt:  # Ctrl-C reaches this process alone; the pool would wait for its own
                 for child in {*multiprocessing.active_children()} - {*others}:
                     child.terminate()
                 raise

@@ -1,4 +1,4 @@
-"""What several networks are built of: convolutions and normalisations."""
+"""Building blocks of several networks: convolutions and normalisations."""
 
 from collections.abc import Callable
 from typing import Self
@@ -8,7 +8,7 @@ from torch import nn
 from cohortseg.config import NORM_GROUPS
 
 Norm = Callable[[int], nn.Module]
-"""Channels to a normalisation layer."""
+"""Makes a normalisation layer for a number of channels."""
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -19,7 +19,7 @@ def norm(channels: int) -> nn.GroupNorm:
 class FrozenBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that keeps its ImageNet statistics in training too; only scale and offset learn.
 
-    They never change, so that workers agree.
+    The statistics never change, so that workers agree.
     """
 
     def __init__(self, channels: int, eps: float) -> None:
@@ -32,7 +32,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution that keeps H and W but for its stride; the normalisation that follows has the bias."""
+    """Return a convolution that keeps H and W up to its stride; the normalisation that follows has the bias."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
 
 

@@ -1,4 +1,4 @@
-"""Which device a network runs on, in which precision, and how its memory is used again."""
+"""Which device a network runs on, in which precision, and how its memory is reused."""
 
 import ctypes
 import platform
@@ -27,24 +27,24 @@ def batch_size_for(device: torch.device) -> int:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Tell whether bfloat16 arithmetic is done in hardware, so that it is faster than float32 and not slower."""
+    """Return whether bfloat16 arithmetic is done in hardware, and so is faster than float32, not slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name tells it
+    has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # it has no public name
     return has_avx512_bf16 is not None and bool(has_avx512_bf16())
 
 
 def limit_threads() -> None:
-    """Have PyTorch use no more threads than there are processors: it does not see the quota of a container."""
+    """Make PyTorch use no more threads than there are processors: it does not see the quota of a container."""
     torch.set_num_threads(min(torch.get_num_threads(), num_processors()))
 
 
 def reuse_memory() -> None:
-    """Have glibc keep the memory of freed tensors for the next ones, in this process.
+    """Make glibc keep the memory of freed tensors for the next ones, in this process.
 
-    By default it maps every block of more than 32 MiB anew, and the system zeroes and faults in its pages each time:
-    nearly half of a forward pass of 16 slices. Blocks of more than 128 MiB, whole volumes, still go back at once.
-    Nothing happens with another C library.
+    By default it maps every block of more than 32 MiB anew, and the system zeroes and faults in its pages each time,
+    which takes nearly half of a forward pass of 16 slices. Blocks of more than 128 MiB, whole volumes, still go back
+    at once. Nothing happens with another C library.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -15,7 +15,7 @@ class Discriminator(nn.Module):
     Parameters
     ----------
     channels
-        Of the first layer; the second has twice, the third and fourth four times as many.
+        Channels of the first layer; the second has twice, the third and fourth four times as many.
     """
 
     def __init__(self, channels: int) -> None:
@@ -32,7 +32,7 @@ class Discriminator(nn.Module):
         Parameters
         ----------
         prob
-            (B, classes, H, W) class probabilities, or ground truth as soft as they are (`losses.softened_truth`).
+            (B, classes, H, W) class probabilities, or ground truth made as soft as they are (`losses.softened_truth`).
 
         Returns
         -------

@@ -42,8 +42,8 @@ def _frozen_norm(channels: int) -> nn.Module:
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's padding, which is uneven for stride 2: the weights were trained with it.
 
-    In training on the CPU the depthwise ones are computed in float32 whatever autocast says: oneDNN's bfloat16
-    gradients of them take 4 to 10 times as long (46 ms against 11 ms for 8 x 1152 x 8 x 8), half of a whole step.
+    In training on the CPU, depthwise convolutions are computed in float32 whatever autocast says: their bfloat16
+    gradients in oneDNN take 4 to 10 times as long (46 ms against 11 ms for 8 x 1152 x 8 x 8), half of a whole step.
     """
 
     def __init__(

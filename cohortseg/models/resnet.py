@@ -1,4 +1,4 @@
-"""Residual encoder (He et al. 2016) for one-channel slices: from scratch, or as ImageNet left it."""
+"""Residual encoder (He et al. 2016) for one-channel slices: from scratch, or with ImageNet weights."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -82,7 +82,7 @@ class ResNetEncoder(nn.Module):
         ``resnet18``, ``resnet34`` or ``resnet50``.
     imagenet
         Whether it is to hold ImageNet weights: three input channels and frozen batch normalisation, as torchvision's;
-        otherwise one channel and group normalisation. The weights themselves come by `load_imagenet`.
+        otherwise one channel and group normalisation. `load_imagenet` loads the weights themselves.
     """
 
     def __init__(self, name: str, *, imagenet: bool) -> None:
@@ -139,6 +139,6 @@ class ResNetEncoder(nn.Module):
 
 
 def _as_on_imagenet(images: torch.Tensor) -> torch.Tensor:
-    """Return slices (B, 1, H, W) in [0, 1] as three equal channels, normalised as photographs were."""
+    """Return slices (B, 1, H, W) in [0, 1] as three equal channels, normalised like the photographs of ImageNet."""
     mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
     return (images - mean) / std

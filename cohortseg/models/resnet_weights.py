@@ -1,4 +1,4 @@
-"""Torchvision's published ImageNet weights of the ResNets: found, fetched, checked, and brought to our names."""
+"""Torchvision's published ImageNet weights of the ResNets: found, fetched, checked, and renamed to ours."""
 
 import pickle
 import re
@@ -29,18 +29,18 @@ _BOTTLENECK: Final = _SHORTCUT | {
     "conv3": "body.2",
     "bn3": "body.3",
 }
-"""What torchvision calls the parts of a block, and we."""
+"""Torchvision's names of the parts of a block, and ours."""
 
 
 def find_imagenet(encoder: str, path: Path | None = None) -> Path:
-    """Return the file of a ResNet's ImageNet weights, fetched if need be, and known to be whole.
+    """Return the file of a ResNet's ImageNet weights, fetched if need be, after checking its hash.
 
     Parameters
     ----------
     encoder
         ``resnet18``, ``resnet34`` or ``resnet50``.
     path
-        A file of one's own in torchvision's layout, named like theirs after its SHA-256; None: torchvision's, from
+        A user's file in torchvision's layout, named like theirs after its SHA-256; None: torchvision's, from
         torch's own cache (``$TORCH_HOME/hub/checkpoints``, where torchvision puts it too), else from pytorch.org.
 
     Raises

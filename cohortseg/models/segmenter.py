@@ -78,7 +78,7 @@ class Segmenter(nn.Module):
 
 
 def build_encoder(config: ModelConfig) -> EfficientNetLite0Encoder | ResNetEncoder:
-    """Return the encoder that the settings name, its weights random: ``load_imagenet`` is the caller's."""
+    """Return the encoder that the settings name, with random weights; calling ``load_imagenet`` is up to the caller."""
     if config.encoder == "efficientnet-lite0":
         return EfficientNetLite0Encoder()
     return ResNetEncoder(config.encoder, imagenet=config.imagenet)
@@ -90,9 +90,9 @@ class Decoder(nn.Module):
     Parameters
     ----------
     encoder_channels
-        Of the features at strides 2, 4, 8, 16, 32.
+        Channels of the features at strides 2, 4, 8, 16, 32.
     decoder_channels
-        At strides 16, 8, 4, 2.
+        Channels at strides 16, 8, 4, 2.
     """
 
     def __init__(self, encoder_channels: tuple[int, ...], decoder_channels: tuple[int, int, int, int]) -> None:

@@ -15,9 +15,9 @@ from cohortseg.losses import codebook_loss, commitment_loss
 from cohortseg.models.blocks import ConvNormReLU, norm
 
 ALIVE_SHARE: Final = 0.1
-"""A code is alive while its share of use is at least this part of an equal share."""
+"""A code is alive while its share of use is at least this fraction of an equal share."""
 _USAGE_DECAY: Final = 0.99
-"""Of the running use of each code, a batch."""
+"""Decay of the running use of each code, per batch."""
 
 
 class VectorQuantizer(nn.Module):
@@ -98,7 +98,7 @@ class VQBranch(nn.Module):
     bottom_channels, top_channels
         Channels of the encoder's features at strides 8 and 32.
     codebook_size, code_dim
-        Of the codebook that both levels share.
+        Number and length of the codes in the codebook that both levels share.
     """
 
     def __init__(self, bottom_channels: int, top_channels: int, codebook_size: int, code_dim: int) -> None:
@@ -125,7 +125,7 @@ class VQBranch(nn.Module):
         return torch.cat([top_values, bottom.values], dim=1), [top, bottom]
 
     def reconstruct(self, fused: torch.Tensor) -> torch.Tensor:
-        """Return D(e), the input again: (B, 1, H, W) in [0, 1].
+        """Return D(e), the reconstructed input: (B, 1, H, W) in [0, 1].
 
         Computed up to stride 2, like the logits, and up-sampled from there: codes at stride 8 hold nothing finer, and
         layers at full size would make the branch a quarter of a training step.
@@ -139,7 +139,7 @@ class VQBranch(nn.Module):
 
 @torch.no_grad()
 def revive_codes(quantizer: VectorQuantizer, latents: torch.Tensor, generator: torch.Generator, minimum: float) -> int:
-    """Replace codes that nothing uses any more by latent vectors of the present batch.
+    """Replace codes that are no longer used by latent vectors of the present batch.
 
     Without it most of a codebook trained by gradient alone dies early (van den Oord et al. 2017 discuss it; the paper
     does not say what it did).
@@ -177,7 +177,7 @@ def update_usage(quantizer: VectorQuantizer, counts: torch.Tensor) -> None:
 
 
 def codebook_use(usage: torch.Tensor) -> tuple[int, float]:
-    """Return how many codes are alive, and the perplexity of their use: 1 for one code, K for all alike.
+    """Return how many codes are alive, and the perplexity of their use: 1 for one code, K for equal use of all.
 
     Parameters
     ----------

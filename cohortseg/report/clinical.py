@@ -1,4 +1,4 @@
-"""What a user knows of the patients beside their scans: the day of the first symptoms."""
+"""Clinical data that a user has on the patients besides their scans: the day of the first symptoms."""
 
 import codecs
 import csv
@@ -27,36 +27,36 @@ _MOST_ROWS_NAMED: Final = 5
 
 
 def read_clinical(path: Path) -> tuple[pl.DataFrame, str]:
-    """Read a user's table of patients: text with columns ``patient_id`` and ``onset_date``; others are left out.
+    """Read a user's table of patients: text with columns ``patient_id`` and ``onset_date``; others are ignored.
 
     Parameters
     ----------
     path
-        Text in UTF-8 (UTF-16 with its mark, as Excel writes it) with a header, and commas, semicolons or tabs between
-        the columns. Dates have the year first; a time of midnight behind them is passed over. An empty date, or R's
-        ``NA``: not known. Rows with neither are passed over.
+        Text in UTF-8 (or UTF-16 with a byte order mark, as Excel writes it) with a header, and commas, semicolons or
+        tabs between the columns. Dates have the year first; a time of midnight after them is ignored. An empty date,
+        or R's ``NA``, means not known. Rows with neither patient nor date are ignored.
 
     Returns
     -------
     tuple
-        A data frame of schema ``CLINICAL``, a row a patient, and the SHA-256 of the file.
+        A data frame of schema ``CLINICAL``, one row per patient, and the SHA-256 of the file.
 
     Raises
     ------
     DataError
-        If it cannot be read, lacks a column, has a date that is none, or two for one patient. Patients
-        are named by their row, counted from 1 below the header.
+        If it cannot be read, lacks a column, or has an invalid date, or two dates for one patient. The message names
+        patients by their row, counted from 1 below the header.
     """
     try:
         content = path.read_bytes()  # once: it may be a pipe
         header, *rows = _rows(_text(content)) or [[]]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}; save it as text (Excel: CSV UTF-8)") from error
-    except csv.Error as error:  # none of its texts quotes what stands in the file
+    except csv.Error as error:  # none of its messages quotes the file
         raise DataError(f"{path}: cannot be read as a table: {error}") from error
     names = [name.casefold() for name in header]
     missing = [column.name for column in CLINICAL.columns if column.name not in names]
-    if missing:  # without the names of the others: a table without header has a patient there
+    if missing:  # does not quote the line: in a table without header it names a patient
         raise DataError(f"{path}: its first line must name the columns, and lacks {' and '.join(missing)}")
     if len(set(filter(None, names))) < sum(map(bool, names)):
         raise DataError(f"{path}: two columns have the same name")
@@ -81,13 +81,13 @@ def read_clinical(path: Path) -> tuple[pl.DataFrame, str]:
 
 
 def _text(content: bytes) -> str:
-    """Return the text of a file, by its mark in UTF-16, else in UTF-8."""
+    """Return the text of a file, in UTF-16 if it has that byte order mark, else in UTF-8."""
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if marked else "utf-8")
 
 
 def _rows(text: str) -> list[list[str]]:
-    """Return the rows of a table, cells stripped; the separator is what the header has most of, or Excel's ``sep=``."""
+    """Return the rows of a table, cells stripped; the separator is Excel's ``sep=``, or the header's most frequent."""
     text = text.lstrip("\ufeff\r\n")
     said = re.match(r'"?sep=([,;\t|])"?\r?\n', text, re.IGNORECASE)
     if said:
@@ -97,7 +97,7 @@ def _rows(text: str) -> list[list[str]]:
         separator = max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        return [[normalize("NFC", cell.strip()) for cell in row] for row in reader]  # as the scan has identifiers
+        return [[normalize("NFC", cell.strip()) for cell in row] for row in reader]  # as the scan does with identifiers
     except csv.Error as error:
         raise csv.Error(f"line {reader.line_num}: {error}") from error
 
@@ -132,7 +132,7 @@ def _refuse(path: Path, rows: Sequence[int] | pl.Series, what: str) -> None:
 
 
 def read_clinical_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str, pl.DataFrame]:
-    """Read what a clinical table says of the patients of a cohort, measured or not.
+    """Read the rows of a clinical table for the patients of a cohort, measured or not.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def read_clinical_of(out: Path, clinical: Path) -> tuple[pl.DataFrame, str, pl.D
 
 
 def warn_of_lost_onsets(out: Path, patients: pl.DataFrame, found: pl.DataFrame) -> None:
-    """Warn of patients whose onset the table kept so far knows, and the one that takes its place does not."""
+    """Warn of patients whose onset is in the table kept so far, but not in the one that takes its place."""
     try:
         before = saved_clinical(out)
     except SchemaError:  # damaged, or of another version: this table takes its place
@@ -175,7 +175,7 @@ def warn_of_lost_onsets(out: Path, patients: pl.DataFrame, found: pl.DataFrame) 
 
 
 def save_clinical(out: Path, clinical: pl.DataFrame, source_sha256: str) -> None:
-    """Keep a table of `read_clinical` in an output folder: later runs of ``infer`` and ``report`` go by it.
+    """Keep a table of `read_clinical` in an output folder, for later runs of ``infer`` and ``report``.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def save_clinical(out: Path, clinical: pl.DataFrame, source_sha256: str) -> None
 
 
 def keep_clinical_of(out: Path, patient_ids: Collection[str]) -> None:
-    """Remove all others from the table that an output folder keeps, if any, and say how many they are.
+    """Remove all other patients from the table that an output folder keeps, if any, and log how many they are.
 
     Raises
     ------

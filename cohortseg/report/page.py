@@ -84,7 +84,7 @@ def _patient_rows(patients: pl.DataFrame) -> Iterable[list[str]]:
 
 
 def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], timeline: pl.DataFrame) -> Iterable[list[str]]:
-    """Yield a row a series; what stands for its day has the flags of the timeline, where other dates raise some too."""
+    """Yield a row per series; one that stands for its day has the flags of the timeline, some raised by other dates."""
     standing: dict[str, list[str]] = dict(timeline.select("series_key", "qc_flags").iter_rows())
     for row in burden.iter_rows(named=True):
         flags = ", ".join(standing.get(row["series_key"], row["qc_flags"]))

@@ -19,7 +19,7 @@ _BASELINE: Final = "days_since_baseline"
 _CLOCKS: Final = {_BASELINE: "days since baseline", "days_since_onset": "days since onset of symptoms"}
 _MOST_COLOURS: Final = 10
 _LEAST_TOP_PCT: Final = 5.0
-"""The axis reaches at least so far, so that noise near zero does not look like a course."""
+"""The axis reaches at least this far, so that noise near zero does not look like a course."""
 
 
 def trajectories_png(timeline: pl.DataFrame) -> bytes:
@@ -58,7 +58,7 @@ def trajectories_png(timeline: pl.DataFrame) -> bytes:
 
 def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], clock: str, column: str) -> None:
     few = len(people) <= _MOST_COLOURS
-    # What has no change takes no part: not measured, without a date, or an area among volumes.
+    # Rows without a change are not drawn: not measured, without a date, or an area among volumes.
     measured = timeline.filter(pl.all_horizontal(pl.col(clock, column, "delta_po_pct").is_not_null()))
     by_person = measured.select("patient_id", clock, column).partition_by("patient_id", as_dict=True, include_key=False)
     courses = [(number, by_person[person,]) for number, person in enumerate(people, 1) if (person,) in by_person]
@@ -67,7 +67,7 @@ def _draw(axes: Axes, timeline: pl.DataFrame, people: list[str], clock: str, col
             axes.plot(
                 *map(pl.Series.to_list, rows), marker="o", markersize=4, color=f"C{number - 1}", label=str(number)
             )
-    elif courses:  # in one line with gaps: one for each of thousands takes seconds
+    elif courses:  # in one line with gaps: thousands of lines take seconds
         gap = pl.DataFrame(schema=courses[0][1].schema).clear(1)
         rows = pl.concat([part for _, rows in courses for part in (rows, gap)]).cast(pl.Float64).fill_null(math.nan)
         axes.plot(*map(pl.Series.to_list, rows), marker="o", markersize=4, color="C0", alpha=0.4)

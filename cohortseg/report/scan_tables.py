@@ -1,4 +1,4 @@
-"""What a scan found, as tables: those of ``scan`` and of ``infer`` are the same."""
+"""The tables of a scan, the same for ``scan`` and for ``infer``."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -17,9 +17,9 @@ _KILLED_S: Final = 3600.0
 def write_scan(
     scan: CohortScan, provenance: Mapping[str, Any], *, manifest: Path | None = None, files: Path | None = None
 ) -> None:
-    """Write what a scan found: the manifest, and where every file went; what has no path is not written.
+    """Write what a scan found: the manifest, and where every file went; a table without a path is not written.
 
-    What a killed scan left under a temporary name of these files is removed.
+    Temporary files of theirs that a killed scan left are removed.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def file_rows(scan: CohortScan) -> Iterator[dict[str, str | None]]:
     for went_to, files in (("copy", scan.copies), ("no series", scan.skipped)):
         went += [((file.path,), "", went_to, file.reason) for file in files]
     went.sort(key=lambda group: min(group[0], default=""))
-    # A cohort can have millions of files, most series a folder of their own: only what lies among each other is sorted.
+    # A cohort can have millions of files, and most series a folder of their own: only groups that overlap are sorted.
     places: list[tuple[str, str, str, str]] = []
     last = ""
     for paths, series_key, went_to, reason in went:

@@ -72,7 +72,7 @@ def write_report(out: Path) -> WrittenReport:
 
 
 def _warn_of_missing_onsets(patients: pl.DataFrame) -> None:
-    """Say that the clinical table, of which the folder keeps what it says of its patients then, may know more now."""
+    """Warn of patients without onset: the kept table only has patients known when it was given, not new ones."""
     named = patients.drop_nulls("patient_id")
     if missing := named["onset_date"].null_count():
         _log.warning(
@@ -83,7 +83,7 @@ def _warn_of_missing_onsets(patients: pl.DataFrame) -> None:
 
 
 def _warn_of_far_onsets(timeline: pl.DataFrame) -> None:
-    """Say where onset and scans hardly belong together: dates of one of them were shifted, or one is mistyped."""
+    """Warn of onsets that hardly fit the scans: dates of one of them were shifted, or one is mistyped."""
     days = pl.col("days_since_onset")
     patients = timeline.group_by("patient_id").agg(nearest=days.abs().min(), last=days.max())
     if far := len(patients.filter(pl.col("nearest") > _FAR_DAYS)):

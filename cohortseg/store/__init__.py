@@ -1,1 +1,1 @@
-"""What lies on disk in an output folder: masks in Zarr, tables in Parquet, and their schemas."""
+"""Output folders on disk: masks in Zarr, tables in Parquet, and their schemas."""

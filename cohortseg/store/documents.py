@@ -1,11 +1,11 @@
-"""JSON documents that may be damaged, or somebody else's."""
+"""JSON documents that may be damaged, or written by others."""
 
 import json
 from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a document holds; whatever is wrong with it is one kind of error.
+    """Return the content of a document; whatever is wrong with it raises one kind of error.
 
     Raises
     ------

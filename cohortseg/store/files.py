@@ -24,20 +24,20 @@ _RENAME_ATTEMPTS: Final = 5
 
 
 def _temporary_beside(path: Path) -> Path:
-    """Return a new name that `_is_temporary` knows."""
+    """Return a new name beside a path that `_is_temporary` recognises."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of ``path`` once the block ends well, on disk before it appears.
+    """Open a temporary file that replaces ``path`` if the block ends without error, on disk before it appears.
 
-    Where it holds the same bytes, ``path`` stays untouched, so that what goes by times of files sees no change.
+    If it holds the same bytes, ``path`` stays untouched, so that tools that compare file times see no change.
 
     Raises
     ------
     StoreError
-        If it cannot be written; ``path`` is as it was then.
+        If it cannot be written; ``path`` then stays as it was.
     """
     temporary = _temporary_beside(path)
     try:
@@ -56,19 +56,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing_by_name(path: Path) -> Iterator[Path]:
-    """Do as `replacing`, for what writes to a name of its own: give a name in a folder that is removed at the end.
+    """Yield a path whose file replaces ``path`` if the block ends without error, for writers that open files by name.
 
     Raises
     ------
     StoreError
-        If it cannot be written; ``path`` is as it was then.
+        If it cannot be written; ``path`` then stays as it was.
     """
     folder = _temporary_beside(path)
     written = folder / path.name
     try:
         folder.mkdir()
         written.touch()
-        mode = written.stat().st_mode  # as the user's umask has it, whoever makes the file anew
+        mode = written.stat().st_mode  # that of the user's umask, whoever makes the file again
         yield written
         written.chmod(mode)
         with written.open("rb") as file:
@@ -94,14 +94,14 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of ``path``, a folder or nothing, once the block ends well.
+    """Yield a temporary folder that replaces ``path``, a folder or nothing, if the block ends without error.
 
     A reader sees the whole old folder, none, or the whole new one, which is on disk before it appears.
 
     Raises
     ------
     StoreError
-        If it cannot be written; ``path`` is as it was then, or gone.
+        If it cannot be written; ``path`` then stays as it was, or is gone.
     """
     temporary = _temporary_beside(path)
     try:
@@ -150,7 +150,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder if there is one; it vanishes at once, under a temporary name.
+    """Remove a folder if there is one; it vanishes at once, as it is renamed before its files are removed.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def remove_folder(path: Path) -> None:
 
 @contextmanager
 def store_errors(path: Path, what: str = "cannot be read or written") -> Iterator[None]:
-    """Turn an error of the file system into a `StoreError` that names the path and says what is the matter."""
+    """Turn an error of the file system into a `StoreError` that names the path and the problem."""
     try:
         yield
     except OSError as error:
@@ -177,27 +177,27 @@ def store_errors(path: Path, what: str = "cannot be read or written") -> Iterato
 def locked(
     folder: Path, lock: Path, *, use: str, busy: Callable[[], str], folders: Iterable[Path] = ()
 ) -> Iterator[None]:
-    """Hold a folder for the length of the block; the lock ends with its process, however that ends.
+    """Lock a folder for the duration of the block; the lock ends with its process, however that ends.
 
     Parameters
     ----------
     folder
-        What is held.
+        The folder to lock.
     lock
         The lock file, somewhere in it.
     use
-        What the folder is to be, for the message.
+        What the folder is used as, for the message.
     busy
-        Makes the message where another process holds it.
+        Makes the message if another process holds the lock.
     folders
-        Created first, the lock's own among them.
+        Folders to create first, the lock's own among them.
 
     Raises
     ------
     StoreError
         If another process holds it, or it cannot be used.
     """
-    file_lock = filelock.FileLock(lock, fallback_to_soft=False)  # a soft one outlives its process
+    file_lock = filelock.FileLock(lock, fallback_to_soft=False)  # a soft lock outlives its process
     try:
         for path in folders:
             path.mkdir(parents=True, exist_ok=True)
@@ -214,9 +214,9 @@ def locked(
 
 @contextmanager
 def held(folder: Path, command: str, *, folders: Iterable[Path] = ()) -> Iterator[None]:
-    """Hold the output folder of a command, created if need be, and remove what killed runs of it left half-written.
+    """Lock the output folder of a command, created if need be, and remove what killed runs left half-written.
 
-    ``folders`` are those in it that the command writes into.
+    ``folders`` are its subfolders that the command writes into.
 
     Raises
     ------
@@ -247,22 +247,22 @@ def require_utf8(path: Path, what: str) -> None:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Return the files and folders in a folder, sorted, but for hidden ones.
+    """Return the files and folders in a folder, sorted, without hidden ones.
 
-    Those are ours, as `LOCK` and temporary ones, or a desktop's, as ``.DS_Store`` and ``._*`` of a Mac.
+    Hidden ones are ours, such as `LOCK` and temporary ones, or a desktop's, such as a Mac's ``.DS_Store`` and ``._*``.
     """
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _is_temporary(path: Path) -> bool:
-    """Tell by its name whether this is a file or folder that `replacing` or `replacing_folder` has not put in place."""
+    """Return whether, by its name, this is a temporary file or folder that has not been put in place."""
     return _OURS.fullmatch(path.name) is not None
 
 
 def sweep_temporaries(folder: Path, name: str = "*", *, older_than_s: float = 0.0) -> None:
-    """Remove what killed runs left under temporary names of files and folders, ``name`` being a pattern.
+    """Remove temporary files and folders that killed runs left; ``name`` is a pattern for the final names.
 
-    Only for who holds the folder, or of a certain age: another process may be writing one.
+    Call it only with the folder locked, or with an age: another process may be writing one.
     """
     for path in folder.glob(f".{name}.*{_TEMPORARY}"):
         if not _is_temporary(path) or _age_s(path) < older_than_s:

@@ -1,4 +1,4 @@
-"""Names in output folders, and how one of ``infer`` is known."""
+"""Names in output folders, and how an output folder of ``infer`` is recognised."""
 
 import logging
 from pathlib import Path
@@ -15,23 +15,23 @@ PICTURES: Final = "pictures"
 REPORT: Final = "report.html"
 RUN_JSON: Final = "run.json"
 STATE: Final = ".state"
-"""Of a run of ``infer``: what it goes on from."""
+"""Folder from which a run of ``infer`` resumes."""
 ATTEMPTS: Final = "attempts"
 ROWS: Final = "rows"
 SLICE_ROWS: Final = "slices"
 STATE_FOLDERS: Final = (ATTEMPTS, ROWS, SLICE_ROWS)
 _UNFINISHED: Final = "unfinished"
-"""There while masks and pictures may be newer than the tables."""
+"""Present while masks and pictures may be newer than the tables."""
 _log: Final = logging.getLogger(__name__)
 
 
 def note_unfinished(out: Path, *, unfinished: bool) -> None:
-    """Note whether a run is at work, or was broken off at it, for `require_output`.
+    """Record whether a run is at work or was interrupted, for `require_output`.
 
     Raises
     ------
     StoreError
-        If it cannot be noted.
+        If it cannot be recorded.
     """
     path = out / STATE / _UNFINISHED
     with store_errors(path, "cannot be written"):
@@ -42,7 +42,7 @@ def note_unfinished(out: Path, *, unfinished: bool) -> None:
 
 
 def require_output(out: Path) -> None:
-    """Refuse a folder that no finished run of ``infer`` has written; warn if the last run there was broken off.
+    """Refuse a folder that no finished run of ``infer`` has written; warn if the last run there was interrupted.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Label and lung masks in one Zarr v3 store: one group a series, written whole, on the series' own grid.
+"""Label and lung masks in one Zarr v3 store: one group per series, written whole, on the series' own grid.
 
 Each group holds two arrays (z, y, x) uint8, slices ordered as in `Volume`, rows and columns as in the DICOM files:
 ``labels`` (0 background, 1 GGO, 2 consolidation) and ``lungs`` (0 none, 1 the patient's right, 2 the left lung). The
@@ -30,7 +30,7 @@ _FACTS: Final = {
     *("affine_zyx_to_lps_mm", "spacing_zyx_mm", "frame_of_reference_uid", "sop_instance_uids"),
     *("study_instance_uid", "series_instance_uid", "model", "lung_method", "version", "nonzero_voxels"),
 }
-"""What a reader of masks may rely on."""
+"""Attributes that a reader of masks may rely on."""
 
 
 _DAMAGED: Final = (
@@ -70,7 +70,7 @@ def mask_attributes(
     study_instance_uid
         StudyInstanceUID (0020,000D).
     model
-        Name and hash of the model, as they shall be stored.
+        Name and hash of the model, as they are to be stored.
     lung_method
         Name and version of the lung segmentation.
 
@@ -127,7 +127,7 @@ def _ome(spacing_mm: tuple[float | None, float, float]) -> dict[str, Any]:
 
 
 def create_mask_store(path: Path) -> None:
-    """Create the store's root group unless it exists, and sweep what killed runs left under temporary names.
+    """Create the store's root group unless it exists, and remove temporary files that killed runs left.
 
     Raises
     ------
@@ -144,14 +144,14 @@ def create_mask_store(path: Path) -> None:
 
 
 def sweep_masks(path: Path) -> None:
-    """Remove what killed processes left under temporary names; ``.tmp-*`` are those of earlier versions."""
+    """Remove temporary files that killed processes left; ``.tmp-*`` are those of earlier versions."""
     sweep_temporaries(path)
     for leftover in path.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
-    """Write the group of one series, or replace it: a reader sees the whole old one, none, or the whole new one.
+    """Write or replace the group of one series; a reader sees the whole old one, none, or the whole new one.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
 
 
 def remove_masks(path: Path, series_key: str) -> None:
-    """Remove the group of one series if there is one; it vanishes at once, under a temporary name.
+    """Remove the group of one series if there is one; it vanishes at once.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
     Raises
     ------
     StoreError
-        If there are no masks of this series, they cannot be read, or a file of theirs is lost: Zarr reads zeros there.
+        If there are no masks of this series, they cannot be read, or one of their files is lost: Zarr reads zeros.
     """
     advice = "remove this folder and run infer again"
     try:
@@ -214,7 +214,7 @@ def mask_files(path: Path, series_key: str) -> list[Path]:
 
 
 def masks_hash(path: Path, series_key: str) -> str:
-    """Return the SHA-256 of the masks of one series as they are stored; model and geometry are among their attributes.
+    """Return the SHA-256 of the stored masks of one series, including their attributes (model and geometry).
 
     Raises
     ------

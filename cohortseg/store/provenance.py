@@ -1,7 +1,7 @@
 """``run.json``: what ran, with which versions, settings and model.
 
-No identifier of a patient, and of ``infer`` no path, since folders can bear patients' names; those that train and
-evaluate name the data as they were told.
+It holds no identifier of a patient and, for ``infer``, no path, since folders can bear patients' names; the commands
+that train and evaluate name the folder of their data.
 """
 
 import json
@@ -24,7 +24,7 @@ _PACKAGES: Final = (
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of cohortseg, Python, and the packages that results depend on; None: under another name."""
+    """Return the versions of cohortseg, Python, and the packages that results depend on; None: not found."""
     packages = {name: _version(name) for name in _PACKAGES}
     return {"cohortseg": __version__, "python": platform.python_version()} | packages
 

@@ -23,11 +23,11 @@ _TYPES: Final = (
     *(pa.types.is_floating, pa.types.is_date, pa.types.is_boolean, pa.types.is_list, pa.types.is_large_list),
 )
 ROWS_A_PART: Final = 50_000
-"""As plain values these take some 25 MB; a list in a row counts as so many rows as it is long."""
+"""Rows of a part: some 25 MB as plain values; a row with a list counts as many rows as the list is long."""
 
 
 def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> pl.DataFrame:
-    """Return a data frame with exactly the schema's columns; a column a row does not name is null.
+    """Return a data frame with exactly the schema's columns; a column that a row does not name is null.
 
     Raises
     ------
@@ -68,19 +68,19 @@ def tables_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> 
 def write_table(
     path: Path, frame: pl.DataFrame | Iterable[pl.DataFrame], schema: TableSchema, provenance: Mapping[str, Any]
 ) -> None:
-    """Write a Parquet file by way of a temporary name, so that a reader never sees half of it.
+    """Write a Parquet file under a temporary name first, so that a reader never sees half of it.
 
     Parameters
     ----------
     path
         The ``.parquet`` file; an existing one is replaced.
     frame
-        Columns and types as in ``schema``; of a large table, its parts in order, of which one at a time is held.
+        Columns and types as in ``schema``; for a large table, its parts in order, one at a time in memory.
     schema
         The table's schema.
     provenance
         Stored as JSON under the key ``cohortseg`` of the Parquet metadata, with the schema's name and version. Each
-        column's meaning is the ``description`` in its own.
+        column's metadata holds its meaning as ``description``.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def write_table(
         for field, column in zip(empty, schema.columns, strict=True)
     ]
     schema_with_metadata = pa.schema(described, metadata)
-    # An open file: of a path, pyarrow would take "a:b" for a URI.
+    # An open file, not a path: pyarrow would take "a:b" for a URI.
     with (
         replacing(path) as file,
         pq.ParquetWriter(file, schema_with_metadata, compression="zstd") as writer,
@@ -109,18 +109,18 @@ def write_table(
 
 
 def frame_of(table: pa.Table) -> pl.DataFrame:
-    """Return a table of pyarrow's as a data frame.
+    """Return a pyarrow table as a data frame.
 
     Raises
     ------
     ValueError
-        If a column is of a type that none of our tables has: a damaged file's; Polars panics on some.
+        If a column has a type that none of our tables has, as in a damaged file; Polars panics on some.
     """
     for field in table.schema:
         if not any(is_ours(field.type) for is_ours in _TYPES):
             raise ValueError(f"column {field.name} is of type {field.type}")
     frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)  # of an array alone it makes a series
+    assert isinstance(frame, pl.DataFrame)  # from an array alone it makes a series
     return frame
 
 
@@ -129,7 +129,7 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
 
 
 def table_name(path: Path) -> str | None:
-    """Return which of our tables a file is; None if it is none."""
+    """Return the name of our table that a file holds; None if it holds none."""
     try:
         with path.open("rb") as file:
             metadata = pq.read_schema(file).metadata or {}
@@ -147,13 +147,13 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
     StoreError
         If the file is missing or cannot be read.
     SchemaError
-        If it is damaged or no Parquet, or its columns or types differ from the schema, or a value is one that never is
-        written: NaN, null where a row must say something, or what would lead out of the folders of run and cohort.
+        If it is damaged or no Parquet, or its columns or types differ from the schema, or a value is one that is never
+        written: NaN, null where a row must say something, or a path out of the folders of run and cohort.
     """
     with store_errors(path, "cannot be read"):
         file = path.open("rb")
     with file:
-        try:  # not by Polars, which panics on damaged files, or aborts
+        try:  # not by Polars, which panics or aborts on damaged files
             frame = frame_of(pq.read_table(file))
         except DAMAGED as error:
             raise SchemaError(f"{path}: cannot be read as Parquet: {error}") from error
@@ -170,7 +170,7 @@ def read_table(path: Path, schema: TableSchema) -> pl.DataFrame:
 
 
 def _leading_out(frame: pl.DataFrame) -> list[str]:
-    """Return the columns with names of files or folders as they are never written: absolute, or by way of ``..``."""
+    """Return the columns that hold names never written: absolute paths, paths with ``..``, or invalid series keys."""
     wrong = {
         "series_key": ~pl.col("series_key").str.contains(f"^{SERIES_KEY.pattern}$"),
         "files": pl.col("files").list.eval(pl.element().str.contains(r"^/|(^|/)\.\.(/|$)")).list.any(),

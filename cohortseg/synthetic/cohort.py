@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/dicom/SYN-001/20200305/0001.dcm ...   CT Image Storage, one file a slice
+    OUT/dicom/SYN-001/20200305/0001.dcm ...   CT Image Storage, one file per slice
     OUT/truth.parquet                         one row per series
     OUT/truth/<series_key>.npz                labels uint8, lungs bool, both (Z, Y, X), z rising to the head
 
@@ -35,7 +35,7 @@ from cohortseg.synthetic.tissue import body_center_y, body_half_axes
 
 MILDEST: Final = 0.03
 WORST: Final = 0.38
-"""Part of the lungs that is ill at the peak of the mildest and of the worst disease."""
+"""Fraction of the lungs that is ill at the peak of the mildest and of the worst disease."""
 _EPOCH = date(2020, 3, 2)
 _THICKEST_MM = 5.0
 _LARGEST_FIELD_MM = 420.0
@@ -51,7 +51,7 @@ def write_cohort(out: Path, config: SampleConfig, report: Report) -> Path:
     config
         How many patients, dates, slices and pixels, and the seed.
     report
-        Called with the number of series done, of how many, and a text.
+        Called with the number of series done, their total, and a text.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def write_cohort(out: Path, config: SampleConfig, report: Report) -> Path:
 
 
 def empty_folder(out: Path) -> None:
-    """Create a folder, or see that it is empty.
+    """Create a folder, or check that it is empty.
 
     Raises
     ------
@@ -106,12 +106,12 @@ def empty_folder(out: Path) -> None:
 
 
 def dates_of(config: SampleConfig, index: int) -> int:
-    """Return at how many dates a patient is scanned: the first patient at one fewer than the others, if it can be."""
+    """Return the number of dates at which a patient is scanned: one fewer for the first patient, but at least one."""
     return max(1, config.timepoints - 1) if index == 0 else config.timepoints
 
 
 def severity_of(config: SampleConfig, index: int) -> float:
-    """Return which part of a patient's lungs is ill at the worst; 0 for every third patient.
+    """Return the fraction of a patient's lungs that is ill at the peak; 0 for every third patient.
 
     The others are spread evenly, on a logarithmic scale, between `MILDEST` and `WORST`, however many there are.
     """
@@ -169,7 +169,7 @@ def truth_amounts(
     lungs
         (Z, Y, X) bool.
     spacing_mm
-        Of z, y, x.
+        Spacing along z, y, x.
 
     Returns
     -------

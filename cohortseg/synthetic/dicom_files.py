@@ -1,4 +1,4 @@
-"""Writing one synthetic series as DICOM: CT Image Storage, one file a slice."""
+"""Writing one synthetic series as DICOM: CT Image Storage, one file per slice."""
 
 from dataclasses import dataclass
 from datetime import date

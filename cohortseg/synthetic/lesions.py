@@ -16,7 +16,7 @@ _LEVEL_MM = 5.0
 _BORDER = 0.13
 """Half width of a ground-glass border, in units of the map (about 4 mm)."""
 _EDGE = 0.09
-"""The same of a consolidation (about 3 mm)."""
+"""The same for a consolidation (about 3 mm)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Course:
     """How much lung is ill over time."""
 
     severity: float
-    """Part of the lung that is ill at the worst, 0 to 1; 0 for a patient without lesions."""
+    """Fraction of the lung that is ill at the peak, 0 to 1; 0 for a patient without lesions."""
     peak_day: float
     """Days after the first scan."""
     rise_days: float
@@ -32,9 +32,9 @@ class Course:
     fall_days: float
     """Standard deviation of the resolution."""
     consolidated: float
-    """Part of the lesions that is consolidated at the most."""
+    """Largest fraction of the lesions that is consolidated."""
     lag_days: float
-    """How much later than the lesions themselves the consolidation is at its most."""
+    """Delay of the peak of that fraction after the peak of the lesions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def draw_course(rng: np.random.Generator, severity: float) -> Course:
 
 
 def lesion_parts(course: Course, day: float) -> tuple[float, float]:
-    """Return which part of the lung is lesion, and which part is consolidation, on a day (0 to 1 each).
+    """Return the fractions of the lung that are lesion and consolidation on a day (0 to 1 each).
 
     Both are bells, steeper before than after their peak, over days since the first scan.
     """
@@ -100,7 +100,7 @@ def draw_lesion_map(rng: np.random.Generator, anatomy: Anatomy, lung_points: Flo
 
 
 def illness(lesions: LesionMap, anatomy: Anatomy, x: Floats, y: Floats, z: Floats) -> tuple[Floats, Floats]:
-    """Return the two maps at points: the higher, the earlier lesion (first) or consolidation (second).
+    """Return two maps at points: the higher the value, the earlier the lesion (first) or consolidation (second).
 
     All arguments are arrays of one shape, mm; the results have that shape and no unit.
     """
@@ -118,7 +118,7 @@ def illness(lesions: LesionMap, anatomy: Anatomy, x: Floats, y: Floats, z: Float
 
 
 def thresholds(order: Floats, dense: Floats, parts: tuple[float, float]) -> tuple[float, float]:
-    """Return above which values of the two maps tissue is lesion, and consolidation.
+    """Return the values of the two maps above which tissue is lesion and consolidation.
 
     ``order`` and ``dense`` are the maps at points spread evenly over the lungs; ``parts`` comes from `lesion_parts`.
     Without lesions both are infinite.

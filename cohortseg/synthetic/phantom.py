@@ -64,7 +64,7 @@ class Section:
 
 
 def draw_patient(rng: np.random.Generator, severity: float) -> Patient:
-    """Draw a patient whose lesions take the given part of the lungs at their worst (0: no lesions)."""
+    """Draw a patient whose lesions take the given fraction of the lungs at their peak (0: no lesions)."""
     anatomy = draw_anatomy(rng)
     right, left = _lung_points(rng, anatomy)
     vessels, bronchi, main = [], [], [_trachea(anatomy)]

@@ -25,7 +25,7 @@ SPACING_MM: Final = (5.0, 3.6, 3.4)
 AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL: Final = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 LUNG_HU: Final = (-900, -800)
-"""Every lung voxel of the chest lies between, and no other voxel does."""
+"""Range that holds every lung voxel of the chest, and no other voxel."""
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian)
 
 
@@ -60,7 +60,7 @@ def chest_slices(
     Parameters
     ----------
     name
-        Of the quirk: decides patient and study.
+        Name of the quirk; decides patient and study.
     hu
         (Z, Y, X); None: `chest_hu`.
     series
@@ -110,7 +110,7 @@ def change(dataset: FileDataset, attributes: dict[str, Any]) -> FileDataset:
 def store(
     slices: Iterable[FileDataset], encode: Callable[[NDArray[np.int16]], NDArray[Any]], **attributes: Any
 ) -> None:
-    """Replace each slice's stored values by a function of its HU, and set what describes them."""
+    """Replace each slice's stored values by a function of its HU, and set the attributes that describe them."""
     for dataset in slices:
         hu = np.frombuffer(dataset.PixelData, "<i2").reshape(dataset.Rows, dataset.Columns) - np.int16(1024)
         dataset.PixelData = encode(hu.astype(np.int16)).tobytes()
@@ -118,7 +118,7 @@ def store(
 
 
 def write_files(folder: Path, slices: Iterable[FileDataset], syntax: UID = ExplicitVRLittleEndian) -> list[Path]:
-    """Write one file a dataset in one of the transfer syntaxes and return the paths."""
+    """Write one file per dataset in the given transfer syntax and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, dataset in enumerate(slices, 1):
@@ -131,7 +131,7 @@ def write_files(folder: Path, slices: Iterable[FileDataset], syntax: UID = Expli
             dataset.file_meta.TransferSyntaxUID = syntax
         elif syntax.name.startswith("RLE") or "2000" in syntax.name:
             dataset.compress(syntax, generate_instance_uid=False)
-        # A plain dataset has no byte order of its own that would have to be kept.
+        # Unlike the dataset, a plain one has no byte order of its own that must be kept.
         plain = Dataset()
         plain.update(dataset)
         plain.file_meta = dataset.file_meta

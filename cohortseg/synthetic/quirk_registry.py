@@ -44,7 +44,7 @@ QUIRKS_KNOWN: Final[list[Quirk]] = []
 
 
 def quirk(meaning: str, name: str | None = None) -> Callable[[_Write], _Write]:
-    """Register a quirk, named like its function."""
+    """Register a quirk, named like its function unless ``name`` is given."""
 
     def register(function: _Write) -> _Write:
         QUIRKS_KNOWN.append(Quirk(name=name or function.__name__.strip("_"), meaning=meaning, write=function))

@@ -1,4 +1,4 @@
-"""Odd DICOM as hospitals send it, one folder a quirk, with what cohortseg must make of it beside it.
+"""Odd DICOM as hospitals send it, one folder per quirk, with a table of what cohortseg must make of it.
 
 ::
 
@@ -30,7 +30,7 @@ def write_quirks(out: Path, report: Report) -> Path:
     out
         Folder to fill; it is created, or must be empty.
     report
-        Called with the number of quirks done, of how many, and a text.
+        Called with the number of quirks done, their total, and a text.
 
     Returns
     -------

@@ -26,7 +26,7 @@ def scanned(
     center
         (x, y) of the field of view, mm; its radius is half the picture.
     rng
-        Of the noise.
+        Draws the noise.
 
     Returns
     -------

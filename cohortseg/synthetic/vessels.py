@@ -34,7 +34,7 @@ def grow_tree(
     Parameters
     ----------
     rng
-        Of the jitter.
+        Draws the jitter.
     root
         (x, y, z), mm.
     targets
@@ -96,7 +96,7 @@ def walls_of(airways: Tree) -> Tree:
 
 
 def tubes_in_slice(tree: Tree, xs: Floats, ys: Floats, z: float, thickness_mm: float) -> Floats:
-    """Return how much of each voxel of a slice is taken by tubes.
+    """Return the fraction of each voxel of a slice that tubes fill.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def tubes_in_slice(tree: Tree, xs: Floats, ys: Floats, z: float, thickness_mm: f
     z
         Middle of the slice, mm.
     thickness_mm
-        Of the slice: a thin tube that lies in it fills only a part of its voxels.
+        Thickness of the slice: a thin tube that lies in it fills only a part of its voxels.
 
     Returns
     -------

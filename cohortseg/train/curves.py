@@ -18,7 +18,7 @@ _PANELS: Final = (
 
 
 def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Return the losses of both phases as a picture encoded as PNG; ``rows``: a history with at least one line."""
+    """Return the losses of both phases as a picture encoded as PNG; ``rows`` is a history with at least one line."""
     figure = Figure(figsize=(15, 7), layout="constrained")
     boundary = max((row["iteration"] for row in rows if row["phase"] == 1), default=None)
     for axes, (title, names) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):

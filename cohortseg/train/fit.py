@@ -44,7 +44,7 @@ _KEPT_CHECKPOINTS: Final = 2
 _POLL_S: Final = 0.5
 _CHECKPOINT_LIST: Final = "checkpoint_manager_snapshot.json"
 _BAD_CHECKPOINT_LIST: Final = "CheckpointManagerInitializationError"
-"""A class of Ray Train that is not public."""
+"""Name of an error class of Ray Train that is not public."""
 
 
 def fit(
@@ -64,9 +64,9 @@ def fit(
         The settings.
     run
         The run's folder, held by `claimed_run`, with settings and prepared data in it. All nodes must see it under the
-        same path. Checkpoints of an earlier start in it are gone on from.
+        same path. Training resumes from checkpoints of an earlier start in it.
     num_workers, cpus_per_worker
-        None: found from what there is.
+        None: chosen from the resources there are.
     address
         A running Ray cluster; None: this machine.
     on_history
@@ -103,7 +103,7 @@ def fit(
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
     write_run_json(run, _COMMAND, facts)
-    for folder in _checkpoints(run)[:-_KEPT_CHECKPOINTS]:  # of killed starts: Ray forgets them
+    for folder in _checkpoints(run)[:-_KEPT_CHECKPOINTS]:  # left by killed starts, which Ray forgets
         shutil.rmtree(folder, ignore_errors=True)
     return run / MODEL
 
@@ -114,7 +114,7 @@ def is_finished(run: Path) -> bool:
 
 
 def _mend_list(run: Path) -> None:
-    """Move Ray's list of checkpoints away if it is cut off: Ray writes it in place, and begins with no such one."""
+    """Move Ray's checkpoint list away if it is cut off: Ray writes it in place, and cannot start with a damaged one."""
     path = run / _RAY_FOLDER / _CHECKPOINT_LIST
     with store_errors(run):
         if not path.is_file():
@@ -127,7 +127,7 @@ def _mend_list(run: Path) -> None:
 
 
 def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
-    """Say which checkpoints of an earlier start are damaged or gone; the workers, who see it too, have no terminal."""
+    """Warn of checkpoints of an earlier start that are damaged or gone; workers see it too, but have no terminal."""
     folders = _checkpoints(run)
     damaged = [folder for folder in folders if not is_whole(folder)]
     for folder in damaged:
@@ -143,7 +143,7 @@ def _checkpoints(run: Path) -> list[Path]:
 
 
 def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict[str, int]:
-    """Train on Ray's workers and return the numbers of slices that took part."""
+    """Train on Ray's workers and return the numbers of slices used."""
     import ray.exceptions
     import ray.train
     import ray.train.torch
@@ -184,7 +184,7 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
     except ray.train.ControllerError as error:
         raise WorkerError(f"training could not be started: {error}") from error
     except Exception as error:
-        # Raised in the controller's constructor, it comes as the death of an actor.
+        # Raised in the controller's constructor, it arrives as the death of an actor.
         if _BAD_CHECKPOINT_LIST in f"{type(error)}{error}":
             raise StoreError(
                 f"{run / _RAY_FOLDER}: its checkpoints are not those that its list names; start again in a new folder"
@@ -198,13 +198,14 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
 
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
-    """Run in each Ray worker: set up the process, then the loop.
+    """Set up the process of a Ray worker, and run the training loop in it.
 
     Returns
     -------
     dict or CohortSegError
-        The numbers of slices, or what would go wrong again: what a worker raises, Ray tries again. Only what all
-        workers meet alike is returned: Ray takes it for a good end, and others would wait for this one for ever.
+        The numbers of slices, or an error that would recur: after an error that a worker raises, Ray tries again. Only
+        errors that all workers meet are returned: Ray takes a return for a good end, and other workers would wait for
+        this one forever.
     """
     require_same_package(settings["package_sha256"])
     import ray.train
@@ -241,7 +242,7 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
 
     checkpoint = ray.train.get_checkpoint()
     try:
-        if checkpoint is None:  # none is listed
+        if checkpoint is None:  # Ray lists none
             return train_from(next(filter(is_whole, reversed(_checkpoints(run))), None))
         with checkpoint.as_directory() as folder:
             return train_from(newest_whole(Path(folder)))
@@ -260,7 +261,7 @@ def _sum_over_workers(values: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _following(run: Path, on_history: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Read the growing history in a thread and hand each new line on, until the block ends."""
+    """Read the growing history in a thread, and pass each new line to a function, until the block ends."""
 
     def follow(stop: threading.Event) -> None:
         seen = max((row["iteration"] for row in read_history(run)), default=0)

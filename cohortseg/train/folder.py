@@ -1,4 +1,4 @@
-"""The folder of a training run: what it was begun with, and whether one may begin, or go on, in it."""
+"""The folder of a training run: what the run was begun with, and whether one may begin or resume in it."""
 
 import json
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ _DATA_OPTIONS: Final = "data-options.json"
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Which slices a run is asked to train on; None means "not said"."""
+    """Which slices a run is asked to train on; None means "not given"."""
 
     data: str | None = None
     """COVID-SemiSeg folder."""
     labeled: str | None = None
-    """Folder of labelled images of the user's own."""
+    """Folder of the user's own labelled images."""
     unlabeled: str | None = None
     """Folder of unlabelled ones."""
     orientation: ImageOrientation | None = None
-    """How 8-bit images of the user's own lie; not said: upright."""
+    """Orientation of the user's own 8-bit images; None: upright."""
     holdout: bool | None = None
-    """Whether the validation images of COVID-SemiSeg are kept out; not said: they are."""
+    """Whether the validation images of COVID-SemiSeg are kept out; None: they are."""
     version: str | None = None
-    """Of the cohortseg that began the run; a user does not say it."""
+    """Version of cohortseg that began the run; not given by the user."""
 
     def resolved(self) -> Self:
         """Return the options with absolute folders: a run may be resumed from elsewhere."""
@@ -49,12 +49,12 @@ class DataOptions:
 
 @contextmanager
 def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
-    """Hold a run's folder, created if need be, so that no second training writes into it.
+    """Lock a run's folder, created if need be, so that no second training writes into it.
 
     Raises
     ------
     ConfigError
-        If it holds something and the run is to be a new one, or holds no run and it is not, or its path is not UTF-8.
+        If it is not empty for a new run, or holds no run to resume, or its path is not UTF-8.
     StoreError
         If another training holds it, or it cannot be made.
     """
@@ -62,14 +62,14 @@ def claimed_run(run: Path, *, new: bool) -> Iterator[None]:
     if new:
         _refuse_used(run)
     else:
-        saved_settings(run)  # before a lock is left in a folder of something else
+        saved_settings(run)  # raises before a lock is left in a folder of something else
     with held(run, "train"):
         sweep_temporaries(run / PICTURES)
         yield
 
 
 def begin_run(run: Path, config: TrainConfig, options: DataOptions | None = None) -> None:
-    """Note in a new run's folder what it is to train, and on what.
+    """Record in a new run's folder its settings and its data.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def begin_run(run: Path, config: TrainConfig, options: DataOptions | None = None
 
 
 def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = None) -> DataOptions:
-    """Return the data that a run was begun with, and note the settings that it goes on with.
+    """Return the data that a run was begun with, and record the settings that it continues with.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = Non
     config
         Settings; those that change what is minimised must be as they were.
     options
-        What is not said is as it was.
+        Options not given stay as they were.
 
     Raises
     ------
@@ -110,12 +110,12 @@ def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = Non
             f"{run}: was begun by cohortseg {before.version}, this is {__version__}, which may train otherwise; go on "
             "with that version, or use a new run folder"
         )
-    _write_json(run / SETTINGS, config)  # what may differ holds from now on
+    _write_json(run / SETTINGS, config)  # changed settings hold from now on
     return before
 
 
 def check_resumable(run: Path, config: TrainConfig, options: DataOptions) -> DataOptions:
-    """Return the data that a run was begun with, if settings and data are those of it.
+    """Return the data that a run was begun with; refuse other settings or data.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def check_resumable(run: Path, config: TrainConfig, options: DataOptions) -> Dat
 
 
 def _refuse_used(run: Path) -> None:
-    """Refuse a folder that holds more than a start leaves that was killed before it noted its settings."""
+    """Refuse a folder that is not empty, unless a start was killed in it before it recorded its settings."""
     if not run.exists():
         return
     if run.is_dir() and all(path.name == _DATA_OPTIONS for path in visible_files(run)):
@@ -144,7 +144,7 @@ def _refuse_used(run: Path) -> None:
 
 
 def discard_run(run: Path) -> None:
-    """Take back `begin_run` of a run whose data proved unusable: once they are mended, the same command works."""
+    """Undo `begin_run` for a run whose data proved unusable: once they are mended, the same command works."""
     with suppress(OSError):
         for name in (SETTINGS, _DATA_OPTIONS, LOCK):
             (run / name).unlink(missing_ok=True)

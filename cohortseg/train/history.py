@@ -1,4 +1,4 @@
-"""The history of a run: one JSON object a line, and the same numbers for TensorBoard."""
+"""The history of a run: one JSON object per line, and the same numbers for TensorBoard."""
 
 import json
 from contextlib import suppress
@@ -21,7 +21,7 @@ class History:
     run
         The run's folder.
     iteration
-        Iterations already done: later lines, of a run that broke off, are dropped.
+        Iterations already done: later lines, of an interrupted run, are dropped.
     """
 
     def __init__(self, run: Path, iteration: int) -> None:
@@ -38,7 +38,7 @@ class History:
         for name, value in row.items():
             if name != "iteration":
                 self._board.add_scalar(name, value, row["iteration"])
-        self._board.flush()  # what a killed run held back would never be written again
+        self._board.flush()  # lines that a killed run still holds in memory are lost
 
     def close(self) -> None:
         """Close the files."""
@@ -47,7 +47,7 @@ class History:
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's history so far, without one that is still being written, or is damaged."""
+    """Return the lines of a run's history so far, without damaged ones and one still being written."""
     path = run / HISTORY
     if not path.is_file():
         return []

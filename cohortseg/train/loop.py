@@ -36,14 +36,14 @@ LOG_EVERY = 10
 """Iterations between lines of the history; only then do losses leave the device."""
 
 _SUM_IS_EXACT = 2
-"""Of so many numbers the sum does not depend on their order."""
+"""The sum of up to this many numbers does not depend on their order."""
 _DECAY_POWER = 0.9
 _RAMP_ITERATIONS = 20
 _LOSS_SMOOTHING = 0.8
 _LEAST_GAIN = 0.99
 
 ReportCheckpoint = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
-"""Takes metrics and, on the first worker, what saves a checkpoint into a folder; all workers call it equally often."""
+"""Takes metrics and, on worker 0, a function that saves a checkpoint in a folder; all workers call it equally often."""
 
 
 def learning_rate_at(iteration: int, total: int, start: float) -> float:
@@ -86,7 +86,7 @@ def train(
     device
         Where to train.
     restore
-        Folder of a checkpoint to go on from.
+        Folder of a checkpoint to resume from.
 
     Raises
     ------
@@ -179,11 +179,11 @@ def train(
 
 
 def _lay_out_gradients(state: TrainState, workers: Workers, batches: Batches) -> None:
-    """Take one step of each phase and take it back.
+    """Take one step of each phase and undo it.
 
-    Behind its first backward pass PyTorch lays the gradients that workers exchange out anew, by the order in which they
-    came; where each lies decides in which order those of several workers are added. So a run that is gone on with, and
-    one that never stopped, add alike from their first step on.
+    After its first backward pass PyTorch rearranges the gradients that workers exchange by the order in which they
+    came, and this layout decides the order in which those of several workers are added. With this step taken first, a
+    resumed run and one that never stopped add alike.
     """
     config = state.config
     with undone(state):
@@ -213,10 +213,10 @@ def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
 
 
 def _note_saturation(state: TrainState, loss: float, num_iterations: int) -> bool:
-    """Note a loss, and return whether phase 1 has saturated: smoothed, it has not fallen by 1 % for the patience.
+    """Record a loss; return whether phase 1 has saturated: its smoothed loss has not fallen by 1 % for the patience.
 
-    ``loss`` is the mean over the latest ``num_iterations`` iterations. Whenever a checkpoint came between, the detector
-    looks at the same iterations together.
+    ``loss`` is the mean over the latest ``num_iterations`` iterations. Wherever checkpoints come between, the detector
+    looks at the same groups of `LOG_EVERY` iterations.
     """
     patience = state.config.saturation_patience
     if not patience or state.phase != SUPERVISED:

@@ -1,4 +1,4 @@
-"""The page that a run writes about itself while it goes on: losses, overlays, the paper's figure 4, codebook."""
+"""The page that a run writes about itself as it goes: losses, overlays, the paper's figure 4, codebook."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ CURVES: Final = "curves.png"
 
 _NUM_SLICES: Final = 4
 _MOST_TIME: Final = 0.02
-"""Part of the training time that drawing may take."""
+"""Fraction of the training time that drawing may take."""
 _POSITION: Final = ("iteration", "total_iterations", "phase")
 
 
@@ -35,7 +35,7 @@ class RunPage:
     data
         Four labelled slices, if possible with both classes, and four unlabelled ones are shown, always the same.
     device
-        Of the networks.
+        Device of the networks.
     """
 
     def __init__(self, run: Path, data: PreparedData, device: torch.device) -> None:

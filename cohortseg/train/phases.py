@@ -50,7 +50,7 @@ class Workers:
 
 
 def supervised_step(state: TrainState, workers: Workers, batch: Batch) -> Losses:
-    """Phase 1: L_comp = L_ce + lambda L_prop (11), and the VQ-VAE loss (2), on labelled slices.
+    """Take a step of phase 1: L_comp = L_ce + lambda L_prop (11), and the VQ-VAE loss (2), on labelled slices.
 
     The paper calls L_comp the only objective of this phase and gives the VQ-VAE loss no weight anywhere; a branch that
     is to reconstruct must be trained, so its loss is added from the start.
@@ -67,7 +67,7 @@ def supervised_step(state: TrainState, workers: Workers, batch: Batch) -> Losses
 
 
 def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losses:
-    """Phase 2: S learns from labels, from trusted pseudo labels and from D, which stands still; then D learns.
+    """Take a step of phase 2: S learns from labels, from trusted pseudo labels and from a fixed D; then D learns.
 
     Labelled branch: L_ce, L_prop, L_adv. Unlabelled branch: L_semi, L_prop, L_adv; its L_semi and L_prop count only
     after the first iterations of the phase, since an untrained D trusts everything.
@@ -104,7 +104,7 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
 
 
 def _total(config: TrainConfig, losses: Losses, *, self_taught: bool = False) -> torch.Tensor:
-    """Return what S minimises: each loss there is by its weight; what it teaches itself may not count yet."""
+    """Return what S minimises, the weighted sum of its losses; those of pseudo labels only if ``self_taught``."""
     weights = {
         "ce": 1.0,
         "proportion": config.proportion_weight,
@@ -121,7 +121,7 @@ def _total(config: TrainConfig, losses: Losses, *, self_taught: bool = False) ->
 
 
 def _labeled_losses(state: TrainState, logits: torch.Tensor, labels: torch.Tensor) -> Losses:
-    """Return the losses on labelled slices; those of Dice only where they count, since they are none of the paper's."""
+    """Return the losses on labelled slices; Dice losses, which are not in the paper, only if they have a weight."""
     losses = {"ce": cross_entropy(logits, labels), "proportion": proportion_loss(logits, labels)}
     if state.config.dice_weight:
         losses["dice"] = soft_dice_loss(logits, labels)
@@ -131,9 +131,9 @@ def _labeled_losses(state: TrainState, logits: torch.Tensor, labels: torch.Tenso
 
 
 def _unlabeled_losses(workers: Workers, logits: torch.Tensor, pseudo: torch.Tensor) -> Losses:
-    """Equation (13) and L_prop against the refined pseudo label's own proportions, both over trusted pixels."""
+    """Return L_semi (13), and L_prop against the refined pseudo label's own proportions, both over trusted pixels."""
     trusted = (pseudo != IGNORE).sum()
-    # every worker runs the same backward, also one without a trusted pixel
+    # every worker runs the same backward pass, even without a trusted pixel
     trusted_mean = workers.sum_over_workers(trusted.float()) / workers.world
     return {
         "semi": semi_loss(logits, pseudo, trusted_mean),
@@ -151,7 +151,7 @@ def _vq_losses(state: TrainState, output: SegmenterOutput, images: torch.Tensor)
 
 
 def _count_codes(state: TrainState, workers: Workers, output: SegmenterOutput) -> None:
-    """Keep count of used codes, in the same way on every worker."""
+    """Update the running use of codes, in the same way on every worker."""
     if state.segmenter.vq is None:
         return
     quantizer = state.segmenter.vq.quantizer
@@ -161,7 +161,7 @@ def _count_codes(state: TrainState, workers: Workers, output: SegmenterOutput) -
 
 
 def _revive_codes(state: TrainState, workers: Workers, output: SegmenterOutput) -> None:
-    """Now and then revive dead codes, in the same way on every worker; at first all, which are far from all latents."""
+    """Revive dead codes now and then, alike on every worker; at first all codes, as they are far from all latents."""
     begins = state.iteration == 0
     if state.segmenter.vq is None or ((state.iteration + 1) % _REVIVE_EVERY and not begins):
         return
@@ -174,7 +174,7 @@ def _revive_codes(state: TrainState, workers: Workers, output: SegmenterOutput) 
 
 
 def _from_all(workers: Workers, values: torch.Tensor) -> torch.Tensor:
-    """Return the (N, ...) values of all workers one after the other: what one worker with all slices would have."""
+    """Return the (N, ...) values of all workers, concatenated: those that one worker with all slices would have."""
     table = values.new_zeros(workers.world, *values.shape)
     table[workers.rank] = values
     return workers.sum_over_workers(table).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What the networks make of a few fixed slices: the paper's figures 2 to 4, and how the codebook is used."""
+"""Pictures of the networks' output on a few fixed slices: the paper's figures 2 to 4, and the use of the codebook."""
 
 from typing import Final
 
@@ -30,7 +30,7 @@ def draw_labeled(state: TrainState, images: torch.Tensor, labels: torch.Tensor, 
     Parameters
     ----------
     state
-        Its segmenter predicts as it stands, not averaged.
+        Its current segmenter predicts, not the averaged one.
     images
         (B, 1, size, size) float32 on the segmenter's device.
     labels
@@ -87,7 +87,7 @@ def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Im
 
 @torch.no_grad()
 def draw_codebook(state: TrainState, images: torch.Tensor, *, bf16: bool) -> bytes:
-    """Return the running share of each code, and what the given slices use at each level, encoded as PNG.
+    """Return the running share of each code, and the codes that the given slices use at each level, as PNG.
 
     Parameters
     ----------
@@ -121,15 +121,15 @@ def draw_codebook(state: TrainState, images: torch.Tensor, *, bf16: bool) -> byt
 
 
 def evenly_spread(count: int, total: int) -> list[int]:
-    """Return at most so many different places among ``total``, none at the ends if there are enough."""
+    """Return up to ``count`` different indices below ``total``, evenly spread, none at the ends if there are enough."""
     places = (np.arange(min(count, total)) + 0.5) * total / max(min(count, total), 1)
     return [int(place) for place in places]
 
 
 def _hu(image: torch.Tensor, config: CanonicalConfig) -> NDArray[np.int16]:
-    """Return (1, H, W) in [0, 1] as (H, W) in HU, the other way round than the canonical window."""
+    """Return (1, H, W) in [0, 1] as (H, W) in HU, the inverse of the canonical window."""
     low, high = config.window_hu
-    shown = torch.nan_to_num(image[0].float()).cpu().numpy()  # a run that diverges must live to say so
+    shown = torch.nan_to_num(image[0].float()).cpu().numpy()  # a run that diverges must survive this to report it
     slice_hu: NDArray[np.int16] = np.rint(low + (high - low) * shown).astype(np.int16)
     return slice_hu
 

@@ -55,25 +55,25 @@ def train_model(
     run
         The run's folder: new or empty, or with ``resume`` that of a run that stopped.
     options
-        The data. On ``resume``, what is not said is as it was.
+        The data. On ``resume``, options not given stay as they were.
     resume
-        Go on with the run in the folder; with one that is finished nothing is done.
+        Resume the run in the folder; if it is finished, nothing is done.
     num_workers, cpus_per_worker, address
         As in `fit`.
     progress
-        Shows how far the preparation of slices and the training are.
+        Shows the progress of preparing slices and of training.
 
     Raises
     ------
     ConfigError
-        If options or settings do not fit together, the folder, or the workers.
+        If options, settings, folder and workers do not fit together.
     DataError, DicomError, GeometryError
         If data cannot be used; a new run then leaves no folder behind.
     CohortSegError
         If training fails.
     """
     config, options = config.resolved(), options.resolved()
-    if cluster_address(address) is None:  # before the data; the workers of a cluster once it answers
+    if cluster_address(address) is None:  # before the data are read; those of a cluster once it answers
         check_here(num_workers, cpus_per_worker, cpus_flag=True)
     _check_options(options, semi=config.uses_unlabeled, resume=resume)
     if not resume:
@@ -99,7 +99,7 @@ def train_model(
 
 @contextmanager
 def _begun(run: Path, config: TrainConfig, options: DataOptions, progress: Progress) -> Iterator[None]:
-    """Hold the folder of a new run, with its data prepared; of data that prove unusable nothing is left."""
+    """Lock the folder of a new run and prepare its data; if they prove unusable, leave nothing behind."""
     options = _with_data(options)
     found = _sources(options, semi=config.uses_unlabeled)
     with claimed_run(run, new=True):
@@ -114,12 +114,12 @@ def _begun(run: Path, config: TrainConfig, options: DataOptions, progress: Progr
 
 @contextmanager
 def _reopened(run: Path, config: TrainConfig, options: DataOptions, progress: Progress) -> Iterator[None]:
-    """Hold the folder of a run to be gone on with; a run killed while it prepared its data prepares them again."""
+    """Lock the folder of a run to resume; prepare its data again if it was killed while preparing them."""
     if options.data is not None:
         options = _with_data(options)
     with claimed_run(run, new=False):
         if not (run / DATA).is_file() and read_history(run):
-            # What is prepared now may be other slices than those that it has learned from.
+            # Slices prepared now may differ from those that it has learned from.
             raise ConfigError(f"{run / DATA}: is missing, and training had begun; put it back, or begin a new run")
         options = reopen_run(run, config, options)
         if not (run / DATA).is_file():
@@ -128,7 +128,7 @@ def _reopened(run: Path, config: TrainConfig, options: DataOptions, progress: Pr
 
 
 def _with_data(options: DataOptions) -> DataOptions:
-    """Return the options with the folder of COVID-SemiSeg, if that is what they mean."""
+    """Return the options with the folder of COVID-SemiSeg filled in, unless they name labelled images."""
     if options.labeled is not None:
         return options
     data = covid_semiseg.find_data(None if options.data is None else Path(options.data))
@@ -136,7 +136,7 @@ def _with_data(options: DataOptions) -> DataOptions:
 
 
 def _check_options(options: DataOptions, *, semi: bool, resume: bool) -> None:
-    """Refuse options that exclude each other, or lack what a phase needs; on resume, what is not said is as it was."""
+    """Refuse options that exclude each other or lack what a phase needs; on resume, the others stay as they were."""
     if semi and options.labeled is not None and options.unlabeled is None and not resume:
         raise ConfigError(
             "phase 2 needs --unlabeled; --preset labels learns from labels alone, and so does phase 1 by itself "
@@ -177,7 +177,7 @@ def _prepare(
 
 
 def _line(row: dict[str, Any]) -> str:
-    """Return phase, losses and speed of a line of the history in a few words."""
+    """Return a short text with phase, losses and speed of a line of the history."""
     names: dict[str, Callable[[float], str]] = {
         "ce": "ce {:.3f}".format,
         "dice": "dice loss {:.3f}".format,

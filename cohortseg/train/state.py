@@ -1,4 +1,4 @@
-"""Everything a training run is made of between two iterations, and its checkpoint."""
+"""The state of a training run between two iterations, and its checkpoint."""
 
 import copy
 import pickle
@@ -42,20 +42,20 @@ class TrainState:
     segmenter_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
     averaged: AveragedModel | None
-    """Exponential moving average of the segmenter; None when not asked for."""
+    """Exponential moving average of the segmenter; None if not asked for."""
     iteration: int = 0
     """Iterations done."""
     phase_start: int = 0
     """Iteration at which phase 2 began; 0 while phase 1 lasts."""
     phase: int = SUPERVISED
     finished: bool = False
-    """Whether the run ended before its last iteration, since phase 1 was all of it and is saturated."""
+    """Whether a run of phase 1 alone has ended, perhaps before its last iteration since it is saturated."""
     smoothed_loss: float | None = None
-    """Of the saturation detector, with the best value so far and when it was seen."""
+    """Smoothed loss of the saturation detector; its best value so far, and that iteration, follow."""
     best_loss: float | None = None
     best_iteration: int = 0
     loss_sum: float = 0.0
-    """Of the iterations that the detector has not looked at yet."""
+    """Sum over the iterations that the detector has not looked at yet."""
 
     @property
     def total_iterations(self) -> int:
@@ -84,12 +84,12 @@ def build_state(config: TrainConfig, device: torch.device, *, imagenet: bool = T
     device
         Where the networks are to be.
     imagenet
-        Whether ImageNet weights are loaded if the settings ask for them; a checkpoint that follows replaces them.
+        Whether ImageNet weights are loaded if the settings ask for them; a checkpoint loaded afterwards replaces them.
 
     Raises
     ------
     ModelError
-        If the ImageNet weights cannot be had.
+        If the ImageNet weights cannot be obtained.
     """
     reuse_memory()
     torch.manual_seed(config.seed)
@@ -116,23 +116,23 @@ def build_state(config: TrainConfig, device: torch.device, *, imagenet: bool = T
 
 
 def check_imagenet(config: TrainConfig) -> None:
-    """Refuse, before any other work, ImageNet weights that cannot be had; they are fetched here if need be.
+    """Check, before any other work, that the ImageNet weights can be obtained, and fetch them if need be.
 
     Raises
     ------
     ModelError
-        Saying where they should be.
+        If they cannot; the message says where they should be.
     """
     _load_imagenet(build_encoder(config.model), config)
 
 
 def imagenet_sha256(config: TrainConfig) -> str | None:
-    """Return the SHA-256 of the ImageNet weights, where a user may give others; None if none are used, or known ones.
+    """Return the SHA-256 of the ImageNet weights; None if none are used, or the encoder accepts one file only.
 
     Raises
     ------
     ModelError
-        If they cannot be had.
+        If they cannot be obtained.
     """
     if not config.model.imagenet or config.model.encoder not in PUBLISHED:
         return None
@@ -145,7 +145,7 @@ def _load_imagenet(encoder: EfficientNetLite0Encoder | ResNetEncoder, config: Tr
 
 
 def _own_imagenet(config: TrainConfig) -> Path | None:
-    """Return the file of weights that a user gives, if any."""
+    """Return the user's own weights file, if any."""
     return Path(config.imagenet_file) if config.imagenet_file else None
 
 
@@ -171,7 +171,7 @@ _NUMBERS: Final = (
 
 
 def save_state(state: TrainState, folder: Path) -> None:
-    """Write all of the state into a folder. Order and augmentation need none: they follow from seed and iteration."""
+    """Write the whole state into a folder; order and augmentation need none, as they follow from seed and iteration."""
     document: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     for name in _MODULES:
         module = getattr(state, name)
@@ -183,7 +183,7 @@ def save_state(state: TrainState, folder: Path) -> None:
 
 @contextmanager
 def undone(state: TrainState) -> Iterator[None]:
-    """Take back what the block does to networks and optimizers, and to PyTorch's own random numbers."""
+    """Undo what the block does to networks, optimisers and PyTorch's random state."""
     modules = [module for name in _MODULES if (module := getattr(state, name)) is not None]
     before = [copy.deepcopy(module.state_dict()) for module in modules]
     with torch.random.fork_rng():
@@ -195,7 +195,7 @@ def undone(state: TrainState) -> Iterator[None]:
 
 
 def newest_whole(newest: Path) -> Path:
-    """Return a checkpoint's folder, or, if its file is damaged, the newest of those beside it that is whole.
+    """Return a checkpoint's folder or, if its file is damaged, the newest older one beside it that is whole.
 
     Every worker that sees the same folders returns the same one. The names of checkpoints are in order of time.
 
@@ -212,7 +212,7 @@ def newest_whole(newest: Path) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint's file, a zip archive, has the checksums that it says."""
+    """Return whether a checkpoint's file, a zip archive, matches its own checksums."""
     try:
         with zipfile.ZipFile(folder / _FILE) as file:
             return file.testzip() is None
@@ -247,12 +247,12 @@ def load_state(state: TrainState, folder: Path) -> None:
 def check_same_settings(
     saved: dict[str, Any], config: TrainConfig, *, free_to_change: Collection[str] = FREE_TO_CHANGE
 ) -> None:
-    """Refuse to go on with other settings than those free to change: on resume, what does not change the objective.
+    """Refuse settings that differ from the saved ones, except those free to change.
 
     Raises
     ------
     ConfigError
-        Naming each setting that differs, with both values.
+        If any differ; the message names each, with both values.
     """
     before, now = asdict(config_from_mapping(TrainConfig, saved)), asdict(config)
     differing = [

@@ -1,4 +1,4 @@
-"""The model file: safetensors with the networks' weights and, in its header, everything needed to use them rightly."""
+"""The model file: safetensors with the networks' weights and, in its header, everything needed to use them."""
 
 import hashlib
 import json
@@ -30,10 +30,10 @@ _DEFAULT_NAME: Final = "default.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the header of a model file says."""
+    """The header of a model file."""
 
     name: str
-    """For people: recipe and data."""
+    """Recipe and data, in words."""
     model: ModelConfig
     """The networks."""
     canonical: CanonicalConfig
@@ -45,18 +45,18 @@ class ModelCard:
     licence: str = ""
     """Terms of the weights."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of cohortseg and torch at training."""
+    """Versions of cohortseg and torch at training."""
 
 
 class Prediction(NamedTuple):
-    """What a model says of a batch of canonical slices."""
+    """The output of a model for a batch of canonical slices."""
 
     prob: torch.Tensor
     """(B, 3, size, size) float32 on the CPU: background, ground-glass opacity, consolidation."""
     confidence: torch.Tensor
     """(B, 1, size, size) float32 on the CPU: the discriminator's probability that a pixel is ground truth."""
     flip_change: torch.Tensor | None = None
-    """(B, 1, size, size) float32 on the CPU: 1 where slice and mirror image differ in class, else 0; None unflipped."""
+    """(B, 1, size, size) float32 on the CPU: 1 where slice and mirror image differ in class, else 0; None: no flips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class LoadedModel:
 
     @property
     def has_trained_discriminator(self) -> bool:
-        """Whether the discriminator has learned: it does in phase 2, so that a model of phase 1 has no confidence."""
+        """Whether the discriminator was trained: this happens in phase 2, so a model of phase 1 has no confidence."""
         return bool(self.card.recipe.get("phase") != 1)
 
     @torch.inference_mode()
@@ -106,7 +106,7 @@ class LoadedModel:
         if images.ndim != 4 or images.shape[1] != 1 or not len(images) or images.dtype != torch.float32:
             raise ValueError(f"images must be (B, 1, size, size) float32, got {tuple(images.shape)} {images.dtype}")
         low, high = images.aminmax()
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # resizing rounds; NaN is neither
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # resizing rounds; NaN fails both
             raise ValueError(f"images must lie in [0, 1], as canonical_batch gives them; got {low:g} to {high:g}")
         batch = images.to(self.device, memory_format=torch.channels_last)
         prob, flip_change = self._probabilities(batch), None
@@ -132,7 +132,7 @@ def default_model_path() -> Path:
 
 
 def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, card: ModelCard) -> None:
-    """Write a model file, weights in float16 (float32 where they exceed its range), by way of a temporary name.
+    """Write a model file, weights in float16 (float32 where they exceed its range), under a temporary name first.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def save_model(path: Path, segmenter: Segmenter, discriminator: Discriminator, c
 
 
 def model_file_bytes(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Return a model file: what its header says (`ModelCard`), weights by name, and the hash of both."""
+    """Return the content of a model file: header (`ModelCard`), weights by name, and the hash of both."""
     header = {"format": _FORMAT, **card}
     header |= {_DIGEST: _digest(header, tensors)}
     # One key: safetensors writes several in any order.
@@ -155,7 +155,7 @@ def model_file_bytes(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 over all that a model file says."""
+    """Return the SHA-256 over header and weights of a model file."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -165,12 +165,12 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> s
 
 
 def check_finite(segmenter: Segmenter, discriminator: Discriminator) -> None:
-    """Refuse weights that are no numbers any more.
+    """Refuse weights that are no longer finite numbers.
 
     Raises
     ------
     DivergedError
-        Naming the first of them.
+        If one is not finite; the message names the first.
     """
     for name, value in _tensors(segmenter, discriminator):
         if not torch.isfinite(value).all():
@@ -241,7 +241,7 @@ def load_model(
 
 
 def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
-    """Return what a model file says, and the SHA-256 of just these bytes: the file may be replaced meanwhile."""
+    """Return card and weights of a model file, and the SHA-256 of the bytes read, as the file may change meanwhile."""
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with 'cohortseg train', or leave --model out")
     try:
@@ -267,7 +267,7 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
 
 
 def _check_types(header: Mapping[str, Any]) -> None:
-    """Refuse what a model of cohortseg never holds: the rest of the program relies on these types."""
+    """Refuse header values of a wrong type: the rest of the program relies on these types."""
     kinds: dict[str, type] = {"name": str, "recipe": dict, "licence": str, "versions": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name, kind()), kind)]
     wrong += [] if all(isinstance(image, str) for image in header["training_images"]) else ["training_images"]
