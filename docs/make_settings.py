@@ -25,7 +25,11 @@ select = ["all", "kernel~B30"]
 """
 _PAGES: Final = (
     (InferConfig, "infer", "The first three also apply to `scan`."),
-    (TrainConfig, "train", "Defaults are those of `--preset paper`; `--preset cpu` and `--preset labels` change many of them."),
+    (
+        TrainConfig,
+        "train",
+        "Defaults are those of `--preset paper`; `--preset cpu` and `--preset labels` change many of them.",
+    ),
     (ModelConfig, "train, table `[model]`", ""),
     (CanonicalConfig, "train, table `[canonical]`", ""),
 )
