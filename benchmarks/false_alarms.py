@@ -1,9 +1,10 @@
-"""False alarms: what a model labels in slices that look free of lesions, in percent of the lung.
+"""Measure false alarms: what a model labels in slices that look free of lesions, in percent of the lung.
 
     python benchmarks/false_alarms.py --data COVID-SemiSeg [--model MODEL]
 
-The same slices come changed, too, as other scanners would show them: noisy (white, and coarse as smooth kernels leave
-it, pixels of .75 mm), with edges enhanced as by sharp kernels, blurred, streaked, denser (breathed out).
+The same slices are also measured as other scanners would show them: noisy (white noise, and coarse noise as smooth
+kernels leave it, in pixels of .75 mm), with edges enhanced as by sharp kernels, blurred, streaked, denser (breathed
+out).
 
 No labelled slice of COVID-SemiSeg is free of lesions; these are unlabelled ones, chosen by eye (lesion_free.json). They
 may take part in phase 2 of training, without labels.

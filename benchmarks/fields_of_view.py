@@ -1,12 +1,12 @@
-"""Lungs and opacity in other fields of view against those of the whole one: the same slices, cut, padded and turned.
+"""Compare lungs and opacity in other fields of view with the whole one: the same slices, cut, padded and turned.
 
     python benchmarks/fields_of_view.py COHORT [--model MODEL]
 
-Scanners reconstruct what is asked for: the whole body, or a field set to the lungs, in which the sides of the chest are
-cut off and room and table lie before and behind it; some measure only the circle in the square. COHORT is any folder of
-DICOM whose series show the whole body. Each is cut to squares, and to circles in them, of so many times the width of
-its lungs, and turned in its plane by so many degrees, as a patient who lies on one side. What is printed is how far the
-area of the lungs is off, %, and the opacity, % of the lungs.
+Scanners reconstruct the field that is asked for: the whole body, or a field set to the lungs, in which the sides of the
+chest are cut off and room and table lie in front of and behind it; some measure only the circle in the square. COHORT
+is any folder of DICOM whose series show the whole body. Each series is cut to squares, and to circles in them, of
+several multiples of the width of its lungs, and turned in its plane by several angles, as for a patient lying on one
+side. The output is the error of the lung area, %, and the opacity, % of the lungs.
 """
 
 import argparse

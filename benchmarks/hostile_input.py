@@ -1,9 +1,9 @@
-"""Damaged and hostile files through the whole of infer's reading: every file ends in a row or a reason, and fast.
+"""Send damaged and hostile files through all of infer's reading: each must end in a row or a reason, and fast.
 
     python benchmarks/hostile_input.py --files 1000 --seed 0
 
-Takes the quirks of ``cohortseg sample --quirks``, damages copies of their files (bytes, lengths, cuts, claimed sizes,
-swapped halves), and scans and decodes each on its own, in a process with limited memory.
+The script takes the quirks of ``cohortseg sample --quirks``, damages copies of their files (bytes, lengths, cuts,
+claimed sizes, swapped halves), and scans and decodes each on its own, in a process with limited memory.
 """
 
 import argparse

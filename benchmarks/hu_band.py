@@ -1,11 +1,12 @@
-"""The model's opacity beside a plain HU-band estimate of it: all pairs of an inference output, and how alike they rank.
+"""Compare the model's opacity with a plain HU-band estimate of it: all pairs of an inference output, and their ranks.
 
     cohortseg infer COHORT -o OUT
     python benchmarks/hu_band.py COHORT OUT
 
-The band is -750 to 50 HU inside the lung mask, vessels removed: an opening with a disc of 3 mm radius takes off what is
-thinner than 6 mm. It knows no lesion: crowded vessels, airway walls and breathing out count too, and what is denser
-than 50 HU does not. The pairs are to be looked at, one by one; eight slices prove nothing by their rank correlation.
+The band is -750 to 50 HU inside the lung mask, with vessels removed: an opening with a disc of 3 mm radius takes off
+everything thinner than 6 mm. It does not recognise lesions: crowded vessels, airway walls and breathing out count too,
+and anything denser than 50 HU does not. Look at the pairs one by one; the rank correlation of eight slices proves
+nothing.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Two Ray actors against one, each with one CPU and one thread, over the same cohort.
+"""Measure two Ray actors against one, each with one CPU and one thread, over the same cohort.
 
     python benchmarks/infer_actors.py COHORT
 
-The time runs from the first series' beginning to the last one's end: Ray's start is stated apart. The last line is one
-JSON object. Each way runs in a process of its own, as Ray is started once in a process.
+The time runs from the beginning of the first series to the end of the last; Ray's start-up is reported separately. The
+last line is one JSON object. Each variant runs in a process of its own, since Ray is started only once per process.
 """
 
 import argparse

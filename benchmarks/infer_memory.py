@@ -1,4 +1,4 @@
-"""Peak memory of one actor: on a series of 300 slices of 512 x 512, and on 8 against 64 smaller series.
+"""Measure the peak memory of one actor: on a series of 300 slices of 512 x 512, and on 8 against 64 smaller series.
 
     python benchmarks/infer_memory.py
 

@@ -1,12 +1,12 @@
-"""What `infer` costs beyond the network: its slices a second against the bare forward passes over the same slices.
+"""Measure the cost of `infer` beyond the network: its slices per second against bare forward passes on the same slices.
 
     python benchmarks/infer_overhead.py                  # generates six series of 60 slices, 4.2 mm apart
     python benchmarks/infer_overhead.py --slices 240     # thin slices
     python benchmarks/infer_overhead.py --cohort DIR --engines local,ray
 
-Same network, device, precision, batches and threads. Only slices that went through the network count. The bare passes
-are timed before and after, and the quicker is kept. Start-up (Ray, until the first series begins) is stated apart;
-scan, tables and report are part of the work. The last line is one JSON object.
+Both use the same network, device, precision, batches and threads. Only slices that went through the network count. The
+bare passes are timed before and after, and the quicker time is kept. Start-up (Ray, until the first series begins) is
+reported separately; scan, tables and report are part of the work. The last line is one JSON object.
 """
 
 import argparse

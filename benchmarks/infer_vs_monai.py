@@ -1,13 +1,13 @@
-"""`infer` against a straightforward MONAI script that does the same job at MONAI's defaults, in one run.
+"""Compare `infer` with a straightforward MONAI script for the same job at MONAI's defaults, in one run.
 
     pip install monai nibabel itk
     python benchmarks/infer_vs_monai.py COHORT          # e.g. the dicom folder of `cohortseg sample --slices 60`
 
-The script: LoadImage (a folder of DICOM a series), lung window, resized to the network's input slice by slice, float32,
-one slice a forward pass, its mirror image too, argmax, resized back, SaveImage (NIfTI). It finds no lungs and measures
-nothing. It runs in a process of its own, as its user would start it: the network as it was trained, PyTorch's own
-threads, glibc's own handling of memory. Start-up, imports and loading the model are left out of both. Each runs twice,
-in turn; the quicker counts. The last line is one JSON object.
+The script uses LoadImage (one folder of DICOM per series), a lung window, resizing to the network's input slice by
+slice, float32, one slice per forward pass and its mirror image too, argmax, resizing back, and SaveImage (NIfTI). It
+finds no lungs and measures nothing. It runs in a process of its own, as its user would start it: with the network as it
+was trained, PyTorch's default threads and glibc's default handling of memory. Start-up, imports and loading of the
+model are left out of both. Each runs twice, in turn; the quicker run counts. The last line is one JSON object.
 """
 
 import argparse

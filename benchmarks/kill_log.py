@@ -1,10 +1,10 @@
-"""Kill an actor, a node or the run itself at random moments, run the same command again, and compare what is left.
+"""Kill an actor, a node or the run itself at random moments, run the same command again, and compare the results.
 
     python benchmarks/kill_log.py --times 20
 
-Runs on a test cluster of three nodes on this machine's loopback. Prints what was killed when, and whether tables and
-masks equal those of an unbroken run; the last line is one JSON object. The exit code is 1 if any differ, or a run has
-not ended after ``--limit`` seconds.
+The script runs on a test cluster of three nodes on this machine's loopback. It prints what was killed when, and whether
+tables and masks equal those of an uninterrupted run; the last line is one JSON object. The exit code is 1 if any
+differ, or if a run has not ended after ``--limit`` seconds.
 """
 
 import argparse

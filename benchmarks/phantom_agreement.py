@@ -1,8 +1,8 @@
-"""Volume against truth on synthetic cohorts: rank correlation, ratio of sums, and false alarms without lesions.
+"""Compare volumes with truth on synthetic cohorts: rank correlation, ratio of sums, and false alarms without lesions.
 
     python benchmarks/phantom_agreement.py --seeds 101-110
 
-The phantom is ours and so is the model: a pass says that the plumbing is right, no more.
+Phantom and model are both ours: a pass shows only that the plumbing is right.
 """
 
 import argparse

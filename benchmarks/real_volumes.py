@@ -1,11 +1,11 @@
-"""Whole chests of real CT: lungs and lesions on volumes rebuilt from the unlabelled slices of COVID-SemiSeg.
+"""Segment whole chests of real CT: volumes rebuilt from the unlabelled slices of COVID-SemiSeg.
 
     python benchmarks/real_volumes.py OUT --data COVID-SemiSeg [--model MODEL]
 
-The slices of 20 patients come one image each, every one cropped to its own lungs. Here each is moved onto the one below
-(template matching), brought to HU by the landmarks of its whole volume, and laid into a body of fat in air. Pixels are
-taken so that the rib cage is 300 mm wide, slices so that the lungs are 240 mm high: volumes are approximate, percents
-are not. Nothing here has a known answer; OUT gets one picture of each.
+The slices of 20 patients are separate images, each cropped to its own lungs. Here each is moved onto the one below
+(template matching), brought to HU by the landmarks of its whole volume, and laid into a body of fat in air. Pixel size
+is chosen so that the rib cage is 300 mm wide, slice spacing so that the lungs are 240 mm high: volumes are approximate,
+percents are not. Nothing here has a known answer; OUT gets one picture of each volume.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Resuming a run of 20,000 series of which ten are left: time until the first can begin, time and memory for tables.
+"""Resume a run of 20,000 series of which ten are left: time until the first begins, time and memory for the tables.
 
     python benchmarks/resume_20000.py
 
-The scan of the cohort is not part of it. Markers are real, written by the commit protocol without its waits for disk.
+The scan of the cohort is not included. Markers are real, written by the commit protocol without its waits for the disk.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Dice on labelled slices against changed copies of the same slices, all through the canonical slice.
+"""Compare Dice on labelled slices and on changed copies of them, all through the canonical slice.
 
     python benchmarks/robustness.py --model runs/a/model.safetensors --data COVID-SemiSeg    # the validation images
     python benchmarks/robustness.py --model runs/compare/folds/full-1/model.safetensors --fold 1
 
-Copies are turned and mirrored in storage (the reader is told how they lie, as DICOM tells it), padded with body and air
-(as a whole field of view has them), and shown in other windows (which nobody tells). Numbers are the mean Dice over the
-images that have the class. Aim: no more than 0.02 lost. The images must not be ones that the model was trained on.
+Copies are turned and mirrored in storage (the reader is told their orientation, as DICOM states it), padded with body
+and air (as in a whole field of view), and shown in other windows (of which the reader is not told). Numbers are the
+mean Dice over the images that have the class. Aim: at most 0.02 lost. The model must not have been trained on the
+images.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Headers a second of `scan` against one process that reads the same files with pydicom, up to the pixels.
+"""Compare headers per second of `scan` with one process that reads the same files with pydicom, up to the pixels.
 
     python benchmarks/scan_headers.py COHORT
 
-Each is timed three times in turn, the quickest counts; the files are read once before, so that both find them cached.
-The last line is one JSON object.
+Each is timed three times in turn, and the quickest counts; all files are read once before, so that both find them
+cached. The last line is one JSON object.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Training speed of two Ray Train workers against one, with one thread each.
+"""Measure the training speed of two Ray Train workers against one, with one thread each.
 
     python benchmarks/train_scaling.py                    # about two minutes on two cores
     python benchmarks/train_scaling.py --size 256 --batch 8   # the recipe's step: eight minutes
 
-Slices are random, batches per worker the same, so that two workers do twice the work an iteration. Speed is that of the
-history, start-up and the first lines of each phase left out. Aim: >= 1.6.
+Slices are random. Batches per worker are the same, so two workers do twice the work per iteration. Speed is taken from
+the history, without start-up and the first lines of each phase. Aim: >= 1.6.
 """
 
 import argparse

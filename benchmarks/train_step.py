@@ -1,14 +1,14 @@
-"""Images a second of the training steps, against bare forward and backward passes of the same networks.
+"""Measure images per second of the training steps against bare forward and backward passes of the same networks.
 
     python benchmarks/train_step.py                       # about two minutes on two cores
     python benchmarks/train_step.py --preset cpu --size 256 --repeats 20
 
-A step is what the loop does in an iteration: draw and augment the batch, all losses, both optimisers, care for the
-codebook, averaged weights. The bare pass is forward and backward of the same networks on such a batch with the mean of
-their outputs as loss: of S on the labelled slices in phase 1; in phase 2 of S on labelled and unlabelled ones, of D on
+A step is one iteration of the loop: drawing and augmenting the batch, all losses, both optimisers, upkeep of the
+codebook, averaged weights. The bare pass is forward and backward of the same networks on such a batch, with the mean of
+their outputs as loss: in phase 1 of S on the labelled slices; in phase 2 of S on labelled and unlabelled ones, of D on
 the predictions (gradient to S), and of D on predictions and truth (gradient to D). Steps and passes take turns, so that
-other load on the machine meets both; with one thread on the CPU their processor time counts, which other load changes
-little. The ratio is that of the medians. Slices are random: arithmetic takes the same time. Aim: >= 0.9.
+other load on the machine affects both; with one thread on the CPU, processor time is measured, which other load hardly
+changes. The ratio is that of the medians. Slices are random: arithmetic takes the same time. Aim: >= 0.9.
 """
 
 import argparse

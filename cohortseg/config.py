@@ -1,4 +1,4 @@
-"""Settings of every command: the only home of defaults, with their ranges."""
+"""Settings of every command, with their ranges; the only place where defaults are defined."""
 
 import math
 import tomllib
@@ -16,21 +16,21 @@ Engine = Literal["auto", "local", "ray"]
 Preset = Literal["paper", "cpu", "labels"]
 """Named recipes: the keys of `PRESETS`."""
 ImageOrientation = Literal["upright", "transposed", "quarter-turned"]
-"""How 8-bit images of a user's own lie; DICOM says so itself."""
+"""Orientation of a user's own 8-bit images; DICOM states its own."""
 ExportFormat = Literal["dicom-seg", "nifti", "png"]
 EncoderName = Literal["resnet18", "resnet34", "resnet50", "efficientnet-lite0"]
 T = TypeVar("T", bound="DataclassInstance")
 
 
 NORM_GROUPS: Final = 8
-"""Groups of the networks' group normalisation."""
+"""Number of groups in the networks' group normalisation."""
 _SIZES: Final = "a multiple of 32 in 64..2048"
 _MOST: Final = 10**8
-"""Of iterations and slices: more is a slip of the pen."""
+"""Upper bound of numbers of iterations and slices; anything larger is taken for a typing error."""
 _SEEDS: Final = 2**43
-"""Upper bound of a run's seed: the seed of each iteration is computed from it, and must fit into 64 bits."""
+"""Upper bound of a run's seed: the seed of each iteration, computed from it, must fit into 64 bits."""
 _NOT_NEGATIVE: Final = ("momentum", "weight_decay", "commitment")
-"""Settings of training that are finite numbers of at least 0, as the weights of losses are."""
+"""Settings of training that, like the weights of losses, must be finite and not negative."""
 
 
 def _is_size(pixels: int) -> bool:
@@ -44,16 +44,16 @@ def _check(holds: bool, rule: str, value: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalConfig:
-    """The canonical slice: what every network input looks like, in training and in inference."""
+    """The canonical slice: the form of every network input, in training and in inference."""
 
     size: int = 256
     """Height and width, pixels; a multiple of 32."""
     window_hu: tuple[float, float] = (-1350.0, 150.0)
-    """HU that become 0 and 1."""
+    """HU that are mapped to 0 and 1."""
     margin: float = 0.05
-    """Border around the lungs, as a part of their height and width."""
+    """Border around the lungs, as a fraction of their height and width."""
     min_box: float = 0.6
-    """A slice's crop is never smaller than this part of the whole series' crop, so that apices are not blown up."""
+    """Smallest crop of a slice, as a fraction of the whole series' crop, so that apices are not enlarged too much."""
 
     def __post_init__(self) -> None:
         """Check ranges; lists from JSON become tuples."""
@@ -67,7 +67,7 @@ class CanonicalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The networks. What the paper leaves open is decided here (docs/method.md says why)."""
+    """The networks; docs/method.md gives the reasons for choices that the paper leaves open."""
 
     encoder: EncoderName = "resnet18"
     """Encoder of the segmentation backbone."""
@@ -78,11 +78,11 @@ class ModelConfig:
     vq_branch: bool = True
     """Whether the VQ-VAE branch exists (VVM in the paper's table 2)."""
     codebook_size: int = 256
-    """Codes in the codebook that both levels share."""
+    """Number of codes in the codebook, which both levels share."""
     code_dim: int = 64
     """Length of a code."""
     discriminator_channels: int = 32
-    """Channels of the discriminator's first layer; they double twice."""
+    """Channels of the discriminator's first layer; the number doubles twice in later layers."""
 
     def __post_init__(self) -> None:
         """Check ranges; lists from JSON become tuples."""
@@ -117,33 +117,33 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The networks."""
     imagenet_file: str = ""
-    """File to take ImageNet weights from; empty: the package's (efficientnet-lite0) or pytorch.org's (resnets)."""
+    """File with ImageNet weights; empty: those of the package (efficientnet-lite0) or of pytorch.org (resnets)."""
     preset: Preset = "paper"
-    """Name of the recipe these settings started from; kept in the model card."""
+    """Name of the recipe that these settings started from; kept in the model card."""
     supervised_iterations: int = 1000
-    """Iterations of phase 1 (labelled images only), at most."""
+    """Largest number of iterations of phase 1 (labelled images only)."""
     adversarial_iterations: int = 1000
-    """Iterations of phase 2 (semi-supervised adversarial)."""
+    """Number of iterations of phase 2 (semi-supervised adversarial)."""
     warmup_iterations: int = 200
-    """First iterations of phase 2, in which the discriminator learns before pseudo labels count."""
+    """Iterations at the start of phase 2 in which the discriminator learns and pseudo labels do not count yet."""
     saturation_patience: int = 0
-    """Phase 1 ends early once the smoothed loss has not fallen by 1 % for so many iterations; 0: never early."""
+    """End phase 1 early if the smoothed loss has not fallen by 1 % for this many iterations; 0: never."""
     batch_labeled: int = 4
-    """Labelled images an iteration on each worker."""
+    """Labelled images per iteration on each worker."""
     batch_unlabeled: int = 4
-    """Unlabelled images an iteration on each worker."""
+    """Unlabelled images per iteration on each worker."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser of the segmentation network."""
     learning_rate: float = 0.01
-    """Of the segmentation network, at the start; it decays with the power 0.9 to zero over both phases."""
+    """Initial learning rate of the segmentation network; it decays to zero over both phases with the power 0.9."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float = 1e-4
-    """Of the segmentation network."""
+    """Weight decay of the segmentation network."""
     discriminator_learning_rate: float = 1e-4
-    """Of Adam for the discriminator."""
+    """Learning rate of Adam for the discriminator."""
     proportion_weight: float = 0.5
-    """lambda of equation (11)."""
+    """Weight of the proportion loss: lambda of equation (11)."""
     adversarial_weight: float = 0.01
     """Weight of L_adv, equation (12)."""
     semi_weight: float = 0.1
@@ -153,53 +153,53 @@ class TrainConfig:
     dice_weight: float = 0.0
     """Weight of an additional soft Dice loss; 0 as in the paper."""
     opacity_dice_weight: float = 0.0
-    """Weight of an additional soft Dice loss of both lesion classes taken as one; 0 as in the paper."""
+    """Weight of an additional soft Dice loss of both lesion classes as one; 0 as in the paper."""
     commitment: float = 0.25
-    """beta of equation (2)."""
+    """Weight of the commitment loss: beta of equation (2)."""
     confidence_threshold: float = 0.2
-    """T of equation (13), in the paper's range [0.1, 0.3]."""
+    """Confidence above which a pixel is trusted: T of equation (13), in the paper's range [0.1, 0.3]."""
     semi_supervised: bool = True
     """Whether phase 2 runs (SSA in the paper's table 2)."""
     truth_confidence: float = 0.8
-    """tau: truth is shown to the discriminator as the prediction itself, raised to at least tau for the right class, so
-    that it cannot be told by its sharpness; 1: plain one-hot."""
+    """tau: the discriminator sees truth as the prediction itself, raised to at least tau for the right class, so that
+    sharpness does not give it away; 1: plain one-hot."""
     ema_decay: float = 0.0
-    """Decay of the averaged weights that become the model; 0: the last weights."""
+    """Decay of the moving average of the weights, which becomes the model; 0: use the last weights."""
     predict_size: int = 0
-    """Height and width of the finished model's input; 0: as in training. Finer slices than those trained on can be
-    segmented better (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"; docs/crossval.md)."""
+    """Height and width of the finished model's input; 0: as in training. Slices finer than in training can be segmented
+    better (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"; docs/crossval.md)."""
     class_offsets: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Added to the finished model's logits of background, GGO and consolidation: Dice is best when a lesion wins below
-    an even chance."""
+    """Offsets added to the finished model's logits of background, GGO and consolidation: Dice is best if a lesion
+    wins even below an even chance."""
     augment: bool = True
-    """Random mirroring, affine, warp, intensity and noise."""
+    """Augment slices by random mirroring, affine maps, warps, intensity changes and noise."""
     painted_foci: float = 0.0
-    """Part of the labelled slices that get solid foci painted into the lungs, as consolidation; 0 as in the paper."""
+    """Fraction of labelled slices with solid foci painted into the lungs as consolidation; 0 as in the paper."""
     bf16: bool | None = None
-    """bfloat16 autocast; None: where the device has it in hardware."""
+    """Use bfloat16 autocast; none: where the device supports it in hardware."""
     seed: int = 0
-    """Of weights, order and augmentation."""
+    """Seed of weights, order and augmentation."""
     checkpoint_every: int = 100
-    """Iterations between checkpoints."""
+    """Number of iterations between checkpoints."""
 
     def resolved(self) -> Self:
-        """Return the settings with an absolute path: workers have other working folders."""
+        """Return the settings with an absolute path, since workers have other working folders."""
         return replace(self, imagenet_file=str(Path(self.imagenet_file).resolve())) if self.imagenet_file else self
 
     @property
     def planned_iterations(self) -> int:
-        """Iterations of both phases, unless phase 1 ends early."""
+        """Number of iterations of both phases if phase 1 does not end early."""
         return self.supervised_iterations + (self.adversarial_iterations if self.semi_supervised else 0)
 
     @property
     def uses_unlabeled(self) -> bool:
-        """Whether unlabelled slices teach anything: in phase 2, by a loss with a weight or the VQ-VAE branch."""
+        """Whether unlabelled slices contribute in phase 2, through a weighted loss or the VQ-VAE branch."""
         weights = (self.adversarial_weight, self.semi_weight, self.proportion_weight)
         return self.semi_supervised and (any(weights) or self.model.vq_branch)
 
     @property
     def unlabeled_a_step(self) -> int:
-        """Unlabelled images an iteration of phase 2 on each worker."""
+        """Number of unlabelled images per iteration of phase 2 on each worker."""
         return self.batch_unlabeled if self.uses_unlabeled else 0
 
     def __post_init__(self) -> None:
@@ -283,7 +283,7 @@ _CPU: Final[dict[str, Any]] = {
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
     "cpu": _CPU,
-    # Of the packaged model: from labels alone, with a discriminator trained beside it.
+    # The recipe of the packaged model: labels alone, with a discriminator trained beside the segmenter.
     "labels": _CPU
     | {
         "model": replace(_CPU["model"], vq_branch=False),
@@ -294,7 +294,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "semi_weight": 0.0,
     },
 }
-"""Named recipes: what each changes of the defaults."""
+"""Named recipes: the defaults that each changes."""
 
 
 RESAMPLE: Final = "resample"
@@ -317,14 +317,14 @@ PREFERENCES: Final = (*_PREFERRED, "lung")
 
 @dataclass(frozen=True, kw_only=True)
 class ScanConfig:
-    """Which series of a cohort are segmented."""
+    """The choice of the series of a cohort that are segmented."""
 
     select: tuple[str, ...] = ("preferred",)
-    """Rules that must all hold: preferred (one series a study), all, or COLUMN OPERATOR VALUE (docs/selection.md)."""
+    """Rules that must all hold: preferred (one series per study), all, or COLUMN OPERATOR VALUE (docs/selection.md)."""
     prefer: tuple[str, ...] = _PREFERRED
-    """Which of several usable series of a study is preferred: the first of these on which they differ decides."""
+    """Criteria for choosing among several usable series of a study; the first on which they differ decides."""
     repair: tuple[str, ...] = ()
-    """What is resampled instead of skipped: resample (uneven spacing and short gaps), untilt (gantry tilt)."""
+    """Repairs made instead of skipping a series: resample (uneven spacing, short gaps), untilt (gantry tilt)."""
 
     def __post_init__(self) -> None:
         """Check names; lists from TOML become tuples."""
@@ -340,24 +340,24 @@ class InferConfig(ScanConfig):
     """Segmentation of a cohort."""
 
     engine: Engine = "auto"
-    """How series are spread: in this process, by Ray Data actors, or whichever suits the cohort's size (auto: Ray also
-    wherever two workers or more, or a cluster, are named)."""
+    """Where series are segmented: local (this process), ray (Ray Data actors) or auto (whichever suits the cohort's
+    size; Ray also if two or more workers, or a cluster, are given)."""
     workers: int | None = None
-    """Actors, each with a model and a core of its own; None: one per core, at most four per GPU."""
+    """Number of Ray actors, each with its own model and core; none: one per core, at most four per GPU."""
     batch_size: int | None = None
-    """Slices a forward pass; None: 4 on a CPU, where more take memory and gain nothing, 16 on a GPU."""
+    """Slices per forward pass; none: 4 on a CPU, where more take memory and gain nothing, 16 on a GPU."""
     flips: bool = True
     """Average the probabilities over the slice and its mirror image."""
     resume: bool = True
-    """Keep what an earlier run into the same output has finished."""
+    """Keep the series that an earlier run into the same output folder has finished."""
     retry_failed: bool = False
-    """Do series again that an earlier run failed at: a decoder was installed since, or there is more memory."""
+    """Redo series that failed in an earlier run, for example because a decoder or memory was missing."""
     max_attempts: int = 3
-    """A series that ended its worker so many times in one run is given up."""
+    """Give up a series after it has ended its worker process this many times in one run."""
     overlays: bool = True
-    """Write one overlay picture a series; those of earlier runs stay. Turned on later, it segments again."""
+    """Write one overlay picture per series; pictures of earlier runs stay. Turning this on later segments again."""
     auto_ray_series: int = 64
-    """With engine auto, work goes to Ray where so many series are still to be done and more than one worker can run."""
+    """With engine auto, use Ray if at least this many series are still to do and more than one worker can run."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -372,7 +372,7 @@ class InferConfig(ScanConfig):
 EXECUTION_SETTINGS: Final = frozenset(
     {"engine", "workers", "batch_size", "resume", "retry_failed", "max_attempts", "auto_ray_series", "overlays"}
 )
-"""Settings of `InferConfig` that say how series are done, and nothing of masks and numbers."""
+"""Settings of `InferConfig` that say how series are processed and do not change masks or numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,15 +380,15 @@ class SampleConfig:
     """The synthetic cohort."""
 
     patients: int = 3
-    """Patients; every third is free of lesions."""
+    """Number of patients; every third is free of lesions."""
     timepoints: int = 3
-    """Study dates a patient, at most; the first patient has one fewer."""
+    """Number of study dates per patient; the first patient has one fewer (but at least one)."""
     slices: int = 10
-    """Slices a series, spread over the height of the lungs."""
+    """Slices per series, spread over the height of the lungs."""
     size: int = 256
-    """Rows and columns."""
+    """Number of rows and of columns."""
     seed: int = 0
-    """Same seed and versions, same bytes."""
+    """Seed; the same seed and versions give the same bytes."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -400,7 +400,7 @@ class SampleConfig:
 
 
 def config_from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Return a settings object from plain values, refusing names that it does not have.
+    """Return a settings object from plain values; unknown names are refused.
 
     Raises
     ------
@@ -416,12 +416,12 @@ def config_from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _typed(name: str, hint: Any, value: Any) -> Any:
-    """Return a setting's value if it is of the setting's type; nested settings check their own."""
+    """Return a setting's value, checked against its type; nested settings check their own."""
     if is_dataclass(hint) and (isinstance(value, Mapping) or is_dataclass(value)):
         return value
     if hint == tuple[str, ...] and isinstance(value, str):
         return (value,)
-    from pydantic import TypeAdapter, ValidationError  # here: a tenth of a second that --help need not wait for
+    from pydantic import TypeAdapter, ValidationError  # here, so that --help does not wait .1 s
 
     try:
         return TypeAdapter(hint).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
@@ -430,7 +430,7 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
 
 
 def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any], base: T | None = None) -> T:
-    """Return the settings of one command: overrides over the TOML file over the base (by default the defaults).
+    """Return the settings of one command: the base, changed by the TOML file, then by the overrides.
 
     Parameters
     ----------
@@ -441,7 +441,7 @@ def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]
     overrides
         Values from the command line; None means "not given".
     base
-        What the file and the overrides change.
+        Settings that the file and the overrides change; None: the defaults.
 
     Raises
     ------
@@ -451,10 +451,10 @@ def resolve_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin with a mark
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # skips the byte order mark of Windows
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
-        if "preset" in values and hasattr(cls, "preset"):  # it names what the other settings change
+        if "preset" in values and hasattr(cls, "preset"):  # a name for the other settings, not one of them
             raise ConfigError(f"{path}: preset is no setting of a file; give it as --preset {values['preset']}")
     values |= {name: value for name, value in overrides.items() if value is not None}
     known = {} if base is None else asdict(base)

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the settings' own docstrings: run this after changing one; a test compares them."""
+"""Write docs/settings.md from the docstrings of the settings: run this after changing one; a test compares them."""
 
 import ast
 import inspect
@@ -13,9 +13,9 @@ _INTRO: Final = """# Settings
 
 Made from `cohortseg/config.py` by `docs/make_settings.py`; do not edit.
 
-`--config FILE` of `infer`, `scan`, `train` and `compare` reads settings from a TOML file; options of the command line
-win over it, and an unknown name is an error. TOML has no "none": to have that default, leave the setting out. For
-example `cohortseg infer cohort/ --config mine.toml` with
+`--config FILE` of `infer`, `scan`, `train` and `compare` reads settings from a TOML file. Options on the command line
+override the file, and an unknown name is an error. TOML has no "none": to get that default, leave the setting out. For
+example, `cohortseg infer cohort/ --config mine.toml` with
 
 ```toml
 overlays = false
@@ -24,8 +24,12 @@ select = ["all", "kernel~B30"]
 ```
 """
 _PAGES: Final = (
-    (InferConfig, "infer", "The first three are options of `scan` as well."),
-    (TrainConfig, "train", "Defaults are those of `--preset paper`; `--preset cpu` and `labels` change many."),
+    (InferConfig, "infer", "The first three also apply to `scan`."),
+    (
+        TrainConfig,
+        "train",
+        "Defaults are those of `--preset paper`; `--preset cpu` and `--preset labels` change many of them.",
+    ),
     (ModelConfig, "train, table `[model]`", ""),
     (CanonicalConfig, "train, table `[canonical]`", ""),
 )
@@ -39,7 +43,7 @@ def settings_markdown() -> str:
 def _table(cls: type[Any], title: str, note: str) -> str:
     meanings = _meanings(ScanConfig) | _meanings(cls) if issubclass(cls, ScanConfig) else _meanings(cls)
     defaults = {item.name: item.default for item in fields(cls)}
-    meanings.pop("preset", None)  # an option, and no setting of a file
+    meanings.pop("preset", None)  # an option, not a setting of a file
     rows = "\n".join(f"| `{name}` | {_shown(defaults[name])} | {meaning} |" for name, meaning in meanings.items())
     above = f"{note}\n\n" if note else ""
     return f"## {title}\n\n{above}| setting | default | meaning |\n|---|---|---|\n{rows}\n"

@@ -14,49 +14,71 @@ _INTRO = """# The tables and masks
 Made from `cohortseg/store/schemas.py` by `docs/make_tables.py`; do not edit.
 
 **Null means not measured or not known, never 0.** Units are in the names: `_ml`, `_mm`, `_mm2`, `_hu`, `_pct`, `_s`.
-Each Parquet file carries its schema version and provenance as JSON under the metadata key `cohortseg`, and what each
-column means as `description` in the metadata of its field (pyarrow: `pq.read_schema(path).field("po_pct").metadata`).
-HU are rounded to whole numbers and cut off at {low} and {high}: where noise goes below, as in lungs at a low dose,
-means come out some HU too high (10 at a noise of 150 HU), so compare `lung_mean_hu` of scans of like `noise_hu` only.
+Each Parquet file carries its schema version and provenance as JSON under the metadata key `cohortseg`. The meaning of a
+column is the `description` in the metadata of its field (pyarrow:
+`pq.read_schema(path).field("po_pct").metadata`).
 
-## Which series stands for a date
+HU are rounded to whole numbers and clipped to {low} and {high}. Where noise goes below that range, as in lungs at a low
+dose, means come out some HU too high (10 at a noise of 150 HU), so compare `lung_mean_hu` only between scans of similar
+`noise_hu`.
+
+## Which series represents a date
 
 Days are counted from the earliest study date among a patient's chosen series, measured or not. Where several series
-have one date, one of them stands for it in `timeline.parquet`: the first in the order status ok before any other, a
-plausible lung volume before an implausible one, all of the lungs (at least 80 % of the most lung found that day) before
-part of them, what is neither computed from several energies, called a projection, called an expiration nor noisy
-(`spectral_image`, `maybe_projection`, `expiration`, `noisy`) before what is, lungs that end within slices and field of
-view before those that go on beyond (`lung_cut_at_end_slice`, `lung_cut_by_field_of_view`), most slices with lung (where
-none was looked for: most slices), smallest slice spacing, a soft kernel before one that is not known before a sharp
-one, series UID. A series
-without a study date is a row of its own, with null in all columns that count days and in all changes; it counts as no
-time point. Series without a patient identifier are never put together: each study counts as one patient, and where no
-study is named either, each series; their days and time points are null. `delta_*` is the value minus that of the first
-evaluable date.
+have the same date, one of them represents it in `timeline.parquet`. The first of these rules on which they differ
+decides:
 
-A single slice has percents (of area), but no volumes and no zones; where a patient has volumes at another date, it has
-no part in `delta_*`, first, last and peak. Nor has a part of the lungs, as an abdomen shows it (less than .8 L and than
-half of the patient's largest plausible lung volume; or flagged `lung_cut_at_end_slice`, and either with less than one
-of the two, or flagged `other_body_part`, or `partial_coverage` with less than 65 % of it), where the patient has whole
-lungs at another date. A date with much less lung than another one is flagged `less_lung_than_other_dates`. A series
-without lung in view is `not_evaluable`.
+1. status `ok` before any other status,
+2. a plausible lung volume before an implausible one,
+3. all of the lungs (at least 80 % of the largest lung volume found that day) before part of them,
+4. plain scans before series computed from several energies, called a projection, called an expiration, or noisy
+   (`spectral_image`, `maybe_projection`, `expiration`, `noisy`),
+5. lungs that end within the slices and the field of view before lungs that extend beyond (`lung_cut_at_end_slice`,
+   `lung_cut_by_field_of_view`),
+6. more slices with lung (where lung was not looked for: more slices),
+7. smaller slice spacing,
+8. a soft kernel before an unknown one before a sharp one,
+9. series UID.
+
+A series without a study date is a row of its own, with null in all columns that count days and in all changes; it is
+not counted as a time point. Series without a patient identifier are never combined: each study counts as one patient
+(each series, if there is no study UID either), and their days and time points are null.
+
+`delta_*` is the value minus that on the first evaluable date. Two kinds of rows are not evaluable if the patient has
+something better at another date; they do not count for `delta_*`, first, last and peak:
+
+* A single slice, which has percents (of area) but no volumes and no zones, if the patient has volumes at another date.
+* A part of the lungs, such as the bases on a CT of the abdomen, if the patient has whole lungs at another date. A row
+  counts as part of the lungs if it has less than .8 L and less than half of the patient's largest plausible lung
+  volume. It also does if it is flagged `lung_cut_at_end_slice` and, in addition, has less than .8 L, or less than half
+  of that largest volume, or is flagged `other_body_part`, or is flagged `partial_coverage` with less than 65 % of it.
+
+A date with much less lung than another one is flagged `less_lung_than_other_dates`. A series without lung in view is
+`not_evaluable`.
 
 ## Masks
 
-`masks.zarr/<series_key>` (Zarr v3) holds `labels` and `lungs`, uint8 (z, y, x): slices ordered along their normal
-towards the head, rows and columns as in the DICOM files. `labels`: {labels}.
-`lungs`: 0 none, 1 the patient's right lung, 2 the left lung. The group's attributes are `ome` (as NGFF 0.5 says
-of image labels, but for the array's name, `labels`, which it reserves: strict readers refuse it; a z scale of 1 without
-unit is that of a single slice, whose extent is not known)
-and `cohortseg`: `affine_zyx_to_lps_mm` (4 x 4, array index to patient space, LPS; the first column of a single slice is
-the unit normal), `spacing_zyx_mm`, UIDs of study, series, frame of reference and of each slice, classes with colours
-and SNOMED CT codes, the model's name and hash, and `nonzero_voxels` of each array (Zarr reads zeros where a file is
-lost: `read_masks` compares). Groups of series that an earlier run chose and the last did not stay
-until a run with `--no-resume`: go by `burden.parquet`.
+`masks.zarr/<series_key>` (Zarr v3) holds two arrays, uint8 (z, y, x). Slices are ordered along their normal towards the
+head; rows and columns are as in the DICOM files.
+
+* `labels`: {labels}.
+* `lungs`: 0 none, 1 the patient's right lung, 2 the left lung.
+
+The attributes of the group are:
+
+* `ome`: NGFF 0.5 image-label metadata. The array's name, `labels`, is reserved in NGFF, so strict readers refuse it. A
+  single slice, whose extent is not known, has a z scale of 1 without unit.
+* `cohortseg`: `affine_zyx_to_lps_mm` (4 x 4, array index to patient space, LPS; the first column of a single slice is
+  the unit normal), `spacing_zyx_mm`, UIDs of study, series, frame of reference and each slice, classes with colours and
+  SNOMED CT codes, the model's name and hash, and `nonzero_voxels` of each array (Zarr reads zeros where a file is lost;
+  `read_masks` compares the counts).
+
+If an earlier run chose a series that the last run did not choose, its group stays until a run with `--no-resume`;
+`burden.parquet` lists the current series.
 """
 
-_FLAGS_INTRO = """`--select` and `manifest.parquet` know those of headers only (the manifest also those of the choice);
-rows of the others are filtered in `burden.parquet`."""
+_FLAGS_INTRO = """`--select` can use only flags found in headers. `manifest.parquet` has these and the flags of the
+choice of series. Filter by flags found in pixels in `burden.parquet`."""
 
 
 def tables_markdown() -> str:
@@ -79,7 +101,7 @@ def tables_markdown() -> str:
 
 def _table(schema: TableSchema) -> str:
     rows = "\n".join(f"| `{column.name}` | {column.dtype} | {column.meaning} |" for column in schema.columns)
-    head = f"## {schema.name}.parquet\n\nOne row: {schema.row}. Version {schema.version}."
+    head = f"## {schema.name}.parquet\n\nEach row is {schema.row}. Version {schema.version}."
     return f"{head}\n\n| column | type | meaning |\n|---|---|---|\n{rows}\n"
 
 

@@ -1,4 +1,4 @@
-"""The tables of cohorts and samples: columns, types, units and meanings (those of evaluate: ``evaluate/tables.py``)."""
+"""Tables of cohorts and samples: columns, types, units and meanings (for those of evaluate: ``evaluate/tables.py``)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ class Column:
     name: str
     dtype: pl.DataType
     meaning: str
-    """What it holds, its unit, and its DICOM attribute or formula. Null always means: not measured or not known."""
+    """Content, unit, and DICOM attribute or formula. Null always means: not measured or not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +35,18 @@ class TableSchema:
 
     @property
     def file_name(self) -> str:
-        """Name of its file in an output folder."""
+        """Name of the table's file in an output folder."""
         return f"{self.name}.parquet"
 
     @cached_property
     def polars_schema(self) -> pl.Schema:
-        """The same as a Polars schema."""
+        """Names and types of the columns as a Polars schema."""
         return pl.Schema({column.name: column.dtype for column in self.columns})
 
 
 _TEXT, _INT, _REAL, _DATE, _TEXTS = pl.String(), pl.Int64(), pl.Float64(), pl.Date(), pl.List(pl.String())
 
-_PATIENT = (Column("patient_id", _TEXT, "PatientID (0010,0020); bytes that its character set does not know as \\xNN"),)
+_PATIENT = (Column("patient_id", _TEXT, "PatientID (0010,0020); bytes invalid in its character set appear as \\xNN"),)
 _TIME = (
     Column("study_date", _DATE, "StudyDate (0008,0020)"),
     Column(
@@ -54,18 +54,18 @@ _TIME = (
         _INT,
         "days since the earliest study date of the patient's chosen series; null without patient_id",
     ),
-    Column("timepoint", _INT, "0 for that date, then 1, 2, ... in order of date"),
+    Column("timepoint", _INT, "0 for the earliest study date, then 1, 2, ... in order of date"),
 )
 _SERIES = (
     Column("study_instance_uid", _TEXT, "StudyInstanceUID (0020,000D)"),
     Column("series_instance_uid", _TEXT, "SeriesInstanceUID (0020,000E)"),
 )
-_VOLUME = Column("volume", _INT, "number of the volume in its series, from 1: one UID can hold several")
+_VOLUME = Column("volume", _INT, "number of the volume within its series, from 1: one UID can hold several")
 _SPACING = (
     Column(
         "spacing_z_mm",
         _REAL,
-        "distance between slice centres along the normal, from positions; null for one slice, or if it is uneven",
+        "distance between slice centres along the normal, from positions; null for a single slice or uneven spacing",
     ),
     Column("spacing_y_mm", _REAL, "PixelSpacing (0028,0030), between rows"),
     Column("spacing_x_mm", _REAL, "PixelSpacing (0028,0030), between columns"),
@@ -75,9 +75,9 @@ _ACQUISITION = (
     Column("convolution_kernel", _TEXT, "ConvolutionKernel (0018,1210)"),
     Column("slice_thickness_mm", _REAL, "SliceThickness (0018,0050); never used as spacing"),
 )
-_QC = (Column("qc_flags", _TEXTS, "findings about the series, an empty list if there are none (see docs/tables.md)"),)
+_QC = (Column("qc_flags", _TEXTS, "findings about the series; an empty list if there are none (see docs/tables.md)"),)
 _VOLUMES = (
-    Column("lung_volume_ml", _REAL, "both lungs, vessels and lesions included, trachea and main bronchi excluded, mL"),
+    Column("lung_volume_ml", _REAL, "both lungs, with vessels and lesions, without trachea and main bronchi, mL"),
     Column("ggo_volume_ml", _REAL, "ground-glass opacity inside the lungs, mL"),
     Column("consolidation_volume_ml", _REAL, "consolidation inside the lungs, mL"),
     Column("opacity_volume_ml", _REAL, "ground-glass opacity plus consolidation, mL"),
@@ -100,7 +100,7 @@ _ZONES = tuple(
     Column(
         f"po_{side}_{zone}_pct",
         _REAL,
-        f"100 x opacity / lung in the {zone} third (by height; null if less than 3 slices high) of the {side} lung",
+        f"100 x opacity / lung in the {zone} third by height of the {side} lung; null if it spans fewer than 3 slices",
     )
     for side in SIDES
     for zone in ZONES
@@ -109,10 +109,10 @@ _ZONES = tuple(
 _ZONE_SCORE = Column(
     "zone_score",
     _INT,
-    "0 to 24: sum over the six zones of 0 (no opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %), 4 (>= 75 %), the bands of "
-    "readers' scores of six zones; thirds by height (a slice is of the third that holds its middle) stand for carina "
-    "and lower pulmonary vein. It is not the lobar 0 to 25 severity score, which needs lobes. Null unless all six "
-    "zones hold lung",
+    "0 to 24: sum over the six zones of 0 (no opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %) or 4 (>= 75 %), the bands "
+    "that readers use to score six zones. Zones are thirds by height (a slice belongs to the third that holds its "
+    "middle) instead of being divided at the carina and the lower pulmonary vein. This is not the lobar 0 to 25 "
+    "severity score, which needs lobes. Null unless all six zones hold lung",
 )
 _HU = tuple(
     column
@@ -123,7 +123,7 @@ _HU = tuple(
             Column(
                 f"{region}_p{q}_hu",
                 _REAL,
-                f"{q}th percentile of HU of all {region} voxels (the least HU that {q} % do not exceed){nothing}",
+                f"{q}th percentile of HU of all {region} voxels (lowest HU that {q} % of them do not exceed){nothing}",
             )
             for q in PERCENTILES
         ),
@@ -133,40 +133,41 @@ _LESIONS = (
     Column(
         "lesion_count",
         _INT,
-        f"lesions of at least {MIN_LESION_ML} mL: voxels of either class that touch by face, edge or corner; "
-        "null for one slice, and where they are uneven",
+        f"number of lesions of at least {MIN_LESION_ML} mL: voxels of either class that touch by face, edge or corner "
+        "are one lesion; null for a single slice or uneven spacing",
     ),
-    Column("largest_lesion_volume_ml", _REAL, "largest of them, mL; null without one"),
+    Column("largest_lesion_volume_ml", _REAL, "volume of the largest of these lesions, mL; null if there is none"),
 )
 _DOUBT = (
     Column(
         "confidence",
         _REAL,
-        "mean discriminator confidence over lesion pixels, 0 to 1 (of probabilities with the model's class offsets); "
-        "null without lesion, or if the model is of phase 1, in which the discriminator does not learn",
+        "mean discriminator confidence over lesion pixels, 0 to 1 (computed from probabilities that include the "
+        "model's class offsets); null without lesion, or for a model of phase 1, in which the discriminator does not "
+        "learn",
     ),
     Column(
         "lung_entropy",
         _REAL,
-        "mean over lung pixels of the entropy / log 3 of the class probabilities, class offsets included: 0 certain, 1 "
-        "all classes alike",
+        "mean over lung pixels of the entropy of the class probabilities (class offsets included) divided by log 3: "
+        "0 means certain, 1 all classes equally likely",
     ),
     Column(
         "flip_disagreement_pct",
         _REAL,
-        "of the lung pixels that are lesion in the slice or in its mirror image, 100 x the share whose classes differ; "
-        "null without lesion, or if mirror images were not used",
+        "100 x the share of pixels whose class differs between the slice and its mirror image, among the lung pixels "
+        "that are lesion in either; null without lesion, or if mirror images were not used",
     ),
 )
 
 _SERIES_KEY = Column(
-    "series_key", _TEXT, "name of the series in masks.zarr and pictures/: a hash of its UID and volume"
+    "series_key", _TEXT, "name of the series in masks.zarr and pictures/: a hash of its UID and volume number"
 )
 
 MANIFEST: Final = TableSchema(
     name="manifest",
     version=7,
-    row="one series found in the cohort, or one volume of it where it holds several",
+    row="one series found in the cohort, or one volume of a series that holds several",
     columns=(
         *_PATIENT,
         _TIME[0],
@@ -181,30 +182,34 @@ MANIFEST: Final = TableSchema(
             "orientation", _TEXT, "axial, coronal, sagittal, oblique or mixed, from ImageOrientationPatient (0020,0037)"
         ),
         *_ACQUISITION,
-        Column("n_files", _INT, "files of the volume, copies of them among them"),
-        Column("n_slices", _INT, "slices left once copies are dropped"),
-        Column("n_duplicates", _INT, "files dropped as copies of another"),
-        Column("extent_mm", _REAL, "distance from the first to the last slice centre; null if they are no stack"),
+        Column("n_files", _INT, "files of the volume, copies included"),
+        Column("n_slices", _INT, "slices left after copies are dropped"),
+        Column("n_duplicates", _INT, "files dropped as copies of others"),
+        Column("extent_mm", _REAL, "distance from the first to the last slice centre; null if not one stack"),
         Column(
             "lowest_z_mm",
             _REAL,
             "z of ImagePositionPatient (0020,0032) of the lowest slice; null if not axial",
         ),
-        Column("highest_z_mm", _REAL, "the same of the highest slice"),
+        Column("highest_z_mm", _REAL, "z of ImagePositionPatient of the highest slice; null if not axial"),
         Column("rows", _INT, "Rows (0028,0010)"),
         Column("columns", _INT, "Columns (0028,0011)"),
         *_SPACING,
         *_QC,
-        Column("repairs", _TEXTS, "what is resampled on reading, because --repair asked for it: untilt, resample"),
-        Column("decision", _TEXT, "selected, alternative (another of its study is), excluded (--select) or skipped"),
+        Column("repairs", _TEXTS, "repairs made on reading because --repair asked for them: untilt, resample"),
+        Column(
+            "decision",
+            _TEXT,
+            "selected, alternative (another series of its study is selected), excluded (by --select) or skipped",
+        ),
         Column("reason", _TEXT, "why it is not selected; null for a selected series"),
         _SERIES_KEY,
-        Column("files", _TEXTS, "paths relative to the cohort, in slice order; a file repeats for each of its frames"),
+        Column("files", _TEXTS, "paths relative to the cohort, in slice order; a multi-frame file once for each frame"),
         Column("frames", pl.List(pl.Int64()), "frame number, from 1, of each slice of multi-frame files; else empty"),
         Column(
             "fingerprint",
             _TEXT,
-            "hash of each slice's file (path, size, modification time), UIDs, place and rescale: tells a changed input",
+            "hash of each slice's file (path, size, modification time), UIDs, position, rescale: shows changed input",
         ),
     ),
 )
@@ -222,14 +227,16 @@ BURDEN: Final = TableSchema(
         Column("status", _TEXT, "ok, not_evaluable (readable, but burden cannot be measured) or failed"),
         Column("reason", _TEXT, "why the status is not ok; null if it is"),
         *_QC,
-        Column("n_slices", _INT, "slices of the series; if it was resampled, those made of it"),
+        Column("n_slices", _INT, "slices of the series; of a resampled series, those after resampling"),
         Column("n_lung_slices", _INT, "slices in which lung was found"),
         *_SPACING,
         *_ACQUISITION,
         *_VOLUMES,
         *_PERCENTS,
         Column(
-            "high_opacity_volume_ml", _REAL, f"lesion voxels of at least {HIGH_OPACITY_HU} HU (a declared choice), mL"
+            "high_opacity_volume_ml",
+            _REAL,
+            f"lesion voxels of at least {HIGH_OPACITY_HU} HU (our choice of threshold), mL",
         ),
         Column("pho_pct", _REAL, "percentage of high opacity: 100 x high opacity / lung (Chaganti 2020)"),
         *_HU,
@@ -241,15 +248,15 @@ BURDEN: Final = TableSchema(
         Column(
             "noise_hu",
             _REAL,
-            "image noise: the most frequent standard deviation of HU in squares of soft tissue, five pixels of 1.5 mm "
-            "(or, if wider, their own) a side, in up to 16 slices with lung (global noise level, Christianson 2015), "
-            "in steps of 2 HU; less than the noise of finer pixels, which are averaged to these; null where too "
-            "little is in view",
+            "image noise (global noise level, Christianson 2015): the most frequent standard deviation of HU in small "
+            "squares of soft tissue, in up to 16 slices with lung, in steps of 2 HU. A square is five pixels wide, "
+            "each of 1.5 mm (or the image's own pixel size if larger); finer pixels are averaged to 1.5 mm first, so "
+            "the value is below their own noise. Null if too little soft tissue is in view",
         ),
         Column("lung_method", _TEXT, "name and version of the lung segmentation"),
         Column("model_sha256", _TEXT, "SHA-256 of the model file"),
-        Column("device", _TEXT, "what ran the network: cpu or cuda"),
-        Column("precision", _TEXT, "of the network's arithmetic: bfloat16 or float32"),
+        Column("device", _TEXT, "device that ran the network: cpu or cuda"),
+        Column("precision", _TEXT, "precision of the network's arithmetic: bfloat16 or float32"),
         Column("runtime_s", _REAL, "seconds from reading the series to its finished masks"),
     ),
 )
@@ -261,12 +268,12 @@ SLICES: Final = TableSchema(
     columns=(
         *_SERIES,
         _SERIES_KEY,
-        Column("slice_index", _INT, "z index in the mask, 0 nearest the feet"),
+        Column("slice_index", _INT, "z index in the mask; 0 is nearest the feet"),
         Column("sop_instance_uid", _TEXT, "SOPInstanceUID (0008,0018)"),
         Column("position_mm", _REAL, "position of the slice along its normal, mm"),
-        Column("lung_area_mm2", _REAL, "lung, mm2"),
-        Column("ggo_area_mm2", _REAL, "ground-glass opacity, mm2"),
-        Column("consolidation_area_mm2", _REAL, "consolidation, mm2"),
+        Column("lung_area_mm2", _REAL, "area of lung, mm2"),
+        Column("ggo_area_mm2", _REAL, "area of ground-glass opacity inside the lungs, mm2"),
+        Column("consolidation_area_mm2", _REAL, "area of consolidation inside the lungs, mm2"),
     ),
 )
 
@@ -277,24 +284,26 @@ TIMELINE: Final = TableSchema(
     columns=(
         *_PATIENT,
         *_TIME,
-        Column("days_since_onset", _INT, "days from onset_date of the clinical table to study_date; below 0 before it"),
-        Column("series_instance_uid", _TEXT, "the series that stands for the date (rule: see docs/tables.md)"),
+        Column(
+            "days_since_onset", _INT, "days from onset_date of the clinical table to study_date; negative before it"
+        ),
+        Column("series_instance_uid", _TEXT, "series that represents the date (rule: see docs/tables.md)"),
         _SERIES_KEY,
-        Column("n_series", _INT, "chosen series of that date (of a row without date: of that study)"),
-        Column("status", _TEXT, "status of the series that stands for the date"),
-        Column("evaluable", pl.Boolean(), "whether it has a part in changes, first, last and peak"),
+        Column("n_series", _INT, "number of chosen series on that date (for a row without a date: in that study)"),
+        Column("status", _TEXT, "status of the series that represents the date"),
+        Column("evaluable", pl.Boolean(), "whether the row counts for changes, first, last and peak"),
         *_QC,
         *_VOLUMES,
         *_PERCENTS,
-        Column("delta_po_pct", _REAL, "po_pct minus that of the first evaluable date, percentage points"),
-        Column("delta_opacity_volume_ml", _REAL, "opacity_volume_ml minus that of the first evaluable date, mL"),
+        Column("delta_po_pct", _REAL, "po_pct minus that on the first evaluable date, percentage points"),
+        Column("delta_opacity_volume_ml", _REAL, "opacity_volume_ml minus that on the first evaluable date, mL"),
     ),
 )
 
 PATIENTS: Final = TableSchema(
     name="patients",
     version=8,
-    row="one patient with a chosen series (the others are in manifest.parquet)",
+    row="one patient with a chosen series (manifest.parquet has the others)",
     columns=(
         *_PATIENT,
         Column("n_timepoints", _INT, "study dates with a chosen series"),
@@ -302,16 +311,16 @@ PATIENTS: Final = TableSchema(
         Column("first_date", _DATE, "earliest study date"),
         Column("last_date", _DATE, "latest study date"),
         Column("onset_date", _DATE, "onset of symptoms, from the clinical table"),
-        Column("first_evaluable_date", _DATE, "first date that is evaluable in the timeline"),
+        Column("first_evaluable_date", _DATE, "first study date that is evaluable in the timeline"),
         Column("first_po_pct", _REAL, "po_pct at first_evaluable_date"),
-        Column("last_evaluable_date", _DATE, "last evaluable date"),
+        Column("last_evaluable_date", _DATE, "last study date that is evaluable in the timeline"),
         Column("last_po_pct", _REAL, "po_pct at last_evaluable_date"),
-        Column("peak_po_pct", _REAL, "highest po_pct"),
+        Column("peak_po_pct", _REAL, "highest po_pct of the evaluable dates"),
         Column("days_to_peak", _INT, "days from the earliest study date to the peak"),
         Column("onset_to_peak_days", _INT, "days from onset_date to the peak"),
         Column("delta_po_pct", _REAL, "last_po_pct - first_po_pct, percentage points; null with one evaluable date"),
-        Column("delta_opacity_volume_ml", _REAL, "the same of opacity volume, mL"),
-        Column("qc_flags", _TEXTS, "flags of the patient's rows in the timeline, each once"),
+        Column("delta_opacity_volume_ml", _REAL, "the same for opacity_volume_ml, mL"),
+        Column("qc_flags", _TEXTS, "flags of the patient's rows in the timeline, each listed once"),
     ),
 )
 
@@ -333,34 +342,36 @@ TRUTH: Final = TableSchema(
 FILES: Final = TableSchema(
     name="files",
     version=5,
-    row="one file below the cohort's folder (one for each volume, if its frames make several)",
+    row="one file below the cohort's folder (one row per volume if its frames form several)",
     columns=(
-        Column("path", _TEXT, "relative to the cohort"),
-        Column("went_to", _TEXT, "selected, alternative, excluded or skipped (with its series), copy, or no series"),
-        Column("series_key", _TEXT, "the series it belongs to; null for copies and what is in no series"),
-        Column("reason", _TEXT, "why it is not segmented; null for a file of a selected series"),
+        Column("path", _TEXT, "path relative to the cohort"),
+        Column("went_to", _TEXT, "selected, alternative, excluded or skipped (as its series is), copy, or no series"),
+        Column("series_key", _TEXT, "series the file belongs to; null for copies and for files in no series"),
+        Column("reason", _TEXT, "why the file is not segmented; null for a file of a selected series"),
     ),
 )
 
 QUIRKS: Final = TableSchema(
     name="quirks",
     version=5,
-    row="one volume, or group of other files, of the odd DICOM that `sample --quirks` writes",
+    row="one volume, or group of other files, among the DICOM oddities that `sample --quirks` writes",
     columns=(
-        Column("quirk", _TEXT, "name, and folder below dicom/"),
+        Column("quirk", _TEXT, "name of the oddity and of its folder below dicom/"),
         Column("meaning", _TEXT, "what is odd"),
-        Column("repair", _TEXTS, "the --repair under which the row holds; an empty list for the defaults"),
-        Column("decision", _TEXT, "expected of the manifest, else `copy` or `no series`"),
-        Column("reason", _TEXT, "part of the expected reason; null if there must be none, or any"),
-        Column("status", _TEXT, "expected of a selected series once it is decoded: ok, not_evaluable or failed"),
+        Column("repair", _TEXTS, "values of --repair for which the row holds; an empty list for the defaults"),
+        Column("decision", _TEXT, "expected decision in the manifest, or `copy` or `no series`"),
+        Column("reason", _TEXT, "text that the reason must contain; null if there must be none, or any will do"),
+        Column("status", _TEXT, "expected status of a selected series after decoding: ok, not_evaluable or failed"),
         Column("qc_flags", _TEXTS, "expected flags"),
-        Column("n_slices", _INT, "slices in the files; null where it is not told"),
-        Column("lung_volume_ml", _REAL, "voxels of -900 to -800 HU, mL; null where it is not told or not known"),
-        Column("tolerance_pct", _REAL, "how far off the volume may be; 0 (but for rounding) if nothing is resampled"),
+        Column("n_slices", _INT, "slices in the files; null if not stated"),
+        Column("lung_volume_ml", _REAL, "volume of voxels of -900 to -800 HU, mL; null if not stated or not known"),
+        Column(
+            "tolerance_pct", _REAL, "allowed deviation of that volume; 0 (but for rounding) if nothing is resampled"
+        ),
         Column("files", _TEXTS, "paths relative to dicom/, sorted"),
     ),
 )
 
 OUTPUT_TABLES: Final = (MANIFEST, FILES, BURDEN, SLICES, TIMELINE, PATIENTS, CLINICAL)
-"""Those of an output folder of ``infer``."""
+"""Tables in an output folder of ``infer``."""
 TABLES: Final = (*OUTPUT_TABLES, TRUTH, QUIRKS)
