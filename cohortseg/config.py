@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Engine = Literal["auto", "local", "ray"]
-Preset = Literal["paper", "cpu", "labels"]
+Preset = Literal["paper", "cpu", "labels", "student"]
 """Named recipes: the keys of `PRESETS`."""
 ImageOrientation = Literal["upright", "transposed", "quarter-turned"]
 """Orientation of a user's own 8-bit images; DICOM states its own."""
@@ -130,6 +130,9 @@ class TrainConfig:
     """End phase 1 early if the smoothed loss has not fallen by 1 % for this many iterations; 0: never."""
     batch_labeled: int = 4
     """Labelled images per iteration on each worker."""
+    batch_pseudo: int = 0
+    """Unlabelled images an iteration on each worker, in both phases, that are learned from like labelled ones, with the
+    labels that teachers give them (``--teacher``); 0: none."""
     batch_unlabeled: int = 4
     """Unlabelled images per iteration on each worker."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -198,6 +201,16 @@ class TrainConfig:
         return self.semi_supervised and (any(weights) or self.model.vq_branch)
 
     @property
+    def needs_unlabeled(self) -> bool:
+        """Whether unlabelled slices take part: in phase 2, or with the labels of teachers."""
+        return self.uses_unlabeled or self.batch_pseudo > 0
+
+    @property
+    def labeled_a_step(self) -> int:
+        """Images an iteration with labels, of readers or of teachers, on each worker."""
+        return self.batch_labeled + self.batch_pseudo
+
+    @property
     def unlabeled_a_step(self) -> int:
         """Number of unlabelled images per iteration of phase 2 on each worker."""
         return self.batch_unlabeled if self.uses_unlabeled else 0
@@ -226,7 +239,7 @@ class TrainConfig:
         )
         for name in ("supervised_iterations", "batch_labeled", "batch_unlabeled", "checkpoint_every"):
             _check(1 <= getattr(self, name) <= _MOST, f"{name} must be in 1..{_MOST}", getattr(self, name))
-        for name in ("adversarial_iterations", "warmup_iterations", "saturation_patience"):
+        for name in ("adversarial_iterations", "warmup_iterations", "saturation_patience", "batch_pseudo"):
             _check(0 <= getattr(self, name) <= _MOST, f"{name} must be in 0..{_MOST}", getattr(self, name))
         _check(
             self.adversarial_iterations >= 1 or not self.semi_supervised,
@@ -280,19 +293,21 @@ _CPU: Final[dict[str, Any]] = {
     "ema_decay": 0.99,
     "class_offsets": (0.0, 0.8, 1.2),
 }
+_LABELS: Final[dict[str, Any]] = _CPU | {
+    "model": replace(_CPU["model"], vq_branch=False),
+    "supervised_iterations": 600,
+    "painted_foci": 0.35,
+    "proportion_weight": 0.0,
+    "adversarial_weight": 0.0,
+    "semi_weight": 0.0,
+}
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "paper": {},
     "cpu": _CPU,
-    # The recipe of the packaged model: labels alone, with a discriminator trained beside the segmenter.
-    "labels": _CPU
-    | {
-        "model": replace(_CPU["model"], vq_branch=False),
-        "supervised_iterations": 600,
-        "painted_foci": 0.35,
-        "proportion_weight": 0.0,
-        "adversarial_weight": 0.0,
-        "semi_weight": 0.0,
-    },
+    # Labels alone, with a discriminator trained beside the segmenter: the teachers of the packaged model.
+    "labels": _LABELS,
+    # The recipe of the packaged model: labels of readers and, for the unlabelled slices, of teachers.
+    "student": _LABELS | {"supervised_iterations": 1000, "batch_labeled": 4, "batch_pseudo": 4},
 }
 """Named recipes: the defaults that each changes."""
 

@@ -117,6 +117,7 @@ def test_rows_and_folds_that_do_not_exist_are_refused(rows, folds, message):
     [
         ({"proportion_weight": 0.0}, ["full"]),
         ({"saturation_patience": 50}, ["plain"]),
+        ({"batch_pseudo": 4}, ["plain"]),
         ({"semi_supervised": False}, ["plain"]),
         ({"semi_supervised": False, "adversarial_iterations": 0}, ["full"]),
     ],

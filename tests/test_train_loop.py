@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_data import prepared
+from training_data import lesion_slice, prepared
 
 from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig, preset_config
 from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError, ModelError
 from cohortseg.losses import softened_truth
-from cohortseg.train import loop
+from cohortseg.train import loop, phases
 from cohortseg.train.history import History, read_history
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
@@ -94,6 +94,39 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
         iterations = [row["iteration"] for row in read_history(run)]
         assert iterations == sorted(set(iterations))
         assert iterations[-1] == 12
+
+
+def test_a_student_learns_what_its_teachers_say_of_slices_that_no_reader_labelled(tmp_path):
+    """The only slice that a reader labelled is free of lesions here: what is found was learned from teachers."""
+    config = replace(
+        QUICK, supervised_iterations=200, semi_supervised=False, optimizer="adamw", learning_rate=3e-3, dice_weight=1.0,
+        augment=False, model=replace(SMALL, vq_branch=False), batch_labeled=1, batch_pseudo=2,
+    )  # fmt: skip
+    data = prepared(1, 2)
+    said = torch.stack([torch.from_numpy(lesion_slice(seed, 64)[1]) for seed in (100, 101)])
+    data = replace(
+        data, labeled=torch.zeros_like(data.labeled), labels=torch.zeros_like(data.labels), pseudo_labels=said
+    )
+    train(config, tmp_path / "student", data=data)
+    model = load_model(tmp_path / "student" / MODEL, bf16=False)
+    found, lesion = model.predict(data.unlabeled.float()).prob.argmax(dim=1) > 0, said > 0
+    assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) > 0.5
+    assert model.training_images == {*data.labeled_images, *data.unlabeled_images}
+
+
+def test_the_discriminator_sees_no_label_of_a_teacher_as_truth(tmp_path, monkeypatch):
+    config = replace(QUICK, model=replace(SMALL, vq_branch=False), batch_labeled=2, batch_pseudo=3)
+    data = replace(prepared(), pseudo_labels=torch.full((6, 64, 64), 2, dtype=torch.uint8))
+    seen = []
+    softened = phases.softened_truth
+
+    def noted(labels, prob, confidence):
+        seen.append(len(labels))
+        return softened(labels, prob, confidence)
+
+    monkeypatch.setattr(phases, "softened_truth", noted)
+    train(config, tmp_path / "student", data=data)
+    assert set(seen) == {2}
 
 
 def test_both_phases_need_no_unlabelled_slices_where_these_teach_nothing(tmp_path):

@@ -90,7 +90,7 @@ def scan(
 
 
 def _check_target(target: Path, cohort: Path, table: str) -> None:
-    """Refuse a target in the cohort or an output of infer, of another format, without a folder, or that is no such table."""
+    """Refuse a target in the cohort or an output of infer, of another format, without a folder, or no such table."""
     from cohortseg.store.layout import STATE
     from cohortseg.store.tables import table_name
 

@@ -17,6 +17,10 @@ def train(
         Path | None, typer.Option(help="Instead: a folder with images/ (8-bit, or DICOM) and masks/ of the same names.")
     ] = None,
     unlabeled: Annotated[Path | None, typer.Option(help="With --labeled: images or DICOM without masks.")] = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(help="A model that labels the unlabelled images (--preset student); may be repeated."),
+    ] = None,
     orientation: Annotated[
         ImageOrientation | None,
         typer.Option(help="How the 8-bit images of --labeled and --unlabeled lie.", show_default="upright"),
@@ -38,7 +42,8 @@ def train(
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="Recipe: the paper's; a short one for two CPU cores; or the packaged model's, from labels alone.",
+            help="Recipe: the paper's; a short one for two CPU cores; from labels alone; or the packaged model's, with "
+            "--teacher.",
             show_default="paper; with --resume, the run's own settings",
         ),
     ] = None,
@@ -64,6 +69,7 @@ def train(
             data=None if data is None else str(data),
             labeled=None if labeled is None else str(labeled),
             unlabeled=None if unlabeled is None else str(unlabeled),
+            teachers=tuple(map(str, teacher)) if teacher else None,
             orientation=orientation,
             holdout=holdout,
         ),

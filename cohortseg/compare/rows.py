@@ -77,6 +77,8 @@ def check_rows(rows: Sequence[str], folds: Sequence[int], base: TrainConfig) -> 
         )
     if base.proportion_weight == 0 and any(ROWS[row].proportion for row in rows):
         raise ConfigError("proportion_weight must be above 0 for rows with the proportion loss")
+    if base.batch_pseudo:
+        raise ConfigError("batch_pseudo must be 0: the folds have no teachers of their own")
     if base.saturation_patience:
         raise ConfigError("saturation_patience must be 0: a phase that ends early gives rows of different length")
     for row in rows:

@@ -9,7 +9,7 @@ import torch
 from cohortseg.datasets.augment import augment
 from cohortseg.datasets.prepared import PreparedData
 
-_LABELED_STREAM, _UNLABELED_STREAM = 0, 1
+_LABELED_STREAM, _UNLABELED_STREAM, _PSEUDO_STREAM = 0, 1, 2
 
 
 class Batch(NamedTuple):
@@ -21,6 +21,8 @@ class Batch(NamedTuple):
     """(B', 1, size, size) float32; B' is 0 in phase 1."""
     labels: torch.Tensor
     """(B, size, size) int64."""
+    num_pseudo: int = 0
+    """How many of the labelled slices, the last ones, have the labels of teachers."""
 
 
 class Batches:
@@ -57,14 +59,29 @@ class Batches:
         self._labeled = data.labeled.to(device)
         self._labels = data.labels.to(device)
         self._unlabeled = data.unlabeled.to(device)
+        self._pseudo_labels = data.pseudo_labels.to(device)
         self._seed, self._augmented, self._rank, self._world = seed, augmented, rank, world
         self._painted_foci = painted_foci
 
-    def draw(self, iteration: int, num_labeled: int, num_unlabeled: int) -> Batch:
-        """Return this worker's batch of an iteration, of the given numbers of labelled and unlabelled slices."""
+    def draw(self, iteration: int, num_labeled: int, num_unlabeled: int, num_pseudo: int = 0) -> Batch:
+        """Return this worker's batch of an iteration.
+
+        Parameters
+        ----------
+        iteration
+            From 0.
+        num_labeled, num_unlabeled
+            Slices with the labels of readers, and without labels.
+        num_pseudo
+            Unlabelled slices that come as labelled ones, with the labels of teachers.
+        """
         labeled, labels = self._draw(self._labeled, self._labels, iteration, num_labeled, _LABELED_STREAM)
         unlabeled, _ = self._draw(self._unlabeled, None, iteration, num_unlabeled, _UNLABELED_STREAM)
-        return Batch(labeled, unlabeled, labels.long())
+        if num_pseudo:
+            more, more_labels = self._draw(self._unlabeled, self._pseudo_labels, iteration, num_pseudo, _PSEUDO_STREAM)
+            labeled = torch.cat([labeled, more]).contiguous(memory_format=torch.channels_last)
+            labels = torch.cat([labels, more_labels])
+        return Batch(labeled, unlabeled, labels.long(), num_pseudo)
 
     def _draw(
         self, images: torch.Tensor, labels: torch.Tensor | None, iteration: int, count: int, stream: int

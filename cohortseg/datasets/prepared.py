@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from cohortseg.store.files import replacing_by_name
 log = logging.getLogger(__name__)
 
 _IMAGE_THREADS = 4
-_TENSORS = ("labeled", "labels", "unlabeled")
+_TENSORS = ("labeled", "labels", "unlabeled", "pseudo_labels")
 _IMAGES = ("labeled_images", "unlabeled_images")
 
 
@@ -44,6 +44,8 @@ class PreparedData:
     """SHA-256 of the labelled image files, sorted."""
     unlabeled_images: tuple[str, ...]
     """The same for the unlabelled ones."""
+    pseudo_labels: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    """(M, size, size) uint8: what teachers say of the unlabelled slices; empty without teachers."""
     terms: str
     """Terms of use of the slices, and so of a model trained on them."""
 
@@ -55,8 +57,9 @@ def prepare(
     config: CanonicalConfig,
     terms: str,
     report: Report,
+    finish: Callable[[PreparedData], PreparedData] = lambda data: data,
 ) -> None:
-    """Bring all sources to canonical form and write them to one file.
+    """Bring all sources to canonical form and write them to one file; ``finish`` may add to them first.
 
     Raises
     ------
@@ -95,7 +98,7 @@ def prepare(
         terms=terms,
     )
     slices.clear()  # they are in the tensors now
-    write_prepared(path, data)
+    write_prepared(path, finish(data))
 
 
 def write_prepared(path: Path, data: PreparedData) -> None:

@@ -29,6 +29,8 @@ class DataOptions:
     """Folder of the user's own labelled images."""
     unlabeled: str | None = None
     """Folder of unlabelled ones."""
+    teachers: tuple[str, ...] | None = None
+    """Model files that label the unlabelled images."""
     orientation: ImageOrientation | None = None
     """Orientation of the user's own 8-bit images; None: upright."""
     holdout: bool | None = None
@@ -43,7 +45,11 @@ class DataOptions:
             return None if path is None else str(Path(path).resolve())
 
         return replace(
-            self, data=absolute(self.data), labeled=absolute(self.labeled), unlabeled=absolute(self.unlabeled)
+            self,
+            data=absolute(self.data),
+            labeled=absolute(self.labeled),
+            unlabeled=absolute(self.unlabeled),
+            teachers=self.teachers and tuple(str(Path(path).resolve()) for path in self.teachers),
         )
 
 

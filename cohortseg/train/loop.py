@@ -128,7 +128,7 @@ def train(
             for group in state.segmenter_optimizer.param_groups:
                 group["lr"] = learning_rate
             num_unlabeled = config.unlabeled_a_step if state.phase == ADVERSARIAL else 0
-            batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled)
+            batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled, config.batch_pseudo)
             step = supervised_step if state.phase == SUPERVISED else adversarial_step
             recent.append(step(state, workers, batch))
             if state.averaged is not None:
@@ -143,7 +143,7 @@ def train(
             if state.iteration % LOG_EVERY == 0 or checkpoint_due or last:
                 row = _mean_losses(recent, workers)
                 seconds = time.perf_counter() - clock
-                images = len(recent) * world * (config.batch_labeled + num_unlabeled)
+                images = len(recent) * world * (config.labeled_a_step + num_unlabeled)
                 row |= {"learning_rate": learning_rate, "images_per_s": images / seconds}
                 if state.segmenter.vq is not None:
                     row["codes_alive"], row["perplexity"] = codebook_use(state.segmenter.vq.quantizer.usage)
@@ -187,9 +187,10 @@ def _lay_out_gradients(state: TrainState, workers: Workers, batches: Batches) ->
     """
     config = state.config
     with undone(state):
-        supervised_step(state, workers, batches.draw(0, config.batch_labeled, 0))
+        supervised_step(state, workers, batches.draw(0, config.batch_labeled, 0, config.batch_pseudo))
         if config.semi_supervised:
-            adversarial_step(state, workers, batches.draw(0, config.batch_labeled, config.unlabeled_a_step))
+            num_unlabeled = config.unlabeled_a_step
+            adversarial_step(state, workers, batches.draw(0, config.batch_labeled, num_unlabeled, config.batch_pseudo))
 
 
 def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:
@@ -239,7 +240,7 @@ def _checkpoint(state: TrainState, report: ReportCheckpoint, rank: int) -> None:
 
 def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) -> None:
     config = state.config
-    both = phase == ADVERSARIAL and config.uses_unlabeled
+    both = config.batch_pseudo > 0 or (phase == ADVERSARIAL and config.uses_unlabeled)
     semi = f" + {len(data.unlabeled)} unlabelled" if both else ""
     seen_unlabeled = data.unlabeled_images if both else ()
     recipe = {name: value for name, value in asdict(config).items() if name != "imagenet_file"}  # a path of one machine

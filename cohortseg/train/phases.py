@@ -73,7 +73,7 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
     after the first iterations of the phase, since an untrained D trusts everything.
     """
     config = state.config
-    num_labeled = len(batch.labeled)
+    num_labeled, num_true = len(batch.labeled), len(batch.labeled) - batch.num_pseudo
     images = torch.cat([batch.labeled, batch.unlabeled]).contiguous(memory_format=torch.channels_last)
 
     # S moves, D stands still
@@ -93,13 +93,13 @@ def adversarial_step(state: TrainState, workers: Workers, batch: Batch) -> Losse
     _count_codes(state, workers, output)
 
     # D moves, S stands still: its predictions come in without gradient
-    truth = softened_truth(batch.labels, prob[:num_labeled], config.truth_confidence)
+    truth = softened_truth(batch.labels[:num_true], prob[:num_true], config.truth_confidence)
     with torch.autocast(workers.device.type, torch.bfloat16, enabled=workers.bf16):
-        both = workers.discriminator(torch.cat([prob[:num_labeled].detach(), truth]))
-    losses["discriminator"] = discriminator_loss(both[:num_labeled], both[num_labeled:])
+        both = workers.discriminator(torch.cat([prob[:num_true].detach(), truth]))
+    losses["discriminator"] = discriminator_loss(both[:num_true], both[num_true:])
     _step(state.discriminator_optimizer, losses["discriminator"])
-    losses["confidence_predicted"] = both[:num_labeled].sigmoid().mean()
-    losses["confidence_truth"] = both[num_labeled:].sigmoid().mean()
+    losses["confidence_predicted"] = both[:num_true].sigmoid().mean()
+    losses["confidence_truth"] = both[num_true:].sigmoid().mean()
     return _detached({"total": total, **losses})
 
 

@@ -1,7 +1,7 @@
 """A whole training run: which data, its folder, the prepared slices, and the loop on Ray."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Final
 from cohortseg.cluster import check_here, cluster_address, require_answer
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
-from cohortseg.datasets.prepared import prepare
+from cohortseg.datasets.prepared import PreparedData, prepare
 from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.preprocess import ORIENTATIONS
@@ -29,6 +29,8 @@ from cohortseg.train.folder import (
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL
 from cohortseg.train.state import FREE_TO_CHANGE, check_imagenet
+from cohortseg.train.teachers import load_teachers, taught
+from cohortseg.weights import LoadedModel
 
 _log: Final = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def train_model(
     config, options = config.resolved(), options.resolved()
     if cluster_address(address) is None:  # before the data are read; those of a cluster once it answers
         check_here(num_workers, cpus_per_worker, cpus_flag=True)
-    _check_options(options, semi=config.uses_unlabeled, resume=resume)
+    _check_options(options, config, resume=resume)
     if not resume:
         check_imagenet(config)
     elif is_finished(run):
@@ -101,11 +103,12 @@ def train_model(
 def _begun(run: Path, config: TrainConfig, options: DataOptions, progress: Progress) -> Iterator[None]:
     """Lock the folder of a new run and prepare its data; if they prove unusable, leave nothing behind."""
     options = _with_data(options)
-    found = _sources(options, semi=config.uses_unlabeled)
+    found = _sources(options, semi=config.needs_unlabeled)
+    teachers = load_teachers(options.teachers or (), config)
     with claimed_run(run, new=True):
         begin_run(run, config, options)
         try:
-            _prepare(run, *found, config, progress)
+            _prepare(run, *found, teachers, config, progress)
         except CohortSegError:
             discard_run(run)
             raise
@@ -122,8 +125,10 @@ def _reopened(run: Path, config: TrainConfig, options: DataOptions, progress: Pr
             # Slices prepared now may differ from those that it has learned from.
             raise ConfigError(f"{run / DATA}: is missing, and training had begun; put it back, or begin a new run")
         options = reopen_run(run, config, options)
+        _check_teachers(options, config)
         if not (run / DATA).is_file():
-            _prepare(run, *_sources(options, semi=config.uses_unlabeled), config, progress)
+            teachers = load_teachers(options.teachers or (), config)
+            _prepare(run, *_sources(options, semi=config.needs_unlabeled), teachers, config, progress)
         yield
 
 
@@ -135,14 +140,18 @@ def _with_data(options: DataOptions) -> DataOptions:
     return replace(options, data=str(data.resolve()))
 
 
-def _check_options(options: DataOptions, *, semi: bool, resume: bool) -> None:
-    """Refuse options that exclude each other or lack what a phase needs; on resume, the others stay as they were."""
-    if semi and options.labeled is not None and options.unlabeled is None and not resume:
+def _check_options(options: DataOptions, config: TrainConfig, *, resume: bool) -> None:
+    """Refuse options that exclude each other, or lack what a phase needs; on resume, omitted ones are as they were."""
+    if not resume:
+        _check_teachers(options, config)
+    if config.needs_unlabeled and options.labeled is not None and options.unlabeled is None and not resume:
+        if config.batch_pseudo:
+            raise ConfigError("teachers label what --unlabeled holds: add it")
         raise ConfigError(
             "phase 2 needs --unlabeled; --preset labels learns from labels alone, and so does phase 1 by itself "
             "(semi_supervised = false in a --config file)"
         )
-    if options.unlabeled is not None and not semi:
+    if options.unlabeled is not None and not config.needs_unlabeled:
         raise ConfigError("--unlabeled is for phase 2: these settings (semi_supervised, weights) make no use of it")
     if options.unlabeled is not None and options.labeled is None and not resume:
         raise ConfigError("--unlabeled goes with --labeled")
@@ -152,6 +161,17 @@ def _check_options(options: DataOptions, *, semi: bool, resume: bool) -> None:
         raise ConfigError("--holdout is about COVID-SemiSeg; with --labeled keep images out by hand")
     if options.orientation is not None and options.labeled is None and (options.data is not None or not resume):
         raise ConfigError("--orientation goes with --labeled; how the images of COVID-SemiSeg lie is known")
+
+
+def _check_teachers(options: DataOptions, config: TrainConfig) -> None:
+    """Refuse teachers without slices to learn from them, and the other way round."""
+    if options.teachers and not config.batch_pseudo:
+        raise ConfigError("--teacher goes with --preset student, or batch_pseudo in a --config file")
+    if config.batch_pseudo and not options.teachers:
+        raise ConfigError(
+            "--preset student (batch_pseudo) needs models that label the unlabelled slices: --teacher MODEL, one or "
+            "several; --preset labels trains them"
+        )
 
 
 def _sources(options: DataOptions, *, semi: bool) -> tuple[Sources, Sources, str]:
@@ -168,10 +188,20 @@ def _sources(options: DataOptions, *, semi: bool) -> tuple[Sources, Sources, str
 
 
 def _prepare(
-    run: Path, labelled: Sources, unlabelled: Sources, terms: str, config: TrainConfig, progress: Progress
+    run: Path,
+    labelled: Sources,
+    unlabelled: Sources,
+    terms: str,
+    teachers: Sequence[LoadedModel],
+    config: TrainConfig,
+    progress: Progress,
 ) -> None:
     with progress("Preparing slices") as report:
-        prepare(run / DATA, labelled, unlabelled, config.canonical, terms, report)
+
+        def finish(data: PreparedData) -> PreparedData:
+            return taught(data, teachers, report) if teachers else data
+
+        prepare(run / DATA, labelled, unlabelled, config.canonical, terms, report, finish)
     size = config.canonical.size
     _log.info("%d labelled and %d unlabelled sources, %d pixels square", len(labelled), len(unlabelled), size)
 

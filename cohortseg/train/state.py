@@ -27,7 +27,16 @@ ADVERSARIAL: Final = 2
 
 _FILE = "state.pt"
 FREE_TO_CHANGE: Final = frozenset(
-    {"checkpoint_every", "bf16", "batch_labeled", "batch_unlabeled", "imagenet_file", "predict_size", "class_offsets"}
+    {
+        "checkpoint_every",
+        "bf16",
+        "batch_labeled",
+        "batch_pseudo",
+        "batch_unlabeled",
+        "imagenet_file",
+        "predict_size",
+        "class_offsets",
+    }
 )
 """Settings that may differ on resume: they do not change what is being minimised."""
 

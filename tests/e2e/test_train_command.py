@@ -204,6 +204,22 @@ def test_a_newest_checkpoint_that_is_cut_off_is_replaced_by_the_one_before_it(da
 
 
 @pytest.mark.ray
+def test_a_student_is_trained_with_a_finished_model_as_its_teacher(data, trained, tmp_path):
+    config = config_file(tmp_path, supervised=3, adversarial=3)
+    config.write_text(config.read_text().replace("batch_labeled", "batch_pseudo = 2\nbatch_labeled"), encoding="utf-8")
+    teacher = trained.whole / "model.safetensors"
+    done = run("--data", data, "--config", config, "--teacher", teacher, "-o", tmp_path / "student")
+    assert done.returncode == 0, done.stderr
+    student = load_model(tmp_path / "student/model.safetensors")
+    assert student.training_images >= load_model(teacher).training_images
+    assert student.card.recipe["batch_pseudo"] == 2
+    options = json.loads((tmp_path / "student/data-options.json").read_text())
+    assert options["teachers"] == [str(teacher)]
+    again = run("-o", tmp_path / "student", "--resume")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.ray
 @pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
 def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp_path):
     one, two = (

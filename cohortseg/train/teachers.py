@@ -1,0 +1,85 @@
+"""Labels for unlabelled slices, from finished models: the network that learns from them is their student.
+
+Xie et al. 2020, "Self-training with Noisy Student": the student sees the slices augmented, its teachers did not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch.nn import functional
+
+from cohortseg.config import InferConfig, TrainConfig
+from cohortseg.datasets.prepared import PreparedData
+from cohortseg.errors import ConfigError
+from cohortseg.progress import Report
+from cohortseg.weights import LoadedModel, load_model
+
+_BATCH: Final = 16
+_OFFSET_SHARE: Final = 0.5
+"""Of the class offsets of a finished model. With all of them, which gain it Dice, its student would learn to see too
+much, and gets offsets of its own on top; with none, too little. Chosen once, not tuned."""
+
+
+def load_teachers(paths: Sequence[str], config: TrainConfig) -> list[LoadedModel]:
+    """Load models that are to label slices for a training.
+
+    Raises
+    ------
+    ConfigError
+        If one sees slices in another canonical form (size apart) than the training.
+    ModelError
+        If one cannot be loaded.
+    """
+    teachers = [load_model(Path(path)) for path in paths]
+    for path, teacher in zip(paths, teachers, strict=True):
+        if replace(teacher.card.canonical, size=config.canonical.size) != config.canonical:
+            raise ConfigError(f"{path}: was trained on other windows or margins than [canonical] of this training says")
+    return teachers
+
+
+def taught(data: PreparedData, teachers: Sequence[LoadedModel], report: Report) -> PreparedData:
+    """Return the data with labels for the unlabelled slices, and with what the teachers bring along.
+
+    A student has seen what its teachers have seen, and their terms hold for it.
+
+    Parameters
+    ----------
+    data
+        Prepared slices, some of them unlabelled.
+    teachers
+        One at least.
+    report
+        Called with the slices labelled so far.
+    """
+    slices = torch.split(data.unlabeled, _BATCH)
+    labels = []
+    for done, images in enumerate(slices):
+        report(done * _BATCH, len(data.unlabeled), "labels of teachers")
+        labels.append(_labels(images.float(), teachers))
+    report(len(data.unlabeled), len(data.unlabeled), "labels of teachers")
+    seen = {image for teacher in teachers for image in teacher.training_images}
+    terms = dict.fromkeys([data.terms, *(teacher.card.licence for teacher in teachers)])
+    return replace(
+        data,
+        pseudo_labels=torch.cat(labels),
+        labeled_images=tuple(sorted(seen.union(data.labeled_images))),
+        terms=" ".join(filter(None, terms)),
+    )
+
+
+def _labels(images: torch.Tensor, teachers: Sequence[LoadedModel]) -> torch.Tensor:
+    """Return the classes (B, size, size) uint8 of slices (B, 1, size, size), by the teachers' mean probability."""
+    total, offsets = torch.zeros(()), torch.zeros(())
+    for teacher in teachers:
+        size = teacher.card.canonical.size
+        seen = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        prob = teacher.predict(seen, flips=InferConfig.flips).prob
+        added = torch.tensor(teacher.card.recipe.get("class_offsets", (0.0, 0.0, 0.0)))[:, None, None]
+        without = (prob.clamp_min(1e-6).log() - added).softmax(dim=1)
+        total = total + functional.interpolate(without, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        offsets = offsets + added
+    logits = total.clamp_min(1e-6).log() + _OFFSET_SHARE * offsets / len(teachers)
+    return logits.argmax(dim=1).to(torch.uint8)

@@ -1,0 +1,107 @@
+"""Finished models as teachers: what they say of slices that no reader labelled, and what comes along with it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_data import prepared
+from typer.testing import CliRunner
+
+from cohortseg.cli import app
+from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig
+from cohortseg.errors import ConfigError
+from cohortseg.models.discriminator import Discriminator
+from cohortseg.models.segmenter import Segmenter
+from cohortseg.progress import silent
+from cohortseg.train.teachers import load_teachers, taught
+from cohortseg.weights import ModelCard, save_model
+
+TINY = ModelConfig(decoder_channels=(8, 8, 8, 8), vq_branch=False, discriminator_channels=8)
+SIZE = 64
+STUDENT = TrainConfig(canonical=CanonicalConfig(size=SIZE))
+
+
+def teacher(
+    folder: Path,
+    name: str,
+    probs: tuple[float, float, float],
+    *,
+    offsets: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    canonical: CanonicalConfig = CanonicalConfig(size=96),  # noqa: B008 - frozen
+    terms: str = "theirs",
+) -> str:
+    """Write a model that says the same of every pixel, before the offsets that its training gave it."""
+    segmenter = Segmenter(TINY)
+    with torch.no_grad():
+        segmenter.head.weight.zero_()
+        segmenter.head.bias.copy_(torch.tensor(probs).log() + torch.tensor(offsets))
+    card = ModelCard(
+        name=name,
+        model=TINY,
+        canonical=canonical,
+        recipe={"class_offsets": offsets},
+        training_images=(f"image of {name}",),
+        licence=terms,
+    )
+    path = folder / f"{name}.safetensors"
+    save_model(path, segmenter, Discriminator(8), card)
+    return str(path)
+
+
+def labels_of(*paths: str) -> set[int]:
+    found = taught(prepared(num_unlabeled=3, size=SIZE), load_teachers(paths, STUDENT), silent).pseudo_labels
+    assert found.shape == (3, SIZE, SIZE)
+    assert found.dtype == torch.uint8
+    return set(found.unique().tolist())
+
+
+def test_the_mean_probability_of_all_teachers_decides(tmp_path):
+    sure = teacher(tmp_path, "sure", (0.05, 0.05, 0.9))
+    unsure = teacher(tmp_path, "unsure", (0.5, 0.3, 0.2))
+    assert labels_of(sure) == {2}
+    assert labels_of(unsure) == {0}
+    assert labels_of(sure, unsure) == {2}  # .275, .175, .55
+    assert labels_of(sure, unsure, unsure) == {2}  # .35, .217, .433
+    assert labels_of(sure, unsure, unsure, unsure) == {0}  # .3875, .2375, .375
+
+
+def test_half_of_the_offsets_that_a_teacher_was_given_count(tmp_path):
+    # By hand: the probabilities are even but for background, which is ahead of GGO by ln(.5 / .3) = .51.
+    assert labels_of(teacher(tmp_path, "full", (0.5, 0.3, 0.2), offsets=(0.0, 1.1, 0.0))) == {1}  # half: .55 > .51
+    assert labels_of(teacher(tmp_path, "less", (0.5, 0.3, 0.2), offsets=(0.0, 0.9, 0.0))) == {0}  # half: .45 < .51
+
+
+def test_a_student_has_seen_what_its_teachers_have_and_is_bound_by_their_terms(tmp_path):
+    paths = [teacher(tmp_path, name, (0.5, 0.3, 0.2)) for name in ("a", "b")]
+    data = prepared(num_unlabeled=1, size=SIZE)
+    found = taught(data, load_teachers(paths, STUDENT), silent)
+    assert set(found.labeled_images) == {*data.labeled_images, "image of a", "image of b"}
+    assert found.terms == "synthetic theirs"
+    same = [teacher(tmp_path, "c", (0.5, 0.3, 0.2), terms="synthetic")]
+    assert taught(data, load_teachers(same, STUDENT), silent).terms == "synthetic"
+
+
+def test_a_teacher_that_sees_slices_otherwise_is_refused(tmp_path):
+    path = teacher(tmp_path, "other", (0.5, 0.3, 0.2), canonical=CanonicalConfig(size=96, window_hu=(-1000.0, 400.0)))
+    with pytest.raises(ConfigError, match=r"other\.safetensors: was trained on other windows or margins"):
+        load_teachers([path], STUDENT)
+    assert load_teachers([path], replace(STUDENT, canonical=CanonicalConfig(size=64, window_hu=(-1000.0, 400.0))))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "student"], "needs models that label the unlabelled slices: --teacher MODEL"),
+        (["--preset", "labels", "--teacher", "x.safetensors"], "--teacher goes with --preset student"),
+        (
+            ["--preset", "student", "--teacher", "x.safetensors", "--labeled", "x"],
+            "label what --unlabeled holds",
+        ),
+    ],
+)
+def test_teachers_and_recipe_go_together(arguments, message, tmp_path):
+    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "run").exists()
