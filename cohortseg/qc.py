@@ -68,7 +68,7 @@ HEADER_FLAGS: Final = {
     ROTATED_IN_PLANE: "rows are turned by more than 10 degrees in the axial plane: percents are some tenths off",
     SPLIT_SERIES: "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
     PARTIAL_COVERAGE: "other volumes of its series reach where this one does not: part of the lungs may be missing",
-    FILES_UNREADABLE: "files beside its own could not be read, or lack a position (files.parquet): slices may miss",
+    FILES_UNREADABLE: "files beside its own could not be read, or lack a position (files.parquet): slices may be missing",
     TRANSFER_SYNTAX_MISSING: "no TransferSyntaxUID (a bare data set): pixels taken as uncompressed, as they stand",
     MONOCHROME1: "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",
     DUPLICATES_DROPPED: "files that repeat a slice with the same pixels were left out",
@@ -78,7 +78,8 @@ HEADER_FLAGS: Final = {
     "patients?",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
     STUDY_DATE_CONFLICT: "its slices are there under another StudyDate too (corrected?): one scan counted for two "
-    "dates? Of copies in one series the date of the one that tells most stands, or of the first path",
+    "dates? Of copies in one series, the date of the one that states most is taken, or that of the first path. Also "
+    "where a few slices of its series have another date, and are skipped as a fragment",
     MISSING_STUDY_DATE: "StudyDate is absent, empty, none, or a filler (1900-01-01, before 1800): no place in time",
     EARLY_STUDY_DATE: "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     FUTURE_STUDY_DATE: "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",
@@ -107,7 +108,8 @@ PIXEL_FLAGS: Final = {
     UNDECLARED_PADDING: "the corners of all slices hold one value that is no air and no declared padding: taken as air",
     BLANK_SLICES: "slices hold one value throughout; between others: not evaluable, at an end: lung may be missing",
     REPEATED_SLICES: "neighbouring slices have equal pixels: the same image at several positions",
-    ODD_SLICES: "slices do not fit those beside them (damaged, another image); not evaluable if rescaled otherwise",
+    ODD_SLICES: "slices do not fit those beside them (damaged, another image); not evaluable if their rescale differs "
+    "from that of most",
     INTERLEAVED_SCANS: "slices look like two scans by turns (breathing in and out, two patients); not evaluable",
     HU_SHIFTED: "neither fat nor muscle has its HU: the rescale may be wrong, and percents with it",
     HU_IMPLAUSIBLE: "too few voxels like air or like soft tissue: the values are not Hounsfield units; not evaluable",
