@@ -40,8 +40,16 @@ _AROUND_HU: Final = -300.0
 """Air around the body is below this; the skin and the tissue beneath it are not."""
 _WIDER: Final = 1.08
 """Factor by which the lungs' convex hull is widened (about 1 cm); pixels inside are shown as they are."""
-_SATURATED = 4
+_SATURATED: Final = 4
 """Number of topmost gray values that count as cut off by the window."""
+_AIR_RANK: Final = 0.1
+"""Rank of the air landmark among the dark pixels: `AIR_LANDMARK_HU` is that of such a pixel of lung."""
+_NOT_CUT_OFF: Final = 0.4
+"""If more of the bright pixels than this lie below the topmost gray values, soft tissue is looked for there."""
+_PEAK_SIGMA: Final = 2.0
+"""Gray values over which the histogram is smoothed before its peak is taken."""
+_LEAST_CONTRAST: Final = 20
+"""Gray values between the landmarks; in the wide windows of COVID-SemiSeg they are about 90 apart."""
 
 
 @dataclass(frozen=True)
@@ -293,12 +301,12 @@ def hu_from_image(gray: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise DataError("the image is blank: no lung air and soft tissue to tell its intensity scale by")
     split = int(cv2.threshold(gray, 0, 255, cv2.THRESH_OTSU)[0])  # the last value of the darker class
     dark, bright = histogram[: split + 1], histogram[split + 1 :]
-    air = float(np.searchsorted(np.cumsum(dark), 0.1 * dark.sum()))
+    air = float(np.searchsorted(np.cumsum(dark), _AIR_RANK * dark.sum()))
     # Where the window cuts bone off, the topmost value is a spike, not soft tissue, unless nearly all is cut off.
-    if bright[:-_SATURATED].sum() > 0.4 * bright.sum():
+    if bright[:-_SATURATED].sum() > _NOT_CUT_OFF * bright.sum():
         bright = bright[:-_SATURATED]
-    tissue = split + 1 + int(np.argmax(ndimage.gaussian_filter1d(bright, 2.0, mode="nearest")))
-    if tissue - air < 20:
+    tissue = split + 1 + int(np.argmax(ndimage.gaussian_filter1d(bright, _PEAK_SIGMA, mode="nearest")))
+    if tissue - air < _LEAST_CONTRAST:
         raise DataError("the image has too little contrast to tell lung air from soft tissue")
     slope = (TISSUE_LANDMARK_HU - AIR_LANDMARK_HU) / (tissue - air)
     return (AIR_LANDMARK_HU + slope * (gray.astype(np.float32) - air)).astype(np.float32)

@@ -103,14 +103,17 @@ def _one_sided_mm2(item: LungSlice, left_out: Mask) -> float:
 
 
 def _regions(item: LungSlice, cavity: Mask) -> _Regions:
+    """Return the regions of a slice by distances from its midline, set by eye on adult chests (COVID-SemiSeg)."""
     rows = np.flatnonzero(cavity.any(axis=1))
-    front = rows[-1] - 0.33 * (rows[-1] - rows[0])
+    front = rows[-1] - 0.33 * (rows[-1] - rows[0])  # of the vertebral body
     y = np.arange(cavity.shape[0])[:, None]
     depth = np.clip((y - front) / (rows[-1] - front + 1), 0, 1)
     lateral_mm = (np.arange(cavity.shape[1]) - item.midline) * item.pixel_mm
+    # half the width of the middle, mm: the aorta lies on the patient's left in front of the spine, and leaves it behind
     limit = np.where(lateral_mm > 0, 34 - 14 * depth, 26 - 4 * depth)
     lateral = np.abs(lateral_mm) > limit
     dorsal = (y > front) & lateral
+    # half the width of the strip beside the spine, mm
     strip = np.where((lateral_mm > 0) & (depth < 0.4), 45, 28)
     return _Regions(dorsal, lateral, ~dorsal | (np.abs(lateral_mm) < strip))
 

@@ -38,9 +38,12 @@ LOG_EVERY = 10
 _SUM_IS_EXACT = 2
 """The sum of up to this many numbers does not depend on their order."""
 _DECAY_POWER = 0.9
+"""Of the polynomial decay of the learning rate (docs/method.md)."""
 _RAMP_ITERATIONS = 20
 _LOSS_SMOOTHING = 0.8
+"""Share of the earlier value at each line of the history: a memory of about five lines, 50 iterations."""
 _LEAST_GAIN = 0.99
+"""A loss above this share of the best one is no progress."""
 
 ReportCheckpoint = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 """Takes metrics and, on worker 0, a function that saves a checkpoint in a folder; all workers call it equally often."""

@@ -31,6 +31,7 @@ Losses = dict[str, torch.Tensor]
 """Detached scalars on the device, for the history."""
 
 _REVIVE_EVERY = 25
+"""Iterations of phase 1 between revivals of dead codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
