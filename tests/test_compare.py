@@ -118,6 +118,7 @@ def test_rows_and_folds_that_do_not_exist_are_refused(rows, folds, message):
         ({"proportion_weight": 0.0}, ["full"]),
         ({"saturation_patience": 50}, ["plain"]),
         ({"batch_pseudo": 4}, ["plain"]),
+        ({"batch_labeled": 1}, ["student"]),
         ({"semi_supervised": False}, ["plain"]),
         ({"semi_supervised": False, "adversarial_iterations": 0}, ["full"]),
     ],
@@ -185,6 +186,25 @@ def test_each_row_is_trained_on_each_fold_and_scored_on_the_images_held_out(comp
             image = tiny.data / f"TrainingSet/MultiClassInfection-Train/Imgs/{name}.jpg"
             assert (hashlib.sha256(image.read_bytes()).hexdigest() in trained_on) == (name not in names)
     assert "full-phase1" in (compared / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_student_is_taught_by_networks_that_saw_none_of_the_images_held_out(tiny, tmp_path):
+    ended = CliRunner().invoke(app, tiny.arguments(tmp_path, "plain,student", folds="1"))
+    assert ended.exit_code == 0, ended.output
+    held_out = read_table(tmp_path / "held_out.parquet", HELD_OUT)
+    assert set(held_out["row"]) == {"plain", "student"}
+    assert not held_out["in_training"].any()
+    student = load_model(tmp_path / "folds/student-1/model.safetensors")
+    assert (student.card.recipe["batch_labeled"], student.card.recipe["batch_pseudo"]) == (1, 1)
+    teachers = [load_model(path) for path in sorted(tmp_path.glob("folds/student-1/teacher-*/model.safetensors"))]
+    assert [teacher.card.recipe["seed"] for teacher in teachers] == [0, 1, 2, 3]
+    for teacher in teachers:
+        assert teacher.training_images < student.training_images
+        for name in FOLD_1:
+            image = tiny.data / f"TrainingSet/MultiClassInfection-Train/Imgs/{name}.jpg"
+            assert (
+                hashlib.sha256(image.read_bytes()).hexdigest() not in teacher.training_images | student.training_images
+            )
 
 
 def test_a_finished_comparison_is_not_trained_again(compared, tiny):

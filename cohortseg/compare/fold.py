@@ -10,24 +10,26 @@ from typing import Final
 import polars as pl
 import torch
 
-from cohortseg.compare.rows import FOLDS, PHASE_1, row_config
+from cohortseg.compare.rows import FOLDS, PHASE_1, row_config, teacher_configs
 from cohortseg.compare.tables import HELD_OUT
 from cohortseg.config import TrainConfig
-from cohortseg.datasets.prepared import load_prepared
+from cohortseg.datasets.prepared import PreparedData, load_prepared
 from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import DataError
 from cohortseg.evaluate.run import predicted_cases
 from cohortseg.evaluate.score import score_images
 from cohortseg.hashes import file_sha256
 from cohortseg.models.device import find_device
+from cohortseg.progress import silent
 from cohortseg.store.files import store_errors
 from cohortseg.store.layout import DATA
 from cohortseg.store.tables import write_table
 from cohortseg.train.loop import MODEL, PHASE_1_MODEL, train
+from cohortseg.train.teachers import taught
 from cohortseg.weights import load_model
 
 LABELED_DATA: Final = "labeled.safetensors"
-"""Prepared data for rows without phase 2, which need no unlabelled slices."""
+"""Prepared data for rows that need no unlabelled slices."""
 _FOLDS: Final = "folds"
 
 
@@ -52,13 +54,14 @@ class FoldJob:
 
     @property
     def iterations(self) -> int:
-        """Iterations of both phases."""
-        return row_config(self.config, self.row).planned_iterations
+        """Iterations of both phases, and of all teachers."""
+        configs = [row_config(self.config, self.row), *teacher_configs(self.config, self.row)]
+        return sum(config.planned_iterations for config in configs)
 
     @property
     def data(self) -> Path:
         """Prepared slices: all labelled images and, if the row uses them, the unlabelled ones."""
-        return self.out / (DATA if row_config(self.config, self.row).uses_unlabeled else LABELED_DATA)
+        return self.out / (DATA if row_config(self.config, self.row).needs_unlabeled else LABELED_DATA)
 
     @property
     def folder(self) -> Path:
@@ -115,18 +118,17 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     started = time.perf_counter()
-    train(
-        config,
-        data,
-        job.folder,
-        wrap=lambda module: module,
-        sum_over_workers=lambda values: values,
-        report=lambda metrics, _save: report(metrics["iteration"]),
-        rank=0,
-        world=1,
-        device=find_device(),
-        restore=None,
-    )
+    done = 0
+    teachers = []
+    for number, teacher in enumerate(teacher_configs(job.config, job.row)):
+        folder = job.folder / f"teacher-{number}"
+        folder.mkdir()
+        _train(teacher, data, folder, _after(done, report))
+        done += teacher.planned_iterations
+        teachers.append(load_model(folder / MODEL))
+    if teachers:
+        data = taught(data, teachers, silent)
+    _train(config, data, job.folder, _after(done, report))
     facts = {"train_s": round(time.perf_counter() - started, 1)}
     models = {job.row: MODEL} | ({job.row + PHASE_1: PHASE_1_MODEL} if config.semi_supervised else {})
     scores = [
@@ -136,3 +138,24 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
         for row, name in models.items()
     ]
     write_table(job.scores, pl.concat(scores), HELD_OUT, facts)
+
+
+def _train(config: TrainConfig, data: PreparedData, folder: Path, report: Callable[[int], None]) -> None:
+    """Train in this process alone."""
+    train(
+        config,
+        data,
+        folder,
+        wrap=lambda module: module,
+        sum_over_workers=lambda values: values,
+        report=lambda metrics, _save: report(metrics["iteration"]),
+        rank=0,
+        world=1,
+        device=find_device(),
+        restore=None,
+    )
+
+
+def _after(done: int, report: Callable[[int], None]) -> Callable[[int], None]:
+    """Return what reports the iterations of a training that follows others."""
+    return lambda iteration: report(done + iteration)

@@ -1,4 +1,4 @@
-"""What is compared: the rows of the paper's table 2, and the folds of COVID-SemiSeg's labelled images."""
+"""What is compared: the rows of the paper's table 2, a student of teachers, and the folds of the labelled images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ PHASE_1: Final = "-phase1"
 
 @dataclass(frozen=True)
 class Contributions:
-    """Which of the paper's three contributions a row has."""
+    """Which of the paper's three contributions a row has, or how many teachers."""
 
     vq_branch: bool
     """VVM: the VQ-VAE branch."""
@@ -25,6 +25,8 @@ class Contributions:
     """Prop: the proportion loss."""
     semi_supervised: bool
     """SSA: phase 2."""
+    num_teachers: int = 0
+    """No contribution of the paper: networks of the row plain, of other seeds, that label the unlabelled slices."""
 
 
 ROWS: Final = {
@@ -35,8 +37,9 @@ ROWS: Final = {
     "vvm+prop": Contributions(vq_branch=True, proportion=True, semi_supervised=False),
     "ssa+prop": Contributions(vq_branch=False, proportion=True, semi_supervised=True),
     "full": Contributions(vq_branch=True, proportion=True, semi_supervised=True),
+    "student": Contributions(vq_branch=False, proportion=False, semi_supervised=False, num_teachers=4),
 }
-"""The rows of table 2, by the paper's abbreviations."""
+"""The rows of table 2, by the paper's abbreviations, and one like the packaged model (`train --preset student`)."""
 
 FOLDS: Final[tuple[frozenset[str], ...]] = tuple(
     map(frozenset, parse_json((Path(__file__).parent / "folds.json").read_text(encoding="utf-8"))["folds"])
@@ -47,13 +50,22 @@ FOLDS: Final[tuple[frozenset[str], ...]] = tuple(
 def row_config(base: TrainConfig, row: str) -> TrainConfig:
     """Return the settings of a row; without phase 2, phase 1 also gets that phase's iterations, so none trains less."""
     has = ROWS[row]
+    batch_pseudo = base.batch_labeled // 2 if has.num_teachers else 0
     return replace(
         base,
+        batch_labeled=base.batch_labeled - batch_pseudo,
+        batch_pseudo=batch_pseudo,
         model=replace(base.model, vq_branch=has.vq_branch),
         proportion_weight=base.proportion_weight if has.proportion else 0.0,
         semi_supervised=has.semi_supervised,
         supervised_iterations=base.supervised_iterations + (0 if has.semi_supervised else base.adversarial_iterations),
     )
+
+
+def teacher_configs(base: TrainConfig, row: str) -> list[TrainConfig]:
+    """Return the settings of the teachers of a row, each with a seed of its own; none for most rows."""
+    plain = row_config(base, BASELINE)
+    return [replace(plain, seed=base.seed + number) for number in range(ROWS[row].num_teachers)]
 
 
 def check_rows(rows: Sequence[str], folds: Sequence[int], base: TrainConfig) -> None:
@@ -78,7 +90,9 @@ def check_rows(rows: Sequence[str], folds: Sequence[int], base: TrainConfig) -> 
     if base.proportion_weight == 0 and any(ROWS[row].proportion for row in rows):
         raise ConfigError("proportion_weight must be above 0 for rows with the proportion loss")
     if base.batch_pseudo:
-        raise ConfigError("batch_pseudo must be 0: the folds have no teachers of their own")
+        raise ConfigError("batch_pseudo must be 0: the row student takes half of batch_labeled for it")
+    if base.batch_labeled < 2 and any(ROWS[row].num_teachers for row in rows):
+        raise ConfigError("batch_labeled must be 2 or more for the row student, half of whose slices teachers label")
     if base.saturation_patience:
         raise ConfigError("saturation_patience must be 0: a phase that ends early gives rows of different length")
     for row in rows:
