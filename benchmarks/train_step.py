@@ -46,7 +46,7 @@ def training_step(state: TrainState, workers: Workers, batches: Batches) -> None
     """Do one iteration of the present phase, as the loop does."""
     config = state.config
     num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL else 0
-    batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled)
+    batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled, config.batch_pseudo)
     (supervised_step if state.phase == SUPERVISED else adversarial_step)(state, workers, batch)
     if state.averaged is not None:
         state.averaged.update_parameters(state.segmenter)
@@ -112,7 +112,7 @@ def measure(config: TrainConfig, phase: int, repeats: int, *, profiled: bool) ->
         world=1,
     )
     num_unlabeled = config.unlabeled_a_step if phase == ADVERSARIAL else 0
-    batch = batches.draw(0, config.batch_labeled, num_unlabeled)
+    batch = batches.draw(0, config.batch_labeled, num_unlabeled, config.batch_pseudo)
     images = torch.cat([batch.labeled, batch.unlabeled]).contiguous(memory_format=torch.channels_last)
     maps = torch.rand(2 * config.batch_labeled, 3, *images.shape[2:], device=device)
 

@@ -307,7 +307,13 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     # Labels alone, with a discriminator trained beside the segmenter: the teachers of the packaged model.
     "labels": _LABELS,
     # The recipe of the packaged model: labels of readers and, for the unlabelled slices, of teachers.
-    "student": _LABELS | {"supervised_iterations": 1000, "batch_labeled": 4, "batch_pseudo": 4},
+    "student": _LABELS
+    | {
+        "supervised_iterations": 1000,
+        "batch_labeled": 4,
+        "batch_pseudo": 4,
+        "class_offsets": (0.0, 0.8, 1.6),
+    },
 }
 """Named recipes: the defaults that each changes."""
 

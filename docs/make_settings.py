@@ -28,7 +28,7 @@ _PAGES: Final = (
     (
         TrainConfig,
         "train",
-        "Defaults are those of `--preset paper`; `--preset cpu` and `--preset labels` change many of them.",
+        "Defaults are those of `--preset paper`; the presets `cpu`, `labels` and `student` change many of them.",
     ),
     (ModelConfig, "train, table `[model]`", ""),
     (CanonicalConfig, "train, table `[canonical]`", ""),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from phantoms import body_hu, write_series
 from PIL import Image
+from safetensors.torch import save_file
 from training_data import canonical_of, lesion_slice, prepared, write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
@@ -406,6 +407,14 @@ def test_files_beside_images_are_told(tmp_path, caplog):
         unlabeled_folder(tmp_path, UPRIGHT)
 
 
+def test_a_dead_link_beside_images_is_passed_over(tmp_path, caplog):
+    gray, _ = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert names(unlabeled_folder(tmp_path, UPRIGHT)) == ["x"]
+    assert "1 other files of" in caplog.text
+
+
 def test_an_image_whose_name_is_not_utf8_is_refused(tmp_path):
     gray, _ = lesion_slice(0)
     Image.fromarray(gray).save(tmp_path / "x.png")
@@ -503,6 +512,16 @@ def test_damaged_prepared_data_are_refused(tmp_path):
     (tmp_path / "data.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match="prepared data"):
         load_prepared(tmp_path / "data.safetensors")
+
+
+def test_prepared_data_of_earlier_versions_are_read(tmp_path):
+    data = prepared()
+    tensors = {name: getattr(data, name) for name in ("labeled", "labels", "unlabeled")}
+    facts = {"labeled_images": "[]", "unlabeled_images": "[]", "terms": "mine"}
+    save_file(tensors, tmp_path / "data.safetensors", facts)
+    found = load_prepared(tmp_path / "data.safetensors")
+    assert torch.equal(found.labels, data.labels)
+    assert (found.terms, found.pseudo_labels.numel(), found.teachers) == ("mine", 0, ())
 
 
 def test_prepared_slices_that_were_changed_on_disk_are_refused(tmp_path):

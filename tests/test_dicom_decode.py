@@ -221,6 +221,14 @@ def test_padding_that_does_not_fit_the_bits_stored(tmp_path: Path, representatio
     np.testing.assert_array_equal(volume.volume_hu[:, 2:], hu[:, 2:])
 
 
+@pytest.mark.parametrize("value", [-32768, -3024])
+def test_a_padding_range_that_does_not_fit_the_bits_stored_covers_no_tissue(tmp_path: Path, value: int) -> None:
+    hu = body_hu(SHAPE)
+    attributes = {"BitsStored": 12, "HighBit": 11, "PixelPaddingValue": value, "PixelPaddingRangeLimit": -1025}
+    write_series(tmp_path, hu=hu, intercept=0, attributes=attributes)
+    np.testing.assert_array_equal(read_only(tmp_path).volume_hu, hu)
+
+
 def test_padding_range(tmp_path: Path) -> None:
     hu = body_hu(SHAPE)
     hu[:, 0] = np.linspace(2000, 2023, 24)

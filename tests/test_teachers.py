@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, DataError
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.progress import silent
 from cohortseg.train.teachers import load_teachers, taught
-from cohortseg.weights import ModelCard, save_model
+from cohortseg.weights import ModelCard, load_model, save_model
 
 TINY = ModelConfig(decoder_channels=(8, 8, 8, 8), vq_branch=False, discriminator_channels=8)
 SIZE = 64
@@ -66,6 +66,22 @@ def test_the_mean_probability_of_all_teachers_decides(tmp_path):
     assert labels_of(sure, unsure, unsure, unsure) == {0}  # .3875, .2375, .375
 
 
+def test_a_teacher_sees_slices_as_a_finished_model_does(tmp_path):
+    """Finer than they are learned from, mirrored too, and each label where its lesion lies."""
+    torch.manual_seed(0)
+    path = tmp_path / "random.safetensors"
+    card = ModelCard(name="random", model=TINY, canonical=CanonicalConfig(size=96), recipe={"class_offsets": (0, 0, 0)})
+    save_model(path, Segmenter(TINY), Discriminator(8), card)
+    data = prepared(num_unlabeled=20, size=SIZE)  # more than a batch
+    found = taught(data, load_teachers([str(path)], STUDENT), silent).pseudo_labels
+    finer = torch.nn.functional.interpolate(data.unlabeled.float(), size=(96, 96), mode="bilinear", align_corners=False)
+    prob = load_model(path).predict(finer, flips=True).prob
+    expected = torch.nn.functional.interpolate(prob, size=(SIZE, SIZE), mode="bilinear", align_corners=False).argmax(1)
+    assert len(expected.unique()) > 1
+    assert not torch.equal(expected, expected.flip(-1))
+    assert (found == expected).float().mean() > 0.999  # rounding apart
+
+
 def test_half_of_the_offsets_that_a_teacher_was_given_count(tmp_path):
     # By hand: the probabilities are even but for background, which is ahead of GGO by ln(.5 / .3) = .51.
     assert labels_of(teacher(tmp_path, "full", (0.5, 0.3, 0.2), offsets=(0.0, 1.1, 0.0))) == {1}  # half: .55 > .51
@@ -80,6 +96,16 @@ def test_a_student_has_seen_what_its_teachers_have_and_is_bound_by_their_terms(t
     assert found.terms == "synthetic theirs"
     same = [teacher(tmp_path, "c", (0.5, 0.3, 0.2), terms="synthetic")]
     assert taught(data, load_teachers(same, STUDENT), silent).terms == "synthetic"
+    older = [teacher(tmp_path, "d", (0.5, 0.3, 0.2), terms="synthetic theirs"), *paths]
+    found = taught(replace(data, terms="synthetic theirs"), load_teachers(older, STUDENT), silent)
+    assert found.terms == "synthetic theirs"
+    assert found.teachers == tuple(load_model(Path(path)).sha256 for path in older)
+
+
+def test_teachers_without_slices_to_label_are_refused(tmp_path):
+    path = teacher(tmp_path, "a", (0.5, 0.3, 0.2))
+    with pytest.raises(DataError, match="no unlabelled slice"):
+        taught(prepared(num_unlabeled=0, size=SIZE), load_teachers([path], STUDENT), silent)
 
 
 def test_a_teacher_that_sees_slices_otherwise_is_refused(tmp_path):

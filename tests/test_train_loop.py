@@ -116,17 +116,22 @@ def test_a_student_learns_what_its_teachers_say_of_slices_that_no_reader_labelle
 
 def test_the_discriminator_sees_no_label_of_a_teacher_as_truth(tmp_path, monkeypatch):
     config = replace(QUICK, model=replace(SMALL, vq_branch=False), batch_labeled=2, batch_pseudo=3)
-    data = replace(prepared(), pseudo_labels=torch.full((6, 64, 64), 2, dtype=torch.uint8))
+    data = prepared()
+    data = replace(data, labels=data.labels.clamp(max=1), pseudo_labels=torch.full((6, 64, 64), 2, dtype=torch.uint8))
     seen = []
     softened = phases.softened_truth
 
     def noted(labels, prob, confidence):
-        seen.append(len(labels))
+        seen.append((labels, prob))
         return softened(labels, prob, confidence)
 
     monkeypatch.setattr(phases, "softened_truth", noted)
     train(config, tmp_path / "student", data=data)
-    assert set(seen) == {2}
+    assert len(seen) == config.adversarial_iterations
+    for labels, prob in seen:
+        assert labels.shape == (2, 64, 64)
+        assert set(labels.unique().tolist()) == {0, 1}, "a reader's"
+        assert prob.shape == (2, 3, 64, 64)
 
 
 def test_both_phases_need_no_unlabelled_slices_where_these_teach_nothing(tmp_path):

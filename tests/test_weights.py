@@ -179,10 +179,11 @@ def test_the_packaged_model_is_small_loads_and_states_its_terms():
     assert path.stat().st_size <= 40 * 1024**2
     model = load_model()
     assert "non-commercial" in model.card.licence
-    assert len(model.training_images) == 50
-    recipe = {"preset", "painted_foci", "iterations_done"}
+    assert len(model.training_images) == 1650
+    recipe = {"preset", "painted_foci", "iterations_done", "batch_pseudo"}
     assert {name: model.card.recipe[name] for name in recipe} == {
-        "preset": "labels",
+        "preset": "student",
         "painted_foci": 0.35,
-        "iterations_done": 800,
+        "iterations_done": 1200,
+        "batch_pseudo": 4,
     }

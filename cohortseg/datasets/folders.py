@@ -131,13 +131,21 @@ def _image_files(folder: Path) -> list[Path]:
     if not images:
         return []
     others = [path for path in listed if path not in images]
-    if dicom := [path for path in others if path.is_dir() or _ending(path) in _DICOM_ENDINGS or is_dicom(path)]:
+    if dicom := [path for path in others if path.is_dir() or _ending(path) in _DICOM_ENDINGS or _is_dicom(path)]:
         raise ConfigError(f"{folder}: holds images ({images[0].name}) and also {dicom[0].name}; keep one kind of data")
     if others:
         _log.warning("%d other files of %s, like %s, are passed over", len(others), folder, others[0].name)
     for path in images:
         require_utf8(path, "an image's name")
     return images
+
+
+def _is_dicom(path: Path) -> bool:
+    """Return whether a file says that it is DICOM; one that cannot be opened says nothing."""
+    try:
+        return is_dicom(path)
+    except OSError:
+        return False
 
 
 def _ending(path: Path) -> str:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _IMAGE_THREADS = 4
 _TENSORS = ("labeled", "labels", "unlabeled", "pseudo_labels")
+_OPTIONAL = "pseudo_labels"
 _IMAGES = ("labeled_images", "unlabeled_images")
 
 
@@ -41,11 +42,13 @@ class PreparedData:
     unlabeled: torch.Tensor
     """(M, 1, size, size) float16; M may be 0."""
     labeled_images: tuple[str, ...]
-    """SHA-256 of the labelled image files, sorted."""
+    """SHA-256 of the labelled image files, and of all that teachers were trained on, sorted."""
     unlabeled_images: tuple[str, ...]
     """The same for the unlabelled ones."""
     pseudo_labels: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     """(M, size, size) uint8: what teachers say of the unlabelled slices; empty without teachers."""
+    teachers: tuple[str, ...] = ()
+    """SHA-256 of their model files."""
     terms: str
     """Terms of use of the slices, and so of a model trained on them."""
 
@@ -111,7 +114,7 @@ def write_prepared(path: Path, data: PreparedData) -> None:
     """
     images = {name: json.dumps(getattr(data, name)) for name in _IMAGES}
     tensors = {name: getattr(data, name) for name in _TENSORS}
-    images["sha256"] = _digest(tensors)
+    images |= {"sha256": _digest(tensors), "teachers": json.dumps(data.teachers)}
     with replacing_by_name(path) as file:  # as bytes they would be in memory a second time
         try:
             save_file(tensors, file, images | {"terms": data.terms})
@@ -130,13 +133,15 @@ def load_prepared(path: Path) -> PreparedData:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            values: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
+            names = [name for name in _TENSORS if name != _OPTIONAL or name in file.keys()]  # noqa: SIM118 - no mapping
+            values: dict[str, Any] = {name: file.get_tensor(name) for name in names}
             digest = _digest(values)
             values |= {name: tuple(parse_json(metadata[name])) for name in _IMAGES}
-            data = PreparedData(**values, terms=metadata["terms"])
+            teachers = tuple(parse_json(metadata.get("teachers", "[]")))
+            data = PreparedData(**values, terms=metadata["terms"], teachers=teachers)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
-    if metadata.get("sha256", digest) != digest:  # older ones have none
+    if metadata.get("sha256", digest) != digest:  # older files have neither it nor what is optional
         raise DataError(f"{path}: damaged: its slices are not those that were written")
     return data
 
@@ -144,7 +149,8 @@ def load_prepared(path: Path) -> PreparedData:
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in _TENSORS:
-        digest.update(tensors[name].numpy().data)
+        if name in tensors:
+            digest.update(tensors[name].numpy().data)
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Files that repeat a slice: found by their pixels, dropped if these are equal, lossy, cut short or undecodable."""
+"""Files that repeat a slice, found by their pixels: dropped if these are equal, or worse than those of another copy."""
 
 import hashlib
 import math

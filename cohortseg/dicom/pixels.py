@@ -205,11 +205,13 @@ def _padding_range(dataset: Dataset, stored: NDArray[np.integer]) -> tuple[int, 
     if value is None:
         return None
     limit = Attributes.of(dataset).reals("PixelPaddingRangeLimit", 1) or value
-    # Both are often written as unsigned although the pixels are signed (-2000 as 63536), or in more bits than the
-    # BitsStored that decoding leaves.
+    # Both are often written as unsigned although the pixels are signed: -2000 as 63536.
+    bits = 8 * stored.dtype.itemsize
+    low, high = sorted(int(np.array(int(end) % 2**bits).astype(stored.dtype)) for end in (*value, *limit))
+    # One value in more bits than the BitsStored that decoding leaves has lost the upper ones. A range may not have: its
+    # ends would come to lie the wrong way round, and tissue between them.
     span = 2 ** int(dataset.BitsStored)
     lowest = -span // 2 if np.issubdtype(stored.dtype, np.signedinteger) else 0
-    if stored.min() < lowest or stored.max() >= lowest + span:  # a compressed image can have more
-        span, lowest = 2 ** (8 * stored.dtype.itemsize), int(np.iinfo(stored.dtype).min)
-    ends = sorted((int(end) - lowest) % span + lowest for end in (*value, *limit))
-    return ends[0], ends[1]
+    if low == high and lowest <= stored.min() and stored.max() < lowest + span:
+        low = high = (low - lowest) % span + lowest
+    return low, high

@@ -149,7 +149,8 @@ def _export_one(
     marker = target / _MARKERS / f"{record.series_key}-{form}.json"
     try:
         made_of = _made_of(record, masks_hash(store, record.series_key), form, cohort)
-        if _is_up_to_date(marker, made_of, paths):
+        before = _made_before(marker, made_of)
+        if before is not None and _is_unchanged(before, paths):
             return "up to date", None
         masks = read_masks(store, record.series_key)
         contents = _contents(record, masks, form, cohort)
@@ -159,7 +160,9 @@ def _export_one(
         reason, frames = unexpected(error)
         _log.debug("series %s\n%s", record.series_key, frames)
         return "failed", reason
-    _write(_paths(target, record.series_key, form, with_ct=True), contents, form)
+    if before is None:  # the CT of an earlier export does not belong beside masks of other slices
+        paths = _paths(target, record.series_key, form, with_ct=True)
+    _write(paths, contents, form)
     write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
     return ("written" if contents else "without lesion"), None
 
@@ -202,15 +205,19 @@ def _made_of(record: SeriesRecord, masks_sha256: str, form: ExportFormat, cohort
     return made_of
 
 
-def _is_up_to_date(marker: Path, made_of: Sequence[str], paths: Mapping[str, Path]) -> bool:
-    """Return whether an earlier export made all these outputs from the same inputs, and their sizes are unchanged."""
-    sizes = _sizes(paths)
+def _made_before(marker: Path, made_of: Sequence[str]) -> dict[str, Any] | None:
+    """Return the sizes of what an earlier export made from the same inputs; None if there was none."""
     try:
         before = parse_json(marker.read_bytes())
-        same: bool = before["made_of"] == made_of and sizes.items() <= before["sizes"].items()
+        return dict(before["sizes"]) if before["made_of"] == made_of else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
-    return same and set(sizes) == set(paths)
+        return None
+
+
+def _is_unchanged(before: Mapping[str, Any], paths: Mapping[str, Path]) -> bool:
+    """Return whether all these outputs are there, with the sizes that an earlier export gave them."""
+    sizes = _sizes(paths)
+    return set(sizes) == set(paths) and sizes.items() <= before.items()
 
 
 def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:

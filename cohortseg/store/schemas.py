@@ -100,7 +100,7 @@ _ZONES = tuple(
     Column(
         f"po_{side}_{zone}_pct",
         _REAL,
-        f"100 x opacity / lung in the {zone} third by height of the {side} lung; null if it spans fewer than 3 slices",
+        f"100 x opacity / lung in the {zone} third by height of the {side} lung; null if that lung has under 3 slices",
     )
     for side in SIDES
     for zone in ZONES

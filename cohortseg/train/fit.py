@@ -78,6 +78,8 @@ def fit(
         If the workers do not fit.
     StoreError
         If checkpoints or model cannot be written or read.
+    DataError, ModelError
+        If the prepared slices or the ImageNet weights cannot be used.
     DivergedError
         If a loss is no longer a finite number.
     WorkerError

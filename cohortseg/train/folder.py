@@ -128,7 +128,13 @@ def check_resumable(run: Path, config: TrainConfig, options: DataOptions) -> Dat
     ConfigError
         If the folder holds no run, or one with other settings or data.
     """
-    check_same_settings(asdict(saved_settings(run)), config)
+    settings = saved_settings(run)
+    check_same_settings(asdict(settings), config)
+    if config.batch_pseudo * settings.batch_labeled != settings.batch_pseudo * config.batch_labeled:
+        raise ConfigError(
+            f"cannot resume with batch_labeled {config.batch_labeled}, batch_pseudo {config.batch_pseudo}: they were "
+            f"{settings.batch_labeled} and {settings.batch_pseudo}, and must stay in proportion"
+        )
     before = saved_options(run)
     differing = [
         f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"

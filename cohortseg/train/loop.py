@@ -254,6 +254,7 @@ def _write_model(path: Path, state: TrainState, data: PreparedData, phase: int) 
         canonical=replace(config.canonical, size=config.predict_size or config.canonical.size),
         recipe=recipe | {"iterations_done": state.iteration, "phase": phase},
         training_images=tuple(sorted({*data.labeled_images, *seen_unlabeled})),
+        teachers=data.teachers,
         licence=data.terms,
         versions={"cohortseg": __version__, "torch": version("torch")},
     )

@@ -30,7 +30,6 @@ from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL
 from cohortseg.train.state import FREE_TO_CHANGE, check_imagenet
 from cohortseg.train.teachers import load_teachers, taught
-from cohortseg.weights import LoadedModel
 
 _log: Final = logging.getLogger(__name__)
 
@@ -104,11 +103,10 @@ def _begun(run: Path, config: TrainConfig, options: DataOptions, progress: Progr
     """Lock the folder of a new run and prepare its data; if they prove unusable, leave nothing behind."""
     options = _with_data(options)
     found = _sources(options, semi=config.needs_unlabeled)
-    teachers = load_teachers(options.teachers or (), config)
     with claimed_run(run, new=True):
         begin_run(run, config, options)
         try:
-            _prepare(run, *found, teachers, config, progress)
+            _prepare(run, *found, options.teachers or (), config, progress)
         except CohortSegError:
             discard_run(run)
             raise
@@ -125,10 +123,9 @@ def _reopened(run: Path, config: TrainConfig, options: DataOptions, progress: Pr
             # Slices prepared now may differ from those that it has learned from.
             raise ConfigError(f"{run / DATA}: is missing, and training had begun; put it back, or begin a new run")
         options = reopen_run(run, config, options)
-        _check_teachers(options, config)
         if not (run / DATA).is_file():
-            teachers = load_teachers(options.teachers or (), config)
-            _prepare(run, *_sources(options, semi=config.needs_unlabeled), teachers, config, progress)
+            found = _sources(options, semi=config.needs_unlabeled)
+            _prepare(run, *found, options.teachers or (), config, progress)
         yield
 
 
@@ -192,14 +189,15 @@ def _prepare(
     labelled: Sources,
     unlabelled: Sources,
     terms: str,
-    teachers: Sequence[LoadedModel],
+    teachers: Sequence[str],
     config: TrainConfig,
     progress: Progress,
 ) -> None:
+    models = load_teachers(teachers, config)
     with progress("Preparing slices") as report:
 
         def finish(data: PreparedData) -> PreparedData:
-            return taught(data, teachers, report) if teachers else data
+            return taught(data, models, report) if models else data
 
         prepare(run / DATA, labelled, unlabelled, config.canonical, terms, report, finish)
     size = config.canonical.size

@@ -38,7 +38,8 @@ FREE_TO_CHANGE: Final = frozenset(
         "class_offsets",
     }
 )
-"""Settings that may differ on resume: they do not change what is being minimised."""
+"""Settings that may differ on resume, as they do not change what is being minimised: with other numbers of workers the
+batches of each are others (those with labels in the same proportion, see `check_resumable`)."""
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cohortseg.config import InferConfig, TrainConfig
 from cohortseg.datasets.prepared import PreparedData
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, DataError
 from cohortseg.progress import Report
 from cohortseg.weights import LoadedModel, load_model
 
@@ -53,7 +53,14 @@ def taught(data: PreparedData, teachers: Sequence[LoadedModel], report: Report) 
         One at least.
     report
         Called with the slices labelled so far.
+
+    Raises
+    ------
+    DataError
+        If there is no unlabelled slice.
     """
+    if not len(data.unlabeled):
+        raise DataError("there is no unlabelled slice for the teachers to label")
     slices = torch.split(data.unlabeled, _BATCH)
     labels = []
     for done, images in enumerate(slices):
@@ -61,12 +68,16 @@ def taught(data: PreparedData, teachers: Sequence[LoadedModel], report: Report) 
         labels.append(_labels(images.float(), teachers))
     report(len(data.unlabeled), len(data.unlabeled), "labels of teachers")
     seen = {image for teacher in teachers for image in teacher.training_images}
-    terms = dict.fromkeys([data.terms, *(teacher.card.licence for teacher in teachers)])
+    terms = data.terms
+    for teacher in teachers:
+        if teacher.card.licence not in terms:
+            terms = f"{terms} {teacher.card.licence}".strip()
     return replace(
         data,
         pseudo_labels=torch.cat(labels),
+        teachers=tuple(teacher.sha256 for teacher in teachers),
         labeled_images=tuple(sorted(seen.union(data.labeled_images))),
-        terms=" ".join(filter(None, terms)),
+        terms=terms,
     )
 
 

@@ -42,6 +42,8 @@ class ModelCard:
     """The training settings."""
     training_images: tuple[str, ...] = ()
     """SHA-256 of every image file that took part in training, labelled or not."""
+    teachers: tuple[str, ...] = ()
+    """SHA-256 of the model files that labelled unlabelled slices for it."""
     licence: str = ""
     """Terms of the weights."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -260,6 +262,7 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
         header["model"] = config_from_mapping(ModelConfig, header["model"])
         header["canonical"] = config_from_mapping(CanonicalConfig, header["canonical"])
         header["training_images"] = tuple(header["training_images"])
+        header["teachers"] = tuple(header.get("teachers", ()))
         _check_types(header)
         return ModelCard(**header), tensors, hashlib.sha256(content).hexdigest()
     except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -270,6 +273,8 @@ def _check_types(header: Mapping[str, Any]) -> None:
     """Refuse header values of a wrong type: the rest of the program relies on these types."""
     kinds: dict[str, type] = {"name": str, "recipe": dict, "licence": str, "versions": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name, kind()), kind)]
-    wrong += [] if all(isinstance(image, str) for image in header["training_images"]) else ["training_images"]
+    wrong += [
+        name for name in ("training_images", "teachers") if not all(isinstance(item, str) for item in header[name])
+    ]
     if wrong:
         raise TypeError(f"{', '.join(wrong)}: of a wrong type")

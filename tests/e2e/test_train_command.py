@@ -131,9 +131,12 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def assert_equal_models(run_folder: Path, other: Path) -> None:
-    first, second = (load_model(folder / "model.safetensors").segmenter.state_dict() for folder in (run_folder, other))
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+    first, second = (load_model(folder / "model.safetensors") for folder in (run_folder, other))
+    assert first.card == second.card
+    for name in ("segmenter", "discriminator"):
+        weights, others = getattr(first, name).state_dict(), getattr(second, name).state_dict()
+        for key, value in weights.items():
+            assert torch.equal(value, others[key]), key
 
 
 @pytest.mark.ray
@@ -213,6 +216,7 @@ def test_a_student_is_trained_with_a_finished_model_as_its_teacher(data, trained
     student = load_model(tmp_path / "student/model.safetensors")
     assert student.training_images >= load_model(teacher).training_images
     assert student.card.recipe["batch_pseudo"] == 2
+    assert student.card.teachers == (load_model(teacher).sha256,)
     options = json.loads((tmp_path / "student/data-options.json").read_text())
     assert options["teachers"] == [str(teacher)]
     again = run("-o", tmp_path / "student", "--resume")
@@ -424,6 +428,18 @@ def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
     (tmp_path / "run" / "data-options.json").unlink()
     with pytest.raises(ConfigError, match=r"data-options.json: cannot be read"):
         reopen_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first)))
+
+
+def test_slices_of_readers_and_of_teachers_stay_in_proportion(tmp_path):
+    began = preset_config("student")
+    options = DataOptions(data=str(write_covid_semiseg(tmp_path / "COVID-SemiSeg")), teachers=("t.safetensors",))
+    begin_run(tmp_path / "run", began, options)
+    before = (tmp_path / "run" / SETTINGS).read_bytes()
+    for changed in ({"batch_pseudo": 0}, {"batch_labeled": 2}, {"batch_pseudo": 8}):
+        with pytest.raises(ConfigError, match="they were 4 and 4, and must stay in proportion"):
+            reopen_run(tmp_path / "run", replace(began, **changed))
+    assert (tmp_path / "run" / SETTINGS).read_bytes() == before, "so that the same run can be resumed as it was"
+    assert reopen_run(tmp_path / "run", replace(began, batch_labeled=2, batch_pseudo=2)).teachers == ("t.safetensors",)
 
 
 def test_a_run_of_another_version_is_not_gone_on_with(tmp_path):
