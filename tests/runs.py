@@ -60,7 +60,7 @@ def differences(out: Path, reference: Path) -> list[str]:
         one, two = (read_masks(folder / "masks.zarr", key) for folder in (out, reference))
         if not (np.array_equal(one.labels, two.labels) and np.array_equal(one.lungs, two.lungs)):
             found.append(f"masks of {key}")
-        if one.attributes != two.attributes:
+        if one.facts != two.facts:
             found.append(f"attributes of {key}")
         if (out / f"pictures/{key}.png").read_bytes() != (reference / f"pictures/{key}.png").read_bytes():
             found.append(f"picture of {key}")

@@ -27,8 +27,20 @@ from cohortseg.infer.commit import (
     read_committed,
     result_token,
 )
-from cohortseg.store.masks import SeriesMasks, create_mask_store
+from cohortseg.store.masks import MaskFacts, SeriesMasks, create_mask_store
 from cohortseg.store.schemas import BURDEN, SLICES
+
+FACTS = MaskFacts(
+    affine=((0.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+    spacing_mm=(None, 1.0, 1.0),
+    study_instance_uid=None,
+    series_instance_uid="1",
+    frame_of_reference_uid=None,
+    sop_instance_uids=("1.1",),
+    model_name="m",
+    model_sha256="ab",
+    lung_method="lungs 1",
+)
 
 
 @pytest.fixture
@@ -41,7 +53,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
 def result_of(status: str = "ok") -> SeriesResult:
     array = np.ones((1, 4, 4), np.uint8)
     row = dict.fromkeys(BURDEN.polars_schema) | {"status": status, "qc_flags": [], "po_pct": 1.5}
-    masks = SeriesMasks(labels=array, lungs=array, attributes={"cohortseg": {}}) if status == "ok" else None
+    masks = SeriesMasks(labels=array, lungs=array, facts=FACTS) if status == "ok" else None
     return SeriesResult(burden=row, masks=masks, picture_png=b"png" if masks else None)
 
 

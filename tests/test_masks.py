@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from cohortseg.errors import StoreError
 from cohortseg.store.masks import (
+    MaskFacts,
     SeriesMasks,
     create_mask_store,
-    mask_attributes,
     mask_files,
     read_masks,
     remove_masks,
@@ -37,11 +37,9 @@ def volume(shape: tuple[int, int, int] = (3, 40, 50), *, single: bool = False) -
 
 def masks(source: Volume, seed: int = 0) -> SeriesMasks:
     rng = np.random.default_rng(seed)
-    attributes = mask_attributes(
-        source, study_instance_uid="1.2", model={"name": "m", "sha256": "ab"}, lung_method="lungs 1"
-    )
+    facts = MaskFacts.of(source, study_instance_uid="1.2", model_name="m", model_sha256="ab", lung_method="lungs 1")
     labels, lungs = (rng.integers(0, 3, source.volume_hu.shape, np.uint8) for _ in range(2))
-    return SeriesMasks(labels=labels, lungs=lungs, attributes=attributes)
+    return SeriesMasks(labels=labels, lungs=lungs, facts=facts)
 
 
 @pytest.fixture
@@ -81,7 +79,8 @@ def test_ngff_label_metadata(store: Path) -> None:
 
 def test_single_slice_claims_no_thickness(store: Path) -> None:
     write_masks(store, KEY, masks(volume((1, 8, 8), single=True)))
-    attributes = read_masks(store, KEY).attributes
+    assert read_masks(store, KEY).facts.spacing_mm == (None, 0.8, 0.7)
+    attributes = zarr.open(store, mode="r")[KEY].attrs.asdict()
     assert attributes["cohortseg"]["spacing_zyx_mm"] == [None, 0.8, 0.7]
     assert "unit" not in attributes["ome"]["multiscales"][0]["axes"][0]
 

@@ -20,7 +20,7 @@ from pydicom.valuerep import DA, TM, DSfloat
 from cohortseg.dicom.elements import READ_ERRORS
 from cohortseg.errors import DicomError
 from cohortseg.labels import LESIONS, Lesion
-from cohortseg.store.masks import SeriesMasks
+from cohortseg.store.masks import MaskFacts, SeriesMasks
 
 _SERIES_NUMBER: Final = 7000
 """Far above those of scanners, so that viewers list it last."""
@@ -60,8 +60,9 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         If the source's headers do not allow a segmentation.
     """
     present = [label for label in LESIONS if (masks.labels == label.value).any()]
-    facts = masks.attributes["cohortseg"]
-    single = facts["spacing_zyx_mm"][0] is None
+    facts = masks.facts
+    spacing_z = facts.spacing_mm[0]
+    single = spacing_z is None
     for source in sources:
         if source.get("SOPClassUID") == CTImageStorage:
             source.pop("NumberOfFrames", None)  # 1, or the scan would have refused it; highdicom goes by its presence
@@ -81,13 +82,13 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     identity = [
         identity_hash(sources[0]),
         series_key,
-        facts["model"]["sha256"],
+        facts.model_sha256,
         hashlib.sha256(masks.labels.tobytes()).hexdigest(),
         # Position of the masks, and their source slices: an archive keeps the object it already has under a UID.
-        *(json.dumps(facts[name]) for name in ("affine_zyx_to_lps_mm", "spacing_zyx_mm", "sop_instance_uids")),
-        facts["version"],
+        *map(json.dumps, (facts.affine, facts.spacing_mm, facts.sop_instance_uids)),
+        facts.version,
     ]
-    segments = [_segment(number, label, facts["version"]) for number, label in enumerate(present, start=1)]
+    segments = [_segment(number, label, facts.version) for number, label in enumerate(present, start=1)]
     file = io.BytesIO()
     try:
         _complete(sources)
@@ -103,18 +104,18 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
             instance_number=1,
             manufacturer="cohortseg",
             manufacturer_model_name="cohortseg",
-            software_versions=facts["version"],
-            device_serial_number=facts["model"]["sha256"][:16],
+            software_versions=facts.version,
+            device_serial_number=facts.model_sha256[:16],
             series_description="cohortseg: GGO and consolidation",
             content_label="LESIONS",
             content_description="Research software, not a medical device",
             omit_empty_frames=False,
         )
         measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-        if single:
+        if spacing_z is None:
             measures.pop("SpacingBetweenSlices", None)  # highdicom makes up 1 mm
         elif "SliceThickness" not in measures:  # type 1C (PS3.3 C.7.6.16.2.1): readers refuse a file without
-            measures.SliceThickness = DSfloat(facts["spacing_zyx_mm"][0], auto_format=True)
+            measures.SliceThickness = DSfloat(spacing_z, auto_format=True)
         for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
             item.DimensionOrganizationUID = generate_uid(entropy_srcs=["dimensions", *identity])
         segmentation.save_as(file)
@@ -191,12 +192,12 @@ def _number(source: Dataset, keyword: str) -> float:
         return np.nan
 
 
-def _on_own_grid(numbered: NDArray[np.uint8], facts: dict[str, Any]) -> hd.Volume:
+def _on_own_grid(numbered: NDArray[np.uint8], facts: MaskFacts) -> hd.Volume:
     return hd.Volume(
         numbered,
-        np.asarray(facts["affine_zyx_to_lps_mm"]),
+        np.asarray(facts.affine),
         coordinate_system=hd.CoordinateSystemNames.PATIENT,
-        frame_of_reference_uid=facts["frame_of_reference_uid"],
+        frame_of_reference_uid=facts.frame_of_reference_uid,
     )
 
 

@@ -30,10 +30,9 @@ def nifti_bytes(array: NDArray[Any], masks: SeriesMasks) -> bytes:
         The file of an image (X, Y, Z); for a single slice, whose extent along the normal is not known, (X, Y) at its
         place in space: a third axis would need an invented spacing, from which readers would get invented volumes.
     """
-    facts = masks.attributes["cohortseg"]
-    affine = _LPS_TO_RAS @ np.asarray(facts["affine_zyx_to_lps_mm"]) @ _ZYX_TO_XYZ
+    affine = _LPS_TO_RAS @ np.asarray(masks.facts.affine) @ _ZYX_TO_XYZ
     xyz = np.ascontiguousarray(array.transpose(2, 1, 0))
-    image = nib.Nifti1Image(xyz[..., 0] if facts["spacing_zyx_mm"][0] is None else xyz, affine)
+    image = nib.Nifti1Image(xyz[..., 0] if masks.facts.spacing_mm[0] is None else xyz, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")

@@ -270,11 +270,10 @@ def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
         If it cannot be read, or is not what was segmented.
     """
     volume = read_volume(record, cohort)
-    facts = masks.attributes["cohortseg"]
     if (
-        volume.sop_instance_uids != tuple(facts["sop_instance_uids"])
+        volume.sop_instance_uids != masks.facts.sop_instance_uids
         or volume.volume_hu.shape != masks.labels.shape
-        or not np.allclose(volume.affine, facts["affine_zyx_to_lps_mm"], atol=_SAME_PLACE_MM)
+        or not np.allclose(volume.affine, masks.facts.affine, atol=_SAME_PLACE_MM)
     ):
         raise DicomError(f"series {record.series_key}: its slices are not those that were segmented; run infer again")
     return volume

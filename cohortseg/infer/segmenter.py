@@ -22,7 +22,7 @@ from cohortseg.models.device import batch_size_for
 from cohortseg.noise import NOISY_HU, soft_tissue_noise
 from cohortseg.overlays import overview, png_bytes
 from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore_crop
-from cohortseg.store.masks import SeriesMasks, mask_attributes
+from cohortseg.store.masks import MaskFacts, SeriesMasks
 from cohortseg.store.schemas import BURDEN
 from cohortseg.volume import Volume, bounding_box
 from cohortseg.weights import LoadedModel
@@ -82,10 +82,11 @@ def segment_series(
     masks = SeriesMasks(
         labels=np.ascontiguousarray(orientation.from_upright(labels)),
         lungs=np.ascontiguousarray(orientation.from_upright(lungs.mask)),
-        attributes=mask_attributes(
+        facts=MaskFacts.of(
             volume,
             study_instance_uid=record.study_instance_uid,
-            model={"name": model.name, "sha256": model.sha256},
+            model_name=model.name,
+            model_sha256=model.sha256,
             lung_method=LUNG_METHOD,
         ),
     )

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import zarr
@@ -26,13 +26,6 @@ from cohortseg.volume import Volume
 
 _CHUNK: Final = (32, 128, 128)
 _AXES: Final = ("z", "y", "x")
-_FACTS: Final = {
-    *("affine_zyx_to_lps_mm", "spacing_zyx_mm", "frame_of_reference_uid", "sop_instance_uids"),
-    *("study_instance_uid", "series_instance_uid", "model", "lung_method", "version", "nonzero_voxels"),
-}
-"""Attributes that a reader of masks may rely on."""
-
-
 _DAMAGED: Final = (
     OSError,
     LookupError,
@@ -47,6 +40,104 @@ _DAMAGED: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskFacts:
+    """Geometry, identity and origin of the masks of a series."""
+
+    affine: tuple[tuple[float, ...], ...]
+    """(4, 4) array index (z, y, x) to LPS, mm."""
+    spacing_mm: tuple[float | None, float, float]
+    """(z, y, x); z is None for a single slice, whose extent along the normal is not known."""
+    study_instance_uid: str | None
+    series_instance_uid: str
+    frame_of_reference_uid: str | None
+    sop_instance_uids: tuple[str, ...]
+    """Of the slices, in order."""
+    model_name: str
+    model_sha256: str
+    lung_method: str
+    """Name and version of the lung segmentation."""
+    version: str = __version__
+    """Version of cohortseg that made the masks."""
+
+    @classmethod
+    def of(
+        cls, volume: Volume, *, study_instance_uid: str | None, model_name: str, model_sha256: str, lung_method: str
+    ) -> Self:
+        """Return what is known of the masks of a volume."""
+        return cls(
+            affine=tuple(map(tuple, volume.affine.tolist())),
+            spacing_mm=volume.spacing_mm,
+            study_instance_uid=study_instance_uid,
+            series_instance_uid=volume.series_instance_uid,
+            frame_of_reference_uid=volume.frame_of_reference_uid,
+            sop_instance_uids=volume.sop_instance_uids,
+            model_name=model_name,
+            model_sha256=model_sha256,
+            lung_method=lung_method,
+        )
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> Self:
+        """Return the facts that the attributes of a group state.
+
+        Raises
+        ------
+        LookupError, TypeError, ValueError
+            If they are not those of `to_attributes`.
+        """
+        stated = attributes["cohortseg"]
+        z, y, x = stated["spacing_zyx_mm"]
+        return cls(
+            affine=tuple(map(tuple, stated["affine_zyx_to_lps_mm"])),
+            spacing_mm=(z, y, x),
+            study_instance_uid=stated["study_instance_uid"],
+            series_instance_uid=stated["series_instance_uid"],
+            frame_of_reference_uid=stated["frame_of_reference_uid"],
+            sop_instance_uids=tuple(stated["sop_instance_uids"]),
+            model_name=stated["model"]["name"],
+            model_sha256=stated["model"]["sha256"],
+            lung_method=stated["lung_method"],
+            version=stated["version"],
+        )
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Return them as the attributes of a group.
+
+        Returns
+        -------
+        dict
+            ``ome``: NGFF 0.5 ``multiscales`` with one level and ``image-label``; the axis z of a single slice has no
+            unit, since its extent is not known. ``cohortseg``: see docs/tables.md.
+        """
+        return {
+            "ome": _ome(self.spacing_mm),
+            "cohortseg": {
+                "version": self.version,
+                "affine_zyx_to_lps_mm": self.affine,
+                "spacing_zyx_mm": self.spacing_mm,
+                "study_instance_uid": self.study_instance_uid,
+                "series_instance_uid": self.series_instance_uid,
+                "frame_of_reference_uid": self.frame_of_reference_uid,
+                "sop_instance_uids": self.sop_instance_uids,
+                "classes": [
+                    {
+                        "value": label.value,
+                        "name": label.name,
+                        "title": label.title,
+                        "rgb": list(label.rgb),
+                        "snomed_code": label.snomed_code if isinstance(label, Lesion) else None,
+                        "snomed_meaning": label.snomed_meaning if isinstance(label, Lesion) else None,
+                    }
+                    for label in LABELS
+                ],
+                "lungs": {"0": "none"} | {str(value): side for side, value in SIDES.items()},
+                "lung_method": self.lung_method,
+                "model": {"name": self.model_name, "sha256": self.model_sha256},
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeriesMasks:
     """The masks of one series, on the grid of its volume."""
 
@@ -54,58 +145,7 @@ class SeriesMasks:
     """(Z, Y, X) uint8: 0 background, 1 GGO, 2 consolidation."""
     lungs: NDArray[np.uint8]
     """(Z, Y, X) uint8: 0 none, 1 the patient's right lung, 2 the left one."""
-    attributes: Mapping[str, Any]
-    """The group's attributes; see `mask_attributes`."""
-
-
-def mask_attributes(
-    volume: Volume, *, study_instance_uid: str | None, model: Mapping[str, Any], lung_method: str
-) -> dict[str, Any]:
-    """Return the attributes of a series' group.
-
-    Parameters
-    ----------
-    volume
-        The series, for geometry and identity.
-    study_instance_uid
-        StudyInstanceUID (0020,000D).
-    model
-        Name and hash of the model, as they are to be stored.
-    lung_method
-        Name and version of the lung segmentation.
-
-    Returns
-    -------
-    dict
-        ``ome``: NGFF 0.5 ``multiscales`` with one level and ``image-label``; the axis z of a single slice has no unit,
-        since its extent is not known. ``cohortseg``: see docs/tables.md.
-    """
-    return {
-        "ome": _ome(volume.spacing_mm),
-        "cohortseg": {
-            "version": __version__,
-            "affine_zyx_to_lps_mm": volume.affine.tolist(),
-            "spacing_zyx_mm": list(volume.spacing_mm),
-            "study_instance_uid": study_instance_uid,
-            "series_instance_uid": volume.series_instance_uid,
-            "frame_of_reference_uid": volume.frame_of_reference_uid,
-            "sop_instance_uids": list(volume.sop_instance_uids),
-            "classes": [
-                {
-                    "value": label.value,
-                    "name": label.name,
-                    "title": label.title,
-                    "rgb": list(label.rgb),
-                    "snomed_code": label.snomed_code if isinstance(label, Lesion) else None,
-                    "snomed_meaning": label.snomed_meaning if isinstance(label, Lesion) else None,
-                }
-                for label in LABELS
-            ],
-            "lungs": {"0": "none"} | {str(value): side for side, value in SIDES.items()},
-            "lung_method": lung_method,
-            "model": dict(model),
-        },
-    }
+    facts: MaskFacts
 
 
 def _ome(spacing_mm: tuple[float | None, float, float]) -> dict[str, Any]:
@@ -159,8 +199,8 @@ def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:
         If it cannot be written (disk full, permissions).
     """
     arrays = {"labels": masks.labels, "lungs": masks.lungs}
-    facts = {**masks.attributes["cohortseg"], "nonzero_voxels": _nonzero(arrays)}
-    attributes = {**masks.attributes, "cohortseg": facts}
+    attributes = masks.facts.to_attributes()
+    attributes["cohortseg"] |= {"nonzero_voxels": _nonzero(arrays)}
     try:
         with replacing_folder(path / series_key) as folder:
             group = zarr.open_group(folder, mode="w-", zarr_format=3, attributes=attributes)
@@ -196,16 +236,16 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
         group = zarr.open_group(path / series_key, mode="r")
         arrays = {name: _read_array(group, name) for name in ("labels", "lungs")}
         attributes: dict[str, Any] = group.attrs.asdict()
-        facts = attributes["cohortseg"]
-        ours = arrays["labels"].shape == arrays["lungs"].shape and facts.keys() >= _FACTS
-        whole = ours and facts["nonzero_voxels"] == _nonzero(arrays)
     except _DAMAGED as error:
         raise StoreError(f"{path / series_key}: no readable masks ({error}); {advice}") from error
-    if not ours:
-        raise StoreError(f"{path / series_key}: no masks as cohortseg writes them; {advice}")
+    try:
+        facts, nonzero = MaskFacts.from_attributes(attributes), attributes["cohortseg"]["nonzero_voxels"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreError(f"{path / series_key}: no masks as cohortseg writes them; {advice}") from error
+    whole = arrays["labels"].shape == arrays["lungs"].shape and nonzero == _nonzero(arrays)
     if not whole:
         raise StoreError(f"{path / series_key}: masks have lost a file, or were changed; {advice}")
-    return SeriesMasks(**arrays, attributes=attributes)
+    return SeriesMasks(**arrays, facts=facts)
 
 
 def mask_files(path: Path, series_key: str) -> list[Path]:
