@@ -1,5 +1,6 @@
 """``cohortseg evaluate``: how good a model is on labelled images."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -78,7 +79,7 @@ def evaluate(
             sources = labeled_folder(labeled, ORIENTATIONS[orientation or "upright"])
             result = evaluate_images(sources, data=labeled.resolve(), **common, report=report)
     _warn(result)
-    _print(result, f"split {split}" if labeled is None else str(labeled))
+    _print(result, f"split {split}" if labeled is None else os.fsencode(labeled).decode(errors="replace"))
     if output is not None:
         say(f"written to {output}")
 
