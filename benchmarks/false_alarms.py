@@ -7,7 +7,8 @@ kernels leave it, in pixels of .75 mm), with edges enhanced as by sharp kernels,
 out).
 
 No labelled slice of COVID-SemiSeg is free of lesions; these are unlabelled ones, chosen by eye (lesion_free.json). They
-may take part in phase 2 of training, without labels.
+may take part in training, with the labels of teachers, as they did for the packaged model: measure one that saw none
+of their volumes.
 """
 
 import argparse

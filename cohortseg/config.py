@@ -121,7 +121,7 @@ class TrainConfig:
     preset: Preset = "paper"
     """Name of the recipe that these settings started from; kept in the model card."""
     supervised_iterations: int = 1000
-    """Largest number of iterations of phase 1 (labelled images only)."""
+    """Largest number of iterations of phase 1 (images with labels only, of readers or teachers)."""
     adversarial_iterations: int = 1000
     """Number of iterations of phase 2 (semi-supervised adversarial)."""
     warmup_iterations: int = 200
@@ -177,7 +177,8 @@ class TrainConfig:
     augment: bool = True
     """Augment slices by random mirroring, affine maps, warps, intensity changes and noise."""
     painted_foci: float = 0.0
-    """Fraction of labelled slices with solid foci painted into the lungs as consolidation; 0 as in the paper."""
+    """Fraction of slices with labels, of readers or teachers, that get solid foci painted into the lungs, as
+    consolidation; 0 as in the paper."""
     bf16: bool | None = None
     """Use bfloat16 autocast; none: where the device supports it in hardware."""
     seed: int = 0

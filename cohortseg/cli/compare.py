@@ -39,7 +39,7 @@ def compare(
     ] = None,
     address: Address = None,
 ) -> None:
-    """Train rows of the paper's table 2 on the same folds, and show what each gains over a plain network.
+    """Train rows of the paper's table 2, or a student, on the same folds, and show their gains over a plain network.
 
     It can be interrupted at any time: the same command does what is left. Rows and folds can be added later.
 

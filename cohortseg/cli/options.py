@@ -17,7 +17,7 @@ Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster.", show_default="$RAY_ADDRESS, else this machine")
 ]
 TrainSettings = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file with settings (see docs/training.md).")
+    Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file with settings (see docs/settings.md).")
 ]
 Seed = Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")]
 Select = Annotated[

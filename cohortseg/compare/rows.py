@@ -83,10 +83,7 @@ def check_rows(rows: Sequence[str], folds: Sequence[int], base: TrainConfig) -> 
         if len(set(given)) < len(given):
             raise ConfigError(f"a {what} is given twice: {', '.join(map(str, given))}")
     if not (base.semi_supervised and base.model.vq_branch):
-        raise ConfigError(
-            "semi_supervised and vq_branch are what rows decide: leave them out of --config, and compare on another "
-            "--preset than labels"
-        )
+        raise ConfigError("semi_supervised and vq_branch are what rows decide: leave them out of --config")
     if base.proportion_weight == 0 and any(ROWS[row].proportion for row in rows):
         raise ConfigError("proportion_weight must be above 0 for rows with the proportion loss")
     if base.batch_pseudo:

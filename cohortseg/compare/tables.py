@@ -15,7 +15,7 @@ from cohortseg.store.schemas import Column, TableSchema
 from cohortseg.store.tables import table_from_rows
 
 _REAL, _TEXT, _INT = pl.Float64(), pl.String(), pl.Int64()
-_ROW = Column("row", _TEXT, "row of the paper's table 2; with -phase1 the model of that row before phase 2")
+_ROW = Column("row", _TEXT, "row of the paper's table 2, or student; with -phase1 the model of that row before phase 2")
 _METRIC: Final = "toolbox_labels_{}"
 _RESAMPLES: Final = 10_000
 _LEAST_IMAGES: Final = 3
@@ -31,7 +31,7 @@ HELD_OUT: Final = TableSchema(
 COMPARISON: Final = TableSchema(
     name="comparison",
     version=1,
-    row="one row of table 2 and class",
+    row="one row (of table 2, or student) and class",
     columns=(
         _ROW,
         Column("class_name", _TEXT, "ggo or consolidation"),
