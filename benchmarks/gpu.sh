@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/gpu} PRESET=${PRESET:-cpu} SEEDS=${SEEDS:-0 1 2} LIMIT=${LIMIT:-540} CONFIG=${CONFIG:-}
 python=${PYTHON:-python}
-stages="throughput memory recipe seeds table2 robustness collect"
+stages="throughput memory recipe seeds table2 student robustness collect"
 rows=plain,vvm,prop,ssa,vvm+prop,ssa+prop,full folds=1,2,3,4,5 sizes="8 32 128" step="--size 192 --repeats 20"
 if [[ " $stages " != *" ${1:-no stage} "* ]]; then
     echo "usage: benchmarks/gpu.sh STAGE, one of: $stages" >&2
@@ -17,8 +17,8 @@ fi
 mkdir -p "$OUT"
 if [[ ${SMOKE:-} ]]; then
     rows=plain,full folds=1 sizes=1 step="--size 64 --repeats 1" SEEDS=0 CONFIG=$OUT/smoke.toml
-    printf '%s = 1\n' supervised_iterations adversarial_iterations batch_labeled batch_unlabeled > "$CONFIG"
-    printf 'warmup_iterations = 0\n' >> "$CONFIG"
+    printf '%s = 1\n' supervised_iterations adversarial_iterations batch_unlabeled > "$CONFIG"
+    printf 'batch_labeled = 2\nwarmup_iterations = 0\n' >> "$CONFIG"
     printf '[canonical]\nsize = 64\n' >> "$CONFIG"
 fi
 config=(${CONFIG:+--config "$CONFIG"})
@@ -48,6 +48,9 @@ recipe) recipe "${SEEDS%% *}" ;;
 seeds) for seed in $SEEDS; do recipe "$seed"; done ;;
 table2)
     timed table2 "$python" -m cohortseg compare -o "$OUT/table2" --preset "$PRESET" "${config[@]}" --rows $rows --folds $folds
+    ;;
+student) # like the packaged model: with CONFIG holding painted_foci = 0.35 and class_offsets = [0.0, 0.8, 1.6]
+    timed student "$python" -m cohortseg compare -o "$OUT/student" --preset "$PRESET" "${config[@]}" --rows plain,student --folds $folds
     ;;
 robustness) timed robustness "$python" benchmarks/robustness.py --model "$OUT/seed${SEEDS%% *}/model.safetensors" ;;
 collect) (cd "$OUT" && find . \( -name '*.log' -o -name '*.parquet' -o -name '*.json' -o -name page.html \) \
