@@ -643,6 +643,19 @@ def test_a_slice_with_another_date_is_no_visit(tmp_path: Path, lost: int) -> Non
     assert (scan.decision, (scan.reason or "none")[:4]) == (("selected", "none") if lost == 0 else ("skipped", "gap:"))
 
 
+def test_slices_of_both_ends_with_another_date_are_told(tmp_path: Path) -> None:
+    """Too far apart for a fragment, they are skipped for another reason."""
+    write_series(
+        tmp_path,
+        shape=(20, 16, 16),
+        spacing_mm=(5, 1, 1),
+        attributes=lambda z: {"StudyDate": "20180401"} if z in (0, 19) else {},
+    )
+    strays, scan = sorted(scan_cohort(tmp_path).series, key=lambda record: record.n_slices)
+    assert (strays.n_slices, strays.decision) == (2, "skipped")
+    assert (scan.n_slices, scan.decision, "study_date_conflict" in scan.qc_flags) == (18, "selected", True)
+
+
 def test_a_slice_that_lacks_modality_is_of_the_scan(tmp_path: Path) -> None:
     write_series(tmp_path, shape=(20, 16, 16), attributes=lambda z: {"Modality": None} if z == 7 else {})
     record = only_series(tmp_path)

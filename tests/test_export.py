@@ -252,6 +252,32 @@ def test_the_ct_of_an_earlier_export_does_not_stay_beside_newer_masks(small: Run
     assert left == {f"{key}_labels", f"{key}_lungs", *(f"{other}_{name}" for name in ("labels", "lungs", "ct"))}
 
 
+def test_the_ct_stays_beside_masks_that_are_the_same(small: Run, model_path: Path, tmp_path: Path) -> None:
+    cohort, out = small
+    assert export(out, tmp_path / "nifti", "nifti", "--cohort", cohort)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "nifti").glob("*_ct.nii.gz")}
+    for path in cohort.rglob("*.dcm"):
+        os.utime(path, (1, 1))  # a copy of the cohort, say
+    hashes = [masks_hash(out / "masks.zarr", key) for key in keys_of(out)]
+    run(cohort, out, model_path)
+    paint_lesions(out)
+    assert [masks_hash(out / "masks.zarr", key) for key in keys_of(out)] == hashes
+    code, said = export(out, tmp_path / "nifti", "nifti")
+    assert (code, "written" in said) == (0, True)
+    assert {path: path.read_bytes() for path in (tmp_path / "nifti").glob("*_ct.nii.gz")} == before
+
+
+def test_a_users_own_file_among_exported_pictures_stays(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    assert export(out, tmp_path / "png", "png", "--cohort", cohort)[0] == 0
+    note = tmp_path / "png" / keys_of(out)[0] / "note.txt"
+    note.write_text("mine")
+    assert "up to date" in export(out, tmp_path / "png", "png", "--cohort", cohort)[1]
+    assert note.read_text() == "mine"
+    next(note.parent.glob("*.png")).unlink()
+    assert "written │ 1" in " ".join(export(out, tmp_path / "png", "png", "--cohort", cohort)[1].split())
+
+
 def test_a_manifest_of_another_scan_is_refused(small: Run, tmp_path: Path) -> None:
     cohort, out = small
     manifest = read_table(out / "manifest.parquet", MANIFEST)

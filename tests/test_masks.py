@@ -153,6 +153,25 @@ def test_masks_that_lack_a_fact_of_their_origin_are_refused(store: Path, fact: s
         read_masks(store, KEY)
 
 
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("affine_zyx_to_lps_mm", [[1.0, 0, 0, 0]] * 3),
+        ("affine_zyx_to_lps_mm", [["a", 0, 0, 0]] * 4),
+        ("spacing_zyx_mm", ["a", 1.0, 1.0]),
+        ("spacing_zyx_mm", [5.0, -1.0, 1.0]),
+        ("lung_method", None),
+        ("model", {"name": 5, "sha256": "ab"}),
+    ],
+)
+def test_masks_whose_facts_are_not_as_written_are_refused(store: Path, fact: str, value: object) -> None:
+    write_masks(store, KEY, masks(volume()))
+    group = zarr.open_group(store / KEY)
+    group.attrs["cohortseg"] = group.attrs["cohortseg"] | {fact: value}
+    with pytest.raises(StoreError, match=f"{KEY}: no masks as cohortseg writes them"):
+        read_masks(store, KEY)
+
+
 @pytest.mark.parametrize("name", ["labels", "lungs"])
 def test_masks_that_lost_a_file_are_not_read_as_healthy(store: Path, name: str) -> None:
     write_masks(store, KEY, masks(volume()))

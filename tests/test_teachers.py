@@ -102,6 +102,32 @@ def test_a_student_has_seen_what_its_teachers_have_and_is_bound_by_their_terms(t
     assert found.teachers == tuple(load_model(Path(path)).sha256 for path in older)
 
 
+def test_terms_do_not_grow_with_every_generation(tmp_path):
+    student = teacher(tmp_path, "student", (0.5, 0.3, 0.2), terms="synthetic theirs")
+    assert (
+        taught(prepared(num_unlabeled=1, size=SIZE), load_teachers([student], STUDENT), silent).terms
+        == "synthetic theirs"
+    )
+
+
+def test_what_teachers_see_is_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    labels_of(teacher(tmp_path, "sure", (0.05, 0.05, 0.9)))
+    assert "of 3 unlabelled slices, teachers see Ground-glass opacity in 0, Consolidation in 3; 0.0 % is" in caplog.text
+    assert "the teachers see no background" in caplog.text
+    labels_of(*[teacher(tmp_path, "blind", (0.9, 0.05, 0.05))] * 2)
+    assert "the teachers see no lesion" in caplog.text
+    assert "a teacher is given more than once" in caplog.text
+    data = replace(prepared(num_unlabeled=1, size=SIZE), unlabeled_images=("0" * 64,))
+    taught(data, load_teachers([str(tmp_path / "sure.safetensors")], STUDENT), silent)
+    assert "1 images are learned from twice" in caplog.text
+
+
+def test_a_teacher_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"gone\.safetensors: no such model file; a run needs its teachers until"):
+        load_teachers([str(tmp_path / "gone.safetensors")], STUDENT)
+
+
 def test_teachers_without_slices_to_label_are_refused(tmp_path):
     path = teacher(tmp_path, "a", (0.5, 0.3, 0.2))
     with pytest.raises(DataError, match="no unlabelled slice"):

@@ -257,6 +257,14 @@ def test_pictures_show_truth_prediction_trust_and_reconstruction_where_they_are(
     assert (confidence == confidence[0, 0]).all()
     assert confidence.sum(axis=2).max() < 200  # dark: near 0
     assert (pseudo == 128).all()  # gray: nothing is trusted
+    state.config = replace(state.config, semi_weight=0.0)
+    said = torch.full((len(data.unlabeled), 64, 64), 2, dtype=torch.uint8)
+    taught = np.asarray(draw_unlabeled(state, data.unlabeled.float(), bf16=False, pseudo_labels=said))
+    assert taught.shape[1] == unlabeled.shape[1], (
+        "a label of teachers in place of the refined one, which teaches nothing"
+    )
+    label = taught[20:148, 6 + 134 * 3 : 134 + 134 * 3].astype(int)
+    assert (label[..., 1] > label[..., 0] + 20).all()
 
 
 def test_drawing_the_page_takes_little_of_the_time(tmp_path):

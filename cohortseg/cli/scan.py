@@ -92,6 +92,7 @@ def scan(
 def _check_target(target: Path, cohort: Path, table: str) -> None:
     """Refuse a target in the cohort or an output of infer, of another format, without a folder, or no such table."""
     from cohortseg.store.layout import STATE
+    from cohortseg.store.schemas import BURDEN
     from cohortseg.store.tables import table_name
 
     if target.resolve().is_relative_to(cohort.resolve()):
@@ -100,7 +101,7 @@ def _check_target(target: Path, cohort: Path, table: str) -> None:
         raise ConfigError(f"{target}: tables are written as .parquet; polars or DuckDB make other files of them")
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: no such folder as {target.parent}")
-    if (target.parent / STATE).is_dir():
+    if (target.parent / STATE).is_dir() or (target.parent / BURDEN.file_name).is_file():
         raise ConfigError(f"{target}: its folder is an output of infer, which has tables of its own; choose another")
     if target.exists() and table_name(target) != table:
         raise ConfigError(f"{target}: exists and is no {table} table of cohortseg's; choose another name")

@@ -146,6 +146,21 @@ def load_prepared(path: Path) -> PreparedData:
     return data
 
 
+def teachers_of(path: Path) -> tuple[str, ...]:
+    """Return the SHA-256 of the teachers' model files, from what `prepare` wrote, without its slices.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return tuple(parse_json(file.metadata().get("teachers", "[]")))
+    except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
+
+
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in _TENSORS:

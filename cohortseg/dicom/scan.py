@@ -182,8 +182,12 @@ def _is_fragment(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) ->
     Such a volume must not stand for the larger one. If it has another study date (mistyped, or not corrected with the
     others), it must not count as a visit.
     """
-    few = len(volume) < FRAGMENT_SHARE * max(map(len, alike))
-    return few and extent_mm(volume) < STACK_MM and covers_in_part(volume, alike)
+    return _is_few(volume, alike) and extent_mm(volume) < STACK_MM and covers_in_part(volume, alike)
+
+
+def _is_few(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool:
+    """Return whether a volume has far fewer slices than the largest one like it."""
+    return len(volume) < FRAGMENT_SHARE * max(map(len, alike))
 
 
 def _findings(
@@ -207,7 +211,8 @@ def _findings(
         qc.STUDY_DATE_CONFLICT: any(
             header.path in otherwise_dated or persons.has_two_dates(header) for header in volume
         )
-        or any(other not in same_visit and _is_fragment(other, alike) for other in alike),
+        # wherever they lie: slices of both ends are no fragment, and lacked by the others all the same
+        or any(other not in same_visit and _is_few(other, alike) for other in alike),
         qc.TWO_PATIENT_IDS: any(map(persons.has_two_ids, volume)),
         qc.PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }

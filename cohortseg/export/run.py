@@ -149,8 +149,8 @@ def _export_one(
     marker = target / _MARKERS / f"{record.series_key}-{form}.json"
     try:
         made_of = _made_of(record, masks_hash(store, record.series_key), form, cohort)
-        before = _made_before(marker, made_of)
-        if before is not None and _is_unchanged(before, paths):
+        before = _recorded(marker)
+        if before is not None and before["made_of"] == made_of and _is_unchanged(before["sizes"], paths):
             return "up to date", None
         masks = read_masks(store, record.series_key)
         contents = _contents(record, masks, form, cohort)
@@ -160,7 +160,8 @@ def _export_one(
         reason, frames = unexpected(error)
         _log.debug("series %s\n%s", record.series_key, frames)
         return "failed", reason
-    if before is None:  # the CT of an earlier export does not belong beside masks of other slices
+    if before is None or before["made_of"][0] != made_of[0]:
+        # The CT of an earlier export does not belong beside other masks.
         paths = _paths(target, record.series_key, form, with_ct=True)
     _write(paths, contents, form)
     write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
@@ -205,19 +206,27 @@ def _made_of(record: SeriesRecord, masks_sha256: str, form: ExportFormat, cohort
     return made_of
 
 
-def _made_before(marker: Path, made_of: Sequence[str]) -> dict[str, Any] | None:
-    """Return the sizes of what an earlier export made from the same inputs; None if there was none."""
+def _recorded(marker: Path) -> dict[str, Any] | None:
+    """Return what an earlier export recorded of its inputs and outputs; None if there is nothing readable."""
     try:
         before = parse_json(marker.read_bytes())
-        return dict(before["sizes"]) if before["made_of"] == made_of else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {"made_of": [*before["made_of"]], "sizes": {**before["sizes"]}} if before["made_of"] else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
 def _is_unchanged(before: Mapping[str, Any], paths: Mapping[str, Path]) -> bool:
-    """Return whether all these outputs are there, with the sizes that an earlier export gave them."""
-    sizes = _sizes(paths)
-    return set(sizes) == set(paths) and sizes.items() <= before.items()
+    """Return whether all these outputs are there, with the sizes that an earlier export gave them.
+
+    Other files in a folder of pictures are a user's own.
+    """
+    now = _sizes(paths)
+    return all(
+        name in now
+        and name in before
+        and (now[name].items() >= before[name].items() if isinstance(before[name], dict) else now[name] == before[name])
+        for name in paths
+    )
 
 
 def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:

@@ -87,8 +87,14 @@ class MaskFacts:
         """
         stated = attributes["cohortseg"]
         z, y, x = stated["spacing_zyx_mm"]
+        affine = np.asarray(stated["affine_zyx_to_lps_mm"], dtype=np.float64)
+        texts = [stated["series_instance_uid"], stated["lung_method"], stated["version"], *stated["model"].values()]
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or not all(isinstance(text, str) for text in texts):
+            raise ValueError("affine, names or versions are not as they are written")
+        if not all(isinstance(side, float) and side > 0 for side in (y, x, *([] if z is None else [z]))):
+            raise ValueError("spacing is not positive")
         return cls(
-            affine=tuple(map(tuple, stated["affine_zyx_to_lps_mm"])),
+            affine=tuple(map(tuple, affine.tolist())),
             spacing_mm=(z, y, x),
             study_instance_uid=stated["study_instance_uid"],
             series_instance_uid=stated["series_instance_uid"],

@@ -22,7 +22,7 @@ from cohortseg.cluster import (
     worker_request,
 )
 from cohortseg.config import TrainConfig, config_from_mapping
-from cohortseg.datasets.prepared import load_prepared
+from cohortseg.datasets.prepared import load_prepared, teachers_of
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError, WorkerError
 from cohortseg.hashes import file_sha256
 from cohortseg.store.documents import parse_json
@@ -98,7 +98,7 @@ def fit(
         raise StoreError(f"{run}: the workers left no {MODEL} here; the folder must be on storage that all nodes share")
     facts = {
         "config": asdict(config),
-        "data": asdict(saved_options(run)),
+        "data": asdict(saved_options(run)) | {"teachers_sha256": teachers_of(run / DATA)},
         "counts": counts,
         "workers": asdict(request),
         "model": {"sha256": file_sha256(run / MODEL)},

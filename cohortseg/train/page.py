@@ -43,7 +43,9 @@ class RunPage:
         candidates = both.nonzero()[:, 0] if both.any() else torch.arange(len(data.labels))
         chosen = candidates[evenly_spread(_NUM_SLICES, len(candidates))]
         self._labeled, self._labels = data.labeled[chosen].float().to(device), data.labels[chosen]
-        self._unlabeled = data.unlabeled[evenly_spread(_NUM_SLICES, len(data.unlabeled))].float().to(device)
+        shown = evenly_spread(_NUM_SLICES, len(data.unlabeled))
+        self._unlabeled = data.unlabeled[shown].float().to(device)
+        self._pseudo_labels = data.pseudo_labels[shown] if len(data.pseudo_labels) else None
         self._run = run
         self._started = time.perf_counter()
         self._spent_s = 0.0
@@ -61,7 +63,9 @@ class RunPage:
             (self._run / PICTURES).mkdir(exist_ok=True)
         pictures = {"labeled": png_bytes(draw_labeled(state, self._labeled, self._labels, bf16=bf16))}
         if len(self._unlabeled):
-            pictures["unlabeled"] = png_bytes(draw_unlabeled(state, self._unlabeled, bf16=bf16))
+            pictures["unlabeled"] = png_bytes(
+                draw_unlabeled(state, self._unlabeled, bf16=bf16, pseudo_labels=self._pseudo_labels)
+            )
         if state.segmenter.vq is not None:
             pictures["codebook"] = draw_codebook(state, torch.cat([self._labeled, self._unlabeled]), bf16=bf16)
         for name, content in pictures.items():
@@ -82,8 +86,9 @@ _FIGURES: Final = {
     ),
     "unlabeled": (
         "Unlabelled slices",
-        "Confidence is the discriminator's probability that a pixel is ground truth, dark 0, bright 1. In the refined "
-        "pseudo label gray pixels are below the threshold and teach nothing.",
+        "Confidence is the discriminator's probability that a pixel is ground truth, dark 0, bright 1. A student "
+        "learns from the labels of its teachers. In a refined pseudo label gray pixels are below the threshold and "
+        "teach nothing.",
     ),
     "codebook": (
         "Codebook",

@@ -50,7 +50,9 @@ def draw_labeled(state: TrainState, images: torch.Tensor, labels: torch.Tensor, 
 
 
 @torch.no_grad()
-def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Image.Image:
+def draw_unlabeled(
+    state: TrainState, images: torch.Tensor, *, bf16: bool, pseudo_labels: torch.Tensor | None = None
+) -> Image.Image:
     """Return figure 4: input, reconstruction, prediction, confidence map and refined pseudo label of unlabelled slices.
 
     The confidence map is dark at 0 and bright at 1; in the pseudo label black is background and gray is not trusted.
@@ -64,6 +66,8 @@ def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Im
         (B, 1, size, size) float32 on the networks' device.
     bf16
         Whether to predict in bfloat16.
+    pseudo_labels
+        (B, size, size) uint8, what teachers say of the slices; None: there are no teachers.
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         output = state.segmenter(images)
@@ -78,8 +82,11 @@ def draw_unlabeled(state: TrainState, images: torch.Tensor, *, bf16: bool) -> Im
         if output.reconstruction is not None:
             row["reconstruction"] = gray_slice(_hu(output.reconstruction[index], state.config.canonical))
         row["prediction"] = overlay_slice(slice_hu, predicted[index])
+        if pseudo_labels is not None:
+            row["label of teachers"] = overlay_slice(slice_hu, pseudo_labels[index].cpu().numpy())
         if state.phase == ADVERSARIAL:
             row["confidence, 0 to 1"] = (255 * mpl.colormaps["viridis"](sure[index])[..., :3]).astype(np.uint8)
+        if state.phase == ADVERSARIAL and state.config.semi_weight:
             row["refined pseudo label"] = _pseudo_label_rgb(pseudo[index])
         rows.append(row)
     return contact_sheet([list(row.values()) for row in rows], list(rows[0]))

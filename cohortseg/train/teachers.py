@@ -3,6 +3,7 @@
 Xie et al. 2020, "Self-training with Noisy Student": the student sees the slices augmented, its teachers did not.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from torch.nn import functional
 from cohortseg.config import InferConfig, TrainConfig
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import ConfigError, DataError
+from cohortseg.labels import BACKGROUND, LESIONS
 from cohortseg.progress import Report
 from cohortseg.weights import LoadedModel, load_model
+
+_log: Final = logging.getLogger(__name__)
 
 _BATCH: Final = 16
 _OFFSET_SHARE: Final = 0.5
@@ -29,11 +33,16 @@ def load_teachers(paths: Sequence[str], config: TrainConfig) -> list[LoadedModel
     Raises
     ------
     ConfigError
-        If one sees slices in another canonical form (size apart) than the training.
+        If one is missing, or sees slices in another canonical form (size apart) than the training.
     ModelError
         If one cannot be loaded.
     """
+    for path in paths:
+        if not Path(path).is_file():
+            raise ConfigError(f"{path}: no such model file; a run needs its teachers until its slices are prepared")
     teachers = [load_model(Path(path)) for path in paths]
+    if len({teacher.sha256 for teacher in teachers}) < len(teachers):
+        _log.warning("a teacher is given more than once: it counts as often")
     for path, teacher in zip(paths, teachers, strict=True):
         if replace(teacher.card.canonical, size=config.canonical.size) != config.canonical:
             raise ConfigError(f"{path}: was trained on other windows or margins than [canonical] of this training says")
@@ -67,18 +76,35 @@ def taught(data: PreparedData, teachers: Sequence[LoadedModel], report: Report) 
         report(done * _BATCH, len(data.unlabeled), "labels of teachers")
         labels.append(_labels(images.float(), teachers))
     report(len(data.unlabeled), len(data.unlabeled), "labels of teachers")
+    pseudo_labels = torch.cat(labels)
+    _tell_classes(pseudo_labels)
+    if twice := len({*data.labeled_images} & {*data.unlabeled_images}):
+        _log.warning("%d images are learned from twice: with a reader's label, and as unlabelled ones", twice)
     seen = {image for teacher in teachers for image in teacher.training_images}
     terms = data.terms
     for teacher in teachers:
-        if teacher.card.licence not in terms:
-            terms = f"{terms} {teacher.card.licence}".strip()
+        licence = teacher.card.licence
+        terms = licence if terms in licence else terms if licence in terms else f"{terms} {licence}"
     return replace(
         data,
-        pseudo_labels=torch.cat(labels),
+        pseudo_labels=pseudo_labels,
         teachers=tuple(teacher.sha256 for teacher in teachers),
         labeled_images=tuple(sorted(seen.union(data.labeled_images))),
         terms=terms,
     )
+
+
+def _tell_classes(labels: torch.Tensor) -> None:
+    """Log in how many slices teachers see each lesion class; warn of labels without any lesion, or any background."""
+    counts = {label.title: int((labels == label.value).flatten(1).any(dim=1).sum()) for label in LESIONS}
+    share = float((labels == BACKGROUND.value).float().mean())
+    found = ", ".join(f"{name} in {count}" for name, count in counts.items())
+    _log.info("of %d unlabelled slices, teachers see %s; %.1f %% is background", len(labels), found, 100 * share)
+    if not any(counts.values()) or not share:
+        what = "background" if any(counts.values()) else "lesion"
+        _log.warning(
+            "the teachers see no %s in any unlabelled slice, and the student will learn that: look at them", what
+        )
 
 
 def _labels(images: torch.Tensor, teachers: Sequence[LoadedModel]) -> torch.Tensor:

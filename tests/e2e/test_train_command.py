@@ -217,6 +217,8 @@ def test_a_student_is_trained_with_a_finished_model_as_its_teacher(data, trained
     assert student.training_images >= load_model(teacher).training_images
     assert student.card.recipe["batch_pseudo"] == 2
     assert student.card.teachers == (load_model(teacher).sha256,)
+    facts = json.loads((tmp_path / "student/run.json").read_text())
+    assert facts["data"]["teachers_sha256"] == list(student.card.teachers)
     options = json.loads((tmp_path / "student/data-options.json").read_text())
     assert options["teachers"] == [str(teacher)]
     again = run("-o", tmp_path / "student", "--resume")
