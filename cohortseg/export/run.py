@@ -276,7 +276,7 @@ def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
     Raises
     ------
     DicomError
-        If it cannot be read, or is not what was segmented.
+        If it cannot be read, or is not what was segmented, by UIDs, shape and place; pixels are not compared.
     """
     volume = read_volume(record, cohort)
     if (
