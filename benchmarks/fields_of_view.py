@@ -63,9 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     model = load_model(options.model)
     off: dict[str, list[tuple[float, float]]] = {}
-    for record in scan_cohort(options.cohort).series:
-        if record.decision != "selected":
-            continue
+    for record in scan_cohort(options.cohort).selected:
         volume = read_volume(record, options.cohort)
         orientation = orientation_from_affine(volume.affine)
         whole_hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))

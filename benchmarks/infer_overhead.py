@@ -77,9 +77,7 @@ def timed_infer(cohort: Path, out: Path, engine: str) -> dict[str, float]:
 def network_batches(cohort: Path, out: Path, model: LoadedModel, size: int) -> list[torch.Tensor]:
     """Return the batches that the network saw, made again from the lung masks that inference wrote."""
     batches = []
-    for record in scan_cohort(cohort).series:
-        if record.decision != "selected":
-            continue
+    for record in scan_cohort(cohort).selected:
         volume = read_volume(record, cohort)
         upright = orientation_from_affine(volume.affine).to_upright
         hu, lungs = upright(volume.volume_hu), upright(read_masks(out / "masks.zarr", record.series_key).lungs)

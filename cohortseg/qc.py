@@ -79,7 +79,7 @@ HEADER_FLAGS: Final = {
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
     STUDY_DATE_CONFLICT: "its slices are there under another StudyDate too (corrected?): one scan counted for two "
     "dates? Of copies in one series, the date of the one that states most is taken, or that of the first path. Also "
-    "where a few slices of its series have another date, and are skipped as a fragment",
+    "where a few slices of its series have another date, and so are not in it",
     MISSING_STUDY_DATE: "StudyDate is absent, empty, none, or a filler (1900-01-01, before 1800): no place in time",
     EARLY_STUDY_DATE: "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     FUTURE_STUDY_DATE: "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",

@@ -407,6 +407,14 @@ def test_files_beside_images_are_told(tmp_path, caplog):
         unlabeled_folder(tmp_path, UPRIGHT)
 
 
+def test_a_folder_named_like_an_image_is_no_image(tmp_path):
+    gray, _ = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    (tmp_path / "y.png").mkdir()
+    with pytest.raises(ConfigError, match=r"holds images \(x\.png\) and also y\.png; keep one kind of data"):
+        unlabeled_folder(tmp_path, UPRIGHT)
+
+
 def test_a_dead_link_beside_images_is_passed_over(tmp_path, caplog):
     gray, _ = lesion_slice(0)
     Image.fromarray(gray).save(tmp_path / "x.png")

@@ -130,7 +130,7 @@ def _image_files(folder: Path) -> list[Path]:
         )
     if not images:
         return []
-    others = [path for path in listed if path not in images]
+    others = [path for path in listed if path.is_dir() or path.suffix.lower() not in IMAGE_ENDINGS]
     if dicom := [path for path in others if path.is_dir() or _ending(path) in _DICOM_ENDINGS or _is_dicom(path)]:
         raise ConfigError(f"{folder}: holds images ({images[0].name}) and also {dicom[0].name}; keep one kind of data")
     if others:

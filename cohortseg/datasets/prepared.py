@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,12 @@ def write_prepared(path: Path, data: PreparedData) -> None:
     StoreError
         If the file cannot be written.
     """
-    images = {name: json.dumps(getattr(data, name)) for name in _IMAGES}
     tensors = {name: getattr(data, name) for name in _TENSORS}
-    images |= {"sha256": _digest(tensors), "teachers": json.dumps(data.teachers)}
+    metadata = {name: json.dumps(getattr(data, name)) for name in (*_IMAGES, "teachers")}
+    metadata |= {"sha256": _digest(tensors), "terms": data.terms}
     with replacing_by_name(path) as file:  # as bytes they would be in memory a second time
         try:
-            save_file(tensors, file, images | {"terms": data.terms})
+            save_file(tensors, file, metadata)
         except SafetensorError as error:  # also on a full disk
             raise StoreError(f"{path}: cannot be written: {error}") from error
 
@@ -130,17 +131,13 @@ def load_prepared(path: Path) -> PreparedData:
     DataError
         If the file is missing or damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            names = [name for name in _TENSORS if name != _OPTIONAL or name in file.keys()]  # noqa: SIM118 - no mapping
-            values: dict[str, Any] = {name: file.get_tensor(name) for name in names}
-            digest = _digest(values)
-            values |= {name: tuple(parse_json(metadata[name])) for name in _IMAGES}
-            teachers = tuple(parse_json(metadata.get("teachers", "[]")))
-            data = PreparedData(**values, terms=metadata["terms"], teachers=teachers)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
+    with _opened(path) as file:
+        metadata = file.metadata()
+        names = [name for name in _TENSORS if name != _OPTIONAL or name in file.keys()]  # noqa: SIM118 - no mapping
+        values: dict[str, Any] = {name: file.get_tensor(name) for name in names}
+        digest = _digest(values)
+        values |= {name: tuple(parse_json(metadata[name])) for name in _IMAGES}
+        data = PreparedData(**values, terms=metadata["terms"], teachers=_teachers(metadata))
     if metadata.get("sha256", digest) != digest:  # older files have neither it nor what is optional
         raise DataError(f"{path}: damaged: its slices are not those that were written")
     return data
@@ -154,10 +151,21 @@ def teachers_of(path: Path) -> tuple[str, ...]:
     DataError
         If the file is missing or damaged.
     """
+    with _opened(path) as file:
+        return _teachers(file.metadata())
+
+
+def _teachers(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(parse_json(metadata.get("teachers", "[]")))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open prepared data; what is wrong with them in the block is told as the fault of this file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return tuple(parse_json(file.metadata().get("teachers", "[]")))
-    except (OSError, SafetensorError, AttributeError, TypeError, ValueError) as error:
+            yield file
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the prepared data of a training run: {error}") from error
 
 

@@ -212,6 +212,7 @@ def _padding_range(dataset: Dataset, stored: NDArray[np.integer]) -> tuple[int, 
     # ends would come to lie the wrong way round, and tissue between them.
     span = 2 ** int(dataset.BitsStored)
     lowest = -span // 2 if np.issubdtype(stored.dtype, np.signedinteger) else 0
-    if low == high and lowest <= stored.min() and stored.max() < lowest + span:
+    fits = lowest <= low < lowest + span
+    if low == high and not fits and lowest <= stored.min() and stored.max() < lowest + span:
         low = high = (low - lowest) % span + lowest
     return low, high

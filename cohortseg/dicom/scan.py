@@ -166,7 +166,7 @@ def _describe(
             n_duplicates=sum(copies.pop(header.path, 0) for header in volume),
             volume=number,
             repair=repair,
-            findings=_findings(volume, volumes, persons, unreadable, otherwise_dated),
+            findings=_findings(volume, volumes, alike, persons, unreadable, otherwise_dated),
         )
         if record.decision == "selected" and _is_fragment(volume, alike):
             most = max(map(len, alike))
@@ -193,15 +193,16 @@ def _is_few(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool
 def _findings(
     volume: Sequence[Header],
     volumes: Sequence[Sequence[Header]],
+    alike: Sequence[Sequence[Header]],
     persons: Persons,
     unreadable: Collection[str],
     otherwise_dated: Collection[str],
 ) -> set[str]:
     """Return the flags that other files raise for a volume.
 
-    ``unreadable`` names folders with unreadable files, ``otherwise_dated`` files whose copies have another date.
+    ``alike`` are the volumes like it (`volumes_like`), ``unreadable`` names folders with unreadable files,
+    ``otherwise_dated`` files whose copies have another date.
     """
-    alike = volumes_like(volume, volumes)
     same_visit = of_same_visit(volume, alike)
     found = {
         qc.SPLIT_SERIES: len(volumes) > 1,
