@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from phantoms import CORONAL, body_hu, own_uid, write_series
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     RLELossless,
@@ -76,6 +77,46 @@ def test_a_copy_that_no_decoder_reads_is_dropped_as_what_it_is(tmp_path: Path) -
     assert [record.decision for record in found.series] == ["selected"]
     (dropped,) = found.copies
     assert (dropped.path, "cannot be decoded: not compared" in dropped.reason) == ("a/other.dcm", True)
+
+
+def test_copies_are_found_however_their_compressed_pixels_are_wrapped(tmp_path: Path) -> None:
+    """In other fragments, without a table of offsets, or torn within the image."""
+    paths = write_series(tmp_path / "a", transfer_syntax=RLELossless)
+    (tmp_path / "b").mkdir()
+    for path in paths:
+        copy = pydicom.dcmread(path)
+        (frame,) = generate_frames(copy.PixelData, number_of_frames=1)
+        torn = path == paths[0]
+        copy.PixelData = encapsulate([frame[:-40] if torn else frame], fragments_per_frame=2 - torn, has_bot=False)
+        copy["PixelData"].is_undefined_length = True
+        copy.save_as(tmp_path / "b" / path.name)
+    found = scan_cohort(tmp_path)
+    (record,) = found.series
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+    assert {path.split("/")[0] for path in record.files} == {"a"}
+    assert [("cannot be decoded" in file.reason) for file in found.copies] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("lost", ["PixelRepresentation", "BitsStored"])
+def test_of_copies_the_one_whose_pixels_can_be_read_stays(tmp_path: Path, lost: str) -> None:
+    write_series(tmp_path / "a", attributes={lost: None})
+    write_series(tmp_path / "b")
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_duplicates) == ("selected", 4)
+    assert {path.split("/")[0] for path in record.files} == {"b"}
+
+
+def test_equal_bytes_of_another_sign_are_no_copies(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", intercept=0)
+    write_series(tmp_path / "b", intercept=0, attributes={"PixelRepresentation": 0})
+    assert only_series(tmp_path).qc_flags == ("conflicting_slices",)
+
+
+def test_copies_whose_spacing_was_rounded_are_copies(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", attributes={"PixelSpacing": ["0.703125", "0.703125"]})
+    write_series(tmp_path / "b", attributes={"PixelSpacing": ["0.703", "0.703"]})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
 
 
 def test_lossy_copies_of_slices_that_are_there_without_loss_are_dropped(tmp_path: Path) -> None:

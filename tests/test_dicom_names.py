@@ -109,9 +109,12 @@ def test_names_of_other_parts_than_the_chest(names: tuple[str | None, str | None
     [
         *(
             (name, True)
-            for name in ("CHEST EXP 1.25", "thorax_exspiration", "Exhale", "EKSPIRYUM 1.0", "výdech", "呼气")
+            for name in (
+                *("CHEST EXP 1.25", "thorax_exspiration", "Exhale", "EKSPIRYUM 1.0", "výdech", "呼气"),
+                *("Thorax 1.0 Br40 50% Ex", "T=50%,1.0,Ex"),
+            )
         ),
-        *((name, False) for name in ("Expert review", "INSP", "espiral 1.0", None)),
+        *((name, False) for name in ("Expert review", "INSP", "espiral 1.0", "ASIR 50% Expert", "50% In", None)),
     ],
 )
 def test_names_of_expiration(description: str | None, named: bool) -> None:

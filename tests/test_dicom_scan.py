@@ -28,6 +28,7 @@ from cohortseg.errors import ConfigError
 from cohortseg.report.scan_tables import file_rows
 from cohortseg.store.schemas import MANIFEST
 from cohortseg.store.tables import read_table, table_from_rows
+from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
 
 def test_file_names_and_folders_mean_nothing(tmp_path: Path) -> None:
@@ -283,17 +284,38 @@ def test_a_file_that_vanishes_before_its_pixels_are_compared_is_told_of(tmp_path
     assert ["files_unreadable" in record.qc_flags for record in found.series] == [True, True]
 
 
+def test_an_absurd_number_in_one_header_costs_the_cohort_nothing(tmp_path: Path) -> None:
+    from cohortseg.cli import app
+
+    write_series(tmp_path / "cohort/good")
+    (odd, *_) = write_series(tmp_path / "cohort/odd", shape=(1, 8, 8), series="2", attributes={"AcquisitionNumber": 7})
+    odd.write_bytes(odd.read_bytes().replace(b"\x28\x00\x10\x00US\x02\x00\x08\x00", b"\x28\x00\x10\x00DS\x04\x001e30"))
+    result = CliRunner().invoke(app, ["scan", str(tmp_path / "cohort"), "-o", str(tmp_path / "manifest.parquet")])
+    assert result.exit_code == 0, result.output
+    rows = read_table(tmp_path / "manifest.parquet", MANIFEST).sort("n_slices").select("decision", "rows").rows()
+    assert rows == [("skipped", None), ("selected", 32)]
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
 @pytest.mark.parametrize("declared", ["ISO_IR 100", "ISO_IR 192", None])
 @pytest.mark.parametrize("written", ["utf-8", "latin-1"])
 def test_patients_whose_ids_do_not_fit_their_character_set_stay_apart(
-    tmp_path: Path, declared: str | None, written: str
+    tmp_path: Path, declared: str | None, written: str, *, enhanced: bool
 ) -> None:
     for name in ("M\N{LATIN CAPITAL LETTER U WITH DIAERESIS}L", "M\N{LATIN CAPITAL LETTER O WITH DIAERESIS}L"):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         attributes = {} if declared is None else {"SpecificCharacterSet": declared}
         encoded = name.encode(written).ljust(4)
-        for path in write_series(folder, patient_id="Q" * len(encoded), series=folder.name, attributes=attributes):
-            path.write_bytes(path.read_bytes().replace(b"Q" * len(encoded), encoded))
+        identity = "Q" * len(encoded)
+        if enhanced:
+            slices = chest_slices(folder.name)
+            for dataset in slices:
+                dataset.update({"PatientID": identity} | attributes)
+            paths = write_files(folder, [enhanced_file(slices)])
+        else:
+            paths = write_series(folder, patient_id=identity, series=folder.name, attributes=attributes)
+        for path in paths:
+            path.write_bytes(path.read_bytes().replace(identity.encode(), encoded))
     ids = {record.patient_id for record in scan_cohort(tmp_path).series}
     assert len(ids) == 2
     assert all(text is not None and text.isprintable() for text in ids)

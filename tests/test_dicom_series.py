@@ -88,6 +88,7 @@ def test_order_is_from_feet_to_head_also_for_falling_positions(tmp_path: Path) -
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not two perpendicular unit vectors"),
         ({"PixelSpacing": None}, "PixelSpacing is missing"),
         ({"PixelSpacing": ["60", "60"]}, "the image is 1920 mm wide"),
+        ({"PixelSpacing": ["0.0008", "0.0007"]}, "PixelSpacing is 0.0007 mm"),
         ({"PixelSpacing": ["0.8", "0"]}, "PixelSpacing is missing, not two positive"),
         ({"ImagePositionPatient": None}, "ImagePositionPatient is missing in 4 of 4"),
     ],
@@ -239,7 +240,11 @@ def test_persons_of_one_patient_id_are_flagged_without_their_facts(tmp_path: Pat
     records = scan_cohort(tmp_path).series
     assert [("patient_conflict" in record.qc_flags) for record in records] == [True, True, False]
     assert not any(value in repr(records) for value in (*own.values(), *other.values()) if len(value) > 1)
-    write_series(tmp_path / "c", patient_id="P2", study_date="20200601")  # says nothing, so contradicts nothing
+    for path in write_series(tmp_path / "c/e", attributes=own | other, patient_id="P2", study_date="20200602"):
+        born = (own | other)["PatientBirthDate"].encode()
+        dotted = b"DA\x0a\x00" + b".".join((born[:4], born[4:6], born[6:]))  # pydicom would refuse to write it
+        path.write_bytes(path.read_bytes().replace(b"DA\x08\x00" + born, dotted))
+    write_series(tmp_path / "c/d", patient_id="P2", study_date="20200601")  # says nothing, so contradicts nothing
     assert not any("patient_conflict" in record.qc_flags for record in scan_cohort(tmp_path / "c").series)
 
 

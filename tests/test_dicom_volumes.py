@@ -22,6 +22,8 @@ from cohortseg.dicom.visits import visit_numbers
 from cohortseg.identity import series_key
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
+PHASES_PCT = ("NominalPercentageOfCardiacPhase", "NominalPercentageOfRespiratoryPhase")
+
 
 def test_planes_of_one_series_are_volumes_of_their_own(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
@@ -53,10 +55,11 @@ def test_a_slice_that_lacks_its_kernel_is_no_volume_of_its_own(tmp_path: Path) -
 
 
 def test_stations_of_one_series_cover_it_in_part(tmp_path: Path) -> None:
-    for station, origin in enumerate((100.0, 115.0)):
+    for station, origin in enumerate((100.0, 280.0)):
         write_series(
             tmp_path / str(station),
             shape=(8, 16, 16),
+            spacing_mm=(30, 1, 1),
             origin=(0, 0, origin),
             attributes=lambda index, station=station: (
                 own_uid(index + 100 * station) | {"AcquisitionNumber": station, "SeriesInstanceUID": "1.2.3"}
@@ -65,7 +68,7 @@ def test_stations_of_one_series_cover_it_in_part(tmp_path: Path) -> None:
         )
     records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
     assert [record.n_slices for record in records] == [8, 8]
-    assert all(record.qc_flags == ("split_series", "partial_coverage") for record in records)
+    assert all({"split_series", "partial_coverage"} <= {*record.qc_flags} for record in records)
 
 
 @pytest.mark.parametrize(
@@ -94,22 +97,45 @@ def test_many_slices_of_another_kind_make_no_fragments_of_the_axial_ones(
     assert [(record.n_slices, record.decision) for record in records][1:] == [(9, "selected"), (3, "selected")]
 
 
-@pytest.mark.parametrize("phase", ["TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase"])
+@pytest.mark.parametrize("step_mm", [4.0, 0.0, -10.0])
+def test_slabs_that_overlap_do_not_stand_for_the_lungs(tmp_path: Path, step_mm: float) -> None:
+    """Three of 35 mm, each with the step from the last slice of the one below to its first."""
+    positions = [(0.0, 0.0, 5.0 * z + (step_mm - 5) * (z // 8)) for z in range(24)]
+    attributes = [{"AcquisitionNumber": z // 8} for z in range(24)]
+    write_series(tmp_path, shape=(24, 16, 16), positions=positions, attributes=attributes.__getitem__)
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("skipped", 24)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_names_of_files_do_not_decide_which_planes_are_one(tmp_path: Path, first: int) -> None:
+    tilts = np.roll([0.0, -0.0008, 0.0008], first)
+    planes = [[1, tilts[z % 3], 0, -tilts[z % 3], 1, 0] for z in range(12)]
+    write_series(tmp_path, shape=(12, 16, 16), attributes=lambda z: {"ImageOrientationPatient": planes[z]})
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 12)
+
+
+@pytest.mark.parametrize("phase", ["TemporalPositionIdentifier", *PHASES_PCT])
 def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path, phase: str) -> None:
     write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {phase: 40 * (index % 2)})
     assert [record.n_slices for record in scan_cohort(tmp_path).series] == [6, 6]
 
 
-@pytest.mark.parametrize("odd", [["0.8003", "0.6"], None], ids=["rounded by turns", "missing by turns"])
-def test_slices_whose_pixel_spacing_is_rounded_or_missing_are_no_volume(tmp_path: Path, odd: list[str] | None) -> None:
-    turns = [["0.8", "0.6"], odd]
+def test_slices_whose_pixel_spacing_is_rounded_are_one_volume(tmp_path: Path) -> None:
+    turns = [["0.703125", "0.6"], ["0.703", "0.6"]]
     write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"PixelSpacing": turns[index % 2]})
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 12)
+
+
+@pytest.mark.parametrize("odd", [["0.8007", "0.6"], None], ids=["drifting", "missing"])
+def test_slices_whose_pixel_spacing_drifts_or_is_missing_are_no_volume(tmp_path: Path, odd: list[str] | None) -> None:
+    turns = [["0.8", "0.6"], odd, ["0.8014", "0.6"] if odd else ["0.8", "0.6"]]
+    write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"PixelSpacing": turns[index % 3]})
     record = only_series(tmp_path)
     assert (record.decision, record.n_slices) == ("skipped", 12)
     assert record.reason == "PixelSpacing is missing, not two positive numbers, or differs between slices"
 
 
-@pytest.mark.parametrize("name", ["NominalPercentageOfCardiacPhase", "TemporalPositionIdentifier"])
+@pytest.mark.parametrize("name", ["TemporalPositionIdentifier", *PHASES_PCT])
 def test_slabs_of_one_scan_that_each_have_a_phase_are_one_volume(tmp_path: Path, name: str) -> None:
     slabs = [{name: 70 + 2 * (index >= 6)} for index in range(12)]
     write_series(tmp_path, shape=(12, 8, 8), attributes=slabs.__getitem__)
@@ -133,6 +159,7 @@ def test_reconstructions_of_two_pixel_spacings_are_volumes_of_their_own(tmp_path
         ("FrameContentSequence", "StackID", None),
         ("CTReconstructionSequence", "ConvolutionKernel", "ConvolutionKernel"),
         ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase", None),
+        ("RespiratorySynchronizationSequence", "NominalPercentageOfRespiratoryPhase", None),
     ],
 )
 def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
@@ -148,7 +175,7 @@ def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
     for index, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
         item = Dataset()
         late = 2 * index >= len(slices)
-        told = 40.0 + late if "Cardiac" in macro else f"2020040109{30 if late else 0:02}00"
+        told = 40.0 + late if "Synchronization" in macro else f"2020040109{30 if late else 0:02}00"
         setattr(item, of_the_frame, told)
         setattr(frame, macro, [item])
     (path,) = write_files(tmp_path, [file])

@@ -1,7 +1,6 @@
 """Files that repeat a slice, found by their pixels: dropped if these are equal, or worse than those of another copy."""
 
 import hashlib
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -13,9 +12,9 @@ from pydicom.filereader import read_partial
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import CTImageStorage
 
-from cohortseg.dicom.elements import READ_ERRORS, behind_pixels, quiet_pydicom
+from cohortseg.dicom.elements import READ_ERRORS, Attributes, behind_pixels, quiet_pydicom
 from cohortseg.dicom.frames import ENHANCED_CT
-from cohortseg.dicom.geometry import COSINE_ATOL
+from cohortseg.dicom.geometry import COSINE_ATOL, PIXEL_SPACING_MM, PLACE_MM, merged
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile
 from cohortseg.dicom.pixels import is_whole, stored_values
@@ -23,9 +22,6 @@ from cohortseg.errors import DicomError
 from cohortseg.hashes import file_sha256
 from cohortseg.processors import Apart
 
-_PLACE_MM: Final = 0.01
-"""Positions that differ by no more than this are the same: exports round them."""
-_SPACING_MM: Final = 1e-4
 _OFTEN_LOST: Final = (
     "patient_id",
     "study_instance_uid",
@@ -34,6 +30,7 @@ _OFTEN_LOST: Final = (
     "temporal_position",
     "stack_id",
     "cardiac_phase_pct",
+    "respiratory_phase_pct",
 )
 """Attributes that tell scans apart, but that one export of a slice may keep and another lose."""
 _FIRST_OF_ALL: Final = ("patient_id", "study_date", "study_instance_uid")
@@ -100,9 +97,8 @@ def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
 
 def _repeats(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -> dict[str, tuple[str, str]]:
     """Return, for each file to drop among those at one place, the path of the file it repeats and the reason."""
-    decode = len({file[0].transfer_syntax_uid for file in group.values()}) > 1
     best_first = sorted(group, key=lambda path: (_lost(group[path]), path))
-    contents = {path: _decoded(root / path, apart) if decode else _content(root / path) for path in best_first}
+    contents = dict(zip(best_first, _contents([root / path for path in best_first], apart), strict=True))
     wholes = [path for path, content in contents.items() if content.whole]
     uids = {path: tuple(header.sop_instance_uid for header in file) for path, file in group.items()}
     exact = {uids[path]: path for path in reversed(wholes) if not group[path][0].lossy}  # the first of each
@@ -132,16 +128,16 @@ def _original(path: str, repeats: Mapping[str, tuple[str, str]]) -> str:
 
 
 class _Rounding:
-    """Maps numbers that differ only by rounding to one number; rounding to fixed decimals would separate some."""
+    """Maps numbers that differ only by rounding to one number."""
 
     def __init__(self, headers: Sequence[Header]) -> None:
         fields = {
-            "image_position_patient": _PLACE_MM,
+            "image_position_patient": PLACE_MM,
             "image_orientation_patient": COSINE_ATOL,
-            "pixel_spacing_mm": _SPACING_MM,
+            "pixel_spacing_mm": PIXEL_SPACING_MM,
         }
         self._numbers = {
-            name: _merged([number for header in headers for number in getattr(header, name) or ()], tolerance)
+            name: merged((number for header in headers for number in getattr(header, name) or ()), tolerance)
             for name, tolerance in fields.items()
         }
 
@@ -149,16 +145,6 @@ class _Rounding:
         """Return an attribute's numbers, each replaced by the smallest of those that count as equal to it."""
         values = getattr(header, name)
         return None if values is None else tuple(self._numbers[name][value] for value in values)
-
-
-def _merged(numbers: Sequence[float], tolerance: float) -> dict[float, float]:
-    """Return for each number the smallest of its run; in a run, successive numbers differ by at most the tolerance."""
-    merged: dict[float, float] = {}
-    before, least = -math.inf, -math.inf
-    for number in sorted(set(numbers)):
-        least = least if number - before <= tolerance else number
-        merged[number], before = least, number
-    return merged
 
 
 def _told(headers: Sequence[Header]) -> dict[tuple[str, str], Any]:
@@ -198,13 +184,25 @@ class _Content(NamedTuple):
     """Content of a file, as far as copies are compared by it."""
 
     digest: str
-    """Hash of the pixel data (decoded if their encoding differs between copies), else of the whole file."""
+    """Hash of the pixel data (decoded if one stored form can differ from another), else of the whole file."""
     whole: bool
     """Whether the file holds as many pixels as its header says."""
+    form: "_Form | None" = None
+    """How the pixels are stored; the same bytes mean the same pixels only in one form."""
     undecoded: bool = False
     """Whether the pixels cannot be decoded."""
     unread: bool = False
     """Whether the file is gone or can no longer be read, although its header was."""
+
+
+def _contents(paths: Sequence[Path], apart: Apart) -> list[_Content]:
+    """Return the contents of files at one place; their pixels are decoded if their bytes do not tell."""
+    stored = list(map(_content, paths))
+    forms, digests = {content.form for content in stored}, {content.digest for content in stored}
+    # One compressed image can be split into other fragments, with or without a table of their offsets.
+    if len(forms) > 1 or (len(digests) > 1 and any(form and form.compressed for form in forms)):
+        return [_decoded(path, apart) for path in paths]
+    return stored
 
 
 def _decoded(path: Path, apart: Apart) -> _Content:
@@ -219,7 +217,7 @@ def _content(path: Path, *, decode: bool = False) -> _Content:
         with quiet_pydicom(), BoundedFile(path) as file:
             dataset = read_partial(file, behind_pixels, force=True)
             if "PixelData" in dataset:
-                return _Content(_pixel_digest(dataset, decode=decode), is_whole(dataset))
+                return _Content(_pixel_digest(dataset, decode=decode), is_whole(dataset), _form(dataset))
     except DicomError as error:
         return _unread(path) if isinstance(error.__cause__, MemoryError) else _by_file(path, undecoded=True)
     except MemoryError:
@@ -238,6 +236,24 @@ def _by_file(path: Path, *, undecoded: bool = False) -> _Content:
 
 def _unread(path: Path) -> _Content:
     return _Content(f"unreadable {path}", whole=False, unread=True)
+
+
+class _Form(NamedTuple):
+    """How pixels are stored."""
+
+    transfer_syntax_uid: str | None
+    compressed: bool
+    bits: tuple[float | None, ...]
+    """Of BitsAllocated, BitsStored, HighBit and PixelRepresentation."""
+
+
+def _form(dataset: Dataset) -> _Form:
+    attributes = Attributes.of(dataset)
+    return _Form(
+        Attributes.of(dataset.file_meta).text("TransferSyntaxUID"),
+        dataset["PixelData"].is_undefined_length,
+        tuple(map(attributes.real, ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"))),
+    )
 
 
 def _pixel_digest(dataset: Dataset, *, decode: bool) -> str:

@@ -47,8 +47,10 @@ _REMEMBERED_BYTES: Final = 256
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UPPER_CONTROL: Final = re.compile(r"[\x80-\x9f]")
 _SHORT_BYTES: Final = 2
+_WHOLE_LIMIT: Final = 1 << 31
 _DATE: Final = re.compile(r"(\d{4})([./-]?)(\d{2})\2(\d{2})(?:[T ]?\d{2,6}(?:\.\d+)?(?:[+-]\d{4})?)?")
-_FIRST_YEAR: Final = 1800
+FIRST_YEAR: Final = 1800
+"""Earlier dates are fillers."""
 FILLER_DATE: Final = date(1900, 1, 1)
 """Date that databases store where they have none."""
 META_AT: Final = 132
@@ -109,9 +111,9 @@ class Attributes:
         return None if numbers is None else numbers[0]
 
     def whole(self, keyword: str) -> int | None:
-        """Return an attribute that is one finite number, truncated to an integer."""
+        """Return an attribute that is one number of at most 32 bits, truncated to an integer."""
         number = self.real(keyword)
-        return None if number is None else int(number)
+        return None if number is None or abs(number) >= _WHOLE_LIMIT else int(number)
 
     def date(self, keyword: str) -> date | None:
         """Return a date (DA): YYYYMMDD, YYYY.MM.DD as before DICOM 3, or a variant that exports write.
@@ -120,7 +122,7 @@ class Attributes:
         1900-01-01, give None.
         """
         match = _DATE.fullmatch(self.text(keyword) or "")
-        if match is None or int(match[1]) < _FIRST_YEAR:
+        if match is None or int(match[1]) < FIRST_YEAR:
             return None
         try:
             day = date(*(int(match[group]) for group in (1, 3, 4)))

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
@@ -23,6 +24,7 @@ _MACROS: Final = {
     "StackID": ("FrameContentSequence",),
     "AcquisitionDateTime": ("FrameContentSequence",),
     "NominalPercentageOfCardiacPhase": ("CardiacSynchronizationSequence",),
+    "NominalPercentageOfRespiratoryPhase": ("RespiratorySynchronizationSequence",),
     "ConvolutionKernel": (
         "CTReconstructionSequence",
         "UnassignedPerFrameConvertedAttributesSequence",  # of a legacy converted file
@@ -70,15 +72,16 @@ def frame_datasets(dataset: Dataset) -> list[Dataset]:
         raise ValueError("the number of per-frame functional groups is not NumberOfFrames")
     shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or ()), Dataset())
     top = Dataset()
-    left_out = {*GROUP_SEQUENCES, "PixelData", "AcquisitionTime"} | set(_MACROS) - _KEPT
-    for element in dataset:
-        if element.keyword not in left_out:
-            top.add(element)
+    top.set_original_encoding(None, None, dataset.original_character_set)
+    left_out = set(map(tag_for_keyword, {*GROUP_SEQUENCES, "PixelData", "AcquisitionTime"} | set(_MACROS) - _KEPT))
+    for tag in dataset.keys() - left_out:
+        top[tag] = dataset.get_item(tag)  # as read: text in an undeclared character set is told from the bytes
     return [_flat(top, group, shared) for group in groups]
 
 
 def _flat(top: Dataset, group: Dataset, shared: Dataset) -> Dataset:
     frame = Dataset()
+    frame.set_original_encoding(None, None, top.original_character_set)
     frame.update(top)
     for keyword, macros in _MACROS.items():
         name = _NAMES.get(keyword, keyword)

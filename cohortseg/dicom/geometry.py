@@ -1,13 +1,17 @@
 """Slices in space: orientation, order and spacing, from positions and direction cosines only."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+PLACE_MM: Final = 0.01
+"""Positions that differ by no more than this are the same: exports round them."""
+PIXEL_SPACING_MM: Final = 1e-3
+"""PixelSpacing that differs by no more than this is the same: exports round it to three decimals."""
 AXIS_TOLERANCE_DEG: Final = 10.0
 """A series is axial, coronal or sagittal if its normal is within this angle of a patient axis; oblique otherwise."""
 COSINE_ATOL: Final = 1e-3
@@ -40,6 +44,24 @@ class Stack:
     """Largest sideways distance of a slice from the line through first and last, mm."""
     affine: NDArray[np.float64]
     """(4, 4): array index (z, y, x) to LPS, mm. For a single slice the first column is the unit normal."""
+
+
+def merged(numbers: Iterable[float], tolerance: float) -> dict[float, float]:
+    """Return for each number the smallest of its run; in a run, successive numbers differ by at most the tolerance.
+
+    So numbers that differ only by rounding become one number; rounding to fixed decimals would separate some.
+    """
+    found: dict[float, float] = {}
+    before, least = -math.inf, -math.inf
+    for number in sorted(set(numbers)):
+        least = least if number - before <= tolerance else number
+        found[number], before = least, number
+    return found
+
+
+def alike(vectors: Collection[Sequence[float]], tolerance: float) -> bool:
+    """Return whether vectors (at least one) lie within the tolerance around their middle, in each component."""
+    return all(max(column) - min(column) <= 2 * tolerance for column in zip(*vectors, strict=True))
 
 
 def is_orthonormal(orientation: Sequence[float]) -> bool:

@@ -1,9 +1,8 @@
 """One file's header: the attributes that the scan needs, without the pixels."""
 
-import math
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import date
@@ -17,9 +16,9 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless,
 
 from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, first_attributes, tag_of
 from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
+from cohortseg.dicom.geometry import PIXEL_SPACING_MM, alike
 from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
 
-_SPACING_RTOL: Final = 1e-4
 _LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _PACKED: Final = (".nii.gz", ".xlsx", ".docx", ".pptx", ".odt", ".ods", ".jar", ".npz", ".whl", ".epub")
 """Endings of file formats that are archives only internally."""
@@ -53,9 +52,9 @@ def _first_text(item: Attributes, keywords: tuple[str, ...]) -> str | None:
     return next(filter(None, map(item.text, keywords)), None)
 
 
-def _three_texts(item: Attributes, keywords: tuple[str, ...]) -> tuple[str | None, str | None, str | None]:
-    first, second, third = map(item.text, keywords)
-    return first, second, third
+def _facts(item: Attributes, keywords: tuple[str, ...]) -> tuple[Hashable, ...]:
+    """Return a date as such, however it is written, and other values as text."""
+    return tuple(item.date(keyword) or item.text(keyword) for keyword in keywords)
 
 
 def _reals(count: int) -> Callable[[Attributes, str], tuple[float, ...] | None]:
@@ -92,10 +91,10 @@ class Header:
     """StackID (0020,9056) of a frame: frames that belong together."""
     cardiac_phase_pct: float | None = _from(Attributes.real, "NominalPercentageOfCardiacPhase")
     """NominalPercentageOfCardiacPhase (0020,9241): slabs of one scan may each have their own."""
+    respiratory_phase_pct: float | None = _from(Attributes.real, "NominalPercentageOfRespiratoryPhase")
+    """NominalPercentageOfRespiratoryPhase (0020,9245): the phase of a scan gated by breathing."""
     patient_id: str | None = _from(Attributes.text, "PatientID")
-    patient_facts: tuple[str | None, str | None, str | None] = _from(
-        _three_texts, ("IssuerOfPatientID", "PatientBirthDate", "PatientSex")
-    )
+    patient_facts: tuple[Hashable, ...] = _from(_facts, ("IssuerOfPatientID", "PatientBirthDate", "PatientSex"))
     """IssuerOfPatientID, PatientBirthDate, PatientSex: only to tell apart persons of one PatientID; never written."""
     study_date: date | None = _from(Attributes.date, "StudyDate")  # noqa: RUF009 (a field, not a date)
     modality: str | None = _from(Attributes.text, "Modality")
@@ -143,15 +142,10 @@ def common(headers: Sequence[Header], name: str) -> Any:
 
 def common_spacing(headers: Sequence[Header]) -> tuple[float, ...] | None:
     """Return the PixelSpacing (2,), mm, if all headers share it to within rounding, else None."""
-    first = headers[0].pixel_spacing_mm
     spacings = {header.pixel_spacing_mm for header in headers}
-    shared = first is not None and all(other is not None and same_spacing(other, first) for other in spacings)
-    return first if shared else None
-
-
-def same_spacing(one: Sequence[float], other: Sequence[float], rtol: float = _SPACING_RTOL) -> bool:
-    """Return whether two PixelSpacing values (2,), mm, are the same to within rounding."""
-    return all(math.isclose(a, b, rel_tol=rtol) for a, b in zip(one, other, strict=True))
+    known = [spacing for spacing in spacings if spacing is not None]
+    shared = len(known) == len(spacings) and alike(known, PIXEL_SPACING_MM / 2)
+    return headers[0].pixel_spacing_mm if shared else None
 
 
 def read_headers(root: Path, path: str) -> list[Header] | SkippedFile:

@@ -26,6 +26,7 @@ _THORACIC: Final = re.compile(r"TH?ORA[CKX]\w*|\bTHOR\b|ГРУДН\w*", re.IGNOR
 """In the name of a spine series it means the thoracic spine, and does not say that the chest is in view."""
 _EXPIRATION: Final = re.compile(
     r"(?<![A-Z])(EXPI?|E[KX]?S?PIR(?!AL)\w*|EXSP\w*|ESP|EXHAL\w*|AUSATM\w*|UITADEM\w*|V[YÝ]DECH\w*|WYDECH\w*)(?![A-Z])"
+    r"|\d ?%[\d., ]*EX(?![A-Z])"  # a phase of a gated scan: 50% Ex
     r"|呼[气気]|ВЫДОХ",
     re.IGNORECASE,
 )

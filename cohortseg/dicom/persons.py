@@ -1,5 +1,6 @@
 """Checks that patient identifiers and study dates are consistent over all files of a cohort."""
 
+from collections.abc import Hashable
 from datetime import date
 
 from cohortseg.dicom.headers import Header
@@ -16,7 +17,7 @@ class Persons:
         self._visits: dict[tuple[str, date | None], tuple[str, date | None]] = {}
         self._shared: set[int] = set()
         self._otherwise_dated: set[int] = set()
-        self._facts: dict[str, list[str | None]] = {}
+        self._facts: dict[str, list[Hashable]] = {}
         self._conflicting: set[str] = set()
 
     def add(self, header: Header) -> None:

@@ -31,6 +31,8 @@ from cohortseg.dicom.visits import MIDNIGHT_DAYS
 
 MAX_WIDTH_MM: Final = 1000.0
 """Longest side of an image accepted: scanners reconstruct less than 800 mm; a longer one is not in mm."""
+MIN_PIXEL_MM: Final = 0.1
+"""Narrowest pixels accepted: 1024 of them in a child's chest have .2 mm; narrower ones are not in mm."""
 MAX_SIDE: Final = 4096
 """Largest Rows and Columns accepted: four times what CT scanners write; guards memory against damaged headers."""
 MAX_VOXELS: Final = 2**31
@@ -222,7 +224,9 @@ def geometry_problem(
         return Problem(_not_axial_reason(headers[0], orientation))
     if common_spacing(headers) is None or min(headers[0].pixel_spacing_mm or (0,)) <= 0:
         return Problem("PixelSpacing is missing, not two positive numbers, or differs between slices")
-    width_mm = _width_mm(headers[0])
+    narrowest_mm, width_mm = min(headers[0].pixel_spacing_mm or (0,)), _width_mm(headers[0])
+    if narrowest_mm < MIN_PIXEL_MM:
+        return Problem(f"PixelSpacing is {narrowest_mm:.3g} mm: less than in any CT of a chest")
     if width_mm > MAX_WIDTH_MM:
         return Problem(f"by its size and PixelSpacing the image is {width_mm:.0f} mm wide: more than any CT")
     if stack is None:

@@ -17,6 +17,7 @@ from cohortseg.dicom.geometry import (
     COSINE_ATOL,
     SPACING_DIGITS,
     Stack,
+    alike,
     irregular,
     is_orthonormal,
     plane_name,
@@ -216,7 +217,7 @@ def _orientation(headers: Sequence[Header]) -> str | None:
     usable = [values for values in cosines if values is not None and is_orthonormal(values)]
     if len(usable) < len(cosines):
         return None
-    if not np.allclose(usable, usable[0], atol=COSINE_ATOL, rtol=0):
+    if not alike(usable, COSINE_ATOL):
         return "mixed"
     return plane_name(usable[0])
 

@@ -1,8 +1,8 @@
 """From the files of one series to its volumes, none of which mixes planes, frames of reference, kernels or kinds."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
 from typing import Final, TypeAlias
@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from cohortseg.dicom.geometry import (
     COSINE_ATOL,
+    PIXEL_SPACING_MM,
     SAME_POSITION_MM,
     TILT_TOLERANCE_DEG,
     irregular,
     is_orthonormal,
+    merged,
     on_grid,
     slice_normal,
     spacing_tolerance_mm,
     stack_slices,
 )
-from cohortseg.dicom.headers import Header, common_spacing, same_spacing
+from cohortseg.dicom.headers import Header, common_spacing
 from cohortseg.dicom.rules import image_kind
 from cohortseg.dicom.visits import visit_numbers
 
@@ -29,7 +31,14 @@ Reals: TypeAlias = tuple[float, ...]
 Reals64: TypeAlias = NDArray[np.float64]
 
 _PHASE: Final = "temporal_position"
-_SCANS: Final = ("acquisition_number", _PHASE, "cardiac_phase_pct", "acquisition_time", "stack_id")
+_SCANS: Final = (
+    "acquisition_number",
+    _PHASE,
+    "cardiac_phase_pct",
+    "respiratory_phase_pct",
+    "acquisition_time",
+    "stack_id",
+)
 _THICKNESS: Final = "slice_thickness_mm"
 _OF_BOLUS: Final = ("acquisition_number", _THICKNESS, "series_description")
 _DESCRIBED: Final = ("series_description", _THICKNESS, "image_type")
@@ -47,9 +56,6 @@ _FEW: Final = 2
 """Up to this many slices that alternate with others are not a scan of their own."""
 _LEAST_SCAN: Final = 10
 """With more slices than this a stack is a scan, and images of one place beside it are not slices that it lacks."""
-_OTHER_SPACING_RTOL: Final = 2e-3
-"""PixelSpacing that differs by more than this is that of another reconstruction; less is rounding (and the series is
-skipped if it is more than `common_spacing` allows)."""
 _BROKEN_MM: Final = 50.0
 """Slabs of one spacing that follow each other at up to this distance are one scan that lacks slices in between."""
 _SLAB_MM: Final = 240.0
@@ -79,12 +85,12 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     list of list of Header
         The volume with most slices first.
     """
-    planes = _numbers(headers, "image_orientation_patient", _is_plane)
-    planes |= {plane: 0 for plane in planes if not _is_usable(plane)}
-    spacings = _numbers(headers, "pixel_spacing_mm", partial(same_spacing, rtol=_OTHER_SPACING_RTOL))
-    several_spacings = len(set(spacings.values()) - {0}) > 1
-    known_planes = Counter(number for header in headers if (number := planes[header.image_orientation_patient]))
-    main_plane = max(known_planes, key=known_planes.__getitem__, default=0)
+    planes = _rounded((header.image_orientation_patient for header in headers), COSINE_ATOL)
+    planes |= {plane: None for plane in planes if not _is_usable(plane)}
+    spacings = _rounded((header.pixel_spacing_mm for header in headers), PIXEL_SPACING_MM)
+    several_spacings = len(set(spacings.values()) - {None}) > 1
+    known_planes = Counter(plane for header in headers if (plane := planes[header.image_orientation_patient]))
+    main_plane = max(sorted(known_planes), key=known_planes.__getitem__, default=None)
     strays = Counter(image_kind(header) for header in headers if _is_stray(header))
     told_apart = [
         name for name in ("frame_of_reference_uid", "convolution_kernel") if len(_known_values(headers, name)) > 1
@@ -97,7 +103,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         return (
             visits[header.study_date],
             kind,
-            planes[header.image_orientation_patient] or (0 if part_strays else main_plane),
+            planes[header.image_orientation_patient] or (None if part_strays else main_plane),
             part_strays and _is_stray(header),
             *(getattr(header, name) for name in told_apart),
             header.rows,
@@ -154,22 +160,11 @@ def _grouped(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> li
     return list(groups.values())
 
 
-def _numbers(headers: Sequence[Header], name: str, same: Callable[[Reals, Reals], bool]) -> dict[Reals | None, int]:
-    """Return a number for each value of an attribute; values that are the same to within rounding share one."""
-    numbers: dict[Reals | None, int] = {None: 0}
-    firsts: list[Reals] = []
-    for value in dict.fromkeys(getattr(header, name) for header in headers):
-        if value is None:
-            continue
-        for number, first in enumerate(firsts, 1):
-            if same(value, first):
-                numbers[value] = number
-                break
-        else:
-            if len(firsts) <= MAX_VOLUMES:  # beyond, the series is left whole anyway
-                firsts.append(value)
-            numbers[value] = len(firsts)
-    return numbers
+def _rounded(values: Iterable[Reals | None], tolerance: float) -> dict[Reals | None, Reals | None]:
+    """Return for each value the one that stands for all that differ from it only by rounding, whatever their order."""
+    known = {value for value in values if value is not None}
+    numbers = merged((number for value in known for number in value), tolerance)
+    return {None: None} | {value: tuple(numbers[number] for number in value) for value in known}
 
 
 def _acquisitions(headers: list[Header]) -> list[list[Header]]:
@@ -220,23 +215,29 @@ def _are_in_order(parts: Sequence[Sequence[Header]]) -> bool:
 
 
 def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
-    """Return whether regular stacks are slabs of one spacing that follow each other, with slices missing in between."""
+    """Return whether regular stacks are slabs of one spacing that follow each other, none of which can stand for all.
+
+    Slices are missing in between, or, where all slabs are short, slabs overlap.
+    """
     whole = [header for part in parts for header in part]
-    if any(_covers(part, whole) or extent_mm(part) >= _SLAB_MM for part in parts):
+    longest_mm = max(map(extent_mm, parts))
+    if longest_mm >= _SLAB_MM or any(_covers(part, whole) for part in parts):
         return False
     heights_mm = [np.sort(_heights_mm(part)) for part in parts]
     heights_mm.sort(key=lambda heights: float(heights[0]))
     steps_mm = np.concatenate([np.diff(heights) for heights in heights_mm])
     gaps_mm = [float(above[0] - below[-1]) for below, above in pairwise(heights_mm)]
-    in_order = all(SAME_POSITION_MM < gap <= _BROKEN_MM for gap in gaps_mm)
-    if not in_order or not on_grid(steps_mm):
+    if max(gaps_mm) > _BROKEN_MM or not on_grid(steps_mm):
         return False
     spacing = float(np.median(steps_mm))
-    least_mm = spacing + spacing_tolerance_mm(spacing)
+    tolerance_mm = spacing_tolerance_mm(spacing)
     # Two slices may be the ends of a slab of three that lost its middle one; more slices so far apart are another scan.
-    if any(heights.size > 2 and np.diff(heights).min() > least_mm for heights in heights_mm):
+    if any(heights.size > 2 and np.diff(heights).min() > spacing + tolerance_mm for heights in heights_mm):
         return False
-    return float(steps_mm.max()) > least_mm or max(gaps_mm) > least_mm
+    if min(gaps_mm) < spacing - tolerance_mm:
+        reach_farther = all(above[-1] > below[-1] + SAME_POSITION_MM for below, above in pairwise(heights_mm))
+        return reach_farther and longest_mm < _LEAST_CHEST_MM
+    return float(steps_mm.max()) > spacing + tolerance_mm or max(gaps_mm) > spacing + tolerance_mm
 
 
 def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
