@@ -48,7 +48,7 @@ from cohortseg.report.clinical import (
 from cohortseg.report.scan_tables import write_scan
 from cohortseg.report.write import WrittenReport, write_report
 from cohortseg.store.documents import parse_json
-from cohortseg.store.layout import MASKS, note_unfinished, require_output
+from cohortseg.store.layout import MASKS, PICTURES, STATE, note_unfinished, require_output
 from cohortseg.store.masks import create_mask_store, sweep_masks
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
@@ -130,7 +130,7 @@ def infer_cohort(
     """
     begin = time.perf_counter()
     cohort, out = cohort.resolve(), out.resolve()
-    if out == cohort or out.is_relative_to(cohort):
+    if out.is_relative_to(cohort) or any(cohort.is_relative_to(out / name) for name in (MASKS, PICTURES, STATE)):
         raise ConfigError(f"{out}: the output must not lie inside the cohort, which is only read; choose another -o")
     check_workers(config, address)
     model = load_model(model_path)
@@ -206,7 +206,7 @@ def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSu
     if not job.config.resume:
         keep_clinical_of(out, _patients(scan.series))
     write_report(out)
-    end_anew(out)
+    end_anew(out, {record.series_key for record in chosen})
     note_unfinished(out, unfinished=False)
     missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())
     reasons = {
@@ -303,7 +303,7 @@ def _cluster(job: Job, scan: CohortScan, address: str | None) -> Iterator[None]:
 
 def _forget_cohort(out: Path) -> None:
     """Remove what a folder keeps of another cohort besides its results, which `begin_anew` removes."""
-    end_anew(out)
+    end_anew(out, ())
     if saved_clinical(out) is not None:
         remove_clinical(out)
         _log.warning("the onset dates kept in %s were of another cohort: removed", out)

@@ -86,6 +86,7 @@ def test_commas_semicolons_and_tabs_are_read(tmp_path: Path, content: str | byte
         ("patient_id,onset_date\nSECRET,3/1/20\nB,31-03-20\nC,2020111\nD,01/02/2020\n", "no date .*: 1, 2, 3, 4 "),
         ("patient_id,onset_date\nA,2020-03-01\nSECRET,1.3.2020\n", "1 rows whose onset_date is no date .*: 2 "),
         ("patient_id,onset_date\nSECRET,2020-02-30\n", "whose onset_date is no date"),
+        ("patient_id,onset_date\nSECRET,0000-01-01\nB,1799-12-31\n", "2 rows whose onset_date is no date from 1800 on"),
         ("patient_id,onset_date\nSECRET,2020-03-01\nSECRET,2020-03-02\n", "another onset_date .*: 1, 2 "),
         ("patient_id,onset_date\n,2020-03-01\n", "without patient_id: 1 "),
         ("patient_id,x,onset_date\nA,x,2020-03-01\nSECRET,2020-03-01\n", "fewer columns than the header: 2 "),
@@ -242,5 +243,5 @@ def test_who_has_gone_from_the_cohort_goes_from_the_clinical_table_too(
     assert "1 patients whose onset was known have none in this table" in caplog.text
     assert "1 of 1 patients have no onset_date" in caplog.text
     (out / CLINICAL.file_name).write_bytes((out / PATIENTS.file_name).read_bytes())
-    with pytest.raises(ConfigError, match=r"clinical.parquet: is not from cohortseg"):
+    with pytest.raises(ConfigError, match=r"clinical.parquet: is damaged, or not from cohortseg"):
         report_cohort(out, written(tmp_path, "patient_id,onset_date\nA,2020-03-01\n"))

@@ -31,9 +31,11 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import REPAIRS
+from cohortseg.errors import StoreError
 from cohortseg.export.dicom_seg import segmentation_bytes
 from cohortseg.labels import LESIONS
 from cohortseg.overlays import OUTLINE_RGB
+from cohortseg.store.files import write_file
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks, write_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table, write_table
@@ -42,15 +44,16 @@ Run = tuple[Path, Path]
 """A cohort, and the output folder of its segmentation."""
 
 
-def paint_lesions(out: Path, *, count: int = 40) -> None:
+def paint_lesions(out: Path, *, count: int = 40, swapped: bool = False) -> None:
     """Give every series some voxels of both classes in its lungs: the model of the tests knows nothing."""
+    first, second = (2, 1) if swapped else (1, 2)
     for key in keys_of(out):
         masks = read_masks(out / "masks.zarr", key)
         lung = np.argwhere(masks.lungs > 0)
         chosen = lung[np.random.default_rng(0).permutation(len(lung))[:count]]
         labels = np.zeros_like(masks.labels)
-        labels[tuple(chosen[: count // 2].T)] = 1
-        labels[tuple(chosen[count // 2 :].T)] = 2
+        labels[tuple(chosen[: count // 2].T)] = first
+        labels[tuple(chosen[count // 2 :].T)] = second
         write_masks(out / "masks.zarr", key, replace(masks, labels=labels))
 
 
@@ -276,6 +279,37 @@ def test_a_users_own_file_among_exported_pictures_stays(small: Run, tmp_path: Pa
     assert note.read_text() == "mine"
     next(note.parent.glob("*.png")).unlink()
     assert "written │ 1" in " ".join(export(out, tmp_path / "png", "png", "--cohort", cohort)[1].split())
+    assert note.read_text() == "mine"
+
+
+def test_an_export_that_dies_between_file_and_marker_is_not_taken_for_an_earlier_one(
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of other masks has the size of the one that the old marker tells of."""
+    cohort, out = small
+    target, form = tmp_path / "seg", ("dicom-seg", "--cohort", cohort)
+
+    def only_files(path: Path, content: bytes) -> None:
+        if ".exported" in path.parts:
+            raise StoreError(f"{path}: no space left")
+        write_file(path, content)
+
+    def written() -> dict[str, bytes]:
+        return {path.name: pydicom.dcmread(path).PixelData for path in target.glob("*.dcm")}
+
+    paint_lesions(out)
+    assert export(out, target, *form)[0] == 0
+    before = written()
+    paint_lesions(out, swapped=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("cohortseg.export.run.write_file", only_files)
+        assert export(out, target, *form)[0] == 1
+    others = written()
+    assert {name: len(content) for name, content in others.items()} == {n: len(b) for n, b in before.items()}
+    assert others != before
+    paint_lesions(out)
+    assert export(out, target, *form)[0] == 0
+    assert written() == before
 
 
 def test_a_manifest_of_another_scan_is_refused(small: Run, tmp_path: Path) -> None:

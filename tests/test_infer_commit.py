@@ -20,6 +20,7 @@ from cohortseg.infer.commit import (
     SeriesResult,
     begin_anew,
     commit,
+    committed_keys,
     committed_slices,
     end_anew,
     forget_failed,
@@ -262,9 +263,48 @@ def test_a_run_that_began_anew_is_gone_on_with_until_it_has_ended(out: Path) -> 
     commit(out, "0123456789abcdef", "t", result_of())
     begin_anew(out)  # the same command after an interruption
     assert is_done(out, "0123456789abcdef", "t")
-    end_anew(out)
+    end_anew(out, {"0123456789abcdef"})
+    assert is_done(out, "0123456789abcdef", "t")
     begin_anew(out)
     assert not is_done(out, "0123456789abcdef", "t")
+
+
+def test_a_run_that_began_anew_and_went_on_with_other_rules_leaves_only_its_own_results(out: Path) -> None:
+    begin_anew(out)
+    for key in ("0123456789abcdef", "fedcba9876543210"):
+        commit(out, key, "t", result_of())
+    begin_anew(out)
+    end_anew(out, {"fedcba9876543210"})
+    assert {path.stem for path in out.rglob("*") if path.stem in ("0123456789abcdef", "fedcba9876543210")} == {
+        "fedcba9876543210"
+    }
+
+
+def test_a_run_that_resumes_keeps_the_results_of_others(out: Path) -> None:
+    commit(out, "0123456789abcdef", "t", result_of())
+    end_anew(out, ())
+    assert is_done(out, "0123456789abcdef", "t")
+
+
+def test_hidden_files_of_a_desktop_are_no_results(out: Path) -> None:
+    commit(out, "0123456789abcdef", "t", result_of())
+    (out / "masks.zarr/0123456789abcdef/.DS_Store").touch()
+    (out / ".state/rows/._0123456789abcdef.json").touch()
+    assert is_done(out, "0123456789abcdef", "t")
+    assert committed_keys(out) == {"0123456789abcdef"}
+
+
+def test_rows_that_cannot_be_read_for_now_are_not_forgotten(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(out, "k", "t", result_of())
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(StoreError, match="Permission denied"):
+            list(committed_slices(out, ["k"]))
+    assert is_done(out, "k", "t")
 
 
 def test_an_output_that_the_file_system_refuses_is_one_clear_error(out: Path) -> None:

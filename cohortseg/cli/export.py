@@ -57,7 +57,7 @@ def export(
         say(f"warning: {target} also holds files of series that {out} does not measure (any more): {keys}")
     if not summary.fates:
         say("no series was measured: there is nothing to export")
-    elif set(summary.fates) - {"failed"}:
+    elif set(summary.fates) & {"written", "up to date"}:
         say(f"{form} files are in {target}")
     if not summary.complete:
         raise typer.Exit(3)

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from cohortseg.export.png import slice_pictures
 from cohortseg.identity import without_path
 from cohortseg.progress import Progress, no_progress
 from cohortseg.store.documents import parse_json
-from cohortseg.store.files import held, replacing_folder, write_file
+from cohortseg.store.files import held, replacing_folder, store_errors, write_file
 from cohortseg.store.layout import MASKS, require_output
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
 from cohortseg.store.schemas import BURDEN, MANIFEST
@@ -38,6 +40,7 @@ Fate = Literal["written", "up to date", "without lesion", "failed"]
 
 _MARKERS: Final = ".exported"
 """Folder in the target: for each series and format, what its files were made from, and their sizes."""
+_PICTURE_NAME: Final = re.compile(r"\d{4,}\.png")
 _SAME_PLACE_MM: Final = 1e-3
 
 
@@ -163,6 +166,8 @@ def _export_one(
     if before is None or before["made_of"][0] != made_of[0]:
         # The CT of an earlier export does not belong beside other masks.
         paths = _paths(target, record.series_key, form, with_ct=True)
+    with store_errors(marker):
+        marker.unlink(missing_ok=True)  # while files are replaced it tells of other ones, perhaps of equal size
     _write(paths, contents, form)
     write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
     return ("written" if contents else "without lesion"), None
@@ -216,28 +221,29 @@ def _recorded(marker: Path) -> dict[str, Any] | None:
 
 
 def _is_unchanged(before: Mapping[str, Any], paths: Mapping[str, Path]) -> bool:
-    """Return whether all these outputs are there, with the sizes that an earlier export gave them.
-
-    Other files in a folder of pictures are a user's own.
-    """
+    """Return whether all these outputs are there, with the sizes that an earlier export gave them."""
     now = _sizes(paths)
-    return all(
-        name in now
-        and name in before
-        and (now[name].items() >= before[name].items() if isinstance(before[name], dict) else now[name] == before[name])
-        for name in paths
-    )
+    return all(name in now and name in before and now[name] == before[name] for name in paths)
 
 
 def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the sizes of the existing outputs; for a folder, those of its files by name."""
+    """Return the sizes of the existing outputs; for a folder, those of its pictures by name."""
     sizes: dict[str, Any] = {}
     for name, path in paths.items():
         if path.is_dir():
-            sizes[name] = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
+            sizes[name] = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if _is_picture(file)}
         elif path.exists():
             sizes[name] = path.stat().st_size
     return sizes
+
+
+def _is_picture(path: Path) -> bool:
+    """Return whether a file in a folder of pictures is ours, by its name; others are a user's own."""
+    return _PICTURE_NAME.fullmatch(path.name) is not None
+
+
+def _picture_names(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if _is_picture(Path(folder, name))]
 
 
 def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
@@ -292,6 +298,8 @@ def _write(paths: Mapping[str, Path], contents: Mapping[str, bytes], form: Expor
     """Write the exported files of a series, in place of those of an earlier export."""
     if form == "png":
         with replacing_folder(paths["all"]) as folder:
+            if paths["all"].is_dir():
+                shutil.copytree(paths["all"], folder, symlinks=True, dirs_exist_ok=True, ignore=_picture_names)
             for name, picture in contents.items():
                 (folder / name).write_bytes(picture)
         return

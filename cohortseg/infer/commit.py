@@ -9,7 +9,7 @@ again, and a second result replaces the first, so nothing is lost or doubled, wh
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,7 +22,7 @@ from cohortseg.errors import SchemaError, StoreError
 from cohortseg.identity import SERIES_KEY
 from cohortseg.infer.attempts import end_attempts, forget_attempts
 from cohortseg.store.documents import parse_json
-from cohortseg.store.files import store_errors, sweep_temporaries, write_file
+from cohortseg.store.files import store_errors, sweep_temporaries, visible_files, write_file
 from cohortseg.store.layout import MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
 from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
 from cohortseg.store.schemas import BURDEN, SLICES
@@ -192,7 +192,9 @@ def _read_slices(out: Path, series_key: str) -> pl.DataFrame:
     """Return the slices table of one series; if it is damaged, remove its marker."""
     path = _slices(out, series_key)
     try:
-        with pa.ipc.open_file(pa.BufferReader(path.read_bytes())) as reader:
+        with store_errors(path):
+            content = path.read_bytes() if path.exists() else b""
+        with pa.ipc.open_file(pa.BufferReader(content)) as reader:
             table = frame_of(reader.read_all())
     except DAMAGED as error:
         raise _undone(out, series_key, path, str(error)) from error
@@ -216,7 +218,7 @@ def _batches(series_keys: Sequence[str]) -> Iterator[Sequence[str]]:
 def committed_keys(out: Path) -> set[str]:
     """Return the keys of all series with a marker, those of earlier runs too."""
     with store_errors(out):
-        return {path.stem for path in (out / STATE / ROWS).glob("*.json")}
+        return {path.stem for path in visible_files(out / STATE / ROWS) if path.suffix == ".json"}
 
 
 def forget_failed(out: Path) -> None:
@@ -246,31 +248,41 @@ def begin_anew(out: Path) -> None:
     """
     if (out / STATE / _ANEW).exists():
         return
+    _remove_results(out, kept=())
+    forget_attempts(out)
     with store_errors(out):
-        # By name, not by marker: a killed run leaves masks and a picture without one.
-        for group in (out / MASKS).iterdir():
-            if SERIES_KEY.fullmatch(group.name):
-                remove_masks(out / MASKS, group.name)
-        for picture in (out / PICTURES).glob("*.png"):
-            if SERIES_KEY.fullmatch(picture.stem):
-                picture.unlink()
-        for name in (ROWS, SLICE_ROWS):
-            for path in (out / STATE / name).iterdir():
-                path.unlink()
-        forget_attempts(out)
         (out / STATE / _ANEW).touch()
 
 
-def end_anew(out: Path) -> None:
-    """Note that a run has done all series, so that the next may begin anew.
+def end_anew(out: Path, series_keys: Collection[str]) -> None:
+    """Note that a run has done all series, so that the next may begin anew; of a run that began anew, no others stay.
+
+    An earlier one, which it continued, may have had other rules, and done other series.
 
     Raises
     ------
     StoreError
-        If the note cannot be removed.
+        If something cannot be removed.
     """
+    if (out / STATE / _ANEW).exists():
+        _remove_results(out, kept=series_keys)
     with store_errors(out):
         (out / STATE / _ANEW).unlink(missing_ok=True)
+
+
+def _remove_results(out: Path, kept: Collection[str]) -> None:
+    """Remove the results of all series but some; by name, not by marker: a killed run leaves masks without one."""
+    with store_errors(out):
+        for group in (out / MASKS).iterdir():
+            if SERIES_KEY.fullmatch(group.name) and group.name not in kept:
+                remove_masks(out / MASKS, group.name)
+        for picture in (out / PICTURES).glob("*.png"):
+            if SERIES_KEY.fullmatch(picture.stem) and picture.stem not in kept:
+                picture.unlink()
+        for name in (ROWS, SLICE_ROWS):
+            for path in (out / STATE / name).iterdir():
+                if path.stem not in kept:
+                    path.unlink()
 
 
 def sweep(out: Path) -> None:

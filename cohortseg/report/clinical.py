@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 import polars as pl
 
-from cohortseg.dicom.elements import FILLER_DATE
+from cohortseg.dicom.elements import FILLER_DATE, FIRST_YEAR
 from cohortseg.errors import ConfigError, DataError, SchemaError
 from cohortseg.store.files import store_errors
 from cohortseg.store.schemas import CLINICAL, MANIFEST
@@ -107,6 +107,9 @@ def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:
     dated = texts.with_columns(pl.col("onset_date").alias("text")).with_columns(
         digits.str.to_date("%Y%m%d", strict=False).alias("onset_date")
     )
+    # Python's dates, which later steps use, have no year 0.
+    is_early = pl.col("onset_date").dt.year() < FIRST_YEAR
+    dated = dated.with_columns(pl.when(~is_early).then("onset_date").alias("onset_date"))
     is_filler = pl.col("onset_date") == FILLER_DATE
     if fillers := len(dated.filter(is_filler)):
         _log.warning("%d rows of %s have the onset_date %s, a filler: taken as not known", fillers, path, FILLER_DATE)
@@ -115,7 +118,7 @@ def _checked(path: Path, texts: pl.DataFrame) -> pl.DataFrame:
         )
     _refuse(path, dated.filter(pl.col("patient_id").is_null())["row"], "without patient_id")
     no_date = dated.filter(pl.col("text").is_not_null() & pl.col("onset_date").is_null())
-    _refuse(path, no_date["row"], "whose onset_date is no date of the form 2020-03-31")
+    _refuse(path, no_date["row"], f"whose onset_date is no date from {FIRST_YEAR} on, of the form 2020-03-31")
     known = dated.drop_nulls("onset_date")
     twice = known.filter(pl.col("onset_date").n_unique().over("patient_id") > 1)
     _refuse(path, twice["row"], "with another onset_date for the same patient")
@@ -165,7 +168,7 @@ def warn_of_lost_onsets(out: Path, patients: pl.DataFrame, found: pl.DataFrame) 
     """Warn of patients whose onset is in the table kept so far, but not in the one that takes its place."""
     try:
         before = saved_clinical(out)
-    except SchemaError:  # damaged, or of another version: this table takes its place
+    except SchemaError:  # of another version, and replaced, or damaged, and refused by `save_clinical`
         return
     if before is None:
         return
@@ -180,13 +183,13 @@ def save_clinical(out: Path, clinical: pl.DataFrame, source_sha256: str) -> None
     Raises
     ------
     ConfigError
-        If a file of that name lies there that is not ours.
+        If a file of that name lies there that is damaged or not ours.
     StoreError
         If it cannot be written.
     """
     path = out / CLINICAL.file_name
     if path.exists() and table_name(path) != CLINICAL.name:
-        raise ConfigError(f"{path}: is not from cohortseg; move it away")
+        raise ConfigError(f"{path}: is damaged, or not from cohortseg; move it away")
     write_table(path, clinical, CLINICAL, {"source_sha256": source_sha256})
 
 

@@ -59,7 +59,7 @@ def report_html(
         f"{'.' if set(burden['status']) <= {'ok'} else ' (burden.parquet says why, as reason).'}</p>",
         f"<h2>Trajectories</h2>{image_html(trajectories, 'Burden of each patient over time')}",
         "<h2>Patients</h2>",
-        table_html(("patient", *_PATIENT_COLUMNS.values()), _patient_rows(patients)),
+        table_html(("patient", *_PATIENT_COLUMNS.values()), _patient_rows(patients, numbers)),
         "<h2>Series</h2>",
         table_html(
             ("patient", "series", *_SERIES_COLUMNS.values(), "stands for its day", "status", "flags"),
@@ -78,9 +78,9 @@ def _count_text(patients: pl.DataFrame, timeline: pl.DataFrame) -> str:
     return f"{len(patients) - unnamed} patients{others}, {dated} time points"
 
 
-def _patient_rows(patients: pl.DataFrame) -> Iterable[list[str]]:
-    for number, row in enumerate(patients.iter_rows(named=True), start=1):
-        yield [str(number), *(number_text(row[name]) for name in _PATIENT_COLUMNS)]
+def _patient_rows(patients: pl.DataFrame, numbers: dict[str, int]) -> Iterable[list[str]]:
+    for row in patients.iter_rows(named=True):
+        yield [_person(row, numbers), *(number_text(row[name]) for name in _PATIENT_COLUMNS)]
 
 
 def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], timeline: pl.DataFrame) -> Iterable[list[str]]:

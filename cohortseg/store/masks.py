@@ -183,6 +183,8 @@ def create_mask_store(path: Path) -> None:
     try:
         zarr.open_group(path, mode="a", zarr_format=3)
         sweep_masks(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be used as a mask store: {error}") from error
     except _DAMAGED as error:
         raise StoreError(
             f"{path}: cannot be used as a mask store ({error}); if it is one, remove its zarr.json and run again"
@@ -255,8 +257,9 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
 
 
 def mask_files(path: Path, series_key: str) -> list[Path]:
-    """Return the files of the group of one series, sorted; none if there is no such group."""
-    return sorted(file for file in (path / series_key).rglob("*") if file.is_file())
+    """Return the files of the group of one series, sorted, without hidden ones of a desktop; none without a group."""
+    files = (file for file in (path / series_key).rglob("*") if not file.name.startswith("."))
+    return sorted(file for file in files if file.is_file())
 
 
 def masks_hash(path: Path, series_key: str) -> str:
