@@ -512,8 +512,34 @@ def test_lesions_labelled_where_no_lung_was_found_are_told(tmp_path, caplog):
     (series,) = unlabeled_folder(tmp_path / "belly", UPRIGHT)
     slices = list(read_slices(replace(series, mask_paths=tuple(masks)), CANONICAL))
     assert [item.canonical for item in slices] == [None, None]
-    assert f"{masks[1]}: labels lesions, but no lung was found there" in caplog.text
+    assert f"{masks[1]}: 100 % of its labelled lesions are lost: no lung was found there" in caplog.text
     assert str(masks[0]) not in caplog.text
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_lesions_labelled_beside_the_one_lung_that_was_found_are_told(tmp_path, caplog, beside):
+    """A lung that is all solid is no lung to the crop; an outline that reaches a little too far is nothing to tell."""
+    gray, labels = lesion_slice(0)
+    gray[:, 64:], labels[:] = 230, 0
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    source = ImageSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "m.png")
+    Image.fromarray(labels).save(tmp_path / "m.png")
+    found = canonical_of(source, CANONICAL)
+    assert found.lungs_found
+    labels[found.box.y0 : found.box.y1, found.box.x0 : found.box.x1 + 2] = 2
+    labels[30:90, 80:110] = 2 if beside else 0
+    Image.fromarray(labels).save(tmp_path / "m.png")
+    list(read_slices(source, CANONICAL))
+    assert (f"{tmp_path / 'm.png'}: " in caplog.text) is beside
+    assert ("outside the lung that was found" in caplog.text) is beside
+
+
+def test_a_jpeg_is_read_as_viewers_show_it(tmp_path):
+    upright = np.add.outer(np.arange(16), 4 * np.arange(32)).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by a quarter
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.jpg", exif=turned, quality=100)
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - upright).max() <= 3
 
 
 def test_damaged_prepared_data_are_refused(tmp_path):

@@ -288,6 +288,12 @@ def test_dicom_of_ones_own_is_predicted_as_infer_does(model_path: Path, tmp_path
     key = manifest["series_key"][0]
     stored = np.asarray(Image.open(tmp_path / f"scores/labels/{key}-0002.png"))
     assert (stored == read_masks(tmp_path / "out/masks.zarr", key).labels[2]).mean() > 0.999
+    before = {path: path.read_bytes() for path in (tmp_path / "scores").rglob("*.*")}
+    Image.fromarray(labels[1:]).save(path)
+    code, _, stderr = run("evaluate", "--model", model_path, "--labeled", tmp_path, "-o", tmp_path / "scores")
+    assert code != 0
+    assert "label map is" in stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "scores").rglob("*.*")} == before
     assert (tmp_path / f"scores/pictures/{key}-0000.png").is_file()
 
 

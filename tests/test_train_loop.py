@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+import struct
+import time
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from training_data import lesion_slice, prepared
 
 from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig, preset_config
@@ -250,6 +253,10 @@ def test_pictures_show_truth_prediction_trust_and_reconstruction_where_they_are(
     assert (in_truth == (data.labels[0] == 1).numpy()).all()
     assert (greener == (data.labels[0] == 2).numpy()).all()
     assert in_prediction.all()
+    state.config = replace(QUICK, class_offsets=(0.0, 0.0, 99.0))
+    offset = np.asarray(draw_labeled(state, data.labeled.float(), data.labels, bf16=False))
+    assert (offset[20:84, 146:210, 1] > offset[20:84, 146:210, 0].astype(int) + 20).all(), "the model as it is written"
+    state.config = QUICK
     unlabeled = np.asarray(draw_unlabeled(state, data.unlabeled.float(), bf16=False))
     # twice as large, since the captions are wider
     confidence, pseudo = (unlabeled[20:148, 6 + 134 * column : 134 + 134 * column] for column in (3, 4))
@@ -531,6 +538,30 @@ def test_what_a_run_did_behind_its_checkpoint_is_not_told_twice(tmp_path):
     history.close()
     History(tmp_path, 20).close()
     assert [row["iteration"] for row in read_history(tmp_path)] == [10, 20]
+
+
+@pytest.mark.parametrize("resumed_at", [0, 20])
+def test_tensorboard_is_told_from_where_a_run_goes_on(tmp_path, resumed_at):
+    first = History(tmp_path, 0)
+    for iteration in (10, 20, 30):
+        first.add({"iteration": iteration, "phase": 1, "ce": 0.5})
+    first.close()
+    before = {*(tmp_path / "tensorboard").iterdir()}
+    while time.time() <= max(path.stat().st_mtime for path in before) + 1:  # names of event files are by the second
+        time.sleep(0.1)
+    History(tmp_path, resumed_at).close()
+    (again,) = {*(tmp_path / "tensorboard").iterdir()} - before
+    starts = [event.step for event in events(again) if event.session_log.status == SessionLog.START]
+    assert starts == [resumed_at + 1]
+
+
+def events(path: Path) -> Iterator[Event]:
+    """Yield what a file of TensorBoard holds: records with their length before them, and checksums around them."""
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield Event.FromString(content[at + 12 : at + 12 + length])
+        at += length + 16
 
 
 def test_learning_rate_ramps_up_then_decays_to_zero():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.dicom.decode import read_volume
@@ -44,6 +44,8 @@ _CHROMA = 40
 """Channels that differ by more are a colour; JPEG makes gray slightly coloured."""
 _COLOURED = 0.005
 """Most coloured pixels that a gray image may have, as a fraction."""
+_LOST_SHARE = 0.1
+"""Larger parts of the labelled lesions outside the crop are told of; outlines reach a little beyond the lungs."""
 _OLD_CODES = {38: 1, 75: 2}
 """Label codes of older archives of COVID-SemiSeg."""
 _CODE_CHANNEL = 128
@@ -119,7 +121,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the file is no image, damaged, not of 8 bits, coloured, smaller than 8 x 8 or larger than 4096 x 4096.
+        If the file is no image, damaged, of more than 8 bits, coloured, smaller than 8 x 8 or larger than 4096 x 4096.
     """
     with _opened(path, "image") as image:
         if _has_deep_pixels(image) or _loses_bits(image):
@@ -138,6 +140,8 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels; at most 4096 x 4096 are read")
+            if image.format == "JPEG":
+                ImageOps.exif_transpose(image, in_place=True)  # as viewers show it
             yield image
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: not a readable {kind}: {error}") from error
@@ -215,23 +219,33 @@ def read_slices(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> It
     )
 
 
-def check_image(source: ImageSlice) -> None:
-    """Refuse an image, or its label map, that cannot be used: before any other work, which may be long.
+def check_source(source: ImageSlice | DicomSlices) -> None:
+    """Refuse an image or a label map that cannot be used: before any other work, which may be long.
 
     Raises
     ------
     DataError
         Naming the file.
     """
-    _read_image(source)
+    if isinstance(source, ImageSlice):
+        _read_image(source)
+        return
+    for path in source.mask_paths or ():
+        _read_mask_of(path, (source.record.rows or 0, source.record.columns or 0))
+
+
+def _read_mask_of(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return the label map of a slice of (rows, columns), as stored."""
+    labels = read_mask(path)
+    if labels.shape != shape:
+        raise DataError(f"{path}: label map is {labels.shape}, its image {shape}")
+    return labels
 
 
 def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
     """Return an image as upright HU (Y, X), and its label map as stored."""
     gray = read_image(source.image_path)
-    labels = None if source.mask_path is None else read_mask(source.mask_path)
-    if labels is not None and labels.shape != gray.shape:
-        raise DataError(f"{source.mask_path}: label map is {labels.shape}, its image {gray.shape}")
+    labels = None if source.mask_path is None else _read_mask_of(source.mask_path, gray.shape)
     try:
         return source.orientation.to_upright(hu_from_image(gray)), labels
     except DataError as error:
@@ -244,6 +258,8 @@ def _canonical_of_image(
     """Return an image in canonical form; one without recognised lung is not cropped."""
     lungs = segment_lungs(whole_hu(upright_hu)[None], _IMAGE_SPACING_MM).mask > 0
     box = lung_boxes(lungs, config)[0]
+    if labels is not None and source.mask_path is not None and box is not None:
+        _warn_of_lost_lesions(source.mask_path, source.orientation.to_upright(labels), box)
     frame = CropBox(0, upright_hu.shape[0], 0, upright_hu.shape[1])
     return CanonicalSlice(
         name=source.name,
@@ -255,6 +271,15 @@ def _canonical_of_image(
         sha256=file_sha256(source.image_path),
         lungs_found=box is not None,
     )
+
+
+def _warn_of_lost_lesions(mask_path: Path, labels: NDArray[np.uint8], box: CropBox | None) -> None:
+    """Warn of labelled lesions (H, W, upright) that lie outside the crop, where the network sees nothing of them."""
+    total = np.count_nonzero(labels)
+    lost = total if box is None else total - np.count_nonzero(labels[box.y0 : box.y1, box.x0 : box.x1])
+    if lost > _LOST_SHARE * total:
+        what = "no lung was found there" if box is None else "outside the lung that was found, and the network's view"
+        _log.warning("%s: %.0f %% of its labelled lesions are lost: %s", mask_path, 100 * lost / total, what)
 
 
 def _canonical_labels(
@@ -274,11 +299,8 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
     for index, box in enumerate(lung_boxes(lungs, config)):
         labels = None
         if source.mask_paths is not None:
-            labels = read_mask(source.mask_paths[index])
-            if labels.shape != (shape := volume.volume_hu.shape[1:]):
-                raise DataError(f"{source.mask_paths[index]}: label map is {labels.shape}, its image {shape}")
-            if box is None and labels.any():
-                _log.warning("%s: labels lesions, but no lung was found there", source.mask_paths[index])
+            labels = _read_mask_of(source.mask_paths[index], volume.volume_hu.shape[1:])
+            _warn_of_lost_lesions(source.mask_paths[index], orientation.to_upright(labels), box)
         name = f"{source.record.series_key}-{index:04d}"
         canonical = None
         if box is not None:

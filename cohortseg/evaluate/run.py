@@ -14,13 +14,14 @@ import polars as pl
 import torch
 
 from cohortseg.config import InferConfig
-from cohortseg.datasets.slices import DicomSlices, ImageSlice, SourceSlice, check_image, read_slices
+from cohortseg.datasets.slices import DicomSlices, ImageSlice, SourceSlice, check_source, read_slices
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import BACKGROUND, NUM_CLASSES
+from cohortseg.models.device import batch_size_for
 from cohortseg.overlays import Compared, compared
 from cohortseg.progress import Report, silent
 from cohortseg.store.files import held, store_errors, visible_files, write_file
@@ -34,7 +35,6 @@ _log: Final = logging.getLogger(__name__)
 COMMAND: Final = "evaluate"
 """Command in ``run.json`` that marks an evaluation's folder."""
 _TABLES: Final = (IMAGES, METRICS)
-_BATCH: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,7 @@ def evaluate_images(
     """
     model = load_model(model_path)
     for source in sources:  # before an earlier evaluation is replaced
-        if isinstance(source, ImageSlice):
-            check_image(source)
+        check_source(source)
     with _held(output):
         started = time.perf_counter()
         pairs = predicted_cases(sources, model, report=report)
@@ -138,8 +137,8 @@ def predicted_cases(
     """
     total = sum(source.record.n_slices if isinstance(source, DicomSlices) else 1 for source in sources)
     slices = (item for source in sources for item in read_slices(source, model.card.canonical))
-    done = uncropped = 0
-    while batch := list(islice(slices, _BATCH)):
+    done, uncropped, size = 0, 0, batch_size_for(model.device)
+    while batch := list(islice(slices, size)):
         inputs = [item.canonical.image for item in batch if item.canonical is not None]
         probs = iter(model.predict(torch.stack(inputs), flips=InferConfig.flips).prob if inputs else ())
         for item in batch:

@@ -116,16 +116,34 @@ def is_finished(run: Path) -> bool:
 
 
 def _mend_list(run: Path) -> None:
-    """Move Ray's checkpoint list away if it is cut off: Ray writes it in place, and cannot start with a damaged one."""
+    """Move Ray's checkpoint list away where Ray cannot start with it, which writes it in place.
+
+    It is cut off, or names a checkpoint that is gone, although a whole one is left.
+    """
     path = run / _RAY_FOLDER / _CHECKPOINT_LIST
     with store_errors(run):
         if not path.is_file():
             return
         try:
-            parse_json(path.read_bytes())
+            listed = _listed_checkpoints(parse_json(path.read_bytes()))
         except ValueError:
-            path.replace(path.with_name(f"{path.name}.damaged"))
-            _log.warning("%s is damaged: it is passed over", path)
+            what = "is damaged"
+        else:
+            if all((path.parent / name).is_dir() for name in listed) or not any(map(is_whole, _checkpoints(run))):
+                return
+            what = "names checkpoints that are gone"
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        _log.warning("%s %s: it is passed over", path, what)
+
+
+def _listed_checkpoints(document: Any) -> set[str]:
+    """Return the names of all checkpoint folders in Ray's list, wherever in it they stand."""
+    if isinstance(document, list):
+        return set().union(*map(_listed_checkpoints, document))
+    if not isinstance(document, dict):
+        return set()
+    name = document.get("checkpoint_dir_name")
+    return _listed_checkpoints([*document.values()]) | ({name} if isinstance(name, str) else set())
 
 
 def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
@@ -270,7 +288,9 @@ def _following(run: Path, on_history: Callable[[dict[str, Any]], None]) -> Itera
         stopping = False
         while not stopping:
             stopping = stop.wait(_POLL_S)
-            for row in read_history(run):
+            rows = read_history(run)
+            seen = min(seen, rows[-1]["iteration"] if rows else 0)  # training resumes before a killed run's last line
+            for row in rows:
                 if row["iteration"] > seen:
                     seen = row["iteration"]
                     on_history(row)

@@ -38,6 +38,11 @@ class DataOptions:
     version: str | None = None
     """Version of cohortseg that began the run; not given by the user."""
 
+    def meant(self, name: str) -> Any:
+        """Return an option, or what stands for it where it is not given."""
+        value = getattr(self, name)
+        return {"orientation": "upright", "holdout": True}.get(name) if value is None else value
+
     def resolved(self) -> Self:
         """Return the options with absolute folders: a run may be resumed from elsewhere."""
 
@@ -137,9 +142,9 @@ def check_resumable(run: Path, config: TrainConfig, options: DataOptions) -> Dat
         )
     before = saved_options(run)
     differing = [
-        f"{item.name} was {getattr(before, item.name)!r}, is {value!r}"
+        f"{item.name} was {was!r}, is {value!r}"
         for item in fields(DataOptions)
-        if (value := getattr(options, item.name)) not in (None, getattr(before, item.name))
+        if (value := getattr(options, item.name)) not in (None, was := before.meant(item.name))
     ]
     if differing:
         raise ConfigError(f"cannot resume on other data: {'; '.join(differing)}; use a new run folder")

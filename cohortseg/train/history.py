@@ -29,7 +29,7 @@ class History:
         kept = [row for row in read_history(run) if row["iteration"] <= iteration]
         write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._lines = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=iteration + 1 if iteration else None)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=iteration + 1)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add one line; ``iteration`` must be among its keys."""

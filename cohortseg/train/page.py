@@ -81,14 +81,14 @@ _FIGURES: Final = {
     "curves": ("Losses", "The dotted line is the end of phase 1."),
     "labeled": (
         "Labelled slices",
-        "Ground-glass opacity red, consolidation green. The network learns from these very slices: how good it is on "
-        "new ones is what cohortseg evaluate measures.",
+        "Ground-glass opacity red, consolidation green, by the model as it would be written now. It learns from these "
+        "very slices: how good it is on new ones is what cohortseg evaluate measures.",
     ),
     "unlabeled": (
         "Unlabelled slices",
-        "Confidence is the discriminator's probability that a pixel is ground truth, dark 0, bright 1. A student "
-        "learns from the labels of its teachers. In a refined pseudo label gray pixels are below the threshold and "
-        "teach nothing.",
+        "By the networks as they learn, without averaged weights or class offsets. Confidence is the discriminator's "
+        "probability that a pixel is ground truth, dark 0, bright 1. A student learns from the labels of its teachers. "
+        "In a refined pseudo label gray pixels are below the threshold and teach nothing.",
     ),
     "codebook": (
         "Codebook",

@@ -30,7 +30,7 @@ def draw_labeled(state: TrainState, images: torch.Tensor, labels: torch.Tensor, 
     Parameters
     ----------
     state
-        Its current segmenter predicts, not the averaged one.
+        The model that it would give now predicts: averaged if asked for, with the class offsets.
     images
         (B, 1, size, size) float32 on the segmenter's device.
     labels
@@ -38,8 +38,9 @@ def draw_labeled(state: TrainState, images: torch.Tensor, labels: torch.Tensor, 
     bf16
         Whether to predict in bfloat16.
     """
+    segmenter = state.final_segmenter().eval()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        logits = state.segmenter(images, reconstruct=False).logits
+        logits = segmenter(images, reconstruct=False).logits
     predicted = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
     return compared(
         [
@@ -61,7 +62,7 @@ def draw_unlabeled(
     Parameters
     ----------
     state
-        Its segmenter and discriminator predict.
+        Its current segmenter and discriminator predict, as in the losses of phase 2.
     images
         (B, 1, size, size) float32 on the networks' device.
     bf16

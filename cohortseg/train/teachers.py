@@ -16,12 +16,12 @@ from cohortseg.config import InferConfig, TrainConfig
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.labels import BACKGROUND, LESIONS
+from cohortseg.models.device import batch_size_for
 from cohortseg.progress import Report
 from cohortseg.weights import LoadedModel, load_model
 
 _log: Final = logging.getLogger(__name__)
 
-_BATCH: Final = 16
 _OFFSET_SHARE: Final = 0.5
 """Of the class offsets of a finished model. With all of them, which gain it Dice, its student would learn to see too
 much, and gets offsets of its own on top; with none, too little. Chosen once, not tuned."""
@@ -70,10 +70,11 @@ def taught(data: PreparedData, teachers: Sequence[LoadedModel], report: Report) 
     """
     if not len(data.unlabeled):
         raise DataError("there is no unlabelled slice for the teachers to label")
-    slices = torch.split(data.unlabeled, _BATCH)
+    size = batch_size_for(teachers[0].device)
+    slices = torch.split(data.unlabeled, size)
     labels = []
     for done, images in enumerate(slices):
-        report(done * _BATCH, len(data.unlabeled), "labels of teachers")
+        report(done * size, len(data.unlabeled), "labels of teachers")
         labels.append(_labels(images.float(), teachers))
     report(len(data.unlabeled), len(data.unlabeled), "labels of teachers")
     pseudo_labels = torch.cat(labels)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from safetensors.torch import load, save
 
 from cohortseg.config import CanonicalConfig, ModelConfig, config_from_mapping
 from cohortseg.errors import DivergedError, ModelError
+from cohortseg.labels import NUM_CLASSES
 from cohortseg.models.device import find_device, has_fast_bf16, limit_threads, reuse_memory
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.fold import fold_batch_norms
@@ -25,6 +27,8 @@ from cohortseg.store.files import write_file
 _FORMAT: Final = 2
 _HEADER_KEY: Final = "cohortseg"
 _DIGEST: Final = "sha256"
+_HASHES: Final = ("training_images", "teachers")
+"""Header values that are lists of hashes."""
 _DEFAULT_NAME: Final = "default.safetensors"
 
 
@@ -261,9 +265,9 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
     try:
         header["model"] = config_from_mapping(ModelConfig, header["model"])
         header["canonical"] = config_from_mapping(CanonicalConfig, header["canonical"])
-        header["training_images"] = tuple(header["training_images"])
-        header["teachers"] = tuple(header.get("teachers", ()))
+        header.setdefault("teachers", [])
         _check_types(header)
+        header |= {name: tuple(header[name]) for name in _HASHES}
         return ModelCard(**header), tensors, hashlib.sha256(content).hexdigest()
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{path}: the header does not describe a model: {error}") from error
@@ -271,10 +275,11 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
 
 def _check_types(header: Mapping[str, Any]) -> None:
     """Refuse header values of a wrong type: the rest of the program relies on these types."""
-    kinds: dict[str, type] = {"name": str, "recipe": dict, "licence": str, "versions": dict}
+    kinds = {"name": str, "recipe": dict, "licence": str, "versions": dict} | dict.fromkeys(_HASHES, list)
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name, kind()), kind)]
-    wrong += [
-        name for name in ("training_images", "teachers") if not all(isinstance(item, str) for item in header[name])
-    ]
+    wrong += [name for name in _HASHES if not all(isinstance(item, str) for item in header[name])]
+    if not wrong:
+        offsets = header["recipe"].get("class_offsets", [0.0] * NUM_CLASSES)
+        wrong = [] if len(offsets) == NUM_CLASSES and all(map(math.isfinite, offsets)) else ["class_offsets"]
     if wrong:
         raise TypeError(f"{', '.join(wrong)}: of a wrong type")

@@ -196,6 +196,18 @@ def test_a_list_of_checkpoints_that_was_cut_off_does_not_keep_a_run_from_going_o
 
 
 @pytest.mark.ray
+def test_a_newest_checkpoint_that_is_gone_gives_way_to_the_one_before_it(data, trained, tmp_path):
+    lost = shutil.copytree(trained.killed, tmp_path / "lost")
+    newest = lost / "checkpoints" / max(listed_checkpoints(lost))
+    assert len(list(newest.parent.glob("checkpoint_*/"))) > 1
+    shutil.rmtree(newest)
+    resumed = trained.resumed(lost, data)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "namescheckpointsthataregone" in "".join(resumed.stderr.split())
+    assert_equal_models(trained.whole, lost)
+
+
+@pytest.mark.ray
 def test_a_newest_checkpoint_that_is_cut_off_is_replaced_by_the_one_before_it(data, trained, tmp_path):
     torn = shutil.copytree(trained.killed, tmp_path / "torn")
     newest = torn / "checkpoints" / max(listed_checkpoints(torn)) / "state.pt"
@@ -427,6 +439,10 @@ def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
         assert result.exit_code == 2, said
         assert "cannot resume on other data" in " ".join(result.stderr.split())
     assert reopen_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first))).holdout is False
+    begin_run(tmp_path / "silent", TrainConfig(), DataOptions(data=str(first)))
+    reopen_run(tmp_path / "silent", TrainConfig(), DataOptions(holdout=True, orientation="upright"))
+    with pytest.raises(ConfigError, match="holdout was None, is False"):
+        reopen_run(tmp_path / "silent", TrainConfig(), DataOptions(holdout=False))
     (tmp_path / "run" / "data-options.json").unlink()
     with pytest.raises(ConfigError, match=r"data-options.json: cannot be read"):
         reopen_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first)))
