@@ -29,6 +29,7 @@ from cohortseg.infer.commit import (
     end_anew,
     forget_failed,
     read_committed,
+    remove_results,
     sweep,
 )
 from cohortseg.infer.job import Job, pending_series
@@ -119,8 +120,8 @@ def infer_cohort(
     Raises
     ------
     ConfigError
-        If ``out`` lies inside the cohort or holds results of another one, the cohort holds no DICOM, the rules leave no
-        series, or the workers do not fit.
+        If ``out`` lies inside the cohort, writes there, or holds results of another one, the cohort holds no DICOM, the
+        rules leave no series, or the workers do not fit.
     StoreError
         If another run writes into ``out``, it cannot be written, or the clinical table in it is damaged.
     WorkerError
@@ -130,8 +131,10 @@ def infer_cohort(
     """
     begin = time.perf_counter()
     cohort, out = cohort.resolve(), out.resolve()
-    if out.is_relative_to(cohort) or any(cohort.is_relative_to(out / name) for name in (MASKS, PICTURES, STATE)):
+    if out.is_relative_to(cohort):
         raise ConfigError(f"{out}: the output must not lie inside the cohort, which is only read; choose another -o")
+    if any(cohort.is_relative_to(out / name) for name in (MASKS, PICTURES, STATE)):
+        raise ConfigError(f"{cohort}: the cohort is only read, but {out} writes there; choose another -o")
     check_workers(config, address)
     model = load_model(model_path)
     with claimed(out):
@@ -205,8 +208,10 @@ def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSu
     _write_tables(scan, burden, job)
     if not job.config.resume:
         keep_clinical_of(out, _patients(scan.series))
+        # Of an interrupted run with other rules, which this one went on with.
+        remove_results(out, kept={record.series_key for record in chosen})
     write_report(out)
-    end_anew(out, {record.series_key for record in chosen})
+    end_anew(out)
     note_unfinished(out, unfinished=False)
     missed = dict(burden.drop_nulls("reason").select("series_key", "reason").iter_rows())
     reasons = {
@@ -303,7 +308,7 @@ def _cluster(job: Job, scan: CohortScan, address: str | None) -> Iterator[None]:
 
 def _forget_cohort(out: Path) -> None:
     """Remove what a folder keeps of another cohort besides its results, which `begin_anew` removes."""
-    end_anew(out, ())
+    end_anew(out)
     if saved_clinical(out) is not None:
         remove_clinical(out)
         _log.warning("the onset dates kept in %s were of another cohort: removed", out)

@@ -516,6 +516,26 @@ def test_lesions_labelled_where_no_lung_was_found_are_told(tmp_path, caplog):
     assert str(masks[0]) not in caplog.text
 
 
+def test_damaged_exif_says_nothing(tmp_path):
+    gray = lesion_slice(0)[0]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    turned[0x010E] = "by hand"
+    Image.fromarray(gray).save(tmp_path / "a.jpg", exif=turned, quality=100)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    start = whole.index(b"Exif\0\0") + 6
+    end = start - 6 + len(turned.tobytes())
+    shapes = set()
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(whole)
+        for at in rng.integers(start, end, 3):
+            damaged[at] = rng.integers(256)
+        (tmp_path / "a.jpg").write_bytes(damaged)
+        shapes.add(read_image(tmp_path / "a.jpg").shape)
+    assert shapes == {gray.shape}
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_lesions_labelled_beside_the_one_lung_that_was_found_are_told(tmp_path, caplog, beside):
     """A lung that is all solid is no lung to the crop; an outline that reaches a little too far is nothing to tell."""

@@ -106,6 +106,33 @@ def test_slabs_that_overlap_do_not_stand_for_the_lungs(tmp_path: Path, step_mm: 
     assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("skipped", 24)
 
 
+def test_two_scans_of_nearly_the_same_place_are_no_slabs(tmp_path: Path) -> None:
+    positions = [(0.0, 0.0, 5.0 * (z % 16) + 42.0 * (z // 16 == 1) / 2) for z in range(32)]
+    attributes = [{"AcquisitionNumber": z // 16} for z in range(32)]
+    write_series(tmp_path, shape=(32, 16, 16), positions=positions, attributes=attributes.__getitem__)
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [(record.decision, record.n_slices) for record in records] == [("selected", 16)] * 2
+
+
+@pytest.mark.parametrize("tilt", [0.0008, -0.0008])
+def test_stations_whose_planes_jitter_are_parts_of_one_scan(tmp_path: Path, tilt: float) -> None:
+    for station in range(2):
+        tilts = [(tilt if station else 0.0008) * (-1) ** z for z in range(8)]
+        write_series(
+            tmp_path / str(station),
+            shape=(8, 16, 16),
+            spacing_mm=(30, 1, 1),
+            origin=(0, 0, 300.0 * station),
+            attributes=lambda z, station=station, tilts=tilts: (
+                own_uid(z + 100 * station)
+                | {"ImageOrientationPatient": [1, tilts[z], 0, -tilts[z], 1, 0]}
+                | {"FrameOfReferenceUID": f"1.2.{station}", "SeriesInstanceUID": "1.2.3"}
+            ),
+        )
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [("partial_coverage" in record.qc_flags) for record in records] == [True, True]
+
+
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_names_of_files_do_not_decide_which_planes_are_one(tmp_path: Path, first: int) -> None:
     tilts = np.roll([0.0, -0.0008, 0.0008], first)
@@ -121,7 +148,7 @@ def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path, phase: 
 
 
 def test_slices_whose_pixel_spacing_is_rounded_are_one_volume(tmp_path: Path) -> None:
-    turns = [["0.703125", "0.6"], ["0.703", "0.6"]]
+    turns = [["0.703125", "0.6"], ["0.703", "0.601"]]
     write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {"PixelSpacing": turns[index % 2]})
     assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("selected", 12)
 

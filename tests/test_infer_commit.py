@@ -263,27 +263,10 @@ def test_a_run_that_began_anew_is_gone_on_with_until_it_has_ended(out: Path) -> 
     commit(out, "0123456789abcdef", "t", result_of())
     begin_anew(out)  # the same command after an interruption
     assert is_done(out, "0123456789abcdef", "t")
-    end_anew(out, {"0123456789abcdef"})
+    end_anew(out)
     assert is_done(out, "0123456789abcdef", "t")
     begin_anew(out)
     assert not is_done(out, "0123456789abcdef", "t")
-
-
-def test_a_run_that_began_anew_and_went_on_with_other_rules_leaves_only_its_own_results(out: Path) -> None:
-    begin_anew(out)
-    for key in ("0123456789abcdef", "fedcba9876543210"):
-        commit(out, key, "t", result_of())
-    begin_anew(out)
-    end_anew(out, {"fedcba9876543210"})
-    assert {path.stem for path in out.rglob("*") if path.stem in ("0123456789abcdef", "fedcba9876543210")} == {
-        "fedcba9876543210"
-    }
-
-
-def test_a_run_that_resumes_keeps_the_results_of_others(out: Path) -> None:
-    commit(out, "0123456789abcdef", "t", result_of())
-    end_anew(out, ())
-    assert is_done(out, "0123456789abcdef", "t")
 
 
 def test_hidden_files_of_a_desktop_are_no_results(out: Path) -> None:

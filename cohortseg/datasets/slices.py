@@ -1,8 +1,10 @@
 """Single slices with or without labels, brought to the canonical form: 8-bit images, and DICOM series with masks."""
 
 import logging
+import struct
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.dicom.decode import read_volume
@@ -44,6 +46,17 @@ _CHROMA = 40
 """Channels that differ by more are a colour; JPEG makes gray slightly coloured."""
 _COLOURED = 0.005
 """Most coloured pixels that a gray image may have, as a fraction."""
+_EXIF_ERRORS = (struct.error, OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image with this Orientation (EXIF 0x0112) to the way it is shown."""
 _LOST_SHARE = 0.1
 """Larger parts of the labelled lesions outside the crop are told of; outlines reach a little beyond the lungs."""
 _OLD_CODES = {38: 1, 75: 2}
@@ -137,14 +150,23 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
     """Open an image file; errors in reading it, in the block too, become a `DataError` that names it."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"):  # about damaged EXIF
+            opened = Image.open(path)
+        with opened as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels; at most 4096 x 4096 are read")
-            if image.format == "JPEG":
-                ImageOps.exif_transpose(image, in_place=True)  # as viewers show it
-            yield image
+            yield _as_shown(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: not a readable {kind}: {error}") from error
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    """Return a JPEG turned and mirrored as its EXIF says and viewers show it; damaged EXIF says nothing."""
+    turn = None
+    if image.format in ("JPEG", "MPO"):  # for other formats Pillow would read the pixels, and forget their bits
+        with suppress(*_EXIF_ERRORS), warnings.catch_warnings(action="ignore"):
+            turn = _TURNS.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+    return image if turn is None else image.transpose(turn)
 
 
 def _has_deep_pixels(image: Image.Image) -> bool:

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.filereader import read_partial
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import CTImageStorage
@@ -98,7 +99,7 @@ def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
 def _repeats(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -> dict[str, tuple[str, str]]:
     """Return, for each file to drop among those at one place, the path of the file it repeats and the reason."""
     best_first = sorted(group, key=lambda path: (_lost(group[path]), path))
-    contents = dict(zip(best_first, _contents([root / path for path in best_first], apart), strict=True))
+    contents = _contents(root, {path: group[path] for path in best_first}, apart)
     wholes = [path for path, content in contents.items() if content.whole]
     uids = {path: tuple(header.sop_instance_uid for header in file) for path, file in group.items()}
     exact = {uids[path]: path for path in reversed(wholes) if not group[path][0].lossy}  # the first of each
@@ -195,14 +196,22 @@ class _Content(NamedTuple):
     """Whether the file is gone or can no longer be read, although its header was."""
 
 
-def _contents(paths: Sequence[Path], apart: Apart) -> list[_Content]:
-    """Return the contents of files at one place; their pixels are decoded if their bytes do not tell."""
-    stored = list(map(_content, paths))
-    forms, digests = {content.form for content in stored}, {content.digest for content in stored}
-    # One compressed image can be split into other fragments, with or without a table of their offsets.
-    if len(forms) > 1 or (len(digests) > 1 and any(form and form.compressed for form in forms)):
-        return [_decoded(path, apart) for path in paths]
-    return stored
+def _contents(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -> dict[str, _Content]:
+    """Return the contents of files at one place; pixels are decoded where their bytes do not tell.
+
+    That is where files store them otherwise, or where compressed copies of one image differ: one may be damaged.
+    """
+    contents = {path: _content(root / path) for path in group}
+    forms = {path: content.form for path, content in contents.items()}
+    compressed = {
+        (group[path][0].sop_instance_uid, contents[path].digest)
+        for path, form in forms.items()
+        if form and form.compressed
+    }
+    differ = len({uid for uid, _ in compressed}) < len(compressed)
+    if differ or len(set(forms.values())) > 1:
+        return {path: _decoded(root / path, apart) for path in group}
+    return contents
 
 
 def _decoded(path: Path, apart: Apart) -> _Content:
@@ -261,8 +270,17 @@ def _pixel_digest(dataset: Dataset, *, decode: bool) -> str:
     if decode:
         for frame in range(int(dataset.get("NumberOfFrames") or 1)):
             digest.update(stored_values(dataset, "", frame).astype("<i4").tobytes())
+    elif dataset["PixelData"].is_undefined_length:
+        for frame_bytes in _compressed_frames(dataset):
+            digest.update(frame_bytes)
     else:
-        pixels = memoryview(dataset.PixelData)
-        # Some exports add padding after the pixels.
-        digest.update(pixels if dataset["PixelData"].is_undefined_length else pixels[: get_expected_length(dataset)])
+        digest.update(memoryview(dataset.PixelData)[: get_expected_length(dataset)])  # some exports add padding
     return digest.hexdigest()
+
+
+def _compressed_frames(dataset: Dataset) -> Iterable[bytes]:
+    """Return the compressed images, the same however they are split into fragments; all as it is if that fails."""
+    try:
+        return list(generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)))
+    except READ_ERRORS:
+        return [dataset.PixelData]

@@ -47,7 +47,8 @@ _REMEMBERED_BYTES: Final = 256
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _UPPER_CONTROL: Final = re.compile(r"[\x80-\x9f]")
 _SHORT_BYTES: Final = 2
-_WHOLE_LIMIT: Final = 1 << 31
+_WHOLE_LIMIT: Final = 1 << 63
+"""Larger numbers fit into no column of a table."""
 _DATE: Final = re.compile(r"(\d{4})([./-]?)(\d{2})\2(\d{2})(?:[T ]?\d{2,6}(?:\.\d+)?(?:[+-]\d{4})?)?")
 FIRST_YEAR: Final = 1800
 """Earlier dates are fillers."""
@@ -111,7 +112,7 @@ class Attributes:
         return None if numbers is None else numbers[0]
 
     def whole(self, keyword: str) -> int | None:
-        """Return an attribute that is one number of at most 32 bits, truncated to an integer."""
+        """Return an attribute that is one number of at most 64 bits, truncated to an integer."""
         number = self.real(keyword)
         return None if number is None or abs(number) >= _WHOLE_LIMIT else int(number)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 PLACE_MM: Final = 0.01
 """Positions that differ by no more than this are the same: exports round them."""
-PIXEL_SPACING_MM: Final = 1e-3
-"""PixelSpacing that differs by no more than this is the same: exports round it to three decimals."""
+PIXEL_SPACING_MM: Final = 1.05e-3
+"""PixelSpacing that differs by no more than this is the same: exports round it, or cut it off, to three decimals."""
 AXIS_TOLERANCE_DEG: Final = 10.0
 """A series is axial, coronal or sagittal if its normal is within this angle of a patient axis; oblique otherwise."""
 COSINE_ATOL: Final = 1e-3
@@ -59,9 +59,9 @@ def merged(numbers: Iterable[float], tolerance: float) -> dict[float, float]:
     return found
 
 
-def alike(vectors: Collection[Sequence[float]], tolerance: float) -> bool:
-    """Return whether vectors (at least one) lie within the tolerance around their middle, in each component."""
-    return all(max(column) - min(column) <= 2 * tolerance for column in zip(*vectors, strict=True))
+def agree(vectors: Collection[Sequence[float]], tolerance: float) -> bool:
+    """Return whether no two vectors differ by more than the tolerance in a component."""
+    return all(max(column) - min(column) <= tolerance for column in zip(*vectors, strict=True))
 
 
 def is_orthonormal(orientation: Sequence[float]) -> bool:

@@ -16,7 +16,7 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless,
 
 from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, first_attributes, tag_of
 from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
-from cohortseg.dicom.geometry import PIXEL_SPACING_MM, alike
+from cohortseg.dicom.geometry import PIXEL_SPACING_MM, agree
 from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
 
 _LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
@@ -144,7 +144,7 @@ def common_spacing(headers: Sequence[Header]) -> tuple[float, ...] | None:
     """Return the PixelSpacing (2,), mm, if all headers share it to within rounding, else None."""
     spacings = {header.pixel_spacing_mm for header in headers}
     known = [spacing for spacing in spacings if spacing is not None]
-    shared = len(known) == len(spacings) and alike(known, PIXEL_SPACING_MM / 2)
+    shared = len(known) == len(spacings) and agree(known, PIXEL_SPACING_MM)
     return headers[0].pixel_spacing_mm if shared else None
 
 

@@ -222,9 +222,9 @@ def geometry_problem(
         return Problem("ImageOrientationPatient is missing or not two perpendicular unit vectors")
     if orientation != "axial":
         return Problem(_not_axial_reason(headers[0], orientation))
-    if common_spacing(headers) is None or min(headers[0].pixel_spacing_mm or (0,)) <= 0:
-        return Problem("PixelSpacing is missing, not two positive numbers, or differs between slices")
     narrowest_mm, width_mm = min(headers[0].pixel_spacing_mm or (0,)), _width_mm(headers[0])
+    if common_spacing(headers) is None or narrowest_mm <= 0:
+        return Problem("PixelSpacing is missing, not two positive numbers, or differs between slices")
     if narrowest_mm < MIN_PIXEL_MM:
         return Problem(f"PixelSpacing is {narrowest_mm:.3g} mm: less than in any CT of a chest")
     if width_mm > MAX_WIDTH_MM:

@@ -17,7 +17,7 @@ from cohortseg.dicom.geometry import (
     COSINE_ATOL,
     SPACING_DIGITS,
     Stack,
-    alike,
+    agree,
     irregular,
     is_orthonormal,
     plane_name,
@@ -217,7 +217,7 @@ def _orientation(headers: Sequence[Header]) -> str | None:
     usable = [values for values in cosines if values is not None and is_orthonormal(values)]
     if len(usable) < len(cosines):
         return None
-    if not alike(usable, COSINE_ATOL):
+    if not agree(usable, 2 * COSINE_ATOL):
         return "mixed"
     return plane_name(usable[0])
 

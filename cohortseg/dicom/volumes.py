@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from cohortseg.dicom.geometry import (
     COSINE_ATOL,
-    PIXEL_SPACING_MM,
     SAME_POSITION_MM,
     TILT_TOLERANCE_DEG,
+    agree,
     irregular,
     is_orthonormal,
     merged,
@@ -56,8 +56,13 @@ _FEW: Final = 2
 """Up to this many slices that alternate with others are not a scan of their own."""
 _LEAST_SCAN: Final = 10
 """With more slices than this a stack is a scan, and images of one place beside it are not slices that it lacks."""
+_OTHER_SPACING_MM: Final = 2e-3
+"""PixelSpacing that differs by more than this is that of another reconstruction; less is rounding (and the series is
+skipped if it is more than `common_spacing` allows)."""
 _BROKEN_MM: Final = 50.0
 """Slabs of one spacing that follow each other at up to this distance are one scan that lacks slices in between."""
+_OVERLAP_SHARE: Final = 0.5
+"""Slabs overlap by at most this part of the shortest; more are scans of nearly the same place."""
 _SLAB_MM: Final = 240.0
 """A part this long or longer can hold all of the lungs, and is no slab."""
 _LEAST_CHEST_MM: Final = 200.0
@@ -87,7 +92,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     """
     planes = _rounded((header.image_orientation_patient for header in headers), COSINE_ATOL)
     planes |= {plane: None for plane in planes if not _is_usable(plane)}
-    spacings = _rounded((header.pixel_spacing_mm for header in headers), PIXEL_SPACING_MM)
+    spacings = _rounded((header.pixel_spacing_mm for header in headers), _OTHER_SPACING_MM)
     several_spacings = len(set(spacings.values()) - {None}) > 1
     known_planes = Counter(plane for header in headers if (plane := planes[header.image_orientation_patient]))
     main_plane = max(sorted(known_planes), key=known_planes.__getitem__, default=None)
@@ -174,7 +179,7 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     part covers nearly all of it: those are scans whose slices happen to alternate (SliceThickness alone does not show
     that). A whole that is not regular is split by any scan attribute; descriptions, thickness and image type split it
     if each part covers nearly all of it, or if the parts follow each other and one can hold all of the lungs. Slabs of
-    one scan with slices missing in between are kept as a whole, so that no slab stands for the lungs.
+    one scan with slices missing in between, or that overlap, are kept as a whole, so that none stands for the lungs.
     """
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
@@ -217,7 +222,7 @@ def _are_in_order(parts: Sequence[Sequence[Header]]) -> bool:
 def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
     """Return whether regular stacks are slabs of one spacing that follow each other, none of which can stand for all.
 
-    Slices are missing in between, or, where all slabs are short, slabs overlap.
+    Slices are missing in between, or the slabs are short and overlap.
     """
     whole = [header for part in parts for header in part]
     longest_mm = max(map(extent_mm, parts))
@@ -235,8 +240,8 @@ def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
     if any(heights.size > 2 and np.diff(heights).min() > spacing + tolerance_mm for heights in heights_mm):
         return False
     if min(gaps_mm) < spacing - tolerance_mm:
-        reach_farther = all(above[-1] > below[-1] + SAME_POSITION_MM for below, above in pairwise(heights_mm))
-        return reach_farther and longest_mm < _LEAST_CHEST_MM
+        shortest_mm = min(map(extent_mm, parts))
+        return longest_mm < _LEAST_CHEST_MM and -min(gaps_mm) <= _OVERLAP_SHARE * shortest_mm
     return float(steps_mm.max()) > spacing + tolerance_mm or max(gaps_mm) > spacing + tolerance_mm
 
 
@@ -262,11 +267,21 @@ def covers_in_part(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) 
 
 def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
     """Return the volumes of a series with the patient, study, kind and plane of this one, itself included."""
-    plane = volume[0].image_orientation_patient
-    if plane is None or not _is_usable(plane):
+    planes = _planes(volume)
+    if not planes:
         return [volume]
     alike = (other for other in volumes if _what(other[0]) == _what(volume[0]))
-    return [other for other in alike if _is_plane(other[0].image_orientation_patient, plane)]
+    return [
+        other
+        for other in alike
+        if other is volume or ((others := _planes(other)) and agree([*planes, *others], 2 * COSINE_ATOL))
+    ]
+
+
+def _planes(volume: Sequence[Header]) -> set[Reals]:
+    """Return the different direction cosines of a volume's slices, as far as they are usable."""
+    planes = {header.image_orientation_patient for header in volume}
+    return {plane for plane in planes if plane is not None and _is_usable(plane)}
 
 
 def of_same_visit(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
@@ -312,11 +327,6 @@ def _is_stray(header: Header) -> bool:
 def _is_usable(orientation: Reals | None) -> bool:
     """Return whether an orientation is known and orthonormal; cached, since most slices of a series share one."""
     return orientation is not None and is_orthonormal(orientation)
-
-
-def _is_plane(cosines: Reals | None, plane: Reals) -> bool:
-    """Return whether direction cosines equal those of a plane, to within rounding."""
-    return cosines is not None and all(abs(a - b) <= COSINE_ATOL for a, b in zip(cosines, plane, strict=True))
 
 
 def _is_regular(headers: Sequence[Header]) -> bool:

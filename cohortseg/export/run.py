@@ -40,7 +40,7 @@ Fate = Literal["written", "up to date", "without lesion", "failed"]
 
 _MARKERS: Final = ".exported"
 """Folder in the target: for each series and format, what its files were made from, and their sizes."""
-_PICTURE_NAME: Final = re.compile(r"\d{4,}\.png")
+_PICTURE_NAME: Final = re.compile(r"\d{4}\.png")
 _SAME_PLACE_MM: Final = 1e-3
 
 
@@ -242,10 +242,6 @@ def _is_picture(path: Path) -> bool:
     return _PICTURE_NAME.fullmatch(path.name) is not None
 
 
-def _picture_names(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if _is_picture(Path(folder, name))]
-
-
 def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:
     """Return the contents of the files to write for a series, by what they hold or, for ``png``, by file name."""
     if form == "nifti":
@@ -298,8 +294,11 @@ def _write(paths: Mapping[str, Path], contents: Mapping[str, bytes], form: Expor
     """Write the exported files of a series, in place of those of an earlier export."""
     if form == "png":
         with replacing_folder(paths["all"]) as folder:
-            if paths["all"].is_dir():
-                shutil.copytree(paths["all"], folder, symlinks=True, dirs_exist_ok=True, ignore=_picture_names)
+            for own in paths["all"].iterdir() if paths["all"].is_dir() else ():
+                if own.is_dir():
+                    shutil.copytree(own, folder / own.name, symlinks=True)
+                elif not _is_picture(own):
+                    shutil.copy2(own, folder, follow_symlinks=False)
             for name, picture in contents.items():
                 (folder / name).write_bytes(picture)
         return

@@ -248,30 +248,32 @@ def begin_anew(out: Path) -> None:
     """
     if (out / STATE / _ANEW).exists():
         return
-    _remove_results(out, kept=())
+    remove_results(out, kept=())
     forget_attempts(out)
     with store_errors(out):
         (out / STATE / _ANEW).touch()
 
 
-def end_anew(out: Path, series_keys: Collection[str]) -> None:
-    """Note that a run has done all series, so that the next may begin anew; of a run that began anew, no others stay.
+def end_anew(out: Path) -> None:
+    """Note that a run has done all series, so that the next may begin anew.
 
-    An earlier one, which it continued, may have had other rules, and done other series.
+    Raises
+    ------
+    StoreError
+        If the note cannot be removed.
+    """
+    with store_errors(out):
+        (out / STATE / _ANEW).unlink(missing_ok=True)
+
+
+def remove_results(out: Path, *, kept: Collection[str]) -> None:
+    """Remove the results of all series but some; by name, not by marker: a killed run leaves masks without one.
 
     Raises
     ------
     StoreError
         If something cannot be removed.
     """
-    if (out / STATE / _ANEW).exists():
-        _remove_results(out, kept=series_keys)
-    with store_errors(out):
-        (out / STATE / _ANEW).unlink(missing_ok=True)
-
-
-def _remove_results(out: Path, kept: Collection[str]) -> None:
-    """Remove the results of all series but some; by name, not by marker: a killed run leaves masks without one."""
     with store_errors(out):
         for group in (out / MASKS).iterdir():
             if SERIES_KEY.fullmatch(group.name) and group.name not in kept:

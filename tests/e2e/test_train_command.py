@@ -441,7 +441,7 @@ def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
     assert reopen_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(first))).holdout is False
     begin_run(tmp_path / "silent", TrainConfig(), DataOptions(data=str(first)))
     reopen_run(tmp_path / "silent", TrainConfig(), DataOptions(holdout=True, orientation="upright"))
-    with pytest.raises(ConfigError, match="holdout was None, is False"):
+    with pytest.raises(ConfigError, match="holdout was True, is False"):
         reopen_run(tmp_path / "silent", TrainConfig(), DataOptions(holdout=False))
     (tmp_path / "run" / "data-options.json").unlink()
     with pytest.raises(ConfigError, match=r"data-options.json: cannot be read"):
