@@ -222,6 +222,7 @@ def _around(lung: NDArray[np.bool_]) -> NDArray[np.bool_]:
     wider = np.rint(middle + _WIDER * (hull - middle)).astype(np.int32)
     outside = np.ones(lung.shape, np.uint8)
     cv2.fillConvexPoly(outside, wider, 0)
+    outside[lung] = 0  # with its corners rounded, the hull of a very small lung can miss some of it
     return outside.view(np.bool_)
 
 

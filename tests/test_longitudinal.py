@@ -194,6 +194,25 @@ def test_lungs_cut_twice_stand_for_no_date_before_those_cut_once() -> None:
     assert timeline_table(burden(*rows))["series_instance_uid"].to_list() == ["b"]
 
 
+@pytest.mark.parametrize("flag", ["lung_cut_at_end_slice", "lung_cut_by_field_of_view"])
+def test_lungs_that_are_whole_stand_for_a_date_before_cut_ones(flag: str) -> None:
+    cut = series("A", 1, "a", 3.0, lung_volume_ml=3640.0, n_lung_slices=60, qc_flags=[flag])
+    whole = series("A", 1, "b", 3.0, lung_volume_ml=4020.0, n_lung_slices=50)
+    assert timeline_table(burden(cut, whole))["series_instance_uid"].to_list() == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("lung_ml", "most_ml", "counts"),
+    [(801.0, 1400.0, True), (799.0, 1400.0, False), (2001.0, 4000.0, True), (1999.0, 4000.0, False)],
+)
+def test_a_cut_lung_counts_from_eight_tenths_of_a_litre_and_half_of_the_most(
+    lung_ml: float, most_ml: float, counts: bool
+) -> None:
+    most = series("A", 1, "most", 5.0, lung_volume_ml=most_ml)
+    cut = series("A", 9, "cut", 20.0, lung_volume_ml=lung_ml, qc_flags=["lung_cut_at_end_slice"])
+    assert timeline_table(burden(most, cut))["evaluable"].to_list() == [True, counts]
+
+
 @pytest.mark.parametrize("flag", ["expiration", "noisy", "maybe_projection", "spectral_image"])
 def test_a_cut_plain_scan_stands_for_a_date_before_a_whole_other_one(flag: str) -> None:
     cut = series("A", 1, "a", 3.0, lung_volume_ml=3600.0, qc_flags=["lung_cut_at_end_slice"])

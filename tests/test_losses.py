@@ -128,6 +128,31 @@ def test_soft_dice_of_a_perfect_prediction_is_zero_and_empty_classes_cost_nothin
     assert losses.soft_dice_loss(perfect.float(), labels).item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_soft_dice_counts_both_classes_of_every_image():
+    prob = np.random.default_rng(0).dirichlet((1, 1, 1), size=(2, 4))  # (B, pixels, K)
+    truth = np.array([[0, 1, 2, 2], [1, 0, 0, 1]])
+    smooth = 1e-3 * 4
+    dice = [
+        (2 * prob[b, truth[b] == k, k].sum() + smooth) / (prob[b, :, k].sum() + (truth[b] == k).sum() + smooth)
+        for b in range(2)
+        for k in (1, 2)
+    ]
+    logits = torch.tensor(prob).log().permute(0, 2, 1)[:, :, None]
+    found = losses.soft_dice_loss(logits, torch.tensor(truth)[:, None])
+    assert found.item() == pytest.approx(1 - np.mean(dice))
+
+
+def test_equation_12_is_a_mean_over_images_too():
+    sure, unsure = torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2)
+    expected = (losses.adversarial_loss(sure) + losses.adversarial_loss(unsure)) / 2
+    assert losses.adversarial_loss(torch.cat([sure, unsure])).item() == pytest.approx(expected.item())
+
+
+def test_no_gradient_reaches_the_prediction_through_the_softened_truth():
+    prob = torch.full((1, 3, 1, 2), 1 / 3, requires_grad=True)
+    assert not losses.softened_truth(labels_of(0, 1), prob, 0.9).requires_grad
+
+
 def test_opacity_dice_asks_for_the_outline_and_not_for_the_split():
     """p of lesion .5, .5, 1, 1 over a truth of lesion in two of four pixels: 1 - (2 x 1.5 + s) / (3 + 2 + s)."""
     prob = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.1, 0.4], [1e-9, 0.9, 0.1], [1e-9, 0.2, 0.8]])

@@ -182,6 +182,28 @@ def test_lungs_are_shown_as_they_are_whatever_their_shape(blocks):
     assert (shown[lung] < 0.5).all()
 
 
+def test_what_lies_between_the_pixels_of_a_smaller_grid_is_seen():
+    """Vessels one pixel wide, every eighth pixel: where four pixels become one, none is lost."""
+    config = CanonicalConfig(size=64)
+    low, high = config.window_hu
+    volume = np.full((1, 256, 256), int(low), np.int16)
+    volume[..., ::8] = int(high)
+    (seen,) = canonical_batch(volume, np.ones_like(volume, bool), [CropBox(0, 256, 0, 256)], config)
+    assert seen[0, :, 8:-8].mean().item() == pytest.approx(1 / 8, abs=0.01)
+
+
+def test_only_air_around_the_body_is_shown_as_tissue():
+    volume, lungs = np.full((1, 64, 64), -250, np.int16), np.zeros((1, 64, 64), bool)
+    lungs[:, 24:40, 24:40] = True
+    volume[:, :8], volume[:, 8:16] = -350, -290
+    config = CanonicalConfig(size=64)
+    (seen,) = canonical_batch(volume, lungs, [CropBox(0, 64, 0, 64)], config)
+    low, high = config.window_hu
+    hu = seen[0, :, 5] * (high - low) + low
+    expected = [TISSUE_LANDMARK_HU] * 8 + [-290] * 8 + [-250] * 48
+    assert hu.tolist() == pytest.approx(expected, abs=0.5)
+
+
 def test_labels_are_shrunk_about_their_middle():
     labels = np.random.default_rng(0).integers(0, 3, (45, 39), dtype=np.uint8)
     box, mirrored = CropBox(0, 45, 0, 39), np.ascontiguousarray(labels[::-1, ::-1])
