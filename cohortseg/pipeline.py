@@ -120,8 +120,8 @@ def infer_cohort(
     Raises
     ------
     ConfigError
-        If ``out`` lies inside the cohort, would write into it, or holds results of another one, the cohort holds no DICOM,
-        the rules leave no series, or the workers do not fit.
+        If ``out`` lies inside the cohort, would write into it, or holds results of another one, the cohort holds no
+        DICOM, the rules leave no series, or the workers do not fit.
     StoreError
         If another run writes into ``out``, it cannot be written, or the clinical table in it is damaged.
     WorkerError
