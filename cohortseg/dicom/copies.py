@@ -15,7 +15,7 @@ from pydicom.uid import CTImageStorage
 
 from cohortseg.dicom.elements import READ_ERRORS, Attributes, behind_pixels, quiet_pydicom
 from cohortseg.dicom.frames import ENHANCED_CT
-from cohortseg.dicom.geometry import COSINE_ATOL, PIXEL_SPACING_MM, PLACE_MM, merged
+from cohortseg.dicom.geometry import COSINE_ATOL, PIXEL_SPACING_MM, PLACE_MM, rounded
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile
 from cohortseg.dicom.pixels import is_whole, stored_values
@@ -34,6 +34,12 @@ _OFTEN_LOST: Final = (
     "respiratory_phase_pct",
 )
 """Attributes that tell scans apart, but that one export of a slice may keep and another lose."""
+_ROUNDED: Final = {
+    "image_position_patient": PLACE_MM,
+    "image_orientation_patient": COSINE_ATOL,
+    "pixel_spacing_mm": PIXEL_SPACING_MM,
+}
+"""Attributes of a place, with the tolerance within which exports round them differently."""
 _FIRST_OF_ALL: Final = ("patient_id", "study_date", "study_instance_uid")
 """Compared first, in this order: of several copies, the one that has these is kept."""
 _TOLD: Final = ("study_date", *_OFTEN_LOST, "series_description", "body_part", "image_type", "slice_thickness_mm")
@@ -89,10 +95,13 @@ def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
     files: defaultdict[str, list[Header]] = defaultdict(list)
     for header in headers:
         files[header.path].append(header)
-    rounded, told = _Rounding(headers), _told(headers)
+    places = {
+        name: rounded((getattr(header, name) for header in headers), tolerance) for name, tolerance in _ROUNDED.items()
+    }
+    told = _told(headers)
     groups: defaultdict[Hashable, dict[str, list[Header]]] = defaultdict(dict)
     for path, file in files.items():
-        groups[tuple(_place(header, rounded, told) for header in file)][path] = file
+        groups[tuple(_place(header, places, told) for header in file)][path] = file
     return list(groups.values())
 
 
@@ -128,26 +137,6 @@ def _original(path: str, repeats: Mapping[str, tuple[str, str]]) -> str:
     return path
 
 
-class _Rounding:
-    """Maps numbers that differ only by rounding to one number."""
-
-    def __init__(self, headers: Sequence[Header]) -> None:
-        fields = {
-            "image_position_patient": PLACE_MM,
-            "image_orientation_patient": COSINE_ATOL,
-            "pixel_spacing_mm": PIXEL_SPACING_MM,
-        }
-        self._numbers = {
-            name: merged((number for header in headers for number in getattr(header, name) or ()), tolerance)
-            for name, tolerance in fields.items()
-        }
-
-    def of(self, header: Header, name: str) -> tuple[float, ...] | None:
-        """Return an attribute's numbers, each replaced by the smallest of those that count as equal to it."""
-        values = getattr(header, name)
-        return None if values is None else tuple(self._numbers[name][value] for value in values)
-
-
 def _told(headers: Sequence[Header]) -> dict[tuple[str, str], Any]:
     """Return the attribute values on which all files of a SOPInstanceUID that have them agree, by UID and name."""
     told: dict[tuple[str, str], Any] = {}
@@ -165,13 +154,11 @@ def _known(header: Header, name: str, told: Mapping[tuple[str, str], Any]) -> An
     return told.get((header.sop_instance_uid, name)) if value is None else value
 
 
-def _place(header: Header, rounded: _Rounding, told: Mapping[tuple[str, str], Any]) -> Hashable:
+def _place(header: Header, places: Mapping[str, Mapping[Any, Any]], told: Mapping[tuple[str, str], Any]) -> Hashable:
     """Return a key that copies of a slice share: geometry, rescale, size and identity, else the SOPInstanceUID."""
     if header.sop_class_uid in (CTImageStorage, *ENHANCED_CT) and header.image_position_patient is not None:
         return (
-            rounded.of(header, "image_position_patient"),
-            rounded.of(header, "image_orientation_patient"),
-            rounded.of(header, "pixel_spacing_mm"),
+            *(alike[getattr(header, name)] for name, alike in places.items()),
             header.rescale_slope,
             header.rescale_intercept,
             header.rows,
@@ -201,6 +188,8 @@ def _contents(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -
 
     That is where files store them otherwise, or where compressed copies of one image differ: one may be damaged.
     """
+    if len({file[0].transfer_syntax_uid for file in group.values()}) > 1:
+        return {path: _decoded(root / path, apart) for path in group}
     contents = {path: _content(root / path) for path in group}
     forms = {path: content.form for path, content in contents.items()}
     compressed = {
@@ -250,7 +239,6 @@ def _unread(path: Path) -> _Content:
 class _Form(NamedTuple):
     """How pixels are stored."""
 
-    transfer_syntax_uid: str | None
     compressed: bool
     bits: tuple[float | None, ...]
     """Of BitsAllocated, BitsStored, HighBit and PixelRepresentation."""
@@ -259,7 +247,6 @@ class _Form(NamedTuple):
 def _form(dataset: Dataset) -> _Form:
     attributes = Attributes.of(dataset)
     return _Form(
-        Attributes.of(dataset.file_meta).text("TransferSyntaxUID"),
         dataset["PixelData"].is_undefined_length,
         tuple(map(attributes.real, ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"))),
     )

@@ -2,9 +2,10 @@
 
 from typing import Final
 
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+from cohortseg.dicom.elements import tag_of
 
 ENHANCED_CT: Final = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 """SOP classes whose frames are slices."""
@@ -42,6 +43,8 @@ _NAMES: Final = {
 """Attributes that have another name within a macro."""
 _KEPT: Final = {"AcquisitionDateTime", "ImageType", "VolumeBasedCalculationTechnique", "ConvolutionKernel"}
 """Attributes that the top level of the file may state for all frames."""
+_LEFT_OUT: Final = frozenset(map(tag_of, {*GROUP_SEQUENCES, "PixelData", "AcquisitionTime"} | _MACROS.keys() - _KEPT))
+"""Tags at top level that no frame takes from there."""
 
 
 def frame_datasets(dataset: Dataset) -> list[Dataset]:
@@ -73,8 +76,7 @@ def frame_datasets(dataset: Dataset) -> list[Dataset]:
     shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or ()), Dataset())
     top = Dataset()
     top.set_original_encoding(None, None, dataset.original_character_set)
-    left_out = set(map(tag_for_keyword, {*GROUP_SEQUENCES, "PixelData", "AcquisitionTime"} | set(_MACROS) - _KEPT))
-    for tag in dataset.keys() - left_out:
+    for tag in dataset.keys() - _LEFT_OUT:
         top[tag] = dataset.get_item(tag)  # as read: text in an undeclared character set is told from the bytes
     return [_flat(top, group, shared) for group in groups]
 

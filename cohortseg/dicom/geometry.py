@@ -46,17 +46,21 @@ class Stack:
     """(4, 4): array index (z, y, x) to LPS, mm. For a single slice the first column is the unit normal."""
 
 
-def merged(numbers: Iterable[float], tolerance: float) -> dict[float, float]:
-    """Return for each number the smallest of its run; in a run, successive numbers differ by at most the tolerance.
+def rounded(
+    vectors: Iterable[tuple[float, ...] | None], tolerance: float
+) -> dict[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return for each vector the one that stands for all that differ from it only by rounding, whatever their order.
 
-    So numbers that differ only by rounding become one number; rounding to fixed decimals would separate some.
+    Each number becomes the smallest of its run, in which successive numbers differ by at most the tolerance; rounding
+    to fixed decimals would separate some. None stands for itself.
     """
-    found: dict[float, float] = {}
+    known = {vector for vector in vectors if vector is not None}
+    least_of: dict[float, float] = {}
     before, least = -math.inf, -math.inf
-    for number in sorted(set(numbers)):
+    for number in sorted({number for vector in known for number in vector}):
         least = least if number - before <= tolerance else number
-        found[number], before = least, number
-    return found
+        least_of[number], before = least, number
+    return {None: None} | {vector: tuple(least_of[number] for number in vector) for vector in known}
 
 
 def agree(vectors: Collection[Sequence[float]], tolerance: float) -> bool:

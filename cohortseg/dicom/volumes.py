@@ -1,7 +1,7 @@
 """From the files of one series to its volumes, none of which mixes planes, frames of reference, kernels or kinds."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
@@ -17,8 +17,8 @@ from cohortseg.dicom.geometry import (
     agree,
     irregular,
     is_orthonormal,
-    merged,
     on_grid,
+    rounded,
     slice_normal,
     spacing_tolerance_mm,
     stack_slices,
@@ -90,9 +90,9 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     list of list of Header
         The volume with most slices first.
     """
-    planes = _rounded((header.image_orientation_patient for header in headers), COSINE_ATOL)
+    planes = rounded((header.image_orientation_patient for header in headers), COSINE_ATOL)
     planes |= {plane: None for plane in planes if not _is_usable(plane)}
-    spacings = _rounded((header.pixel_spacing_mm for header in headers), _OTHER_SPACING_MM)
+    spacings = rounded((header.pixel_spacing_mm for header in headers), _OTHER_SPACING_MM)
     several_spacings = len(set(spacings.values()) - {None}) > 1
     known_planes = Counter(plane for header in headers if (plane := planes[header.image_orientation_patient]))
     main_plane = max(sorted(known_planes), key=known_planes.__getitem__, default=None)
@@ -163,13 +163,6 @@ def _grouped(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> li
     for header in headers:
         groups[key(header)].append(header)
     return list(groups.values())
-
-
-def _rounded(values: Iterable[Reals | None], tolerance: float) -> dict[Reals | None, Reals | None]:
-    """Return for each value the one that stands for all that differ from it only by rounding, whatever their order."""
-    known = {value for value in values if value is not None}
-    numbers = merged((number for value in known for number in value), tolerance)
-    return {None: None} | {value: tuple(numbers[number] for number in value) for value in known}
 
 
 def _acquisitions(headers: list[Header]) -> list[list[Header]]:

@@ -175,9 +175,9 @@ def _sources(options: DataOptions, *, semi: bool) -> tuple[Sources, Sources, str
     """Return labelled and unlabelled sources, and the terms of a model trained on them."""
     if options.labeled is None:
         root = covid_semiseg.find_data(None if options.data is None else Path(options.data))
-        labelled = covid_semiseg.labeled_slices(root, "all" if options.holdout is False else "train")
+        labelled = covid_semiseg.labeled_slices(root, "train" if options.meant("holdout") else "all")
         return list(labelled), list(covid_semiseg.unlabeled_slices(root)) if semi else [], covid_semiseg.TERMS
-    lies = ORIENTATIONS[options.orientation or "upright"]
+    lies = ORIENTATIONS[options.meant("orientation")]
     unlabelled: Sources = []
     if options.unlabeled is not None and semi:
         unlabelled = folders.unlabeled_folder(Path(options.unlabeled), lies)
