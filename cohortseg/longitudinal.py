@@ -236,17 +236,17 @@ def _flags_over_time() -> pl.Expr:
     most_ml = pl.col("lung_volume_ml").filter(pl.col(_EVALUABLE) & plausible).max().over(_PERSON)
     # Also for dates with so little lung that they take no part in changes.
     less = pl.col("study_date").is_not_null() & (pl.col("lung_volume_ml") < LESS_SHARE * most_ml)
-    figures = pl.when(pl.col("study_date").is_not_null()).then(pl.struct("lung_volume_ml", "lung_mean_hu"))
-    same = (
-        pl.col("lung_mean_hu").is_not_null()
-        & pl.col("study_date").is_not_null()
-        & figures.is_duplicated().over(_PERSON)
-    )
+    scan = ("lung_volume_ml", "lung_mean_hu")
+    figures = pl.when(pl.col("study_date").is_not_null()).then(pl.struct(*scan))
+    measured = pl.col("lung_mean_hu").is_not_null()
+    same = measured & pl.col("study_date").is_not_null() & figures.is_duplicated().over(_PERSON)
+    same_of_others = measured & (pl.col(_PERSON).n_unique().over(scan) > 1)
     flags = pl.col("qc_flags")
     for name, holds in (
         (qc.SEVERAL_STUDIES, pl.col(_NUM_STUDIES) > 1),
         (qc.LESS_LUNG_THAN_OTHER_DATES, less.fill_null(value=False)),
         (qc.SAME_AS_OTHER_DATE, same),
+        (qc.SAME_AS_OTHER_PATIENT, same_of_others),
     ):
         flags = pl.when(holds).then(flags.list.concat(pl.lit([name]))).otherwise(flags)
     return flags

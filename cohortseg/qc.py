@@ -55,6 +55,7 @@ NOISY: Final = "noisy"
 SEVERAL_STUDIES: Final = "several_studies"
 LESS_LUNG_THAN_OTHER_DATES: Final = "less_lung_than_other_dates"
 SAME_AS_OTHER_DATE: Final = "same_as_other_date"
+SAME_AS_OTHER_PATIENT: Final = "same_as_other_patient"
 
 HEADER_FLAGS: Final = {
     SINGLE_SLICE: "one slice only: percents are of area; volumes and the spacing between slices are not known",
@@ -73,13 +74,15 @@ HEADER_FLAGS: Final = {
     MONOCHROME1: "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",
     DUPLICATES_DROPPED: "files that repeat a slice with the same pixels were left out",
     MISSING_PATIENT_ID: "PatientID is absent or empty: the series cannot be followed over time",
-    PLACEHOLDER_PATIENT_ID: "PatientID is a word like ANONYMOUS: perhaps of several persons, counted as one",
-    TWO_PATIENT_IDS: "its slices (SOPInstanceUID) are there under another PatientID too: one scan counted for two "
-    "patients?",
+    PLACEHOLDER_PATIENT_ID: "PatientID is a word like ANONYMOUS, or has no letter or digit: perhaps of several "
+    "persons, counted as one",
+    TWO_PATIENT_IDS: "its slices (SOPInstanceUID), or series of its study in its frame of reference, are there under "
+    "another PatientID too: one scan counted for two patients?",
     PATIENT_CONFLICT: "files of its PatientID disagree in issuer, birth date or sex: perhaps of several persons",
-    STUDY_DATE_CONFLICT: "its slices are there under another StudyDate too (corrected?): one scan counted for two "
-    "dates? Of copies in one series, the date of the one that states most is taken, or that of the first path. Also "
-    "where a few slices of its series have another date, and so are not in it",
+    STUDY_DATE_CONFLICT: "its slices, or series of its study in its frame of reference, are there under another "
+    "StudyDate too (corrected?): one scan counted for two dates? Of copies in one series, the date that most slices "
+    "have is taken, or that of the copies that state most, or that of the first path. Also where a few slices of its "
+    "series have another date, and so are not in it",
     MISSING_STUDY_DATE: "StudyDate is absent, empty, none, or a filler (1900-01-01, before 1800): no place in time",
     EARLY_STUDY_DATE: "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     FUTURE_STUDY_DATE: "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",
@@ -87,7 +90,8 @@ HEADER_FLAGS: Final = {
     SLICE_GAP: "slices are missing between others; skipped unless repaired",
     UNEVEN_SPACING: "distances between slices differ by more than 5 % + 0.1 mm; skipped unless repaired",
     GANTRY_TILT: "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
-    CONFLICTING_SLICES: "different pixels at the same position; skipped",
+    CONFLICTING_SLICES: "different pixels at the same position, or one SOPInstanceUID with two orientations or "
+    "spacings; skipped",
     OTHER_BODY_PART: "BodyPartExamined or SeriesDescription name other parts of the body, and not the chest",
     EXPIRATION: "its description names an expiration: less lung, and more of it dense, than in a scan breathed in",
     RESAMPLED: "slices were interpolated to one spacing (--repair resample): volumes are estimates",
@@ -132,8 +136,10 @@ TIMELINE_FLAGS: Final = {
     "part of it was not scanned, or it was breathed out; look before you compare (in timeline and patients only)",
     SAME_AS_OTHER_DATE: "lung volume and mean HU are exactly those of another date of the patient: one scan filed "
     "under two dates? (in timeline and patients only)",
+    SAME_AS_OTHER_PATIENT: "lung volume and mean HU are exactly those of another patient: one scan filed under two "
+    "identifiers? (in timeline and patients only)",
 }
-"""Raised by the other dates of a patient: in timeline and patients only."""
+"""Raised by the other dates of a patient, or by other patients: in timeline and patients only."""
 
 NOT_PLAIN: Final = (SPECTRAL_IMAGE, MAYBE_PROJECTION)
 """Flags of series whose values are hardly those of a plain scan."""

@@ -234,6 +234,28 @@ def test_a_scan_sent_again_under_another_date_is_flagged(tmp_path: Path) -> None
     assert record.qc_flags == ("duplicates_dropped", "study_date_conflict")
 
 
+@pytest.mark.parametrize(
+    "correction", [{"StudyDate": "20200310"}, {"FrameOfReferenceUID": "1.2.77"}], ids=["date", "frame of reference"]
+)
+def test_of_a_scan_sent_twice_one_version_is_kept_of_all_slices(tmp_path: Path, correction: dict[str, str]) -> None:
+    """Whatever the names of the files, which here come by turns."""
+    for name, attributes in (("a", {}), ("b", correction)):
+        for path in write_series(tmp_path / name, shuffle=3, attributes=attributes):
+            number = int(path.name[1:])
+            path.rename(tmp_path / f"IM{2 * number + (number % 2 == (name == 'a')):05d}")
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.n_duplicates) == ("selected", 4, 4)
+
+
+def test_of_a_scan_of_which_some_slices_were_sent_again_the_whole_version_is_kept(tmp_path: Path) -> None:
+    for path in write_series(tmp_path / "a", attributes={"StudyDate": "20200310"})[2:]:
+        path.unlink()
+    write_series(tmp_path / "b", attributes={"StudyDate": "20200305"})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices, record.study_date) == ("selected", 4, date(2020, 3, 5))
+    assert "study_date_conflict" in record.qc_flags
+
+
 @pytest.mark.parametrize("lost", ["PatientID", "StudyInstanceUID", "ConvolutionKernel", "AcquisitionNumber"])
 def test_a_copy_that_lost_an_attribute_is_a_copy(tmp_path: Path, lost: str) -> None:
     told = {"ConvolutionKernel": "B30f", "AcquisitionNumber": 1}

@@ -21,6 +21,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLSLossless,
     RLELossless,
 )
 from runs import only_series
@@ -114,6 +115,30 @@ def test_values_in_the_upper_bits_and_a_high_bit_that_is_wrong(tmp_path: Path, s
         attributes=bits | {"RescaleIntercept": "-1024"},
     )
     np.testing.assert_array_equal(read_only(tmp_path / "upper").volume_hu, read_only(tmp_path / "plain").volume_hu)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize("kind", ["upper bits", "overlay", "signed"])
+def test_bits_outside_those_stored_in_images_that_were_compressed_with_all(
+    tmp_path: Path, syntax: str, kind: str
+) -> None:
+    """PS3.5, 8.1.1: twelve bits of sixteen, and an old overlay or no sign in the others."""
+    shape = (4, 64, 48)
+    hu = np.maximum(body_hu(shape), -1000)
+    attributes = {"BitsStored": 12, "HighBit": 15 if kind == "upper bits" else 11}
+    intercept = 0 if kind == "signed" else -1024
+    paths = write_series(tmp_path, shape=shape, hu=hu, intercept=intercept, attributes={"PixelRepresentation": 0})
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        stored = np.frombuffer(dataset.PixelData, np.uint16).reshape(shape[1:]) & 0xFFF
+        stored = stored << 4 if kind == "upper bits" else stored
+        if kind == "overlay":
+            stored[::4] |= 0x1000
+        dataset.PixelData = stored.tobytes()
+        dataset.compress(syntax, generate_instance_uid=False)
+        dataset.update(attributes | {"PixelRepresentation": int(kind == "signed")})
+        dataset.save_as(path)
+    np.testing.assert_array_equal(read_only(tmp_path).volume_hu, hu)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What of one series is one volume, and what is a volume of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from runs import only_series
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.visits import visit_numbers
+from cohortseg.dicom.volumes import MAX_VOLUMES
 from cohortseg.identity import series_key
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
@@ -403,6 +404,43 @@ def test_visits_that_share_a_series_uid_are_volumes_of_their_own_date(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("first", [range(5), range(3, 7), (0, 1, 3, 4, 7, 9)], ids=["ends", "middle", "any"])
+def test_slices_of_one_scan_under_two_dates_are_no_visits(tmp_path: Path, first: Collection[int]) -> None:
+    write_series(
+        tmp_path, shape=(10, 16, 16), attributes=lambda z: {"StudyDate": "20200301" if z in first else "20200320"}
+    )
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices) == ("skipped", 10)
+    assert record.reason == "mixed: files of 2 study dates share this SeriesInstanceUID"
+
+
+def test_slices_of_one_scan_each_under_a_date_of_its_own_are_no_visits(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(10, 16, 16), attributes=lambda z: {"StudyDate": f"2020{7 * z % 12 + 1:02d}03"})
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices) == ("skipped", 10)
+
+
+@pytest.mark.parametrize("spacing", ["1.6", None], ids=["corrected", "lost"])
+def test_a_scan_sent_again_with_another_spacing_is_measured_by_none_of_both(
+    tmp_path: Path, spacing: str | None
+) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", attributes={"PixelSpacing": spacing and [spacing, spacing]})
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert {record.decision for record in records} == {"skipped"}
+    assert any("with another PixelSpacing" in (record.reason or "") for record in records) == (spacing is not None)
+
+
+def test_however_many_patients_have_one_series_uid_each_has_a_volume(tmp_path: Path) -> None:
+    for number in range(MAX_VOLUMES + 1):
+        attributes = {"PatientID": f"P{number}"}
+        write_series(tmp_path / f"{number}", shape=(2, 8, 8), hu=number, attributes=attributes)
+    records = scan_cohort(tmp_path).series
+    assert {record.patient_id for record in records if record.decision == "selected"} == {
+        f"P{number}" for number in range(MAX_VOLUMES + 1)
+    }
+
+
 def test_slices_of_a_scan_past_midnight_are_one_volume(tmp_path: Path) -> None:
     write_series(tmp_path, attributes=lambda z: {"StudyDate": "20200302" if z < 2 else "20200301"})
     record = only_series(tmp_path)
@@ -438,6 +476,24 @@ def test_a_small_scan_is_no_fragment_of_another_patients_or_studys(tmp_path: Pat
     records = scan_cohort(tmp_path).series
     assert {(record.n_slices, record.decision) for record in records} == {(40, "selected"), (5, "selected")}
     assert all(record.qc_flags == ("split_series",) for record in records)
+
+
+@pytest.mark.parametrize(
+    ("other", "flag"),
+    [({"PatientID": "P2"}, "two_patient_ids"), ({"StudyDate": "20200420"}, "study_date_conflict")],
+    ids=["patient", "date"],
+)
+@pytest.mark.parametrize("frame", ["1.2.3", "1.2.4", ""], ids=["one frame", "two frames", "no frame"])
+def test_series_of_one_exam_filed_apart_are_flagged(
+    tmp_path: Path, other: dict[str, str], flag: str, frame: str
+) -> None:
+    """As when an archive corrects one of two reconstructions."""
+    common = {"StudyInstanceUID": "1.2.5", "FrameOfReferenceUID": frame and "1.2.3"}
+    write_series(tmp_path / "a", attributes=common)
+    sharp = {"ConvolutionKernel": "B70f", "SeriesInstanceUID": "1.2.6", "FrameOfReferenceUID": frame}
+    write_series(tmp_path / "b", attributes=lambda z: own_uid(z) | common | sharp | other)
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert [flag in record.qc_flags for record in records] == [frame == "1.2.3"] * 2
 
 
 def test_one_scan_under_two_patient_ids_is_flagged(tmp_path: Path) -> None:

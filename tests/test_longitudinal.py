@@ -267,12 +267,25 @@ def test_a_scan_filed_under_two_dates_is_flagged_at_both() -> None:
         series("A", 1, "1", 3.0, **lung),
         series("A", 5, "2", 3.0, **lung),
         series("A", 9, "3", 3.0, **lung | {"lung_mean_hu": -712.3456788}),
-        series("B", 1, "4", 3.0, **lung),
+        series("B", 1, "4", 3.0),
         series("B", 5, "5"),
         series("B", 9, "6"),
     ]
     flagged = ["same_as_other_date"]
     assert timeline_table(burden(*rows))["qc_flags"].to_list() == [flagged, flagged, [], [], [], []]
+
+
+def test_a_scan_filed_under_two_patients_is_flagged_at_both() -> None:
+    lung = {"lung_volume_ml": 4000.0, "lung_mean_hu": -712.3456789}
+    rows = [
+        series("A", 1, "1", 3.0, **lung),
+        series("B", 5, "2", 3.0, **lung),
+        series("C", 1, "3", 3.0, **lung | {"lung_volume_ml": 4000.1}),
+        series("D", 1, "4"),
+        series("E", 1, "5"),
+    ]
+    flagged = ["same_as_other_patient"]
+    assert timeline_table(burden(*rows))["qc_flags"].to_list() == [flagged, flagged, [], [], []]
 
 
 def test_four_fifths_of_the_lung_are_all_of_it() -> None:

@@ -1,7 +1,7 @@
 """Files that repeat a slice, found by their pixels: dropped if these are equal, or worse than those of another copy."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,10 +15,11 @@ from pydicom.uid import CTImageStorage
 
 from cohortseg.dicom.elements import READ_ERRORS, Attributes, behind_pixels, quiet_pydicom
 from cohortseg.dicom.frames import ENHANCED_CT
-from cohortseg.dicom.geometry import COSINE_ATOL, PIXEL_SPACING_MM, PLACE_MM, rounded
+from cohortseg.dicom.geometry import rounded
 from cohortseg.dicom.guards import BoundedFile
-from cohortseg.dicom.headers import Header, SkippedFile
+from cohortseg.dicom.headers import PLACE, Header, SkippedFile
 from cohortseg.dicom.pixels import is_whole, stored_values
+from cohortseg.dicom.rules import image_kind
 from cohortseg.errors import DicomError
 from cohortseg.hashes import file_sha256
 from cohortseg.processors import Apart
@@ -34,12 +35,6 @@ _OFTEN_LOST: Final = (
     "respiratory_phase_pct",
 )
 """Attributes that tell scans apart, but that one export of a slice may keep and another lose."""
-_ROUNDED: Final = {
-    "image_position_patient": PLACE_MM,
-    "image_orientation_patient": COSINE_ATOL,
-    "pixel_spacing_mm": PIXEL_SPACING_MM,
-}
-"""Attributes of a place, with the tolerance within which exports round them differently."""
 _FIRST_OF_ALL: Final = ("patient_id", "study_date", "study_instance_uid")
 """Compared first, in this order: of several copies, the one that has these is kept."""
 _TOLD: Final = ("study_date", *_OFTEN_LOST, "series_description", "body_part", "image_type", "slice_thickness_mm")
@@ -64,6 +59,9 @@ class Copy(NamedTuple):
 def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[list[Header], list[Copy]]:
     """Return the files of one series to keep, and the copies to drop; the most complete copy is kept, or the first.
 
+    Copies can differ in what splits a series later, its date above all: the same version is kept of all slices, the one
+    that most slices have.
+
     Copies are files at the same place with the same pixels (for anything but CT with a position: with the same
     SOPInstanceUID and content). A file is also a copy if its pixels are cut off or cannot be decoded where those of
     another file are whole, or if they are compressed with loss where a file of the same SOPInstanceUID has them
@@ -80,8 +78,10 @@ def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[li
     """
     kept: dict[str, list[Header]] = {}
     dropped: list[Copy] = []
-    for group in _groups(headers):
-        repeats = _repeats(root, group, apart) if len(group) > 1 else {}
+    groups = _groups(headers)
+    ranks = _ranks(groups)
+    for group in groups:
+        repeats = _repeats(root, group, ranks, apart) if len(group) > 1 else {}
         kept |= {path: file for path, file in group.items() if path not in repeats}
         for path, (_, reason) in repeats.items():
             of = _original(path, repeats)
@@ -96,7 +96,7 @@ def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
     for header in headers:
         files[header.path].append(header)
     places = {
-        name: rounded((getattr(header, name) for header in headers), tolerance) for name, tolerance in _ROUNDED.items()
+        name: rounded((getattr(header, name) for header in headers), tolerance) for name, tolerance in PLACE.items()
     }
     told = _told(headers)
     groups: defaultdict[Hashable, dict[str, list[Header]]] = defaultdict(dict)
@@ -105,9 +105,35 @@ def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
     return list(groups.values())
 
 
-def _repeats(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -> dict[str, tuple[str, str]]:
+def _version(file: Sequence[Header]) -> Hashable:
+    """Return what copies of a slice can differ in and what, if slices of a series do, splits the series."""
+    return file[0].study_date, file[0].frame_of_reference_uid, image_kind(file[0])
+
+
+def _ranks(groups: Sequence[Mapping[str, Sequence[Header]]]) -> dict[Hashable, int]:
+    """Return the rank of each version of a series' slices, from 0: most slices have the first.
+
+    Of versions of as many slices, the one that states most comes first, then the one of the first path.
+    """
+    places: Counter[Hashable] = Counter()
+    files: defaultdict[Hashable, list[tuple[str, int]]] = defaultdict(list)
+    for group in groups:
+        places.update({_version(file) for file in group.values()})
+        for path, file in group.items():
+            files[_version(file)].append((path, sum(_lacks(file).values())))
+
+    def worse(version: Hashable) -> tuple[int, float, str]:
+        paths, lacks = zip(*files[version], strict=True)
+        return -places[version], sum(lacks) / len(lacks), min(paths)
+
+    return {version: rank for rank, version in enumerate(sorted(places, key=worse))}
+
+
+def _repeats(
+    root: Path, group: Mapping[str, Sequence[Header]], ranks: Mapping[Hashable, int], apart: Apart
+) -> dict[str, tuple[str, str]]:
     """Return, for each file to drop among those at one place, the path of the file it repeats and the reason."""
-    best_first = sorted(group, key=lambda path: (_lost(group[path]), path))
+    best_first = sorted(group, key=lambda path: (*_lost(group[path], ranks), path))
     contents = _contents(root, {path: group[path] for path in best_first}, apart)
     wholes = [path for path, content in contents.items() if content.whole]
     uids = {path: tuple(header.sop_instance_uid for header in file) for path, file in group.items()}
@@ -124,10 +150,19 @@ def _repeats(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) ->
     return repeats
 
 
-def _lost(file: Sequence[Header]) -> list[int]:
-    """Return how many headers of a file lack patient, date and study, and how many `_TOLD` values it lacks in all."""
-    lacks = {name: sum(getattr(header, name) in (None, (), ("",)) for header in file) for name in _TOLD}
-    return [*(lacks[name] for name in _FIRST_OF_ALL), sum(lacks.values())]
+def _lost(file: Sequence[Header], ranks: Mapping[Hashable, int]) -> list[int]:
+    """Return what makes a copy worse than others.
+
+    That is how many of its headers lack patient, date and study, how far behind its version is, and how many `_TOLD`
+    values it lacks in all.
+    """
+    lacks = _lacks(file)
+    return [*(lacks[name] for name in _FIRST_OF_ALL), ranks[_version(file)], sum(lacks.values())]
+
+
+def _lacks(file: Sequence[Header]) -> dict[str, int]:
+    """Return in how many headers of a file each of the `_TOLD` attributes is missing."""
+    return {name: sum(getattr(header, name) in (None, (), ("",)) for header in file) for name in _TOLD}
 
 
 def _original(path: str, repeats: Mapping[str, tuple[str, str]]) -> str:

@@ -16,7 +16,7 @@ from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless,
 
 from cohortseg.dicom.elements import PIXEL_TAGS, READ_ERRORS, Attributes, first_attributes, tag_of
 from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
-from cohortseg.dicom.geometry import PIXEL_SPACING_MM, agree
+from cohortseg.dicom.geometry import COSINE_ATOL, PIXEL_SPACING_MM, PLACE_MM, agree
 from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
 
 _LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
@@ -132,6 +132,14 @@ _KEYWORDS: Final = (
     *(keyword for _, _, asked in _READ for keyword in ((asked,) if isinstance(asked, str) else asked)),
 )
 _TAGS: Final = [tag_of(keyword) for keyword in _KEYWORDS]
+
+
+PLACE: Final = {
+    "image_position_patient": PLACE_MM,
+    "image_orientation_patient": COSINE_ATOL,
+    "pixel_spacing_mm": PIXEL_SPACING_MM,
+}
+"""Attributes that place an image, with the tolerance within which exports round them differently."""
 
 
 def common(headers: Sequence[Header], name: str) -> Any:

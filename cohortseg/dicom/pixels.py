@@ -15,6 +15,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     RLELossless,
 )
@@ -99,10 +100,7 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
         dataset.setdefault("SamplesPerPixel", 1)  # one grey channel is all that a CT slice can be (PS3.3 C.8.2.1)
         if syntax.is_encapsulated:
             _check_compressed(dataset, syntax, frame)
-        plugin = _OPENJPEG if syntax in JPEG2000TransferSyntaxes else ""
-        stored: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame, decoding_plugin=plugin)
-        if not syntax.is_encapsulated:
-            stored = _right_justified(stored, dataset, frame)
+        stored = _right_justified(_decoded(dataset, syntax, frame), dataset, syntax, frame)
     except READ_ERRORS as error:
         # The texts of other errors can quote header values.
         detail = str(error) if isinstance(error, _MismatchError) else type(error).__name__
@@ -160,7 +158,18 @@ def _is_wrong(syntax: UID, dataset: Dataset) -> bool:
         return False
 
 
-def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) -> NDArray[np.integer]:
+def _decoded(dataset: Dataset, syntax: UID, frame: int) -> NDArray[np.integer]:
+    """Return the values in the BitsStored of an image; bits above them may hold an old overlay, or no sign."""
+    plugin = _OPENJPEG if syntax in JPEG2000TransferSyntaxes else ""
+    stored: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame, decoding_plugin=plugin)
+    unused = 8 * stored.dtype.itemsize - int(dataset.BitsStored)
+    # In other syntaxes pydicom does this itself.
+    if unused > 0 and syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes):
+        return stored << unused >> unused
+    return stored
+
+
+def _right_justified(stored: NDArray[np.integer], dataset: Dataset, syntax: UID, frame: int) -> NDArray[np.integer]:
     """Return stored values shifted to the lower bits, if an old file has them in the upper ones.
 
     HighBit above BitsStored - 1 says so, but is wrong in many files: the values are in the upper bits only if the lower
@@ -170,7 +179,7 @@ def _right_justified(stored: NDArray[np.integer], dataset: Dataset, frame: int) 
     if not bits <= high < int(dataset.BitsAllocated):
         return stored
     dataset.BitsStored = high + 1
-    whole: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame)
+    whole = _decoded(dataset, syntax, frame)
     dataset.BitsStored = bits
     lower = high + 1 - bits
     return stored if (whole & (2**lower - 1)).any() or not whole.any() else whole >> lower

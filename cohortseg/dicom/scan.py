@@ -20,17 +20,27 @@ from cohortseg.dicom.persons import Persons
 from cohortseg.dicom.select_rules import parse_rules
 from cohortseg.dicom.selection import STACK_MM, select_series
 from cohortseg.dicom.series import SeriesRecord, series_from_headers
-from cohortseg.dicom.volumes import covers_in_part, extent_mm, has_strays, of_same_visit, split_volumes, volumes_like
+from cohortseg.dicom.volumes import (
+    FRAGMENT_SHARE,
+    covers_in_part,
+    extent_mm,
+    has_strays,
+    is_told_otherwise,
+    of_same_visit,
+    split_volumes,
+    volumes_like,
+)
 from cohortseg.errors import ConfigError, WorkerError
 from cohortseg.processors import Apart, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
 
 FILES_PER_WORKER: Final = 4000
 """With fewer files, a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
-FRAGMENT_SHARE: Final = 0.2
-"""A short volume that covers its series in part is a fragment if it has fewer slices than this part of those of the
-largest volume like it."""
 _CHUNK: Final = 200
+_TOLD_OTHERWISE: Final = (
+    "another volume of this series has its slices (SOPInstanceUID) with another PixelSpacing or orientation: "
+    "remove the files that are wrong"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +182,8 @@ def _describe(
             most = max(map(len, alike))
             reason = f"fragment: {record.n_slices} slice(s) apart from the {most} of another volume of this series"
             record = replace(record, decision="skipped", reason=reason)
+        if record.decision == "selected" and qc.CONFLICTING_SLICES in record.qc_flags:
+            record = replace(record, decision="skipped", reason=_TOLD_OTHERWISE)
         records.append(record)
     return records
 
@@ -207,14 +219,14 @@ def _findings(
     found = {
         qc.SPLIT_SERIES: len(volumes) > 1,
         qc.PARTIAL_COVERAGE: covers_in_part(volume, same_visit),
+        qc.CONFLICTING_SLICES: is_told_otherwise(volume, volumes),
         qc.FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, volumes),
-        qc.STUDY_DATE_CONFLICT: any(
-            header.path in otherwise_dated or persons.has_two_dates(header) for header in volume
-        )
+        qc.STUDY_DATE_CONFLICT: any(header.path in otherwise_dated for header in volume)
+        or persons.has_two_dates(volume)
         # wherever they lie: slices of both ends are no fragment, and lacked by the others all the same
         or any(other not in same_visit and _is_few(other, alike) for other in alike),
-        qc.TWO_PATIENT_IDS: any(map(persons.has_two_ids, volume)),
+        qc.TWO_PATIENT_IDS: persons.has_two_ids(volume),
         qc.PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }
     return {name for name, holds in found.items() if holds}

@@ -46,8 +46,8 @@ attenuation scans of PET have 4 mm at most."""
 
 _NOT_ALPHANUMERIC: Final = re.compile(r"[\W_]+")
 _PLACEHOLDER: Final = re.compile(
-    r"ANON(YM(OUS|E|I[SZ]ED?)?)?(PATIENT)?|DEID(ENTIFIED)?|REDACTED|REMOVED|DUMMY|UNKNOWN|NONE|NULL|NA|NOTAVAILABLE|"
-    r"NO(PATIENT)?(ID|NAME)|ID|PATIENT(ID)?|TEST|X+|0+"
+    r"ANON(YM(OUS|E|I[SZ]ED?)?)?(PATIENT)?|DEID(ENTIFIED)?|REDACTED|REMOVED|DELETED|DUMMY|UNKNOWN(PATIENT)?|UNSPECIFIED|"
+    r"MISSING|EMPTY|BLANK|NONE|NULL|NA|NOTAVAILABLE|NO(PATIENT)?(ID|NAME)|ID|PATIENT(ID)?|TEST|X+|0+"
 )
 """Placeholders that tools write as PatientID of any patient, in capitals, reduced to letters and digits."""
 
@@ -208,7 +208,10 @@ def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
 
 
 def _is_placeholder(patient_id: str | None) -> bool:
-    return _PLACEHOLDER.fullmatch(_NOT_ALPHANUMERIC.sub("", patient_id or "").upper()) is not None
+    if patient_id is None:
+        return False
+    letters = _NOT_ALPHANUMERIC.sub("", patient_id).upper()
+    return not letters or _PLACEHOLDER.fullmatch(letters) is not None
 
 
 def _orientation(headers: Sequence[Header]) -> str | None:

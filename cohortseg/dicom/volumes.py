@@ -1,11 +1,12 @@
 """From the files of one series to its volumes, none of which mixes planes, frames of reference, kernels or kinds."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from datetime import date
 from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,13 @@ from cohortseg.dicom.geometry import (
     spacing_tolerance_mm,
     stack_slices,
 )
-from cohortseg.dicom.headers import Header, common_spacing
+from cohortseg.dicom.headers import PLACE, Header, common_spacing
 from cohortseg.dicom.rules import image_kind
 from cohortseg.dicom.visits import visit_numbers
 
 Reals: TypeAlias = tuple[float, ...]
 Reals64: TypeAlias = NDArray[np.float64]
+_Item = TypeVar("_Item")
 
 _PHASE: Final = "temporal_position"
 _SCANS: Final = (
@@ -43,9 +45,9 @@ _THICKNESS: Final = "slice_thickness_mm"
 _OF_BOLUS: Final = ("acquisition_number", _THICKNESS, "series_description")
 _DESCRIBED: Final = ("series_description", _THICKNESS, "image_type")
 MAX_VOLUMES: Final = 16
-"""A series that would split into more is left whole, and skipped as mixed: a scanner does not make such parts."""
+"""A patient's series that would split into more is left whole, and skipped as mixed: scanners make no such parts."""
 MAX_LONE: Final = 2
-"""A series is left whole, too, if more single slices than this (scouts) would make up at least half of it."""
+"""It is left whole, too, if more single slices than this (scouts) would make up at least half of it."""
 _FEW_LOST: Final = 1.25
 """Slices of one scan extend over at most this many times what they would if none were lost."""
 _ORIGIN_MM: Final = 0.1
@@ -67,6 +69,8 @@ _SLAB_MM: Final = 240.0
 """A part this long or longer can hold all of the lungs, and is no slab."""
 _LEAST_CHEST_MM: Final = 200.0
 """A shorter part does not hold the lungs of a grown person: half a chest must not stand for the whole."""
+FRAGMENT_SHARE: Final = 0.2
+"""A part of a series with fewer slices than this part of those of the largest part like it is a fragment."""
 SERIES_COVERAGE_SHARE: Final = 0.8
 """A volume that extends over less than this part of all volumes of its series together covers it in part."""
 
@@ -76,7 +80,8 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
 
     One or two slices without a position or an orientation are split off. A volume has one patient, study, visit (study
     dates on both sides of midnight are one), orientation, frame of reference, kernel, image size, pixel spacing and
-    kind (SOP class, scout, projection). A scan may number its acquisitions slice by slice, and has a time for each
+    kind (SOP class, scout, projection); but slices of one grid that were filed under several patients, studies or
+    dates stay together, and are skipped. A scan may number its acquisitions slice by slice, and has a time for each
     slice; acquisitions and times therefore split a series only where each is a regular stack of several slices and all
     together are no regular stack, or alternate, or where all but one acquisition are images of one place.
 
@@ -106,7 +111,6 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
         kind = image_kind(header)
         part_strays = strays[kind] <= MAX_STRAYS
         return (
-            visits[header.study_date],
             kind,
             planes[header.image_orientation_patient] or (None if part_strays else main_plane),
             part_strays and _is_stray(header),
@@ -119,23 +123,50 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
 
     parts = _grouped(headers, part_of)
     for name in ("patient_id", "study_instance_uid"):
-        parts = [
-            scan for part in parts for scan in (_grouped(part, attrgetter(name)) if _are_scans(part, name) else [part])
-        ]
-    lone = [part for part in parts if len(part) == 1]
-    if len(parts) > MAX_VOLUMES or (len(lone) > MAX_LONE and 2 * len(lone) >= len(headers)):
-        parts = [list(headers)]
-    volumes = [volume for part in parts for volume in _acquisitions(part)]
+        parts = [scan for part in parts for scan in _filed_apart(part, attrgetter(name))]
+    parts = [visit for part in parts for visit in _visits(part, visits)]
+    persons = _grouped(parts, lambda part: part[0].patient_id)
+    volumes = [volume for person in persons for part in _few_parts(person) for volume in _acquisitions(part)]
     return sorted(volumes, key=lambda volume: (-len(volume), min(header.sop_instance_uid for header in volume)))
 
 
-def _are_scans(headers: Sequence[Header], name: str) -> bool:
-    """Return whether an attribute tells scans apart, rather than slices of one scan that were filed under two names.
+def _few_parts(parts: list[list[Header]]) -> list[list[Header]]:
+    """Return the parts of one patient's series, or the whole if a scanner does not make such parts."""
+    whole = [header for part in parts for header in part]
+    lone = sum(len(part) == 1 for part in parts)
+    return [whole] if len(parts) > MAX_VOLUMES or (lone > MAX_LONE and 2 * lone >= len(whole)) else parts
+
+
+def _visits(headers: Sequence[Header], visits: Mapping[date | None, int]) -> list[list[Header]]:
+    """Return slices by visit; all together if they are slices of one scan, but for few with another date than most."""
+
+    def visit(header: Header) -> Hashable:
+        return visits[header.study_date]
+
+    groups = _grouped(headers, visit)
+    if len(groups) == 1:
+        return groups
+    most = max(map(len, groups))
+    few = [group for group in groups if len(group) < FRAGMENT_SHARE * most]
+    large = [group for group in groups if len(group) >= FRAGMENT_SHARE * most]
+    rest = [header for group in large for header in group]
+    # The slices of one visit may happen to lie halfway between those of another.
+    are_whole = all(_is_regular(group) and _covers(group, rest) for group in large)
+    return [*(large if are_whole else _filed_apart(rest, visit)), *few]
+
+
+def _filed_apart(headers: list[Header], key: Callable[[Header], Hashable]) -> list[list[Header]]:
+    """Return slices by patient, study or visit; all together if they are slices of one scan filed under several."""
+    return _grouped(headers, key) if _are_scans(headers, key) else [headers]
+
+
+def _are_scans(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> bool:
+    """Return whether a key tells scans apart, rather than slices of one scan that were filed under two names.
 
     Slices of one scan share an in-plane origin, have different positions, and lie on one grid, of which a few may be
     lost.
     """
-    groups = _grouped([header for header in headers if getattr(header, name) is not None], attrgetter(name))
+    groups = _grouped([header for header in headers if key(header) is not None], key)
     if len(groups) < 2:
         return False
     if any(all(map(_is_stray, group)) for group in groups):
@@ -158,10 +189,10 @@ def _known_values(headers: Sequence[Header], name: str) -> set[str]:
     return {value for header in headers if (value := getattr(header, name)) is not None}
 
 
-def _grouped(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> list[list[Header]]:
-    groups: defaultdict[Hashable, list[Header]] = defaultdict(list)
-    for header in headers:
-        groups[key(header)].append(header)
+def _grouped(items: Iterable[_Item], key: Callable[[_Item], Hashable]) -> list[list[_Item]]:
+    groups: defaultdict[Hashable, list[_Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
     return list(groups.values())
 
 
@@ -251,6 +282,33 @@ def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
         if len(rest) > 1 or extent_mm([*scan, *rest]) <= extent_mm(scan) + SAME_POSITION_MM:
             return [scan, rest]
     return []
+
+
+def is_told_otherwise(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
+    """Return whether a slice of a volume is in another of the same visit with another orientation or spacing.
+
+    SOPInstanceUID and position are the same: a file was corrected and sent again, and which is right is not known.
+    """
+    others = {
+        _identity(header): header for other in of_same_visit(volume, volumes) if other is not volume for header in other
+    }
+    return any(
+        (other := others.get(_identity(header))) is not None and _is_corrected(header, other) for header in volume
+    )
+
+
+def _identity(header: Header) -> Hashable:
+    return header.sop_instance_uid, header.frame, header.patient_id, header.study_instance_uid
+
+
+def _is_corrected(header: Header, other: Header) -> bool:
+    """Return whether two headers state one position, but two orientations or spacings (or one of them none)."""
+    agreed = {
+        name: (one := getattr(header, name)) == (two := getattr(other, name))
+        or (None not in (one, two) and agree([one, two], tolerance))
+        for name, tolerance in PLACE.items()
+    }
+    return agreed.pop("image_position_patient") and not all(agreed.values())
 
 
 def covers_in_part(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool:
