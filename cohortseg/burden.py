@@ -20,7 +20,9 @@ MIN_LESION_ML: Final = 0.1
 """Connected lesions below this volume (a ball of 5.8 mm) are not counted: vessels, fissures and noise leave some."""
 PERCENTILES: Final = (10, 50, 90)
 """Percentiles of HU that are measured over lung and lesion."""
-_ZONE_SCORE_EDGES_PCT: Final = (25.0, 50.0, 75.0)
+_ZONE_SCORE_EDGES_PCT: Final = (1.0, 25.0, 50.0, 75.0)
+"""Least percents of opacity for a score of 1, 2, 3 and 4. Readers' bands begin at 1 % too (1 to 25 %: Bernheim et al.,
+Radiology 2020); less is mostly false alarm."""
 
 
 def percent(part: float, whole: float) -> float | None:
@@ -44,7 +46,8 @@ def series_burden(
     lungs : (Z, Y, X) uint8
         0 no lung, 1 the patient's right lung, 2 the left one.
     zones : (Z, Y, X) uint8
-        0 no lung or height not known (a single slice), 1 lower, 2 middle, 3 upper third by height.
+        0 no lung or height not known (a single slice, a lung that was half scanned), 1 lower, 2 middle,
+        3 upper third by height.
     volume_hu : (Z, Y, X) HU
         The CT itself, for mean HU and high opacity.
     voxel_volume_ml : mL, > 0, or None
@@ -164,6 +167,6 @@ def _zone_columns(
             share = percent(int((lesion & region).sum()), int(region.sum()))
             row[f"po_{side}_{zone}_pct"] = share
             if share is not None:
-                scores.append(int(share > 0) + sum(share >= edge for edge in _ZONE_SCORE_EDGES_PCT))
+                scores.append(sum(share >= edge for edge in _ZONE_SCORE_EDGES_PCT))
     row["zone_score"] = sum(scores) if len(scores) == len(SIDES) * len(ZONES) else None
     return row

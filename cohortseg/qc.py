@@ -48,6 +48,7 @@ LUNG_CUT_BY_FIELD_OF_VIEW: Final = "lung_cut_by_field_of_view"
 LUNG_CUT_AT_END_SLICE: Final = "lung_cut_at_end_slice"
 LUNG_LOST_BETWEEN: Final = "lung_lost_between"
 AIR_WITHOUT_VESSELS: Final = "air_without_vessels"
+AIR_BELOW_LUNGS: Final = "air_below_lungs"
 ONE_LUNG: Final = "one_lung"
 LUNG_VOLUME_IMPLAUSIBLE: Final = "lung_volume_implausible"
 DENSE_REGION_EXCLUDED: Final = "dense_region_excluded"
@@ -121,7 +122,10 @@ PIXEL_FLAGS: Final = {
     LUNG_CUT_AT_END_SLICE: "the first or last slice still holds much lung: part of it was not scanned",
     LUNG_LOST_BETWEEN: "slices hold far less lung than those below and above: most of it was lost there",
     AIR_WITHOUT_VESSELS: "regions 2 cm wide as dark as air count as lung: bullae, emphysema, or a pneumothorax",
-    ONE_LUNG: "one side holds less than 5 % of the lung found",
+    AIR_BELOW_LUNGS: "20 mL or more of what counts as lung lie low down and apart from both lungs: stool or food mixed "
+    "with gas, or lung under a dense lobe",
+    ONE_LUNG: "one side holds less than 5 % of the lung found, or the sides meet over much of their depth: a lung was "
+    "removed, lies outside the field of view, or is dense; sides and zones may be wrong",
     LUNG_VOLUME_IMPLAUSIBLE: "below 0.8 or above 9 L of lung: not the whole chest, a child, or air that is no lung",
     DENSE_REGION_EXCLUDED: "large dense regions behind, in front or on one side, perhaps left out in part: effusion, "
     "atelectasis, consolidation",

@@ -84,6 +84,9 @@ def test_zone_score_by_hand() -> None:
     half = np.stack([np.arange(100).reshape(10, 10) < ill for ill in (0, 0, 49, 50, 49, 50)]).astype(np.uint8)
     row = series_burden(half, lung, zones, np.zeros(shape, np.int16), voxel_volume_ml=VOXEL_ML)
     assert row["zone_score"] == 2 + 3 + 2 + 3
+    wider = [np.concatenate(pair, axis=1) for pair in ((labels, 0 * labels), (lung, lung), (zones, zones))]
+    row = series_burden(*wider, np.zeros((6, 20, 10), np.int16), voxel_volume_ml=VOXEL_ML)
+    assert row["zone_score"] == 0 + 0 + 1 + 1 + 2 + 2, "half a percent does not count"
     lung[5] = 0
     row = series_burden(labels, lung, zones, np.zeros(shape, np.int16), voxel_volume_ml=VOXEL_ML)
     assert row["zone_score"] is None, "a zone without lung was not scored"

@@ -107,8 +107,8 @@ NUMBERS = (
     *("po_right_pct", "po_right_middle_pct", "zone_score", "largest_lesion_volume_ml", "flip_disagreement_pct"),
 )
 """Of each kind of column one, in the test of the version behind them."""
-WHOLE = [551.88, 12.4425, 9.9225, -816.1935, -500, 1, 8.10502, 16.21005, 2, 22.365, 45.1389]
-FIVE_OF_SIX = [459.9, 8.295, 6.615, -814.1404, -500, 1, 6.48402, 16.21005, 2, 14.91, 45.1389]
+WHOLE = [367.92, 12.4425, 9.9225, -803.0402, -500, 1, 12.15753, 16.21005, 2, 22.365, 45.1389]
+FIVE_OF_SIX = [369.18, 8.295, 6.615, -758.6561, -500, 1, 8.07736, None, None, 14.91, 45.1389]
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,13 @@ FIVE_OF_SIX = [459.9, 8.295, 6.615, -814.1404, -500, 1, 6.48402, 16.21005, 2, 14
     ],
 )
 def test_changed_numbers_have_a_new_version(
-    tmp_path: Path, kind: str, options: dict[str, object], expected: list[float]
+    tmp_path: Path, kind: str, options: dict[str, object], expected: list[float | None]
 ) -> None:
     """Results are kept by these versions. If this fails, raise one and write its numbers here."""
 
     def body(shape: tuple[int, int, int]) -> NDArray[np.int16]:
         hu = ill_body(shape)
+        hu[[0, -1]] = np.where(hu[[0, -1]] > -900, 40, -1000)  # lungs that end within the slices have zones
         if kind == "padded":
             y, x = (np.linspace(-1, 1, size) for size in shape[1:])
             hu[:, np.hypot(y[:, None], x) > 1] = -1024
@@ -141,8 +142,8 @@ def test_changed_numbers_have_a_new_version(
     write_series(tmp_path, **{"shape": shape, "spacing_mm": SPACING_MM, "hu": hu} | options)
     record = only_series(tmp_path, ScanConfig(repair=("resample",)))
     row = segmented(record, read_volume(record, tmp_path), Doubtful()).burden
-    numbers = pytest.approx(expected, rel=1e-4, nan_ok=False)
-    assert (LUNG_METHOD, MEASURES, [row[name] for name in NUMBERS]) == ("cohortseg-threshold 12", 5, numbers), (
+    numbers = [None if value is None else pytest.approx(value, rel=1e-4) for value in expected]
+    assert (LUNG_METHOD, MEASURES, [row[name] for name in NUMBERS]) == ("cohortseg-threshold 13", 6, numbers), (
         "raise LUNG_METHOD if the lungs alone have changed, else MEASURES"
     )
 

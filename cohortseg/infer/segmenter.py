@@ -33,7 +33,7 @@ _FROM_RECORD: Final = tuple(
 """Columns that a burden row takes from the manifest."""
 
 
-MEASURES: Final = 5
+MEASURES: Final = 6
 """Version of the measures. Raise it whenever the same files give other numbers or labels, so that every series is done
 again; for a change of the lungs alone, raise `LUNG_METHOD` instead."""
 _DIGITS: Final = 4
@@ -76,7 +76,8 @@ def segment_series(
     row["noise_hu"] = noise_hu = soft_tissue_noise(upright_hu[box[0]], upright_mm[1:])
     if noise_hu is not None and noise_hu >= NOISY_HU:
         row["qc_flags"].append(qc.NOISY)
-    row |= series_burden(labels[box], inside, zone_thirds(inside), upright_hu[box], volume.voxel_volume_ml)
+    zones = zone_thirds(lungs.mask[:, *box[1:]])[box[0]]
+    row |= series_burden(labels[box], inside, zones, upright_hu[box], volume.voxel_volume_ml)
     row |= doubt | ({} if model.has_trained_discriminator else {"confidence": None}) | {"status": "ok"}
     row |= {"device": model.device.type, "precision": "bfloat16" if model.bf16 else "float32"}
     masks = SeriesMasks(

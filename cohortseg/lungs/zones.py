@@ -1,5 +1,7 @@
 """The right and the left lung, and the thirds of their height."""
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -7,6 +9,10 @@ from scipy import ndimage
 from cohortseg.labels import LEFT, LOWER, RIGHT
 from cohortseg.lungs.aerated import LungSlice
 from cohortseg.lungs.morphology import Mask, Pieces
+
+_CUT_SHARE: Final = 0.5
+"""A lung's height is not known if the series' first or last slice holds more than this part of its largest area: some
+40 mm or more of it were not scanned, and a fifth of its voxels would be in another third."""
 
 
 def split_sides(lung: Mask, item: LungSlice) -> NDArray[np.uint8]:
@@ -36,18 +42,20 @@ def zone_thirds(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Parameters
     ----------
     mask : (Z, Y, X) uint8
-        As in `Lungs.mask`; z rises to the head.
+        As in `Lungs.mask`, all slices of the series; z rises to the head.
 
     Returns
     -------
     (Z, Y, X) uint8
         0 outside the lungs, 1 lower, 2 middle, 3 upper. Thirds of the lung's height, not of its volume; a slice belongs
-        to the third that holds its middle. A lung on fewer than three slices has no thirds and stays 0.
+        to the third that holds its middle. A lung on fewer than three slices, or cut off amid its height by the first
+        or the last slice, has no thirds and stays 0.
     """
     zones = np.zeros(mask.shape, np.uint8)
     for side in (RIGHT, LEFT):
-        held = np.flatnonzero((mask == side).any(axis=(1, 2)))
-        if held.size < 3:
+        area = (mask == side).sum(axis=(1, 2))
+        held = np.flatnonzero(area)
+        if held.size < 3 or max(area[0], area[-1]) > _CUT_SHARE * area.max():
             continue
         lowest, height = int(held[0]), int(held[-1] - held[0]) + 1
         for z in map(int, held):

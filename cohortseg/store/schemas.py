@@ -100,7 +100,8 @@ _ZONES = tuple(
     Column(
         f"po_{side}_{zone}_pct",
         _REAL,
-        f"100 x opacity / lung in the {zone} third by height of the {side} lung; null if that lung has under 3 slices",
+        f"100 x opacity / lung in the {zone} third by height of the {side} lung; null if that lung has under 3 slices, "
+        "or if the first or last slice holds over half its largest area: its height was not scanned",
     )
     for side in SIDES
     for zone in ZONES
@@ -109,9 +110,9 @@ _ZONES = tuple(
 _ZONE_SCORE = Column(
     "zone_score",
     _INT,
-    "0 to 24: sum over the six zones of 0 (no opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %) or 4 (>= 75 %), the bands "
-    "that readers use to score six zones. Zones are thirds by height (a slice belongs to the third that holds its "
-    "middle) instead of being divided at the carina and the lower pulmonary vein. This is not the lobar 0 to 25 "
+    "0 to 24: sum over the six zones of 0 (< 1 % opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %) or 4 (>= 75 %), the "
+    "bands that readers use to score six zones. Zones are thirds by height (a slice belongs to the third that holds "
+    "its middle) instead of being divided at the carina and the lower pulmonary vein. This is not the lobar 0 to 25 "
     "severity score, which needs lobes. Null unless all six zones hold lung",
 )
 _HU = tuple(
