@@ -40,6 +40,10 @@ _AROUND_HU: Final = -300.0
 """Air around the body is below this; the skin and the tissue beneath it are not."""
 _WIDER: Final = 1.08
 """Factor by which the lungs' convex hull is widened (about 1 cm); pixels inside are shown as they are."""
+_BLACK: Final = 8
+"""Gray value up to which a frame is black: JPEG leaves some noise in it."""
+_AIR_SHARE: Final = 0.05
+"""Where more than this part of what a frame surrounds is black as well, the black is air."""
 _SATURATED: Final = 4
 """Number of topmost gray values that count as cut off by the window."""
 _AIR_RANK: Final = 0.1
@@ -98,6 +102,15 @@ class CropBox:
     y1: int
     x0: int
     x1: int
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Index of the pixels in an upright slice."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+    def moved(self, y: int, x: int) -> "CropBox":
+        """Return the same box of an image with so many more rows above and columns before."""
+        return CropBox(self.y0 + y, self.y1 + y, self.x0 + x, self.x1 + x)
 
 
 def orientation_from_affine(affine: NDArray[np.float64]) -> Orientation:
@@ -277,6 +290,18 @@ def whole_hu(hu: NDArray[np.float32]) -> NDArray[np.int16]:
     """Return HU of any shape as in a decoded volume: int16, rounded and clipped to [HU_MIN, HU_MAX]."""
     whole: NDArray[np.int16] = np.rint(hu).clip(HU_MIN, HU_MAX).astype(np.int16)
     return whole
+
+
+def within_black_frame(gray: NDArray[np.uint8]) -> CropBox:
+    """Return the part of an 8-bit image (Y, X) within a frame of black rows and columns, as letterboxing leaves.
+
+    All of it if there is no frame, or if air is black too and so cannot be told from one.
+    """
+    rows, columns = bounding_box(gray > _BLACK)
+    whole = CropBox(0, gray.shape[0], 0, gray.shape[1])
+    content = CropBox(rows.start, rows.stop, columns.start, columns.stop)
+    inside = gray[content.pixels]
+    return content if inside.size and (inside <= _BLACK).mean() < _AIR_SHARE else whole
 
 
 def hu_from_image(gray: NDArray[np.uint8]) -> NDArray[np.float32]:

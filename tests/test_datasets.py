@@ -24,7 +24,7 @@ from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
 from cohortseg.datasets.prepared import load_prepared, prepare, write_prepared
 from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_image, read_mask, read_slices
 from cohortseg.errors import ConfigError, DataError
-from cohortseg.preprocess import TRANSPOSED, UPRIGHT
+from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT, CropBox, within_black_frame
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
 CANONICAL = CanonicalConfig(size=64)
@@ -198,9 +198,9 @@ def test_images_that_would_be_left_out_are_refused(tmp_path):
     Image.fromarray(gray).save(tmp_path / "images/a.png")
     Image.fromarray(labels).save(tmp_path / "masks/a.png")
     assert names(labeled_folder(tmp_path, UPRIGHT)) == ["a"]
-    for name in ("b.tif", "b.npy", "b.nii.gz"):
+    for name, advice in (("b.tif", "save them as .png"), ("b.npy", "to DICOM"), ("b.nii.gz", "to DICOM")):
         (tmp_path / "images" / name).touch()
-        with pytest.raises(ConfigError, match=rf"1 image\(s\) like {name} are not read"):
+        with pytest.raises(ConfigError, match=rf"1 image\(s\) like {name} are not read; .*{advice}"):
             labeled_folder(tmp_path, UPRIGHT)
         (tmp_path / "images" / name).unlink()
     Image.fromarray(labels).save(tmp_path / "masks/b.png")
@@ -265,6 +265,66 @@ def test_deep_tiny_and_huge_images_are_refused_and_deep_label_maps_read(tmp_path
     Image.fromarray(labels.astype(np.uint16) * 256).save(tmp_path / "labels.png")
     with pytest.raises(DataError, match="labels must be 0, 1, 2"):
         read_mask(tmp_path / "labels.png")
+
+
+@pytest.mark.parametrize("orientation", [UPRIGHT, TRANSPOSED, QUARTER_TURNED])
+@pytest.mark.parametrize("frame", [((3, 3), (3, 3)), ((0, 0), (40, 25)), ((60, 10), (0, 0))])
+def test_a_black_frame_around_an_image_changes_nothing_within(tmp_path, frame, orientation):
+    gray, labels = (orientation.from_upright(array) for array in lesion_slice(0))
+    Image.fromarray(np.ascontiguousarray(gray)).save(tmp_path / "bare.png")
+    for name, array in (("framed.png", gray), ("mask.png", labels)):
+        Image.fromarray(np.pad(array, frame)).save(tmp_path / name)
+    bare = ImageSlice(name="bare", image_path=tmp_path / "bare.png", orientation=orientation)
+    framed = ImageSlice(
+        name="framed",
+        image_path=tmp_path / "framed.png",
+        mask_path=tmp_path / "mask.png",
+        orientation=orientation,
+    )
+    (expected,), (found,) = (list(read_slices(source, CANONICAL)) for source in (bare, framed))
+    assert torch.equal(found.canonical.image, expected.canonical.image)
+    prob = torch.rand(3, CANONICAL.size, CANONICAL.size)
+    inside = tuple(slice(before, -after or None) for before, after in frame)
+    assert np.array_equal(found.canonical.restore(prob)[:, *inside], expected.canonical.restore(prob))
+    assert np.array_equal(found.stored_labels[inside], labels)
+    assert set(np.unique(found.canonical.labels)) == {0, 1, 2}
+
+
+def test_black_air_around_a_body_is_no_frame():
+    rows, columns = np.mgrid[:64, :96]
+    body = np.hypot((rows - 32) / 24, (columns - 48) / 40) < 1
+    gray = np.where(body, 200, 0).astype(np.uint8)
+    assert within_black_frame(gray) == CropBox(0, 64, 0, 96)
+    assert within_black_frame(np.zeros((9, 9), np.uint8)) == CropBox(0, 9, 0, 9)
+
+
+def test_a_label_map_in_another_format_is_named(tmp_path):
+    gray, labels = lesion_slice(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(gray).save(tmp_path / "images/1.png")
+    Image.fromarray(labels).save(tmp_path / "masks/1.tif")
+    Image.fromarray(labels).save(tmp_path / "masks/10.png")
+    with pytest.raises(DataError, match=r"1\.png: the label map of 1\.png is missing; 1\.tif is none"):
+        labeled_folder(tmp_path, UPRIGHT)
+    (tmp_path / "masks/1.tif").unlink()
+    (tmp_path / "masks/10.png").rename(tmp_path / "masks/1.Png")
+    (source,) = labeled_folder(tmp_path, UPRIGHT)
+    assert source.mask_path == tmp_path / "masks/1.Png"
+
+
+def test_covid_semiseg_read_as_a_folder_of_ones_own_is_told(data, caplog):
+    folder = data / "TrainingSet/MultiClassInfection-Train"
+    labeled_folder(folder, TRANSPOSED)
+    assert not caplog.text
+    labeled_folder(folder, UPRIGHT)
+    assert "lie transposed" in caplog.text
+
+
+def test_a_mask_in_place_of_an_image_is_refused(tmp_path):
+    Image.fromarray(lesion_slice(0)[0] > 128).save(tmp_path / "m.png")
+    with pytest.raises(DataError, match=r"m\.png: has one bit a pixel"):
+        read_image(tmp_path / "m.png")
 
 
 def test_own_folders_of_images(tmp_path):

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from cohortseg.cli import app
 from cohortseg.config import CanonicalConfig, ModelConfig
 from cohortseg.datasets.covid_semiseg import VALIDATION, Split, find_data, labeled_slices
+from cohortseg.datasets.folders import labeled_folder
 from cohortseg.datasets.slices import read_mask
 from cohortseg.errors import ConfigError, DataError, ModelError
 from cohortseg.evaluate.page import evaluation_html
@@ -30,6 +31,7 @@ from cohortseg.evaluate.tables import IMAGES, METRICS, TOOLBOX_METRICS
 from cohortseg.metrics import toolbox_scores
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
+from cohortseg.preprocess import TRANSPOSED
 from cohortseg.store.masks import read_masks
 from cohortseg.store.provenance import read_run_json
 from cohortseg.store.schemas import MANIFEST
@@ -145,12 +147,7 @@ def test_page_of_many_images_shows_the_worst_in_a_fixed_order(tmp_path: Path):
 
 
 def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):
-    evaluated(data, "test", model_path=model_path, output=tmp_path)
-    for folder in ("labels", "maps/ggo"):
-        (tmp_path / folder).mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / folder / "of-another-split.png")
     result = evaluated(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
-    assert not list(tmp_path.rglob("of-another-split.png"))
     truth_folder = data / "COVID-SemiSeg/TrainingSet/MultiClassInfection-Train/GT"
     for scores in result.images.filter(pl.col("class_name") != "opacity").to_dicts():
         name, class_name = f"{scores['image']}.png", scores["class_name"]
@@ -294,6 +291,12 @@ def test_dicom_of_ones_own_is_predicted_as_infer_does(model_path: Path, tmp_path
     assert code != 0
     assert "label map is" in stderr
     assert {path: path.read_bytes() for path in (tmp_path / "scores").rglob("*.*")} == before
+    Image.fromarray(labels).save(path)
+    damaged = tmp_path / "images" / file
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    code, _, stderr = run("evaluate", "--model", model_path, "--labeled", tmp_path, "-o", tmp_path / "scores")
+    assert (code, file in stderr) == (2, True)
+    assert {path: path.read_bytes() for path in (tmp_path / "scores").rglob("*.*")} == before
     assert (tmp_path / f"scores/pictures/{key}-0000.png").is_file()
 
 
@@ -317,6 +320,43 @@ def test_labels_of_another_size_are_named(data: Path, model_path: Path, tmp_path
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(folder / "GT" / "1.png")
     with pytest.raises(DataError, match=r"1\.png"):
         evaluated(tmp_path, "test", model_path=model_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ((0, 1), "holds Consolidation; if one label stands for"),
+        ((0,), "no label map holds a lesion"),
+        ((0, 1, 2), ""),
+    ],
+)
+def test_classes_that_the_truth_lacks_are_told(
+    model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, values: tuple[int, ...], told: str
+):
+    write_split(tmp_path, ["1"])
+    labels = np.asarray(Image.open(tmp_path / "GT/1.png"))
+    Image.fromarray(np.where(np.isin(labels, values), labels, 0).astype(np.uint8)).save(tmp_path / "GT/1.png")
+    evaluate_images(labeled_folder(tmp_path, TRANSPOSED), data=tmp_path, model_path=model_path)
+    assert told in caplog.text
+    assert bool(told) == ("no label map holds" in caplog.text)
+
+
+def test_a_truth_without_background_is_refused(model_path: Path, tmp_path: Path):
+    write_split(tmp_path, ["1"])
+    shape = np.asarray(Image.open(tmp_path / "GT/1.png")).shape
+    Image.fromarray(np.ones(shape, np.uint8)).save(tmp_path / "GT/1.png")
+    with pytest.raises(DataError, match="no label map holds background"):
+        evaluate_images(labeled_folder(tmp_path, TRANSPOSED), data=tmp_path, model_path=model_path)
+
+
+def test_pictures_of_an_earlier_evaluation_go_and_ones_own_stay(data: Path, model_path: Path, tmp_path: Path):
+    evaluated(data, "test", model_path=model_path, output=tmp_path, save_maps=True)
+    for mine in ("pictures/mine.png", "labels/reader2.png"):
+        (tmp_path / mine).write_bytes(b"mine")
+    evaluated(data, "val", model_path=model_path, output=tmp_path, save_maps=True)
+    assert {path.stem for path in (tmp_path / "pictures").iterdir()} == VALIDATION | {"mine"}
+    assert {path.stem for path in (tmp_path / "labels").iterdir()} == VALIDATION | {"reader2"}
+    assert {path.stem for path in (tmp_path / "maps/ggo").iterdir()} == VALIDATION
 
 
 # ---- the command

@@ -12,7 +12,7 @@ from cohortseg.config import ScanConfig
 from cohortseg.datasets.slices import IMAGE_ENDINGS, DicomSlices, ImageSlice
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError, DataError
-from cohortseg.preprocess import Orientation
+from cohortseg.preprocess import UPRIGHT, Orientation
 from cohortseg.store.files import require_utf8, visible_files
 
 TERMS: Final = "Trained on data of the user's own: their terms apply. Research software, not a medical device."
@@ -22,6 +22,8 @@ _log: Final = logging.getLogger(__name__)
 _DICOM_ENDINGS: Final = {".dcm", ".dicom", ".ima"}
 _VOLUME_ENDINGS: Final = {".npy", ".npz", ".nii", ".mha", ".mhd", ".nrrd"}
 """Endings of images that other tools read and this one does not."""
+_COVID_SEMISEG: Final = "MultiClassInfection"
+"""How the names of COVID-SemiSeg's folders of labelled images begin."""
 _IMAGE_FOLDERS: Final = ("Imgs", "images")
 _MASK_FOLDERS: Final = ("GT", "masks")
 
@@ -48,15 +50,24 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
     """
     images = _one_of(folder, _IMAGE_FOLDERS)
     masks = _one_of(folder, _MASK_FOLDERS)
+    if folder.name.startswith(_COVID_SEMISEG) and orientation == UPRIGHT:
+        _log.warning(
+            "%s: the labelled images of COVID-SemiSeg lie transposed, and are read upright here; give --data in place "
+            "of --labeled, or --orientation transposed",
+            folder,
+        )
 
     owners: dict[Path, str] = {}
+    label_maps = [path for path in masks.rglob("*") if path.suffix.lower() == ".png" and path.name[0] != "."]
+    by_stem = {path.with_suffix(".png"): path for path in sorted(label_maps)}
 
     def mask_of(name: str) -> Path:
         beside = masks / _mask_name(name)
-        places = (beside, masks / beside.name)
-        path = next((path for place in places for path in (place, place.with_suffix(".PNG")) if path.is_file()), None)
+        path = next((by_stem[place] for place in (beside, masks / beside.name) if place in by_stem), None)
         if path is None:
-            raise DataError(f"{beside}: the label map of {name} is missing")
+            others = [other.name for other in visible_files(masks) if other.name.startswith(f"{beside.stem}.")]
+            hint = f"; {others[0]} is none: label maps are .png files with their image's name" if others else ""
+            raise DataError(f"{beside}: the label map of {name} is missing{hint}")
         if owners.setdefault(path, name) != name:
             advice = f"put that of {name} at {beside}" if path != beside else f"rename {name} or {owners[path]}"
             raise DataError(f"{path}: is the label map of two slices; {advice}")
@@ -75,8 +86,8 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
                 )
             names = tuple(mask_of(name) for name in source.record.files)
             sources.append(DicomSlices(record=source.record, root=source.root, mask_paths=names))
-    for path in sorted(path for path in masks.rglob("*") if path.suffix.lower() == ".png"):
-        if path not in owners and not path.name.startswith("."):
+    for path in sorted(label_maps):
+        if path not in owners:
             raise DataError(f"{path}: is the label map of no slice that can be used; add its image, or take it out")
     return sources
 
@@ -125,8 +136,10 @@ def _image_files(folder: Path) -> list[Path]:
     unknown = (Image.registered_extensions().keys() | _VOLUME_ENDINGS) - IMAGE_ENDINGS
     unread = [path for path in listed if _ending(path) in unknown]
     if unread:
+        is_volume = _ending(unread[0]) in _VOLUME_ENDINGS
+        as_what = "convert them to DICOM, which keeps their HU" if is_volume else "save them as .png"
         raise ConfigError(
-            f"{folder}: {len(unread)} image(s) like {unread[0].name} are not read; save them as .png, or take them out"
+            f"{folder}: {len(unread)} image(s) like {unread[0].name} are not read; {as_what}, or take them out"
         )
     if not images:
         return []

@@ -32,7 +32,9 @@ from cohortseg.preprocess import (
     orientation_from_affine,
     restore,
     whole_hu,
+    within_black_frame,
 )
+from cohortseg.volume import HU_MIN
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
 """Endings of 8-bit images."""
@@ -117,6 +119,8 @@ class SourceSlice:
 
     name: str
     """For an image, its file name without the ending; for a slice of a series, the series key and the slice's index."""
+    file: str
+    """Path of its file, relative to the folder of the images."""
     upright_hu: NDArray[np.int16]
     """(Y, X) HU, upright."""
     stored_labels: NDArray[np.uint8] | None
@@ -139,6 +143,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     with _opened(path, "image") as image:
         if _has_deep_pixels(image) or _loses_bits(image):
             raise DataError(f"{path}: has more than 8 bits a pixel; save it with 8, lung window, or use the DICOM file")
+        if image.mode == "1":
+            raise DataError(f"{path}: has one bit a pixel: a mask in place of a slice?")
         if min(image.size) < _MIN_SIDE:
             raise DataError(f"{path}: {image.width} x {image.height} pixels are too few for a slice")
         if (np.ptp(np.asarray(image.convert("RGB")), axis=2) > _CHROMA).mean() > _COLOURED:
@@ -230,30 +236,40 @@ def read_slices(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> It
     if isinstance(source, DicomSlices):
         yield from _read_series(source, config)
         return
-    hu, labels = _read_image(source)
+    hu, content, labels = _read_image(source)
     yield SourceSlice(
         name=source.name,
+        file=source.image_path.name,
         upright_hu=whole_hu(hu),
         stored_labels=labels,
         lungs=None,
         orientation=source.orientation,
-        canonical=_canonical_of_image(source, hu, labels, config),
+        canonical=_canonical_of_image(source, hu, content, labels, config),
     )
 
 
-def check_source(source: ImageSlice | DicomSlices) -> None:
-    """Refuse an image or a label map that cannot be used: before any other work, which may be long.
+def slice_names(source: ImageSlice | DicomSlices) -> list[str]:
+    """Return the name of an image, or of every slice of a series in order."""
+    if isinstance(source, ImageSlice):
+        return [source.name]
+    return [f"{source.record.series_key}-{index:04d}" for index in range(source.record.n_slices)]
+
+
+def check_source(source: ImageSlice | DicomSlices) -> set[int]:
+    """Read an image or a series before any other work, which may be long, and return the labels that its maps hold.
 
     Raises
     ------
     DataError
-        Naming the file.
+        If an image or a label map cannot be used; the message names the file.
+    DicomError, GeometryError
+        If the series cannot be used.
     """
     if isinstance(source, ImageSlice):
-        _read_image(source)
-        return
-    for path in source.mask_paths or ():
-        _read_mask_of(path, (source.record.rows or 0, source.record.columns or 0))
+        _, _, labels = _read_image(source)
+        return set() if labels is None else {*np.unique(labels).tolist()}
+    shape = read_volume(source.record, source.root).volume_hu.shape[1:]
+    return {int(label) for path in source.mask_paths or () for label in np.unique(_read_mask_of(path, shape))}
 
 
 def _read_mask_of(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -264,34 +280,44 @@ def _read_mask_of(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return labels
 
 
-def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
-    """Return an image as upright HU (Y, X), and its label map as stored."""
+def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], CropBox, NDArray[np.uint8] | None]:
+    """Return an image as upright HU (Y, X), the part of it within a black frame, and its label map as stored."""
     gray = read_image(source.image_path)
     labels = None if source.mask_path is None else _read_mask_of(source.mask_path, gray.shape)
+    upright = source.orientation.to_upright(gray)
+    content = within_black_frame(upright)
+    hu = np.full(upright.shape, HU_MIN, np.float32)
     try:
-        return source.orientation.to_upright(hu_from_image(gray)), labels
+        hu[content.pixels] = hu_from_image(upright[content.pixels])
     except DataError as error:
         raise DataError(f"{source.image_path}: {error}") from error
+    return hu, content, labels
 
 
 def _canonical_of_image(
-    source: ImageSlice, upright_hu: NDArray[np.float32], labels: NDArray[np.uint8] | None, config: CanonicalConfig
+    source: ImageSlice,
+    upright_hu: NDArray[np.float32],
+    content: CropBox,
+    labels: NDArray[np.uint8] | None,
+    config: CanonicalConfig,
 ) -> CanonicalSlice:
-    """Return an image in canonical form; one without recognised lung is not cropped."""
-    lungs = segment_lungs(whole_hu(upright_hu)[None], _IMAGE_SPACING_MM).mask > 0
-    box = lung_boxes(lungs, config)[0]
-    if labels is not None and source.mask_path is not None and box is not None:
+    """Return an image's content in canonical form; one without recognised lung is not cropped any further."""
+    hu = np.ascontiguousarray(upright_hu[content.pixels])
+    lungs = segment_lungs(whole_hu(hu)[None], _IMAGE_SPACING_MM).mask > 0
+    found = lung_boxes(lungs, config)[0]
+    inner = found or CropBox(0, hu.shape[0], 0, hu.shape[1])
+    box = inner.moved(content.y0, content.x0)
+    if labels is not None and source.mask_path is not None and found is not None:
         _warn_of_lost_lesions(source.mask_path, source.orientation.to_upright(labels), box)
-    frame = CropBox(0, upright_hu.shape[0], 0, upright_hu.shape[1])
     return CanonicalSlice(
         name=source.name,
-        image=canonical_batch(np.ascontiguousarray(upright_hu)[None], lungs, [box or frame], config)[0],
-        labels=_canonical_labels(labels, source.orientation, box or frame, config),
-        box=box or frame,
+        image=canonical_batch(hu[None], lungs, [inner], config)[0],
+        labels=_canonical_labels(labels, source.orientation, box, config),
+        box=box,
         orientation=source.orientation,
         upright_shape=(upright_hu.shape[0], upright_hu.shape[1]),
         sha256=file_sha256(source.image_path),
-        lungs_found=box is not None,
+        lungs_found=found is not None,
     )
 
 
@@ -315,6 +341,7 @@ def _canonical_labels(
 def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[SourceSlice]:
     volume = read_volume(source.record, source.root)
     sha256_of = cache(file_sha256)  # a multi-frame file holds many slices
+    names = slice_names(source)
     orientation = orientation_from_affine(volume.affine)
     hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
     lungs = segment_lungs(hu, orientation.upright_spacing(volume.spacing_mm)).mask > 0
@@ -323,7 +350,7 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
         if source.mask_paths is not None:
             labels = _read_mask_of(source.mask_paths[index], volume.volume_hu.shape[1:])
             _warn_of_lost_lesions(source.mask_paths[index], orientation.to_upright(labels), box)
-        name = f"{source.record.series_key}-{index:04d}"
+        name = names[index]
         canonical = None
         if box is not None:
             canonical = CanonicalSlice(
@@ -338,6 +365,7 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
             )
         yield SourceSlice(
             name=name,
+            file=source.record.files[index],
             upright_hu=hu[index],
             stored_labels=labels,
             lungs=lungs[index],

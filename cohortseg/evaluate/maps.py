@@ -1,5 +1,6 @@
 """What an evaluation saves for each image: its picture, label maps and 8-bit probability maps."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -51,8 +52,8 @@ def write_maps(folder: Path, name: str, prob: NDArray[np.float32]) -> None:
         _save(folder / _MAPS / label.name / f"{name}.png", Image.fromarray(eight_bit(prob[label.value])))
 
 
-def remove_pictures(folder: Path) -> None:
-    """Remove the pictures and maps of an earlier evaluation, so that a toolbox finds the images of one split only.
+def remove_pictures(folder: Path, names: Iterable[str]) -> None:
+    """Remove the pictures and maps of some images, so that a toolbox finds those of one evaluation only.
 
     Raises
     ------
@@ -60,9 +61,9 @@ def remove_pictures(folder: Path) -> None:
         If one cannot be removed.
     """
     with store_errors(folder, "what an earlier evaluation left cannot be removed"):
-        for place in (PICTURES, _LABELS, *(f"{_MAPS}/{label.name}" for label in LESIONS)):
-            for path in (folder / place).glob("*.png"):
-                path.unlink()
+        for name in names:
+            for place in (PICTURES, _LABELS, *(f"{_MAPS}/{label.name}" for label in LESIONS)):
+                (folder / place / f"{name}.png").unlink(missing_ok=True)
 
 
 def _save(path: Path, picture: Image.Image) -> None:

@@ -14,13 +14,20 @@ import polars as pl
 import torch
 
 from cohortseg.config import InferConfig
-from cohortseg.datasets.slices import DicomSlices, ImageSlice, SourceSlice, check_source, read_slices
+from cohortseg.datasets.slices import (
+    DicomSlices,
+    ImageSlice,
+    SourceSlice,
+    check_source,
+    read_slices,
+    slice_names,
+)
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.score import Case, label_map, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
-from cohortseg.labels import BACKGROUND, NUM_CLASSES
+from cohortseg.labels import BACKGROUND, LESIONS, NUM_CLASSES
 from cohortseg.models.device import batch_size_for
 from cohortseg.overlays import Compared, compared
 from cohortseg.progress import Report, silent
@@ -35,6 +42,8 @@ _log: Final = logging.getLogger(__name__)
 COMMAND: Final = "evaluate"
 """Command in ``run.json`` that marks an evaluation's folder."""
 _TABLES: Final = (IMAGES, METRICS)
+_IMAGE_NAMES: Final = "image_names"
+"""Key in ``run.json`` of the images whose pictures and maps lie in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +106,8 @@ def evaluate_images(
         If the output cannot be written.
     """
     model = load_model(model_path)
-    for source in sources:  # before an earlier evaluation is replaced
-        check_source(source)
-    with _held(output):
+    _check_labels(set().union(*map(check_source, sources)))  # before an earlier evaluation is replaced
+    with _held(output, [name for source in sources for name in slice_names(source)]):
         started = time.perf_counter()
         pairs = predicted_cases(sources, model, report=report)
         cases = (case for _, case in pairs) if output is None else _written(pairs, output, save_maps=save_maps)
@@ -116,6 +124,7 @@ def evaluate_images(
                 "model": {"name": model.name, "sha256": model.sha256},
                 "counts": {"images": images["image"].n_unique(), "images_in_training": len(seen)},
                 "timings": {"total_s": round(time.perf_counter() - started, 3)},
+                _IMAGE_NAMES: images["image"].unique(maintain_order=True).to_list(),
             }
             _write(output, result, facts)
     return result
@@ -166,7 +175,25 @@ def _case(item: SourceSlice, canonical_prob: torch.Tensor | None, model: LoadedM
         inside = np.True_ if item.lungs is None else item.orientation.from_upright(item.lungs)
         prob = np.where(inside, restored, prob)
         seen = item.canonical.sha256 in model.training_images
-    return Case(name=item.name, prob=prob, truth=item.stored_labels, in_training=seen)
+    return Case(name=item.name, prob=prob, truth=item.stored_labels, in_training=seen, file=item.file)
+
+
+def _check_labels(present: set[int]) -> None:
+    """Refuse label maps without background, and tell of classes that none of them holds."""
+    if BACKGROUND.value not in present:
+        raise DataError(
+            "no label map holds background: they must hold 0 where there is no lesion, 1 for ground-glass opacity and "
+            "2 for consolidation; look at how they were saved"
+        )
+    missing = [label.title for label in LESIONS if label.value not in present]
+    if len(missing) == len(LESIONS):
+        _log.warning("no label map holds a lesion: the numbers are about false alarms alone")
+    elif missing:
+        _log.warning(
+            "no label map holds %s; if one label stands for all opacity, only the rows 'opacity' say how good the "
+            "model is",
+            missing[0],
+        )
 
 
 def _written(pairs: Iterable[tuple[SourceSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:
@@ -182,7 +209,7 @@ def _written(pairs: Iterable[tuple[SourceSlice, Case]], output: Path, *, save_ma
 
 
 @contextmanager
-def _held(folder: Path | None) -> Iterator[None]:
+def _held(folder: Path | None, names: Sequence[str]) -> Iterator[None]:
     """Create and lock the output folder; if it is not empty, only an earlier evaluation is replaced."""
     if folder is None:
         yield
@@ -192,18 +219,21 @@ def _held(folder: Path | None) -> Iterator[None]:
     if others and read_run_json(folder).get("command") != COMMAND:
         raise ConfigError(f"{folder}: holds other things than an evaluation; choose another folder with -o")
     with held(folder, "evaluate"):
-        _clear(folder)
+        _clear(folder, names)
         yield
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier evaluation left."""
+def _clear(folder: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier evaluation left, and note the names of the images of this one."""
+    noted = read_run_json(folder).get(_IMAGE_NAMES)
+    names_only = (name for name in noted or () if Path(name).name == name)  # nothing outside is removed
+    earlier = set(names_only)
     # First, so that the folder of an interrupted evaluation is known as one.
-    write_run_json(folder, COMMAND, {}, finished=False)
+    write_run_json(folder, COMMAND, {_IMAGE_NAMES: sorted(earlier.union(names))}, finished=False)
     with store_errors(folder, "what an earlier evaluation left cannot be removed"):
         for name in (*(schema.file_name for schema in _TABLES), PAGE):
             (folder / name).unlink(missing_ok=True)
-    remove_pictures(folder)
+    remove_pictures(folder, earlier)
 
 
 def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:

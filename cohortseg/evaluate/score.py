@@ -35,6 +35,8 @@ class Case(NamedTuple):
     """(H, W) ground truth: 0 background, 1 ground-glass opacity, 2 consolidation."""
     in_training: bool | None = None
     """Whether the model was trained on this image; None where not known."""
+    file: str | None = None
+    """Path of the image; None where not known."""
 
 
 def score_images(cases: Iterable[Case]) -> pl.DataFrame:
@@ -94,6 +96,7 @@ def _overlap_row(case: Case, class_name: str, predicted: NDArray[np.bool_], trut
     predicted_pixels = counts.true_positive + counts.false_positive
     return {
         "image": case.name,
+        "file": case.file,
         "class_name": class_name,
         "in_training": case.in_training,
         "rows": truth.shape[0],

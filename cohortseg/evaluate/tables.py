@@ -24,7 +24,7 @@ _OVERLAP = (
 
 IMAGES: Final = TableSchema(
     name="images",
-    version=5,
+    version=6,
     row="one image and class of an evaluation",
     columns=(
         Column(
@@ -32,8 +32,13 @@ IMAGES: Final = TableSchema(
             _TEXT,
             "name of the slice: an image's file name without its suffix; of DICOM, series key and place in order",
         ),
+        Column("file", _TEXT, "its file, relative to the folder of the images; null where not known"),
         _CLASS,
-        Column("in_training", _FLAG, "whether the model was trained on this image file; null where not known"),
+        Column(
+            "in_training",
+            _FLAG,
+            "whether the model was trained on this very file, which an image saved again is not; null where not known",
+        ),
         Column("rows", _INT, "height, pixels"),
         Column("columns", _INT, "width, pixels"),
         Column("truth_pixels", _INT, "pixels of the class in the ground truth"),
