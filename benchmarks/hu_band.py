@@ -20,9 +20,9 @@ from scipy import ndimage
 from scipy.stats import spearmanr
 
 from cohortseg.dicom.decode import read_volume
-from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.series import record_from_row
 from cohortseg.store.masks import read_masks
-from cohortseg.store.schemas import BURDEN
+from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
 
 BAND_HU = (-750, 50)
@@ -49,7 +49,8 @@ def main() -> None:
     burden = read_table(options.output / "burden.parquet", BURDEN).filter(pl.col("status") == "ok")
     opacity = dict(burden.select("series_key", "po_pct").iter_rows())
     pairs = []
-    for record in scan_cohort(options.cohort).series:
+    manifest = read_table(options.output / "manifest.parquet", MANIFEST)
+    for record in map(record_from_row, manifest.iter_rows(named=True)):
         if record.series_key in opacity:
             volume = read_volume(record, options.cohort)
             lungs = read_masks(options.output / "masks.zarr", record.series_key).lungs

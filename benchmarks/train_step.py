@@ -25,7 +25,7 @@ from cohortseg.config import CanonicalConfig, TrainConfig, preset_config
 from cohortseg.datasets.batches import Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.models.device import find_device, has_fast_bf16
-from cohortseg.train.phases import Workers, adversarial_step, supervised_step
+from cohortseg.train.phases import Workers, adversarial_step, draw_batch, supervised_step
 from cohortseg.train.state import ADVERSARIAL, SUPERVISED, TrainState, build_state
 
 
@@ -36,6 +36,7 @@ def random_data(config: TrainConfig) -> PreparedData:
         labeled=torch.rand(16, 1, size, size, generator=generator).half(),
         labels=torch.randint(0, 3, (16, size, size), generator=generator, dtype=torch.uint8),
         unlabeled=torch.rand(16, 1, size, size, generator=generator).half(),
+        pseudo_labels=torch.randint(0, 3, (16, size, size), generator=generator, dtype=torch.uint8),
         labeled_images=(),
         unlabeled_images=(),
         terms="",
@@ -44,9 +45,7 @@ def random_data(config: TrainConfig) -> PreparedData:
 
 def training_step(state: TrainState, workers: Workers, batches: Batches) -> None:
     """Do one iteration of the present phase, as the loop does."""
-    config = state.config
-    num_unlabeled = config.batch_unlabeled if state.phase == ADVERSARIAL else 0
-    batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled, config.batch_pseudo)
+    batch = draw_batch(batches, state.config, state.phase, state.iteration)
     (supervised_step if state.phase == SUPERVISED else adversarial_step)(state, workers, batch)
     if state.averaged is not None:
         state.averaged.update_parameters(state.segmenter)
@@ -111,8 +110,7 @@ def measure(config: TrainConfig, phase: int, repeats: int, *, profiled: bool) ->
         rank=0,
         world=1,
     )
-    num_unlabeled = config.unlabeled_a_step if phase == ADVERSARIAL else 0
-    batch = batches.draw(0, config.batch_labeled, num_unlabeled, config.batch_pseudo)
+    batch = draw_batch(batches, config, phase, 0)
     images = torch.cat([batch.labeled, batch.unlabeled]).contiguous(memory_format=torch.channels_last)
     maps = torch.rand(2 * config.batch_labeled, 3, *images.shape[2:], device=device)
 
@@ -156,6 +154,7 @@ def main() -> None:
     config = replace(
         preset_config(options.preset),
         canonical=CanonicalConfig(size=options.size),
+        predict_size=0,
         batch_labeled=options.batch,
         batch_unlabeled=options.batch,
         warmup_iterations=0,

@@ -56,8 +56,7 @@ class CanonicalConfig:
     """Smallest crop of a slice, as a fraction of the whole series' crop, so that apices are not enlarged too much."""
 
     def __post_init__(self) -> None:
-        """Check ranges; lists from JSON become tuples."""
-        object.__setattr__(self, "window_hu", tuple(self.window_hu))
+        """Check ranges."""
         _check(_is_size(self.size), f"size must be {_SIZES}", self.size)
         in_order = all(map(math.isfinite, self.window_hu)) and self.window_hu[0] < self.window_hu[1]
         _check(in_order, "window_hu must be (low, high) with low < high", self.window_hu)
@@ -86,7 +85,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; lists from JSON become tuples."""
-        object.__setattr__(self, "decoder_channels", tuple(self.decoder_channels))
         _check(len(self.decoder_channels) == 4, "decoder_channels must be four numbers", self.decoder_channels)
         encoders = get_args(EncoderName)
         _check(self.encoder in encoders, f"encoder must be one of {', '.join(encoders)}", self.encoder)
@@ -222,7 +220,6 @@ class TrainConfig:
             object.__setattr__(self, "canonical", config_from_mapping(CanonicalConfig, self.canonical))
         if isinstance(self.model, Mapping):
             object.__setattr__(self, "model", config_from_mapping(ModelConfig, self.model))
-        object.__setattr__(self, "class_offsets", tuple(self.class_offsets))
         _check(
             self.predict_size == 0 or _is_size(self.predict_size),
             f"predict_size must be 0, or {_SIZES}",
@@ -349,12 +346,10 @@ class ScanConfig:
     """Repairs made instead of skipping a series: resample (uneven spacing, short gaps), untilt (gantry tilt)."""
 
     def __post_init__(self) -> None:
-        """Check names; lists from TOML become tuples."""
-        for name, valid in (("select", None), ("prefer", PREFERENCES), ("repair", REPAIRS)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-            unknown = [item for item in getattr(self, name) if valid is not None and item not in valid]
-            _check(not unknown, f"{name} must be of {', '.join(valid or ())}", ", ".join(map(str, unknown)))
+        """Check names."""
+        for name, valid in (("prefer", PREFERENCES), ("repair", REPAIRS)):
+            unknown = [item for item in getattr(self, name) if item not in valid]
+            _check(not unknown, f"{name} must be of {', '.join(valid)}", ", ".join(map(str, unknown)))
 
 
 @dataclass(frozen=True, kw_only=True)

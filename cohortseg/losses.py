@@ -91,10 +91,8 @@ def proportion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         (B, H, W) int64; `IGNORE` pixels are left out of both y and p. An image with no other pixels costs 0.
     """
     valid = (labels != IGNORE).float()[:, None]
-    num_valid = valid.sum(dim=(2, 3))
-    predicted = (logits.softmax(dim=1) * valid).sum(dim=(2, 3)) / num_valid.clamp_min(1)
-    squared = (class_proportions(labels, logits.shape[1]) - predicted).square().sum(dim=1)
-    return (squared * (num_valid[:, 0] > 0)).mean()
+    predicted = (logits.softmax(dim=1) * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3)).clamp_min(1)
+    return (class_proportions(labels, logits.shape[1]) - predicted).square().sum(dim=1).mean()
 
 
 def adversarial_loss(confidence_logits: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import TrainConfig, resolve_config
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, labeled_slices, unlabeled_slices
-from cohortseg.datasets.prepared import load_prepared, prepare
+from cohortseg.datasets.prepared import prepare, write_prepared
 from cohortseg.errors import ConfigError
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
@@ -281,8 +281,8 @@ def test_held_out_images_are_not_trained_on(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(fold, "train", record)
     images = tuple(labeled_slices(tiny.data, "all"))
     config = resolve_config(TrainConfig, tiny.config, {})
-    prepare(tmp_path / DATA, images, unlabeled_slices(tiny.data), config.canonical, "", lambda *_: None)
-    everything = load_prepared(tmp_path / DATA)
+    everything = prepare(images, unlabeled_slices(tiny.data), config.canonical, "", lambda *_: None)
+    write_prepared(tmp_path / DATA, everything)
     with pytest.raises(Ended):
         fold.run_fold(fold.FoldJob(out=tmp_path, images=images, config=config, row="ssa", fold=1), lambda _: None)
     (data,) = trained_on

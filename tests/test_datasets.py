@@ -14,7 +14,6 @@ import pytest
 import torch
 from phantoms import body_hu, write_series
 from PIL import Image
-from safetensors.torch import save_file
 from training_data import canonical_of, lesion_slice, prepared, write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
@@ -217,12 +216,12 @@ def test_labels_without_a_lesion_are_refused_and_without_a_class_told(tmp_path, 
     source = ImageSlice(name="a", image_path=tmp_path / "a.png", mask_path=tmp_path / "mask.png", orientation=UPRIGHT)
     Image.fromarray(np.zeros_like(labels)).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match="none of the 1 labelled slices holds a lesion"):
-        prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
+        prepare([source], [], CANONICAL, "mine", lambda *_: None)
     Image.fromarray(np.where(labels > 0, 2, 1).astype(np.uint8)).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match="none of the 1 labelled slices holds background"):
-        prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
+        prepare([source], [], CANONICAL, "mine", lambda *_: None)
     Image.fromarray((labels > 0).astype(np.uint8)).save(tmp_path / "mask.png")
-    prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
+    prepare([source], [], CANONICAL, "mine", lambda *_: None)
     assert "no labelled slice holds Consolidation" in caplog.text
 
 
@@ -357,8 +356,7 @@ def test_own_folders_of_dicom_with_masks(tmp_path):
         Image.fromarray(mask).save(tmp_path / "masks" / f"{path.stem}.png")
     (source,) = labeled_folder(tmp_path, UPRIGHT)
     assert isinstance(source, DicomSlices)
-    prepare(tmp_path / "data.safetensors", [source], [], CANONICAL, "mine", lambda *_: None)
-    found = load_prepared(tmp_path / "data.safetensors")
+    found = prepare([source], [], CANONICAL, "mine", lambda *_: None)
     assert found.labeled.shape == (4, 1, 64, 64)
     assert found.terms == "mine"
     assert (len(found.labeled_images), found.unlabeled_images) == (4, ())
@@ -511,8 +509,7 @@ def test_an_unlabelled_series_that_cannot_be_used_is_left_out(tmp_path, caplog):
     labeled = [ImageSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
 
     def prepared(folder):
-        prepare(tmp_path / "data", labeled, unlabeled_folder(folder, UPRIGHT), CANONICAL, "mine", lambda *_: None)
-        return load_prepared(tmp_path / "data")
+        return prepare(labeled, unlabeled_folder(folder, UPRIGHT), CANONICAL, "mine", lambda *_: None)
 
     assert prepared(tmp_path / "good").unlabeled.shape[0] == 4
     (tmp_path / "both").mkdir()
@@ -531,7 +528,7 @@ def test_an_unlabelled_image_that_cannot_be_used_is_refused_by_name(tmp_path):
     labeled = [ImageSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
     unlabeled = [ImageSlice(name="blank", image_path=tmp_path / "blank.png")]
     with pytest.raises(DataError, match=r"blank\.png: the image is blank"):
-        prepare(tmp_path / "data", labeled, unlabeled, CANONICAL, "mine", lambda *_: None)
+        prepare(labeled, unlabeled, CANONICAL, "mine", lambda *_: None)
 
 
 @pytest.fixture
@@ -552,8 +549,8 @@ def test_header_values_do_not_reach_the_terminal_by_way_of_warnings(tmp_path, se
     Image.fromarray(gray).save(tmp_path / "x.png")
     Image.fromarray(labels).save(tmp_path / "x-mask.png")
     labeled = [ImageSlice(name="x", image_path=tmp_path / "x.png", mask_path=tmp_path / "x-mask.png")]
-    prepare(tmp_path / "data", labeled, [series_with_bad_uids], CANONICAL, "mine", lambda *_: None)
-    assert len(load_prepared(tmp_path / "data").unlabeled) == 4
+    found = prepare(labeled, [series_with_bad_uids], CANONICAL, "mine", lambda *_: None)
+    assert len(found.unlabeled) == 4
 
 
 def test_nor_do_they_when_slices_are_read_one_by_one(series_with_bad_uids):
@@ -626,16 +623,6 @@ def test_damaged_prepared_data_are_refused(tmp_path):
     (tmp_path / "data.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match="prepared data"):
         load_prepared(tmp_path / "data.safetensors")
-
-
-def test_prepared_data_of_earlier_versions_are_read(tmp_path):
-    data = prepared()
-    tensors = {name: getattr(data, name) for name in ("labeled", "labels", "unlabeled")}
-    facts = {"labeled_images": "[]", "unlabeled_images": "[]", "terms": "mine"}
-    save_file(tensors, tmp_path / "data.safetensors", facts)
-    found = load_prepared(tmp_path / "data.safetensors")
-    assert torch.equal(found.labels, data.labels)
-    assert (found.terms, found.pseudo_labels.numel(), found.teachers) == ("mine", 0, ())
 
 
 def test_prepared_slices_that_were_changed_on_disk_are_refused(tmp_path):

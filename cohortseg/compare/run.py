@@ -28,7 +28,7 @@ from cohortseg.compare.rows import FOLDS, check_rows
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg
-from cohortseg.datasets.prepared import prepare
+from cohortseg.datasets.prepared import prepare, write_prepared
 from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreError, WorkerError
 from cohortseg.models.device import limit_threads
@@ -94,6 +94,8 @@ def compare_rows(
         If an image or label map cannot be used.
     DivergedError
         If a loss is no longer a finite number.
+    ModelError
+        If ImageNet weights that are asked for cannot be used.
     StoreError
         If another process is at work in the folder, or it cannot be written.
     WorkerError
@@ -190,8 +192,7 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
     """Refuse to continue a comparison begun with another version, other settings, images or weights."""
     try:
         before = parse_json(settings.read_bytes())
-        version, saved, images = (before[name] for name in ("version", "config", "images"))
-        weights = before.get("imagenet_sha256", now["imagenet_sha256"])  # one begun before this was recorded lacks it
+        version, saved, images, weights = (before[name] for name in ("version", "config", "images", "imagenet_sha256"))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     if version != now["version"]:
@@ -212,7 +213,7 @@ def _content_hash(item: ImageSlice) -> str:
 def _prepare(path: Path, images: Sequence[ImageSlice], root: Path, config: TrainConfig, progress: Progress) -> None:
     unlabeled = covid_semiseg.unlabeled_slices(root) if path.name == DATA else []
     with progress("Preparing slices") as report:
-        prepare(path, images, unlabeled, config.canonical, covid_semiseg.TERMS, report)
+        write_prepared(path, prepare(images, unlabeled, config.canonical, covid_semiseg.TERMS, report))
 
 
 def _run_here(jobs: Sequence[FoldJob], report: Report) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 
 _IMAGE_THREADS = 4
 _TENSORS = ("labeled", "labels", "unlabeled", "pseudo_labels")
-_OPTIONAL = "pseudo_labels"
-_IMAGES = ("labeled_images", "unlabeled_images")
+_HASHES = ("labeled_images", "unlabeled_images", "teachers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +54,19 @@ class PreparedData:
 
 
 def prepare(
-    path: Path,
     labeled: Sequence[ImageSlice | DicomSlices],
     unlabeled: Sequence[ImageSlice | DicomSlices],
     config: CanonicalConfig,
     terms: str,
     report: Report,
-    finish: Callable[[PreparedData], PreparedData] = lambda data: data,
-) -> None:
-    """Bring all sources to canonical form and write them to one file; ``finish`` may add to them first.
+) -> PreparedData:
+    """Bring all sources to canonical form.
 
     Raises
     ------
     DataError
         If a labelled source or an unlabelled image cannot be used (the message names its file), or no slice is left.
         An unlabelled DICOM series that cannot be used is left out and logged: a tree of them is never clean.
-    StoreError
-        If the file cannot be written.
     """
     total = len(labeled) + len(unlabeled)
     slices: list[CanonicalSlice] = []
@@ -93,7 +88,7 @@ def prepare(
         log.info("%d of %d training images show no lung by themselves and are used uncropped", frames, len(slices))
     labels = [_labels(item) for item in slices[:num_labeled]]
     _check_classes(labels)
-    data = PreparedData(
+    return PreparedData(
         labeled=_stack(slices[:num_labeled], config),
         labels=torch.from_numpy(np.stack(labels)),
         unlabeled=_stack(slices[num_labeled:], config),
@@ -101,8 +96,6 @@ def prepare(
         unlabeled_images=tuple(sorted({item.sha256 for item in slices[num_labeled:]})),
         terms=terms,
     )
-    slices.clear()  # they are in the tensors now
-    write_prepared(path, finish(data))
 
 
 def write_prepared(path: Path, data: PreparedData) -> None:
@@ -114,7 +107,7 @@ def write_prepared(path: Path, data: PreparedData) -> None:
         If the file cannot be written.
     """
     tensors = {name: getattr(data, name) for name in _TENSORS}
-    metadata = {name: json.dumps(getattr(data, name)) for name in (*_IMAGES, "teachers")}
+    metadata = {name: json.dumps(getattr(data, name)) for name in _HASHES}
     metadata |= {"sha256": _digest(tensors), "terms": data.terms}
     with replacing_by_name(path) as file:  # as bytes they would be in memory a second time
         try:
@@ -124,7 +117,7 @@ def write_prepared(path: Path, data: PreparedData) -> None:
 
 
 def load_prepared(path: Path) -> PreparedData:
-    """Load what `prepare` wrote.
+    """Load what `write_prepared` wrote.
 
     Raises
     ------
@@ -133,18 +126,17 @@ def load_prepared(path: Path) -> PreparedData:
     """
     with _opened(path) as file:
         metadata = file.metadata()
-        names = [name for name in _TENSORS if name != _OPTIONAL or name in file.keys()]  # noqa: SIM118 - no mapping
-        values: dict[str, Any] = {name: file.get_tensor(name) for name in names}
-        digest = _digest(values)
-        values |= {name: tuple(parse_json(metadata[name])) for name in _IMAGES}
-        data = PreparedData(**values, terms=metadata["terms"], teachers=_teachers(metadata))
-    if metadata.get("sha256", digest) != digest:  # older files have neither it nor what is optional
+        tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        hashes: dict[str, Any] = {name: tuple(parse_json(metadata[name])) for name in _HASHES}
+        data = PreparedData(**tensors, **hashes, terms=metadata["terms"])
+        damaged = metadata["sha256"] != _digest(tensors)
+    if damaged:
         raise DataError(f"{path}: damaged: its slices are not those that were written")
     return data
 
 
 def teachers_of(path: Path) -> tuple[str, ...]:
-    """Return the SHA-256 of the teachers' model files, from what `prepare` wrote, without its slices.
+    """Return the SHA-256 of the teachers' model files, from what `write_prepared` wrote, without its slices.
 
     Raises
     ------
@@ -152,11 +144,7 @@ def teachers_of(path: Path) -> tuple[str, ...]:
         If the file is missing or damaged.
     """
     with _opened(path) as file:
-        return _teachers(file.metadata())
-
-
-def _teachers(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(parse_json(metadata.get("teachers", "[]")))
+        return tuple(parse_json(file.metadata()["teachers"]))
 
 
 @contextmanager
@@ -172,8 +160,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in _TENSORS:
-        if name in tensors:
-            digest.update(tensors[name].numpy().data)
+        digest.update(tensors[name].numpy().data)
     return digest.hexdigest()
 
 

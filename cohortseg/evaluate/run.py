@@ -54,8 +54,6 @@ class Evaluation:
     """Table `METRICS`."""
     images: pl.DataFrame
     """Table `IMAGES`."""
-    data: Path
-    """The folder that was read."""
     model: str
     """Name of the model."""
     seen: tuple[str, ...]
@@ -113,7 +111,7 @@ def evaluate_images(
         cases = (case for _, case in pairs) if output is None else _written(pairs, output, save_maps=save_maps)
         images = score_images(cases)
         seen = tuple(images.filter(pl.col("in_training"))["image"].unique(maintain_order=True).to_list())
-        result = Evaluation(metrics=summarise(images), images=images, data=data, model=model.name, seen=seen)
+        result = Evaluation(metrics=summarise(images), images=images, model=model.name, seen=seen)
         if output is not None:
             lying = dict.fromkeys(source.orientation for source in sources if isinstance(source, ImageSlice))
             arguments: dict[str, Any] = {"data": str(data), "split": split, "model": model.name}

@@ -46,13 +46,11 @@ class SameConv2d(nn.Conv2d):
     gradients in oneDNN take 4 to 10 times as long (46 ms against 11 ms for 8 x 1152 x 8 x 8), half of a whole step.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, *, groups: int = 1, bias: bool = True
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, *, groups: int = 1) -> None:
         total = kernel_size - stride
         even = total % 2 == 0
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding=total // 2 if even else 0, groups=groups, bias=bias
+            in_channels, out_channels, kernel_size, stride, padding=total // 2 if even else 0, groups=groups, bias=False
         )
         self._uneven_padding = 0 if even else total
 
@@ -78,7 +76,7 @@ class MBConv(nn.Module):
         if expansion != 1:
             self._expand_conv = nn.Conv2d(in_channels, hidden, 1, bias=False)
             self._bn0 = _frozen_norm(hidden)
-        self._depthwise_conv = SameConv2d(hidden, hidden, kernel_size, stride, groups=hidden, bias=False)
+        self._depthwise_conv = SameConv2d(hidden, hidden, kernel_size, stride, groups=hidden)
         self._bn1 = _frozen_norm(hidden)
         self._project_conv = nn.Conv2d(hidden, out_channels, 1, bias=False)
         self._bn2 = _frozen_norm(out_channels)
@@ -103,7 +101,7 @@ class EfficientNetLite0Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem = SameConv2d(3, 32, 3, 2, bias=False)
+        self._conv_stem = SameConv2d(3, 32, 3, 2)
         self._bn0 = _frozen_norm(32)
         blocks: list[nn.Module] = []
         below = 32

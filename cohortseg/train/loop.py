@@ -26,7 +26,7 @@ from cohortseg.models.device import has_fast_bf16
 from cohortseg.models.vqvae import codebook_use
 from cohortseg.train.history import History
 from cohortseg.train.page import RunPage
-from cohortseg.train.phases import Losses, Workers, adversarial_step, supervised_step
+from cohortseg.train.phases import Losses, Workers, adversarial_step, draw_batch, supervised_step
 from cohortseg.train.state import ADVERSARIAL, SUPERVISED, TrainState, build_state, load_state, save_state, undone
 from cohortseg.weights import ModelCard, check_finite, save_model
 
@@ -130,8 +130,7 @@ def train(
             learning_rate = learning_rate_at(state.iteration, state.total_iterations, config.learning_rate)
             for group in state.segmenter_optimizer.param_groups:
                 group["lr"] = learning_rate
-            num_unlabeled = config.unlabeled_a_step if state.phase == ADVERSARIAL else 0
-            batch = batches.draw(state.iteration, config.batch_labeled, num_unlabeled, config.batch_pseudo)
+            batch = draw_batch(batches, config, state.phase, state.iteration)
             step = supervised_step if state.phase == SUPERVISED else adversarial_step
             recent.append(step(state, workers, batch))
             if state.averaged is not None:
@@ -146,7 +145,7 @@ def train(
             if state.iteration % LOG_EVERY == 0 or checkpoint_due or last:
                 row = _mean_losses(recent, workers)
                 seconds = time.perf_counter() - clock
-                images = len(recent) * world * (config.labeled_a_step + num_unlabeled)
+                images = len(recent) * world * (len(batch.labeled) + len(batch.unlabeled))
                 row |= {"learning_rate": learning_rate, "images_per_s": images / seconds}
                 if state.segmenter.vq is not None:
                     row["codes_alive"], row["perplexity"] = codebook_use(state.segmenter.vq.quantizer.usage)
@@ -190,10 +189,9 @@ def _lay_out_gradients(state: TrainState, workers: Workers, batches: Batches) ->
     """
     config = state.config
     with undone(state):
-        supervised_step(state, workers, batches.draw(0, config.batch_labeled, 0, config.batch_pseudo))
+        supervised_step(state, workers, draw_batch(batches, config, SUPERVISED, 0))
         if config.semi_supervised:
-            num_unlabeled = config.unlabeled_a_step
-            adversarial_step(state, workers, batches.draw(0, config.batch_labeled, num_unlabeled, config.batch_pseudo))
+            adversarial_step(state, workers, draw_batch(batches, config, ADVERSARIAL, 0))
 
 
 def _mean_losses(recent: list[Losses], workers: Workers) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cohortseg.config import TrainConfig
-from cohortseg.datasets.batches import Batch
+from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.losses import (
     IGNORE,
     adversarial_loss,
@@ -25,7 +25,7 @@ from cohortseg.losses import (
 )
 from cohortseg.models.segmenter import SegmenterOutput
 from cohortseg.models.vqvae import ALIVE_SHARE, revive_codes, update_usage
-from cohortseg.train.state import TrainState
+from cohortseg.train.state import ADVERSARIAL, TrainState
 
 Losses = dict[str, torch.Tensor]
 """Detached scalars on the device, for the history."""
@@ -48,6 +48,12 @@ class Workers:
     world: int
     device: torch.device
     bf16: bool
+
+
+def draw_batch(batches: Batches, config: TrainConfig, phase: int, iteration: int) -> Batch:
+    """Return this worker's share of the batch of an iteration: without unlabelled slices where the phase has no use."""
+    num_unlabeled = config.unlabeled_a_step if phase == ADVERSARIAL else 0
+    return batches.draw(iteration, config.batch_labeled, num_unlabeled, config.batch_pseudo)
 
 
 def supervised_step(state: TrainState, workers: Workers, batch: Batch) -> Losses:

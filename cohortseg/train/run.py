@@ -10,7 +10,7 @@ from typing import Any, Final
 from cohortseg.cluster import check_here, cluster_address, require_answer
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
-from cohortseg.datasets.prepared import PreparedData, prepare
+from cohortseg.datasets.prepared import prepare, write_prepared
 from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.preprocess import ORIENTATIONS
@@ -195,11 +195,8 @@ def _prepare(
 ) -> None:
     models = load_teachers(teachers, config)
     with progress("Preparing slices") as report:
-
-        def finish(data: PreparedData) -> PreparedData:
-            return taught(data, models, report) if models else data
-
-        prepare(run / DATA, labelled, unlabelled, config.canonical, terms, report, finish)
+        data = prepare(labelled, unlabelled, config.canonical, terms, report)
+        write_prepared(run / DATA, taught(data, models, report) if models else data)
     size = config.canonical.size
     _log.info("%d labelled and %d unlabelled sources, %d pixels square", len(labelled), len(unlabelled), size)
 

@@ -100,7 +100,7 @@ class LoadedModel:
         Parameters
         ----------
         images
-            (B, 1, size, size) float32 in [0, 1]; the size is that of ``card.canonical``, which benchmarks vary.
+            (B, 1, size, size) float32 in [0, 1]; the size is that of ``card.canonical``.
         flips
             Average the probabilities over each slice and its mirror image.
 
@@ -265,7 +265,6 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
     try:
         header["model"] = config_from_mapping(ModelConfig, header["model"])
         header["canonical"] = config_from_mapping(CanonicalConfig, header["canonical"])
-        header.setdefault("teachers", [])
         _check_types(header)
         header |= {name: tuple(header[name]) for name in _HASHES}
         return ModelCard(**header), tensors, hashlib.sha256(content).hexdigest()
