@@ -217,7 +217,7 @@ MANIFEST: Final = TableSchema(
 
 BURDEN: Final = TableSchema(
     name="burden",
-    version=6,
+    version=7,
     row="one series that was chosen for segmentation",
     never_null=("series_instance_uid", "series_key", "status", "qc_flags"),
     columns=(
