@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import get_args
 import pytest
 import torch
 from training_data import lesion_slice, write_covid_semiseg
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cohortseg import __version__
 from cohortseg.cli import app
+from cohortseg.cluster import connected
 from cohortseg.config import PRESETS, Preset, TrainConfig, config_from_mapping, preset_config
 from cohortseg.errors import ConfigError, StoreError
 from cohortseg.processors import num_processors
@@ -64,7 +66,20 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Train in a process that starts a Ray of its own."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, check=False)
+
+
+def train(*arguments: object) -> Result:
+    """Train from this process."""
+    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray for all that `train` starts: most of a short training is the start of Ray."""
+    with connected():
+        yield
 
 
 def listed_checkpoints(run_folder: Path) -> set[str]:
@@ -99,8 +114,8 @@ class Trained:
     killed: Path
     """Tests work on copies of it."""
 
-    def resumed(self, folder: Path, data: Path) -> subprocess.CompletedProcess[str]:
-        return run("--data", data, "--config", self.config, "-o", folder, "--resume")
+    def resumed(self, folder: Path, data: Path) -> Result:
+        return train("--data", data, "--config", self.config, "-o", folder, "--resume")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +160,7 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_p
     refused = run("--data", data, "--config", trained.config, "-o", broken)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    resumed = trained.resumed(broken, data)
+    resumed = run("--data", data, "--config", trained.config, "-o", broken, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert [row["iteration"] for row in read_history(broken)] == list(range(5, 41, 5))
     assert_equal_models(trained.whole, broken)
@@ -153,78 +168,85 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_p
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_of_a_finished_run_nothing_is_written_again_whatever_may_change_on_resume(trained, tmp_path):
     whole = shutil.copytree(trained.whole, tmp_path / "run[/a]b")
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     changed = config_file(tmp_path, supervised=20, adversarial=20, batch=3)
-    again = run("--config", changed, "-o", whole, "--resume")
-    assert again.returncode == 0, again.stderr
+    again = train("--config", changed, "-o", whole, "--resume")
+    assert again.exit_code == 0, again.stderr
     assert "nothing is done" in " ".join(again.stderr.split())
     assert again.stdout == f"{whole / 'model.safetensors'}\n"
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_a_run_does_not_go_on_with_other_slices_than_those_it_began_with(data, trained, tmp_path):
     lost = shutil.copytree(trained.killed, tmp_path / "lost")
     (lost / "data.safetensors").unlink()
     refused = trained.resumed(lost, data)
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert "data.safetensors: is missing" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_a_run_without_a_checkpoint_left_begins_again_and_says_so(data, trained, tmp_path):
     bare = shutil.copytree(trained.killed, tmp_path / "bare")
     shutil.rmtree(bare / "checkpoints")
     resumed = trained.resumed(bare, data)
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.exit_code == 0, resumed.stderr
     assert "holds no checkpoint any more: training begins again" in " ".join(resumed.stderr.split())
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_a_list_of_checkpoints_that_was_cut_off_does_not_keep_a_run_from_going_on(data, trained, tmp_path):
     unlisted = shutil.copytree(trained.killed, tmp_path / "unlisted")
     listed = unlisted / "checkpoints/checkpoint_manager_snapshot.json"
     listed.write_bytes(listed.read_bytes()[:-100])
     (begun, *_) = read_history(unlisted)
     resumed = trained.resumed(unlisted, data)
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.exit_code == 0, resumed.stderr
     assert f"{listed}isdamaged" in "".join(resumed.stderr.split())
     assert read_history(unlisted)[0] == begun, "with its time: it was not trained again"
     assert_equal_models(trained.whole, unlisted)
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_a_newest_checkpoint_that_is_gone_gives_way_to_the_one_before_it(data, trained, tmp_path):
     lost = shutil.copytree(trained.killed, tmp_path / "lost")
     newest = lost / "checkpoints" / max(listed_checkpoints(lost))
     assert len(list(newest.parent.glob("checkpoint_*/"))) > 1
     shutil.rmtree(newest)
     resumed = trained.resumed(lost, data)
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.exit_code == 0, resumed.stderr
     assert "namescheckpointsthataregone" in "".join(resumed.stderr.split())
     assert_equal_models(trained.whole, lost)
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_a_newest_checkpoint_that_is_cut_off_is_replaced_by_the_one_before_it(data, trained, tmp_path):
     torn = shutil.copytree(trained.killed, tmp_path / "torn")
     newest = torn / "checkpoints" / max(listed_checkpoints(torn)) / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     resumed = trained.resumed(torn, data)
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.exit_code == 0, resumed.stderr
     assert f"{newest.parent}isdamaged" in "".join(resumed.stderr.split())
     assert_equal_models(trained.whole, torn)
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_a_student_is_trained_with_a_finished_model_as_its_teacher(data, trained, tmp_path):
     config = config_file(tmp_path, supervised=3, adversarial=3)
     config.write_text(config.read_text().replace("batch_labeled", "batch_pseudo = 2\nbatch_labeled"), encoding="utf-8")
     teacher = trained.whole / "model.safetensors"
-    done = run("--data", data, "--config", config, "--teacher", teacher, "-o", tmp_path / "student")
-    assert done.returncode == 0, done.stderr
+    done = train("--data", data, "--config", config, "--teacher", teacher, "-o", tmp_path / "student")
+    assert done.exit_code == 0, done.stderr
     student = load_model(tmp_path / "student/model.safetensors")
     assert student.training_images >= load_model(teacher).training_images
     assert student.card.recipe["batch_pseudo"] == 2
@@ -233,11 +255,12 @@ def test_a_student_is_trained_with_a_finished_model_as_its_teacher(data, trained
     assert facts["data"]["teachers_sha256"] == list(student.card.teachers)
     options = json.loads((tmp_path / "student/data-options.json").read_text())
     assert options["teachers"] == [str(teacher)]
-    again = run("-o", tmp_path / "student", "--resume")
-    assert again.returncode == 0, again.stderr
+    again = train("-o", tmp_path / "student", "--resume")
+    assert again.exit_code == 0, again.stderr
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 @pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
 def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp_path):
     one, two = (
@@ -245,8 +268,8 @@ def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp
         config_file(tmp_path, supervised=5, adversarial=5),
     )
     for config, workers in ((one, 1), (two, 2)):
-        done = run("--data", data, "--config", config, "-o", tmp_path / f"w{workers}", "--workers", workers)
-        assert done.returncode == 0, done.stderr
+        done = train("--data", data, "--config", config, "-o", tmp_path / f"w{workers}", "--workers", workers)
+        assert done.exit_code == 0, done.stderr
     rows = [read_history(tmp_path / f"w{workers}") for workers in (1, 2)]
     for single, double in zip(*rows, strict=True):
         for name in ("ce", "proportion", "vq", "discriminator", "semi"):
@@ -255,6 +278,7 @@ def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 @pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
 def test_what_only_one_of_two_workers_meets_ends_both(data, tmp_path, monkeypatch):
     monkeypatch.setattr("cohortseg.train.fit._MAX_FAILURES", 0)  # each further attempt takes 15 seconds
@@ -269,6 +293,7 @@ def test_what_only_one_of_two_workers_meets_ends_both(data, tmp_path, monkeypatc
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_own_folders_of_images_train_phase_1_alone(tmp_path):
     from PIL import Image
 
@@ -280,11 +305,11 @@ def test_own_folders_of_images_train_phase_1_alone(tmp_path):
     config = config_file(tmp_path, supervised=4)
     config.write_text("semi_supervised = false\n" + config.read_text(encoding="utf-8"), encoding="utf-8")
     Image.fromarray(labels | 4).save(tmp_path / "own/masks/s2.png")
-    refused = run("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
-    assert (refused.returncode, "labels must be 0, 1, 2" in refused.stderr) == (2, True)
+    refused = train("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
+    assert (refused.exit_code, "labels must be 0, 1, 2" in refused.stderr) == (2, True)
     Image.fromarray(labels).save(tmp_path / "own/masks/s2.png")
-    done = run("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
-    assert done.returncode == 0, "once the label map is mended, the same command works: " + done.stderr
+    done = train("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
+    assert done.exit_code == 0, "once the label map is mended, the same command works: " + done.stderr
     model = load_model(tmp_path / "run/model.safetensors")
     assert "3 labelled slices" in model.name
     assert "non-commercial" not in model.card.licence
@@ -293,11 +318,12 @@ def test_own_folders_of_images_train_phase_1_alone(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_training_that_diverges_ends_at_once_with_advice(data, tmp_path):
     config = config_file(tmp_path, supervised=30)
     config.write_text("learning_rate = 1e12\n" + config.read_text(encoding="utf-8"), encoding="utf-8")
-    done = run("--data", data, "--config", config, "-o", tmp_path / "run", "--workers", 1)
-    assert done.returncode == 1
+    done = train("--data", data, "--config", config, "-o", tmp_path / "run", "--workers", 1)
+    assert done.exit_code == 1
     assert "not finite any more" in done.stderr
     assert "lower learning_rate" in done.stderr
     assert "RETRY" not in done.stderr
