@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from cohortseg.errors import CohortSegError, ConfigError, ModelError
 from cohortseg.losses import softened_truth
 from cohortseg.train import loop, phases
 from cohortseg.train.history import History, read_history
-from cohortseg.train.loop import MODEL, PHASE_1_MODEL, learning_rate_at
+from cohortseg.train.loop import LOG_EVERY, MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Workers, adversarial_step, supervised_step
 from cohortseg.train.pictures import draw_labeled, draw_unlabeled
@@ -48,6 +49,26 @@ QUICK = TrainConfig(
 
 class Stopped(Exception):
     """The test's own way of ending a run at a checkpoint."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pages() -> Iterator[None]:
+    """Draw no page where no test looks at it: that takes longer than a short training."""
+    with patch.object(loop, "RunPage"):
+        yield
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "RunPage", RunPage)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of QUICK to its end, with the folder of its last checkpoint; only read."""
+    run = tmp_path_factory.mktemp("quick") / "run"
+    train(QUICK, run)
+    return run
 
 
 def train(
@@ -85,6 +106,7 @@ def train(
     return kept
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
     config = replace(QUICK, ema_decay=0.9, optimizer="adamw", learning_rate=1e-3)
     train(config, tmp_path / "unbroken")
@@ -159,7 +181,7 @@ def test_both_phases_need_no_unlabelled_slices_where_these_teach_nothing(tmp_pat
 
 def test_it_learns_to_segment_what_it_is_shown(tmp_path):
     config = replace(
-        QUICK, supervised_iterations=200, semi_supervised=False, optimizer="adamw", learning_rate=3e-3, dice_weight=1.0,
+        QUICK, supervised_iterations=100, semi_supervised=False, optimizer="adamw", learning_rate=3e-3, dice_weight=1.0,
         augment=False,
     )  # fmt: skip
     data = prepared(2, 0)
@@ -172,19 +194,18 @@ def test_it_learns_to_segment_what_it_is_shown(tmp_path):
 
 
 def test_damaged_lines_of_a_history_are_passed_over(tmp_path):
-    (tmp_path / "history.jsonl").write_text('{"iteration": 10}\n{"iteration": "x"}\n[1]\n{"ce": 1}\nhalf a li\n{"iter')
-    assert read_history(tmp_path) == [{"iteration": 10}]
+    lines = ('{"iteration": 10}', '{"iteration": "x"}', "[1]", '{"ce": 1}', "half a li", '{"iteration": 20}', '{"iter')
+    (tmp_path / "history.jsonl").write_text("\n".join(lines))
+    assert read_history(tmp_path) == [{"iteration": 10}, {"iteration": 20}]
 
 
-def test_both_phases_leave_a_model_and_a_history(tmp_path):
-    run = tmp_path / "run"
-    train(QUICK, run)
-    rows = read_history(run)
+def test_both_phases_leave_a_model_and_a_history(quick):
+    rows = read_history(quick)
     assert {row["phase"] for row in rows} == {1, 2}
     assert {"ce", "proportion", "vq", "semi", "adversarial", "discriminator", "trusted"} <= set(rows[-1])
     assert all(json.dumps(row) for row in rows)
-    assert list((run / "tensorboard").iterdir())
-    first, last = load_model(run / PHASE_1_MODEL), load_model(run / MODEL)
+    assert list((quick / "tensorboard").iterdir())
+    first, last = load_model(quick / PHASE_1_MODEL), load_model(quick / MODEL)
     assert first.sha256 != last.sha256
     assert last.card.recipe["phase"] == 2
     assert first.training_images == {"0" * 64}, "phase 1 sees no unlabelled slice"
@@ -193,26 +214,22 @@ def test_both_phases_leave_a_model_and_a_history(tmp_path):
     assert first.card.licence == last.card.licence == "synthetic", "the terms of the data"
 
 
-def test_class_offsets_are_in_the_finished_model_and_change_no_training(tmp_path):
+def test_class_offsets_and_finer_slices_are_in_the_finished_model_and_change_no_training(quick, tmp_path):
+    offsets = (0, 0.5, 2)
+    finished = load_model(_model(tmp_path / "run", replace(QUICK, class_offsets=offsets, predict_size=96)), bf16=False)
+    plain = load_model(quick / MODEL, bf16=False)
+    assert (plain.card.canonical.size, finished.card.canonical.size) == (QUICK.canonical.size, 96)
+    for name, value in plain.segmenter.state_dict().items():
+        if name != "head.bias":
+            assert torch.equal(value, finished.segmenter.state_dict()[name]), name
     images = prepared(2, 0).labeled.float()
-    plain, shifted = (
-        load_model(_model(tmp_path / name, replace(QUICK, class_offsets=offsets)), bf16=False).segmenter(images).logits
-        for name, offsets in (("plain", (0, 0, 0)), ("shifted", (0, 0.5, 2)))
-    )
-    for index, offset in enumerate((0, 0.5, 2)):
-        torch.testing.assert_close(shifted[:, index], plain[:, index] + offset, atol=2e-3, rtol=0)
+    logits, shifted = (model.segmenter(images).logits for model in (plain, finished))
+    for index, offset in enumerate(offsets):
+        torch.testing.assert_close(shifted[:, index], logits[:, index] + offset, atol=2e-3, rtol=0)
 
 
-def test_the_finished_model_may_see_finer_slices_than_it_was_trained_on(tmp_path):
-    _model(tmp_path / "a", QUICK)
-    finer = load_model(_model(tmp_path / "b", replace(QUICK, predict_size=96)))
-    as_trained = load_model(tmp_path / "a" / MODEL)
-    assert (as_trained.card.canonical.size, finer.card.canonical.size) == (QUICK.canonical.size, 96)
-    for name, value in as_trained.segmenter.state_dict().items():
-        assert torch.equal(value, finer.segmenter.state_dict()[name])
-
-
-def test_a_run_shows_what_it_does_on_one_page(tmp_path):
+@pytest.mark.usefixtures("pages")
+def test_a_run_shows_what_it_does_on_one_page_and_learns_the_same(quick, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(Stopped):
         train(QUICK, run, stop_at=5)
@@ -229,6 +246,7 @@ def test_a_run_shows_what_it_does_on_one_page(tmp_path):
     assert page.count("src=") == page.count('src="data:image/jpeg;base64,') == 4  # self-contained
     assert not re.search(r"<script|<link|https?:", page.lower())
     assert _size(run / "pictures/unlabeled.png")[0] == 5 * (2 * size + gap) + gap
+    assert (run / MODEL).read_bytes() == (quick / MODEL).read_bytes()
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -284,41 +302,47 @@ def test_drawing_the_page_takes_little_of_the_time(tmp_path):
     assert "iteration 5 of" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(tmp_path):
-    one = load_model(_model(tmp_path / "a", replace(QUICK, semi_supervised=False)))
-    two = load_model(_model(tmp_path / "b", QUICK))
+def test_the_discriminator_stands_still_in_phase_1_and_moves_in_phase_2(quick):
+    one, two = (load_model(quick / name).discriminator.state_dict() for name in (PHASE_1_MODEL, MODEL))
     torch.manual_seed(QUICK.seed)
     fresh = loop.build_state(QUICK, torch.device("cpu")).discriminator.state_dict()
     for name, value in fresh.items():
-        assert torch.equal(one.discriminator.state_dict()[name], value.half().float())
-    assert any(
-        not torch.equal(two.discriminator.state_dict()[name], value.half().float()) for name, value in fresh.items()
-    )
+        assert torch.equal(one[name], value.half().float())
+    assert any(not torch.equal(two[name], value.half().float()) for name, value in fresh.items())
 
 
 @pytest.fixture(scope="module")
-def quick_model(tmp_path_factory):
-    return _model(tmp_path_factory.mktemp("quick") / "run", QUICK)
+def begun() -> TrainState:
+    """What steps set out from; tests work on copies of it."""
+    return loop.build_state(QUICK, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
-    "switch",
+    ("phase", "switch"),
     [
-        {"proportion_weight": 0.0},
-        {"dice_weight": 1.0},
-        {"opacity_dice_weight": 1.0},
-        {"adversarial_weight": 0.0},
-        {"semi_weight": 0.0},
-        {"vq_weight": 0.0},
-        {"truth_confidence": 1.0},
+        (1, {"proportion_weight": 0.0}),
+        (1, {"dice_weight": 1.0}),
+        (1, {"opacity_dice_weight": 1.0}),
+        (1, {"vq_weight": 0.0}),
+        (2, {"adversarial_weight": 0.0}),
+        (2, {"semi_weight": 0.0}),
+        (2, {"truth_confidence": 1.0}),
     ],
-    ids=lambda switch: next(iter(switch)),
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else f"phase {value}",
 )
-def test_each_switch_changes_what_is_learned(quick_model, tmp_path, switch):
-    changed = _model(tmp_path / "b", replace(QUICK, **switch))
-    state = load_model(quick_model).segmenter.state_dict()
-    other = load_model(changed).segmenter.state_dict()
-    assert any(name in other and not torch.equal(value, other[name]) for name, value in state.items())
+def test_each_switch_changes_what_is_learned(begun, phase, switch):
+    def learned(config: TrainConfig) -> dict[str, torch.Tensor]:
+        state = deepcopy(begun)
+        state.config, state.phase = config, phase
+        state.iteration = QUICK.warmup_iterations
+        for _ in range(2):  # what D learns in the first step changes S in the second
+            (supervised_step if phase == 1 else adversarial_step)(state, alone(state), drawn())
+            state.iteration += 1
+        return dict(state.segmenter.named_parameters())
+
+    plain = learned(QUICK)
+    assert same(plain, learned(QUICK))
+    assert not same(plain, learned(replace(QUICK, **switch)))
 
 
 def test_the_vq_vae_branch_changes_what_the_encoder_learns():
@@ -463,16 +487,23 @@ def test_phase_1_ends_early_once_its_loss_is_saturated(tmp_path):
     assert rows[-1]["iteration"] == rows[-1]["total_iterations"] == ended + config.adversarial_iterations
 
 
-def test_saturation_does_not_hang_on_how_often_a_run_is_saved(tmp_path):
-    config = replace(
-        QUICK, semi_supervised=False, supervised_iterations=200, saturation_patience=10, learning_rate=1e-9
-    )
-    ends = []
-    for checkpoint_every in (7, 200):
-        last = train(replace(config, checkpoint_every=checkpoint_every), tmp_path / str(checkpoint_every))
-        ends.append(torch.load(last / "state.pt", weights_only=True))
-    assert ends[0]["iteration"] == ends[1]["iteration"] < 200
-    assert ends[0]["smoothed_loss"] == pytest.approx(ends[1]["smoothed_loss"])
+def test_saturation_does_not_hang_on_how_often_a_run_is_saved():
+    losses = np.r_[np.linspace(2, 1, 60), np.ones(340)] + np.random.default_rng(0).normal(0, 0.05, 400)
+
+    def ended(checkpoint_every: int) -> TrainState:
+        state, recent = deepcopy(begun_with_patience), []
+        for state.iteration, loss in enumerate(losses, start=1):
+            recent.append(loss)
+            if state.iteration % LOG_EVERY == 0 or state.iteration % checkpoint_every == 0:
+                if loop._note_saturation(state, float(np.mean(recent)), len(recent)):
+                    break
+                recent = []
+        return state
+
+    begun_with_patience = loop.build_state(replace(QUICK, saturation_patience=40), torch.device("cpu"))
+    often, never = ended(7), ended(400)
+    assert 60 < often.iteration == never.iteration < 400
+    assert often.smoothed_loss == pytest.approx(never.smoothed_loss)
 
 
 def test_a_run_that_ended_saturated_is_finished_and_one_that_broke_off_ends_where_an_unbroken_one_does(tmp_path):
@@ -482,6 +513,8 @@ def test_a_run_that_ended_saturated_is_finished_and_one_that_broke_off_ends_wher
     whole = train(replace(config, checkpoint_every=7), tmp_path / "whole")
     ended = read_history(tmp_path / "whole")
     assert ended[-1]["iteration"] < 100
+    smoothed = smoothed_loss(ended)
+    assert torch.load(whole / "state.pt", weights_only=True)["smoothed_loss"] == pytest.approx(smoothed)
     model = (tmp_path / "whole" / MODEL).read_bytes()
     train(replace(config, checkpoint_every=7), tmp_path / "whole", restore=whole)
     assert (tmp_path / "whole" / MODEL).read_bytes() == model
@@ -493,6 +526,16 @@ def test_a_run_that_ended_saturated_is_finished_and_one_that_broke_off_ends_wher
     resumed = read_history(tmp_path / "broken")
     for mine, theirs in zip(resumed, ended, strict=True):
         assert (mine["iteration"], mine["total"]) == (theirs["iteration"], theirs["total"])
+
+
+def smoothed_loss(rows: list[dict[str, Any]]) -> float:
+    """Return what saturation goes by, from a history with lines between those that it looks at."""
+    iterations = [row["iteration"] for row in rows]
+    losses = np.repeat([row["total"] for row in rows], np.diff([0, *iterations]))
+    first, *later = losses[: len(losses) // LOG_EVERY * LOG_EVERY].reshape(-1, LOG_EVERY).mean(axis=1)
+    for loss in later:
+        first = 0.8 * first + 0.2 * loss
+    return float(first)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path):
@@ -508,11 +551,10 @@ def test_resuming_with_other_settings_is_refused_by_name():
         check_same_settings(saved, replace(QUICK, semi_weight=0.3))
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
-    kept = train(QUICK, tmp_path / "run")
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(quick, tmp_path):
     one, two, three = (tmp_path / "checkpoints" / name for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"))
     for folder in (one, two, three):
-        shutil.copytree(kept, folder)
+        shutil.copytree(quick / "checkpoint", folder)
     assert newest_whole(three) == three
     content = bytearray((three / "state.pt").read_bytes())
     content[len(content) // 2] ^= 1
