@@ -1,6 +1,7 @@
 """Finished models as teachers: what they say of slices that no reader labelled, and what comes along with it."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ SIZE = 64
 STUDENT = TrainConfig(canonical=CanonicalConfig(size=SIZE))
 
 
+@cache
+def networks() -> tuple[Segmenter, Discriminator]:
+    return Segmenter(TINY), Discriminator(8)
+
+
 def teacher(
     folder: Path,
     name: str,
@@ -32,7 +38,7 @@ def teacher(
     terms: str = "theirs",
 ) -> str:
     """Write a model that says the same of every pixel, before the offsets that its training gave it."""
-    segmenter = Segmenter(TINY)
+    segmenter, discriminator = networks()
     with torch.no_grad():
         segmenter.head.weight.zero_()
         segmenter.head.bias.copy_(torch.tensor(probs).log() + torch.tensor(offsets))
@@ -45,7 +51,7 @@ def teacher(
         licence=terms,
     )
     path = folder / f"{name}.safetensors"
-    save_model(path, segmenter, Discriminator(8), card)
+    save_model(path, segmenter, discriminator, card)
     return str(path)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,18 @@ CARD = ModelCard(
 )  # fmt: skip
 
 
-@pytest.fixture
-def model_file(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    path = tmp_path / "model.safetensors"
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
     save_model(path, Segmenter(SMALL), Discriminator(8), CARD)
     return path
+
+
+@pytest.fixture
+def model_file(saved_once: Path, tmp_path: Path) -> Path:
+    """A copy of each test's own, which it may damage."""
+    return Path(shutil.copy(saved_once, tmp_path))
 
 
 def test_what_is_written_loads_with_its_card(model_file):
