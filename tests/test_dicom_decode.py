@@ -444,14 +444,21 @@ def test_other_planes_can_be_read_too(tmp_path: Path) -> None:
     assert read_only(tmp_path).affine[1, 0] == pytest.approx(2.5)
 
 
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[SeriesRecord, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    (path,) = write_series(folder, shape=(1, 4, 4), transfer_syntax=RLELossless)
+    (record,) = scan_cohort(folder).series
+    return record, path.read_bytes()
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damage_anywhere_is_a_cohortseg_error_or_a_volume(tmp_path: Path, data: st.DataObject) -> None:
-    if not (tmp_path / "good").exists():
-        write_series(tmp_path / "good", shape=(1, 4, 4), transfer_syntax=RLELossless)
-        (tmp_path / "bad").mkdir()
-    (record,) = scan_cohort(tmp_path / "good").series
-    content = bytearray((tmp_path / "good" / "0000.dcm").read_bytes())
+def test_damage_anywhere_is_a_cohortseg_error_or_a_volume(
+    whole_file: tuple[SeriesRecord, bytes], tmp_path: Path, data: st.DataObject
+) -> None:
+    (tmp_path / "bad").mkdir(exist_ok=True)
+    record, content = whole_file[0], bytearray(whole_file[1])
     for position in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
         content[position] = data.draw(st.integers(0, 255))
     (tmp_path / "bad" / "0000.dcm").write_bytes(content)

@@ -61,7 +61,7 @@ def test_courses_rise_then_fall(course: Course) -> None:
 
 
 def test_measured_trajectories_rise_then_fall_and_follow_the_known_course(tmp_path: Path) -> None:
-    config = SampleConfig(patients=2, timepoints=6, slices=12, size=64, seed=3)
+    config = SampleConfig(patients=2, timepoints=6, slices=6, size=64, seed=3)
     table = read_table(write_cohort(tmp_path / "long", config, lambda *_: None), TRUTH)
     for index in range(2):
         rows = table.filter(pl.col("patient_id") == f"SYN-{index + 1:03d}")
