@@ -106,9 +106,10 @@ def test_tables_that_could_be_misread_are_refused_by_row_and_not_by_name(
     assert "SECRET" not in str(caught.value)
 
 
-def test_the_report_keeps_the_onset_through_later_runs(tmp_path: Path, cohort: Path, model_path: Path) -> None:
-    out = tmp_path / "out"
-    run(cohort, out, model_path)
+def test_the_report_keeps_the_onset_through_later_runs(
+    tmp_path: Path, cohort: Path, model_path: Path, unbroken: Path
+) -> None:
+    out = shutil.copytree(unbroken, tmp_path / "out")
     patient, first = (
         read_table(out / PATIENTS.file_name, PATIENTS).select("patient_id", "first_date").drop_nulls().row(0)
     )
@@ -195,10 +196,9 @@ def test_the_onset_of_who_is_not_measured_yet_is_kept(tmp_path: Path, model_path
 
 
 def test_onsets_far_from_every_scan_are_told_and_those_of_another_cohort_go(
-    tmp_path: Path, cohort: Path, model_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, model_path: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out = tmp_path / "out"
-    run(cohort, out, model_path)
+    out = shutil.copytree(unbroken, tmp_path / "out")
     patient = read_table(out / PATIENTS.file_name, PATIENTS)["patient_id"][0]
     report_cohort(out, written(tmp_path, f"patient_id,onset_date\n{patient},2023-03-01\n"))
     assert "1 patients have an onset of symptoms more than a year from each of their scans" in caplog.text
@@ -210,9 +210,8 @@ def test_onsets_far_from_every_scan_are_told_and_those_of_another_cohort_go(
     assert read_table(out / TIMELINE.file_name, TIMELINE)["days_since_onset"].drop_nulls().is_empty()
 
 
-def test_a_table_may_come_through_a_pipe(tmp_path: Path, cohort: Path, model_path: Path) -> None:
-    out, pipe = tmp_path / "out", tmp_path / "pipe"
-    run(cohort, out, model_path)
+def test_a_table_may_come_through_a_pipe(tmp_path: Path, unbroken: Path) -> None:
+    out, pipe = shutil.copytree(unbroken, tmp_path / "out"), tmp_path / "pipe"
     content = b"patient_id,onset_date\nA,2020-03-30\n"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(content,))

@@ -98,9 +98,9 @@ def test_a_damaged_file_is_not_tried_again_by_each_run(model_path: Path, tmp_pat
 
 
 def test_series_not_chosen_any_more_are_told_and_removed_on_request(
-    cohort: Path, model_path: Path, tmp_path: Path
+    cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out = shutil.copytree(unbroken, tmp_path / "out")
     assert run(cohort, out, model_path).num_others == 0
     fewer = run(cohort, out, model_path, select=("patient_id = A",))
     assert (len(fewer.burden), fewer.num_others) == (2, 3)
