@@ -10,7 +10,9 @@ import torch
 from hypothesis import settings
 from phantoms import ill_body, write_series
 from runs import run
+from typer.testing import CliRunner
 
+from cohortseg.cli import app
 from cohortseg.config import CanonicalConfig, ModelConfig
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
@@ -85,7 +87,16 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def quirks_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `cohortseg sample --quirks` writes; only read."""
+    out = tmp_path_factory.mktemp("quirks") / "sample"
+    assert CliRunner().invoke(app, ["sample", str(out), "--quirks"]).exit_code == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def unbroken(cohort: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run over `cohort`; tests work on copies of it."""
     out = tmp_path_factory.mktemp("unbroken") / "out"
     run(cohort, out, model_path)
     return out

@@ -7,11 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 import SimpleITK as sitk
-from typer.testing import CliRunner
 
 import cohortseg.synthetic.quirks  # noqa: F401 - registers the quirks
 from cohortseg import qc
-from cohortseg.cli import app
 from cohortseg.config import REPAIRS, ScanConfig
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.scan import CohortScan, scan_cohort
@@ -28,13 +26,12 @@ Cohort = tuple[Path, pl.DataFrame, CohortScan, CohortScan]
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
-    """The folder, the table, and what a scan finds without and with repairs."""
-    out = tmp_path_factory.mktemp("quirks") / "out"
-    assert CliRunner().invoke(app, ["sample", str(out), "--quirks"]).exit_code == 0
-    plain = scan_cohort(out / "dicom", config=ScanConfig())
-    repaired = scan_cohort(out / "dicom", config=ScanConfig(repair=REPAIRS))
-    return out / "dicom", read_table(out / "quirks.parquet", QUIRKS), plain, repaired
+def cohort(quirks_sample: Path) -> Cohort:
+    """The folder, the table, and what a scan finds without and with repairs; only read."""
+    root = quirks_sample / "dicom"
+    plain = scan_cohort(root, config=ScanConfig())
+    repaired = scan_cohort(root, config=ScanConfig(repair=REPAIRS))
+    return root, read_table(quirks_sample / "quirks.parquet", QUIRKS), plain, repaired
 
 
 def lung_ml(volume: Volume) -> float | None:

@@ -79,24 +79,30 @@ def export(out: Path, target: Path, form: str, *more: str | Path) -> tuple[int, 
 
 
 @pytest.fixture(scope="module")
-def quirks(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Every kind of odd DICOM, what needs repair repaired."""
-    folder = tmp_path_factory.mktemp("quirks")
-    assert CliRunner().invoke(app, ["sample", str(folder / "q"), "--quirks"]).exit_code == 0
-    run(folder / "q/dicom", folder / "out", model_path, repair=REPAIRS)
-    paint_lesions(folder / "out")
-    return folder / "q/dicom", folder / "out"
+def quirks(quirks_sample: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Every kind of odd DICOM, what needs repair repaired; only read."""
+    out = tmp_path_factory.mktemp("quirks") / "out"
+    run(quirks_sample / "dicom", out, model_path, repair=REPAIRS)
+    paint_lesions(out)
+    return quirks_sample / "dicom", out
+
+
+@pytest.fixture(scope="module")
+def small_once(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients of one series each, and their output; tests work on the copies of `small`."""
+    root = tmp_path_factory.mktemp("small")
+    for patient in "AB":
+        folder = root / f"cohort/Secret^{patient}"
+        write_series(folder, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, patient_id=patient)
+    run(root / "cohort", root / "out", model_path)
+    paint_lesions(root / "out")
+    return root
 
 
 @pytest.fixture
-def small(model_path: Path, tmp_path: Path) -> Run:
-    """Two patients of one series each."""
-    for patient in "AB":
-        folder = tmp_path / f"cohort/Secret^{patient}"
-        write_series(folder, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, patient_id=patient)
-    run(tmp_path / "cohort", tmp_path / "out", model_path)
-    paint_lesions(tmp_path / "out")
-    return tmp_path / "cohort", tmp_path / "out"
+def small(small_once: Path, tmp_path: Path) -> Run:
+    cohort, out = (shutil.copytree(small_once / name, tmp_path / name) for name in ("cohort", "out"))
+    return cohort, out
 
 
 def test_dicom_seg_puts_the_lesions_of_every_odd_series_in_their_place(quirks: Run, tmp_path: Path) -> None:
