@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from cohortseg.store.tables import read_table
 POISON = "poison.dcm"
 
 
-@pytest.fixture
-def cohort(tmp_path: Path) -> Path:
-    root = tmp_path / "cohort"
+@pytest.fixture(scope="module")
+def cohort_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("once") / "cohort"
     for patient, day in (("SECRET-A", 1), ("SECRET-A", 9), ("SECRET-B", 3)):
         write_series(
             root / f"{patient}-{day}",
@@ -34,6 +35,20 @@ def cohort(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def cohort(cohort_once: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(cohort_once, tmp_path / "cohort")
+
+
+@pytest.fixture(scope="module")
+def healthy(cohort_once: Path, model_path: Path) -> tuple[Result, Path]:
+    """What the command says of the healthy cohort, and its output folder; tests that write work on copies of it."""
+    out, before = cohort_once.parent / "out", files_below(cohort_once)
+    result = infer(cohort_once, "-o", out, "--model", model_path)
+    assert files_below(cohort_once) == before, "the cohort is only read"
+    return result, out
+
+
 def infer(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["infer", *map(str, arguments)])
 
@@ -42,12 +57,10 @@ def files_below(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_whole_output_of_a_healthy_cohort(cohort: Path, model_path: Path, tmp_path: Path) -> None:
-    out, before = tmp_path / "out", files_below(cohort)
-    result = infer(cohort, "-o", out, "--model", model_path)
+def test_whole_output_of_a_healthy_cohort(healthy: tuple[Result, Path]) -> None:
+    result, out = healthy
     assert result.exit_code == 0, result.output
     assert len(re.findall(r"\bok\b", result.stdout)) == 3
-    assert files_below(cohort) == before, "the cohort is only read"
     for schema, rows in ((MANIFEST, 3), (BURDEN, 3), (SLICES, 12), (TIMELINE, 3), (PATIENTS, 2)):
         assert len(read_table(out / f"{schema.name}.parquet", schema)) == rows
     burden = read_table(out / "burden.parquet", BURDEN)
@@ -73,9 +86,10 @@ def test_no_identity_outside_the_tables(cohort: Path, model_path: Path, tmp_path
         assert "SECRET" not in (out / name).read_text()
 
 
-def test_repeated_run_and_report_do_nothing_again(cohort: Path, model_path: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    infer(cohort, "-o", out, "--model", model_path)
+def test_repeated_run_and_report_do_nothing_again(
+    cohort: Path, healthy: tuple[Result, Path], model_path: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(healthy[1], tmp_path / "out")
     masks = files_below(out / "masks.zarr")
     again = infer(cohort, "-o", out, "--model", model_path)
     assert again.exit_code == 0
@@ -146,10 +160,11 @@ def test_hospital_slices(ny_sbu: Path, model_path: Path, tmp_path: Path) -> None
 
 @pytest.mark.ray
 def test_ray_equals_local_and_gives_up_what_kills_its_actors(
-    cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: Path, healthy: tuple[Result, Path], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert infer(cohort, "-o", tmp_path / "local", "--model", model_path, "--engine", "local").exit_code == 0
+    unpoisoned = healthy[1]
+    assert json.loads((unpoisoned / "run.json").read_text())["engine"] == "local"
     paths = write_series(cohort / "p", shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), patient_id="SECRET-P")
     paths[1].rename(paths[1].with_name(POISON))
     # A real crash, in the actors only: they start with a hook that kills the process that opens the file.
@@ -171,11 +186,11 @@ def test_ray_equals_local_and_gives_up_what_kills_its_actors(
     assert poison["reason"].to_list() == [
         "given up after 3 attempts that ended the process (crash, or killed for memory)"
     ]
-    good, local = burden.filter(pl.col("status") == "ok"), read_table(tmp_path / "local/burden.parquet", BURDEN)
+    good, local = burden.filter(pl.col("status") == "ok"), read_table(unpoisoned / "burden.parquet", BURDEN)
     assert good.drop("runtime_s").equals(local.drop("runtime_s"))
     for key in good["series_key"]:
         ours, theirs = (
-            zarr.open(tmp_path / name / "masks.zarr", mode="r")[key]["labels"][:] for name in ("ray", "local")
+            zarr.open(out / "masks.zarr", mode="r")[key]["labels"][:] for out in (tmp_path / "ray", unpoisoned)
         )
         assert np.array_equal(ours, theirs)
     again = infer(cohort, "-o", tmp_path / "ray", "--model", model_path, "--engine", "ray")
