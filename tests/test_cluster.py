@@ -1,7 +1,6 @@
 """Which workers fit on which nodes, and what one gets who asks for nothing."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -109,26 +108,24 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once(monkeypatch):
         require_answer(None)
 
 
+CONNECT = """
+import signal
+from cohortseg.cluster import connected
+mine = lambda *_: None
+signal.signal(signal.SIGTERM, mine)
+with connected(None):
+    assert signal.getsignal(signal.SIGTERM) is mine
+"""
+
+
 @pytest.mark.ray
-def test_the_token_that_ray_makes_is_for_its_owner(tmp_path):
-    """In a process of its own: Ray reads where it lies once."""
-    code = "from cohortseg.cluster import connected\nwith connected(): pass"
+def test_the_token_that_ray_makes_is_for_its_owner_and_the_handler_of_sigterm_stays(tmp_path):
+    """In a process of its own: Ray reads where the token lies once."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["HOME"] = str(tmp_path)
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, umask=0o022)
+    subprocess.run([sys.executable, "-c", CONNECT], check=True, env=environment, umask=0o022)
     token = tmp_path / ".ray/auth_token"
     assert (token.stat().st_mode & 0o777, len(token.read_text()) > 30) == (0o600, True)
-
-
-@pytest.mark.ray
-def test_ray_leaves_the_handler_of_sigterm_alone():
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    mine = signal.getsignal(signal.SIGTERM)
-    try:
-        with connected(None):
-            assert signal.getsignal(signal.SIGTERM) is mine
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_ray_that_was_imported_too_early_to_listen_on_loopback_is_refused(monkeypatch):
