@@ -13,7 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import generate_uid
 from runs import hiding
 from typer.testing import CliRunner, Result
 
@@ -26,6 +29,7 @@ from cohortseg.store.schemas import BURDEN
 from cohortseg.store.tables import read_table
 
 KILL_LOG = Path(__file__).parents[2] / "benchmarks/kill_log.py"
+SAMPLE = Path(__file__).parents[2] / "sample_data/cohort/dicom"
 LIMIT_S = 240.0
 """For each wait: a run that hangs fails its test."""
 
@@ -47,11 +51,24 @@ def cluster(kill_log: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifteen series, so that seconds of work are left on a fast machine when the fourth is killed."""
-    folder = tmp_path_factory.mktemp("cohort")
-    options = ["--patients", "8", "--timepoints", "2", "--slices", "12", "--size", "224"]
-    assert CliRunner().invoke(app, ["-q", "sample", str(folder), *options]).exit_code == 0
-    return folder / "dicom"
+    """Eighteen series, so that seconds of work are left on a fast machine when the fourth is killed; only read.
+
+    Each is of a patient of its own, and one of the sample data, moved aside so that no two have the same masks.
+    """
+    root = tmp_path_factory.mktemp("cohort")
+    sources = sorted(SAMPLE.glob("*/*"))
+    for number in range(18):
+        source, aside = sources[number % len(sources)], number // len(sources)
+        (root / f"p{number}").mkdir()
+        for path in source.iterdir():
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID = f"P{number}"
+            for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID"):
+                dataset[keyword].value = generate_uid(entropy_srcs=[dataset[keyword].value, str(number)])
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            dataset.PixelData = np.roll(dataset.pixel_array, 3 * aside, axis=1).tobytes()
+            dataset.save_as(root / f"p{number}" / path.name)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +134,8 @@ def test_a_cohort_that_vanishes_from_the_actors_ends_the_run_as_it_does_here(
     cluster: Any, cohort: Path, tmp_path: Path
 ) -> None:
     out, root = tmp_path / "out", tmp_path / "cohort"
-    shutil.copytree(cohort, root)
+    for name in ("p0", "p1"):
+        shutil.copytree(cohort / name, root / name)
 
     progress = hiding(root, tmp_path / "unmounted")
     config = InferConfig(engine="ray", workers=2)
