@@ -31,6 +31,12 @@ def _messages_as_before() -> Iterator[None]:
     logger.setLevel(level)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Take one core where several processes test (``-n``)."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let Ray leave sockets and files of its processes to the garbage collector; ours close what they open."""
     for item in items:
