@@ -84,7 +84,7 @@ class ModelConfig:
     """Channels of the discriminator's first layer; the number doubles twice in later layers."""
 
     def __post_init__(self) -> None:
-        """Check ranges; lists from JSON become tuples."""
+        """Check ranges."""
         _check(len(self.decoder_channels) == 4, "decoder_channels must be four numbers", self.decoder_channels)
         encoders = get_args(EncoderName)
         _check(self.encoder in encoders, f"encoder must be one of {', '.join(encoders)}", self.encoder)

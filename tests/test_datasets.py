@@ -312,6 +312,16 @@ def test_a_label_map_in_another_format_is_named(tmp_path):
     assert source.mask_path == tmp_path / "masks/1.Png"
 
 
+def test_label_maps_in_a_linked_folder_are_found(tmp_path):
+    for path in write_series(tmp_path / "images/a", shape=(3, 32, 24)):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((32, 24), np.uint8)).save(tmp_path / "elsewhere" / f"{path.stem}.png")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/a").symlink_to(tmp_path / "elsewhere")
+    (source,) = labeled_folder(tmp_path, UPRIGHT)
+    assert len(source.mask_paths) == 3
+
+
 def test_covid_semiseg_read_as_a_folder_of_ones_own_is_told(data, caplog):
     folder = data / "TrainingSet/MultiClassInfection-Train"
     labeled_folder(folder, TRANSPOSED)

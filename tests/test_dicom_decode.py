@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from phantoms import CORONAL, body_hu, write_series
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -335,6 +336,29 @@ def test_lossy_jpeg_of_12_bits(tmp_path: Path) -> None:
     # as libjpeg-turbo decodes it
     assert (stored.shape, stored.max()) == ((1024, 256), 264)
     assert stored.mean() == pytest.approx(14.369991, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "JPGExtended.dcm"])
+def test_a_high_bit_that_is_wrong_in_a_jpeg(tmp_path: Path, name: str) -> None:
+    dataset = pydicom.dcmread(copy_testdata(name, tmp_path))
+    expected = stored_values(dataset, name)
+    dataset.HighBit = 15
+    np.testing.assert_array_equal(stored_values(dataset, name), expected)
+
+
+def test_errors_of_lossy_coding_beyond_the_bits_stored_stay_small(tmp_path: Path) -> None:
+    """They are no bits of an overlay: cut off, air would become metal."""
+    shape = (1, 64, 48)
+    (path,) = write_series(tmp_path, shape=shape, attributes={"PixelRepresentation": 0})
+    dataset = pydicom.dcmread(path)
+    truth = np.zeros(shape[1:], np.uint16)
+    truth[20:40, 10:30] = 4095
+    dataset.PixelData = truth.tobytes()
+    dataset.compress(JPEG2000, j2k_cr=[8], generate_instance_uid=False)
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    found = stored_values(dataset, "a.dcm").astype(int)
+    assert found.max() > 4095, "some values are beyond twelve bits"
+    assert np.abs(found - truth).max() < 1000
 
 
 def test_jpeg_that_no_decoder_reads(tmp_path: Path) -> None:

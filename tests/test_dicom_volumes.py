@@ -431,6 +431,31 @@ def test_a_scan_sent_again_with_another_spacing_is_measured_by_none_of_both(
     assert any("with another PixelSpacing" in (record.reason or "") for record in records) == (spacing is not None)
 
 
+@pytest.mark.parametrize("attribute", [{"PixelSpacing": [1.6, 1.6]}, {"ImageOrientationPatient": None}])
+def test_one_corrected_or_bare_copy_does_not_cost_the_scan(tmp_path: Path, attribute: dict[str, Any]) -> None:
+    write_series(tmp_path / "a", shape=(12, 16, 16))
+    (other, *rest) = write_series(tmp_path / "b", shape=(12, 16, 16), attributes=attribute)
+    for path in rest:
+        path.unlink()
+    records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
+    assert {(record.n_slices, record.decision) for record in records} == {(12, "selected"), (1, "skipped")}
+    assert other.name in {path.rpartition("/")[2] for record in records for path in record.files}
+
+
+def test_another_patients_versions_do_not_decide_which_copies_are_kept(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", shape=(10, 16, 16), attributes={"StudyDate": "20200310"})
+    for path in write_series(tmp_path / "b", shape=(10, 16, 16), attributes={"StudyDate": "20200305"})[7:]:
+        path.unlink()
+    write_series(
+        tmp_path / "c",
+        shape=(10, 16, 16),
+        hu=lambda shape: body_hu(shape) + 1,
+        attributes=lambda z: own_uid(z) | {"PatientID": "P2", "StudyDate": "20200305"},
+    )
+    found = {record.patient_id: (record.study_date, record.n_slices) for record in scan_cohort(tmp_path).selected}
+    assert found == {"P1": (date(2020, 3, 10), 10), "P2": (date(2020, 3, 5), 10)}
+
+
 def test_however_many_patients_have_one_series_uid_each_has_a_volume(tmp_path: Path) -> None:
     for number in range(MAX_VOLUMES + 1):
         attributes = {"PatientID": f"P{number}"}
@@ -494,6 +519,20 @@ def test_series_of_one_exam_filed_apart_are_flagged(
     write_series(tmp_path / "b", attributes=lambda z: own_uid(z) | common | sharp | other)
     records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
     assert [flag in record.qc_flags for record in records] == [frame == "1.2.3"] * 2
+
+
+@pytest.mark.parametrize("other", [{"PatientID": "P2"}, {"StudyDate": "20200420"}], ids=["patient", "date"])
+def test_exams_whose_uids_an_anonymiser_repeats_are_not_flagged(tmp_path: Path, other: dict[str, str]) -> None:
+    for name, attributes in (("a", {}), ("b", other)):
+        for kernel in ("1", "2"):
+            write_series(
+                tmp_path / f"{name}{kernel}",
+                origin=(0, 0, 100 + 500 * len(attributes)),
+                attributes=attributes
+                | {"StudyInstanceUID": "1.2.5", "FrameOfReferenceUID": "1.2.3", "SeriesInstanceUID": f"1.2.6.{kernel}"},
+            )
+    flags = {flag for record in scan_cohort(tmp_path).series for flag in record.qc_flags}
+    assert not flags & {"two_patient_ids", "study_date_conflict"}
 
 
 def test_one_scan_under_two_patient_ids_is_flagged(tmp_path: Path) -> None:

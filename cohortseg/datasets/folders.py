@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -58,12 +59,12 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
         )
 
     owners: dict[Path, str] = {}
-    label_maps = [path for path in masks.rglob("*") if path.suffix.lower() == ".png" and path.name[0] != "."]
-    by_stem = {path.with_suffix(".png"): path for path in sorted(label_maps)}
+    label_maps = cache(_label_maps)
 
     def mask_of(name: str) -> Path:
         beside = masks / _mask_name(name)
-        path = next((by_stem[place] for place in (beside, masks / beside.name) if place in by_stem), None)
+        places = (beside, masks / beside.name)
+        path = next((found for place in places if (found := label_maps(place.parent).get(place.name))), None)
         if path is None:
             others = [other.name for other in visible_files(masks) if other.name.startswith(f"{beside.stem}.")]
             hint = f"; {others[0]} is none: label maps are .png files with their image's name" if others else ""
@@ -86,10 +87,16 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
                 )
             names = tuple(mask_of(name) for name in source.record.files)
             sources.append(DicomSlices(record=source.record, root=source.root, mask_paths=names))
-    for path in sorted(label_maps):
-        if path not in owners:
+    for path in sorted(path for path in masks.rglob("*") if path.suffix.lower() == ".png"):
+        if path not in owners and not path.name.startswith("."):
             raise DataError(f"{path}: is the label map of no slice that can be used; add its image, or take it out")
     return sources
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    """Return the PNG files of a folder by their names with the ending ``.png``, however that is written."""
+    files = visible_files(folder) if folder.is_dir() else []
+    return {path.with_suffix(".png").name: path for path in files if path.suffix.lower() == ".png" and path.is_file()}
 
 
 def unlabeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.dicom.decode import read_volume
@@ -49,6 +49,17 @@ _CHROMA = 40
 _COLOURED = 0.005
 """Most coloured pixels that a gray image may have, as a fraction."""
 _EXIF_ERRORS = (struct.error, OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image with this Orientation (EXIF 0x0112) to the way it is shown. `PIL.ImageOps.exif_transpose` fails
+where another tag cannot be written again."""
 _LOST_SHARE = 0.1
 """Larger parts of the labelled lesions outside the crop are told of; outlines reach a little beyond the lungs."""
 _OLD_CODES = {38: 1, 75: 2}
@@ -158,10 +169,11 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
 
 def _as_shown(image: Image.Image) -> Image.Image:
     """Return a JPEG turned and mirrored as its EXIF says and viewers show it; damaged EXIF says nothing."""
+    turn = None
     if image.format in ("JPEG", "MPO"):  # for other formats Pillow would read the pixels, and forget their bits
         with suppress(*_EXIF_ERRORS), warnings.catch_warnings(action="ignore"):
-            return ImageOps.exif_transpose(image)
-    return image
+            turn = _TURNS.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+    return image if turn is None else image.transpose(turn)
 
 
 def _has_deep_pixels(image: Image.Image) -> bool:

@@ -107,11 +107,15 @@ def _groups(headers: Sequence[Header]) -> list[dict[str, list[Header]]]:
 
 def _version(file: Sequence[Header]) -> Hashable:
     """Return what copies of a slice can differ in and what, if slices of a series do, splits the series."""
-    return file[0].study_date, file[0].frame_of_reference_uid, image_kind(file[0])
+    first = file[0]
+    return (
+        *(first.patient_id, first.study_instance_uid),
+        *(first.study_date, first.frame_of_reference_uid, image_kind(first)),
+    )
 
 
 def _ranks(groups: Sequence[Mapping[str, Sequence[Header]]]) -> dict[Hashable, int]:
-    """Return the rank of each version of a series' slices, from 0: most slices have the first.
+    """Return the rank of each version of a patient's slices of a study, from 0: most slices have the first.
 
     Of versions of as many slices, the one that states most comes first, then the one of the first path.
     """

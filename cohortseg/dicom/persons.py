@@ -1,11 +1,15 @@
 """Checks that patient identifiers and study dates are consistent over all files of a cohort."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import date
+from typing import TypeAlias
 
 from cohortseg.dicom.headers import Header
 from cohortseg.dicom.visits import MIDNIGHT_DAYS
+
+_Exam: TypeAlias = tuple[str, str]
+_Days: TypeAlias = tuple[date, date] | None
 
 
 class Persons:
@@ -20,7 +24,9 @@ class Persons:
         self._visits: dict[tuple[str, date | None], tuple[str, date | None]] = {}
         self._shared: set[int] = set()
         self._otherwise_dated: set[int] = set()
-        self._exams: defaultdict[tuple[str, str], dict[str, tuple[str, date | None]]] = defaultdict(dict)
+        self._exams: defaultdict[_Exam, dict[str, _Days]] = defaultdict(dict)
+        self._series: dict[tuple[_Exam, str], tuple[str, date | None]] = {}
+        self._reused: set[_Exam] = set()
         self._facts: dict[str, list[Hashable]] = {}
         self._conflicting: set[str] = set()
 
@@ -32,7 +38,12 @@ class Persons:
         visit = (header.patient_id, header.study_date)
         slice_, visit = _slice(header), self._visits.setdefault(visit, visit)
         if exam := _exam(header):
-            self._exams[exam].setdefault(header.series_instance_uid, visit)
+            before = self._series.get((exam, header.series_instance_uid))
+            if before is None:
+                self._series[exam, header.series_instance_uid] = visit
+                self._exams[exam][visit[0]] = _spanned(self._exams[exam].get(visit[0]), visit[1])
+            elif before != visit:
+                self._reused.add(exam)
         key = self._key(slice_, header.patient_id)
         if key != slice_:
             self._shared.add(slice_)
@@ -56,24 +67,24 @@ class Persons:
 
     def has_two_ids(self, volume: Sequence[Header]) -> bool:
         """Return whether a slice of a volume, or a series of its exam, also occurs under another identifier."""
-        others = {patient_id for patient_id, _ in self._of_other_series(volume[0])}
-        return bool(others - {volume[0].patient_id}) or any(_slice(header) in self._shared for header in volume)
+        return len(self._patients(volume[0])) > 1 or any(_slice(header) in self._shared for header in volume)
 
     def has_two_dates(self, volume: Sequence[Header]) -> bool:
         """Return whether a slice of a volume, or a series of its exam, also has another study date of its patient."""
-        patient_id, day = volume[0].patient_id, volume[0].study_date
-        others = (other for owner, other in self._of_other_series(volume[0]) if owner == patient_id)
-        if day is not None and any(other and abs((other - day).days) > MIDNIGHT_DAYS for other in others):
+        days = self._patients(volume[0]).get(volume[0].patient_id or "")
+        if days is not None and (days[1] - days[0]).days > MIDNIGHT_DAYS:
             return True
         return any(self._key(_slice(header), header.patient_id) in self._otherwise_dated for header in volume)
 
-    def _of_other_series(self, header: Header) -> list[tuple[str, date | None]]:
-        """Return the identifier and study date (of the first file) of each other series of a slice's exam."""
+    def _patients(self, header: Header) -> Mapping[str, _Days]:
+        """Return the identifiers of a slice's exam, with the first and the last study date of each.
+
+        Nothing if a series of the exam has several itself: some anonymisers repeat the UIDs for every patient.
+        """
         exam = _exam(header)
-        if exam is None or header.patient_id is None:
-            return []
-        series = self._exams.get(exam, {})
-        return [visit for uid, visit in series.items() if uid != header.series_instance_uid]
+        if exam is None or exam in self._reused or header.patient_id is None:
+            return {}
+        return self._exams.get(exam, {})
 
     def _key(self, slice_: int, patient_id: str | None) -> int:
         """Return the slice's own number for the first patient who has it, and another for each further patient."""
@@ -81,7 +92,14 @@ class Persons:
         return slice_ if owner is None or owner[0] == patient_id else hash((slice_, patient_id))
 
 
-def _exam(header: Header) -> tuple[str, str] | None:
+def _spanned(days: _Days, day: date | None) -> _Days:
+    """Return the first and the last of some study dates and one more."""
+    if day is None:
+        return days
+    return (day, day) if days is None else (min(days[0], day), max(days[1], day))
+
+
+def _exam(header: Header) -> _Exam | None:
     """Return the study and the frame of reference of a slice, if both are known."""
     study, frame = header.study_instance_uid, header.frame_of_reference_uid
     return None if study is None or frame is None else (study, frame)

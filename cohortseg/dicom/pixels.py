@@ -10,12 +10,17 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_rescale
 from pydicom.pixels.utils import get_expected_length, pixel_array
 from pydicom.uid import (
+    JPEG2000,
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     JPEGTransferSyntaxes,
     RLELossless,
 )
@@ -31,6 +36,7 @@ jpeg12.register()
 
 _OPENJPEG: Final = "pylibjpeg"
 """Plugin for JPEG 2000: GDCM, which pydicom would try first, ends the process at damaged data."""
+_LOSSY: Final = (JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _RLE_SLACK: Final = 4096
 """Bytes of header and segment padding beyond the worst case of RLE, which is less than twice the image."""
 
@@ -163,10 +169,8 @@ def _decoded(dataset: Dataset, syntax: UID, frame: int) -> NDArray[np.integer]:
     plugin = _OPENJPEG if syntax in JPEG2000TransferSyntaxes else ""
     stored: NDArray[np.integer] = pixel_array(dataset, raw=True, index=frame, decoding_plugin=plugin)
     unused = 8 * stored.dtype.itemsize - int(dataset.BitsStored)
-    # In other syntaxes pydicom does this itself.
-    if unused > 0 and syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes):
-        return stored << unused >> unused
-    return stored
+    # Pydicom does this in other syntaxes. After loss, values beyond BitsStored are errors of coding, not bits.
+    return stored << unused >> unused if unused > 0 and syntax in (JPEG2000Lossless, JPEGLSLossless) else stored
 
 
 def _right_justified(stored: NDArray[np.integer], dataset: Dataset, syntax: UID, frame: int) -> NDArray[np.integer]:
@@ -176,11 +180,15 @@ def _right_justified(stored: NDArray[np.integer], dataset: Dataset, syntax: UID,
     ones are all empty.
     """
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
-    if not bits <= high < int(dataset.BitsAllocated):
+    if not bits <= high < int(dataset.BitsAllocated) or syntax in _LOSSY:
         return stored
     dataset.BitsStored = high + 1
-    whole = _decoded(dataset, syntax, frame)
-    dataset.BitsStored = bits
+    try:
+        whole = _decoded(dataset, syntax, frame)
+    except READ_ERRORS:  # of a JPEG that holds only the bits that are stored
+        return stored
+    finally:
+        dataset.BitsStored = bits
     lower = high + 1 - bits
     return stored if (whole & (2**lower - 1)).any() or not whole.any() else whole >> lower
 

@@ -3,7 +3,7 @@
 import os
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import date
@@ -165,18 +165,23 @@ def _describe(
 ) -> list[SeriesRecord]:
     """Return a record for each volume of one series, from its kept headers and its dropped copies."""
     volumes = split_volumes(kept)
+    of_study: defaultdict[Hashable, list[list[Header]]] = defaultdict(list)
+    for volume in volumes:
+        of_study[_study(volume)].append(volume)
     copies = Counter(copy.of for copy in dropped)
     otherwise_dated = {copy.of for copy in dropped if copy.other_date}
     records = []
     for number, volume in enumerate(volumes, 1):
-        alike = volumes_like(volume, volumes)
+        beside = of_study[_study(volume)]
+        alike = volumes_like(volume, beside)
         record = series_from_headers(
             volume,
             # A multi-frame file can be in several volumes: its copies count once.
             n_duplicates=sum(copies.pop(header.path, 0) for header in volume),
             volume=number,
             repair=repair,
-            findings=_findings(volume, volumes, alike, persons, unreadable, otherwise_dated),
+            findings=_findings(volume, beside, alike, persons, unreadable, otherwise_dated)
+            | ({qc.SPLIT_SERIES} if len(volumes) > 1 else set()),
         )
         if record.decision == "selected" and _is_fragment(volume, alike):
             most = max(map(len, alike))
@@ -186,6 +191,10 @@ def _describe(
             record = replace(record, decision="skipped", reason=_TOLD_OTHERWISE)
         records.append(record)
     return records
+
+
+def _study(volume: Sequence[Header]) -> Hashable:
+    return volume[0].patient_id, volume[0].study_instance_uid
 
 
 def _is_fragment(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool:
@@ -204,7 +213,7 @@ def _is_few(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool
 
 def _findings(
     volume: Sequence[Header],
-    volumes: Sequence[Sequence[Header]],
+    beside: Sequence[Sequence[Header]],
     alike: Sequence[Sequence[Header]],
     persons: Persons,
     unreadable: Collection[str],
@@ -212,16 +221,16 @@ def _findings(
 ) -> set[str]:
     """Return the flags that other files raise for a volume.
 
-    ``alike`` are the volumes like it (`volumes_like`), ``unreadable`` names folders with unreadable files,
+    ``beside`` are the volumes of its series and study, itself included, ``alike`` those like it (`volumes_like`),
+    ``unreadable`` names folders with unreadable files,
     ``otherwise_dated`` files whose copies have another date.
     """
     same_visit = of_same_visit(volume, alike)
     found = {
-        qc.SPLIT_SERIES: len(volumes) > 1,
         qc.PARTIAL_COVERAGE: covers_in_part(volume, same_visit),
-        qc.CONFLICTING_SLICES: is_told_otherwise(volume, volumes),
+        qc.CONFLICTING_SLICES: is_told_otherwise(volume, beside),
         qc.FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
-        or has_strays(volume, volumes),
+        or has_strays(volume, beside),
         qc.STUDY_DATE_CONFLICT: any(header.path in otherwise_dated for header in volume)
         or persons.has_two_dates(volume)
         # wherever they lie: slices of both ends are no fragment, and lacked by the others all the same

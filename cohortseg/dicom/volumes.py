@@ -285,16 +285,18 @@ def _scan_and_bolus(headers: Sequence[Header]) -> list[list[Header]]:
 
 
 def is_told_otherwise(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:
-    """Return whether a slice of a volume is in another of the same visit with another orientation or spacing.
+    """Return whether slices of a volume are in others of the same visit with another orientation or spacing.
 
-    SOPInstanceUID and position are the same: a file was corrected and sent again, and which is right is not known.
+    SOPInstanceUID and position are the same: files were corrected and sent again, and which are right is not known. Few
+    such copies (`FRAGMENT_SHARE`) contradict nothing.
     """
     others = {
         _identity(header): header for other in of_same_visit(volume, volumes) if other is not volume for header in other
     }
-    return any(
+    count = sum(
         (other := others.get(_identity(header))) is not None and _is_corrected(header, other) for header in volume
     )
+    return count >= FRAGMENT_SHARE * len(volume)
 
 
 def _identity(header: Header) -> Hashable:
@@ -302,10 +304,9 @@ def _identity(header: Header) -> Hashable:
 
 
 def _is_corrected(header: Header, other: Header) -> bool:
-    """Return whether two headers state one position, but two orientations or spacings (or one of them none)."""
+    """Return whether two headers state one position, but two orientations or spacings; a missing one agrees."""
     agreed = {
-        name: (one := getattr(header, name)) == (two := getattr(other, name))
-        or (None not in (one, two) and agree([one, two], tolerance))
+        name: None in (values := [getattr(header, name), getattr(other, name)]) or agree(values, tolerance)
         for name, tolerance in PLACE.items()
     }
     return agreed.pop("image_position_patient") and not all(agreed.values())
