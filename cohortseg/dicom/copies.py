@@ -79,7 +79,7 @@ def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[li
     kept: dict[str, list[Header]] = {}
     dropped: list[Copy] = []
     groups = _groups(headers)
-    ranks = _ranks(groups)
+    ranks = _ranks(groups) if any(len(group) > 1 for group in groups) else {}
     for group in groups:
         repeats = _repeats(root, group, ranks, apart) if len(group) > 1 else {}
         kept |= {path: file for path, file in group.items() if path not in repeats}

@@ -19,7 +19,8 @@ from cohortseg.dicom.frames import ENHANCED_CT, GROUP_SEQUENCES, frame_datasets
 from cohortseg.dicom.geometry import COSINE_ATOL, PIXEL_SPACING_MM, PLACE_MM, agree
 from cohortseg.dicom.guards import BoundedFile, archive_kind, inflates_too_far
 
-_LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+LOSSY_SYNTAXES: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+"""Transfer syntaxes of which every image counts as lossy; JPEG 2000 may be either."""
 _PACKED: Final = (".nii.gz", ".xlsx", ".docx", ".pptx", ".odt", ".ods", ".jar", ".npz", ".whl", ".epub")
 """Endings of file formats that are archives only internally."""
 _START: Final = 1 << 16
@@ -272,6 +273,6 @@ def _header(
         transfer_syntax_uid=syntax,
         sop_instance_uid=sop_uid,
         series_instance_uid=series_uid,
-        lossy=item.text("LossyImageCompression") == "01" or syntax in _LOSSY_SYNTAXES,
+        lossy=item.text("LossyImageCompression") == "01" or syntax in LOSSY_SYNTAXES,
         **{name: reader(item, asked) for name, reader, asked in _READ},
     )

@@ -17,10 +17,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEG2000TransferSyntaxes,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
     JPEGLSLossless,
-    JPEGLSNearLossless,
     JPEGTransferSyntaxes,
     RLELossless,
 )
@@ -28,6 +25,7 @@ from pydicom.uid import (
 from cohortseg.dicom import jpeg12
 from cohortseg.dicom.elements import READ_ERRORS, Attributes
 from cohortseg.dicom.guards import codestream_shape
+from cohortseg.dicom.headers import LOSSY_SYNTAXES
 from cohortseg.dicom.padding import AIR_MAX_HU, joined_to_frame
 from cohortseg.errors import DicomError
 from cohortseg.volume import HU_MAX, HU_MIN
@@ -36,7 +34,6 @@ jpeg12.register()
 
 _OPENJPEG: Final = "pylibjpeg"
 """Plugin for JPEG 2000: GDCM, which pydicom would try first, ends the process at damaged data."""
-_LOSSY: Final = (JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _RLE_SLACK: Final = 4096
 """Bytes of header and segment padding beyond the worst case of RLE, which is less than twice the image."""
 
@@ -180,7 +177,7 @@ def _right_justified(stored: NDArray[np.integer], dataset: Dataset, syntax: UID,
     ones are all empty.
     """
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
-    if not bits <= high < int(dataset.BitsAllocated) or syntax in _LOSSY:
+    if not bits <= high < int(dataset.BitsAllocated) or syntax in (JPEG2000, *LOSSY_SYNTAXES):
         return stored
     dataset.BitsStored = high + 1
     try:
