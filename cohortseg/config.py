@@ -72,6 +72,9 @@ class ModelConfig:
     """Encoder of the segmentation backbone."""
     imagenet: bool = False
     """Start the encoder from ImageNet weights, with its batch normalisation frozen."""
+    encoder_width: int = 64
+    """Channels of a ResNet's first stage, doubled by each of the three others. Narrower is faster, for quick trials and
+    small machines; ImageNet weights are for 64."""
     decoder_channels: tuple[int, int, int, int] = (128, 96, 64, 32)
     """Channels of the decoder at strides 16, 8, 4 and 2."""
     vq_branch: bool = True
@@ -93,7 +96,13 @@ class ModelConfig:
             "efficientnet-lite0 has batch normalisation that does not learn, so it needs imagenet = true",
             self.imagenet,
         )
+        _check(
+            self.encoder_width == 64 or not self.imagenet,
+            "encoder_width must be 64 where imagenet = true: there are no ImageNet weights of other widths",
+            self.encoder_width,
+        )
         for name, widths in (
+            ("encoder_width", (self.encoder_width,)),
             ("decoder_channels", self.decoder_channels),
             ("code_dim", (self.code_dim,)),
             ("discriminator_channels", (self.discriminator_channels,)),

@@ -68,7 +68,9 @@ def ny_sbu() -> Path:
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    networks = ModelConfig(decoder_channels=(16, 16, 16, 16), codebook_size=8, code_dim=8, discriminator_channels=4)
+    networks = ModelConfig(
+        encoder_width=16, decoder_channels=(16, 16, 16, 16), codebook_size=8, code_dim=8, discriminator_channels=4
+    )
     path = tmp_path_factory.mktemp("model") / "random.safetensors"
     card = ModelCard(name="random", model=networks, canonical=CanonicalConfig(size=64))
     save_model(path, Segmenter(networks), Discriminator(4), card)

@@ -40,6 +40,7 @@ batch_unlabeled = 2
 [canonical]
 size = 64
 [model]
+encoder_width = 16
 decoder_channels = [16, 16, 16, 16]
 codebook_size = 8
 """

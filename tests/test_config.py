@@ -41,6 +41,8 @@ from cohortseg.errors import ConfigError
         ("model", {"code_dim": 20}),
         ("model", {"decoder_channels": [100, 50, 20, 10]}),
         ("model", {"discriminator_channels": 0}),
+        ("model", {"encoder_width": 60}),
+        ("model", {"encoder_width": 32, "imagenet": True}),
         ("model", {"encoder": "efficientnet-lite0"}),
         ("canonical", {"size": "256"}),
         ("canonical", {"size": 80}),

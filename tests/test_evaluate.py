@@ -78,7 +78,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_path(data: Path) -> Path:
     """An untrained model that claims to have seen one validation image."""
     torch.manual_seed(0)
-    config = ModelConfig(decoder_channels=(16, 16, 8, 8), codebook_size=8, code_dim=8, discriminator_channels=4)
+    config = ModelConfig(
+        encoder_width=16, decoder_channels=(16, 16, 8, 8), codebook_size=8, code_dim=8, discriminator_channels=4
+    )
     seen = data / "COVID-SemiSeg/TrainingSet/MultiClassInfection-Train/Imgs/14.jpg"
     card = ModelCard(
         name="untrained",

@@ -19,7 +19,9 @@ from cohortseg.models.segmenter import Segmenter
 from cohortseg.models.vqvae import VectorQuantizer, codebook_use, revive_codes, update_usage
 from cohortseg.train.state import imagenet_sha256
 
-SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8)
+SMALL = ModelConfig(
+    encoder_width=16, decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8
+)
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "resnet50", "efficientnet-lite0"])
@@ -31,6 +33,16 @@ def test_logits_and_reconstruction_have_the_input_s_size(encoder):
     assert output.reconstruction is not None
     assert output.reconstruction.shape == (1, 1, 64, 96)
     assert [tuple(level.indices.shape) for level in output.levels] == [(1, 2, 3), (1, 8, 12)]
+
+
+def test_a_narrower_encoder_has_its_channels_and_fewer_weights():
+    def parameters(width):
+        network = Segmenter(ModelConfig(encoder="resnet50", encoder_width=width, codebook_size=8, code_dim=4))
+        assert network.encoder.out_channels == (width, 4 * width, 8 * width, 16 * width, 32 * width)
+        assert network(torch.rand(1, 1, 64, 64)).logits.shape == (1, 3, 64, 64)
+        return sum(value.numel() for value in network.encoder.parameters())
+
+    assert 3.8 < parameters(32) / parameters(16) < 4.1
 
 
 def test_every_parameter_learns_so_that_workers_never_wait_for_a_gradient():

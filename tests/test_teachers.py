@@ -18,7 +18,7 @@ from cohortseg.progress import silent
 from cohortseg.train.teachers import load_teachers, taught
 from cohortseg.weights import ModelCard, load_model, save_model
 
-TINY = ModelConfig(decoder_channels=(8, 8, 8, 8), vq_branch=False, discriminator_channels=8)
+TINY = ModelConfig(encoder_width=16, decoder_channels=(8, 8, 8, 8), vq_branch=False, discriminator_channels=8)
 SIZE = 64
 STUDENT = TrainConfig(canonical=CanonicalConfig(size=SIZE))
 

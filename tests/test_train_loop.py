@@ -33,7 +33,9 @@ from cohortseg.train.pictures import draw_labeled, draw_unlabeled
 from cohortseg.train.state import TrainState, check_same_settings, newest_whole, undone
 from cohortseg.weights import load_model
 
-SMALL = ModelConfig(decoder_channels=(32, 32, 16, 16), codebook_size=16, code_dim=8, discriminator_channels=8)
+SMALL = ModelConfig(
+    encoder_width=16, decoder_channels=(32, 32, 16, 16), codebook_size=16, code_dim=8, discriminator_channels=8
+)
 QUICK = TrainConfig(
     canonical=CanonicalConfig(size=64),
     model=SMALL,

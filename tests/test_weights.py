@@ -17,7 +17,9 @@ from cohortseg.models.segmenter import Segmenter
 from cohortseg.weights import ModelCard, default_model_path, load_model, save_model
 from cohortseg.weights.model_file import model_file_bytes
 
-SMALL = ModelConfig(decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8)
+SMALL = ModelConfig(
+    encoder_width=16, decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8
+)
 CARD = ModelCard(
     name="tiny", model=SMALL, canonical=CanonicalConfig(size=64), training_images=("ab", "cd"), licence="none",
     recipe={"preset": "test"}, versions={"torch": "x"},

@@ -83,25 +83,27 @@ class ResNetEncoder(nn.Module):
     imagenet
         Whether it is to hold ImageNet weights: three input channels and frozen batch normalisation, as torchvision's;
         otherwise one channel and group normalisation. `load_imagenet` loads the weights themselves.
+    width
+        Channels of the first stage, doubled by each of the others; ImageNet's are 64.
     """
 
-    def __init__(self, name: str, *, imagenet: bool) -> None:
+    def __init__(self, name: str, *, imagenet: bool, width: int = 64) -> None:
         super().__init__()
         self._name, self._imagenet = name, imagenet
         chosen_norm: Norm = frozen_norm if imagenet else norm
         block, depths = _DEPTHS[name]
-        widths = (64, 128, 256, 512)
+        widths = (width, 2 * width, 4 * width, 8 * width)
         outputs = [block.expansion * width for width in widths]
-        self.stem = ConvNormReLU(3 if imagenet else 1, 64, kernel_size=7, stride=2, norm=chosen_norm)
+        self.stem = ConvNormReLU(3 if imagenet else 1, width, kernel_size=7, stride=2, norm=chosen_norm)
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.stages = nn.ModuleList()
         for stage, ((in_channels, out_channels), depth) in enumerate(
-            zip(pairwise([64, *outputs]), depths, strict=True)
+            zip(pairwise([width, *outputs]), depths, strict=True)
         ):
             first = block(in_channels, widths[stage], stride=1 if stage == 0 else 2, norm=chosen_norm)
             rest = [block(out_channels, widths[stage], stride=1, norm=chosen_norm) for _ in range(depth - 1)]
             self.stages.append(nn.Sequential(first, *rest))
-        self.out_channels: tuple[int, ...] = (64, *outputs)
+        self.out_channels: tuple[int, ...] = (width, *outputs)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return five feature maps.
@@ -111,7 +113,7 @@ class ResNetEncoder(nn.Module):
         images
             (B, 1, H, W) in [0, 1]; H and W multiples of 32.
         """
-        features = [self.stem(_as_on_imagenet(images) if self._imagenet else images)]  # (B, 64, H/2, W/2)
+        features = [self.stem(_as_on_imagenet(images) if self._imagenet else images)]  # (B, width, H/2, W/2)
         x = self.pool(features[0])
         for stage in self.stages:
             x = stage(x)

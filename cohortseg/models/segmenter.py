@@ -81,7 +81,7 @@ def build_encoder(config: ModelConfig) -> EfficientNetLite0Encoder | ResNetEncod
     """Return the encoder that the settings name, with random weights; calling ``load_imagenet`` is up to the caller."""
     if config.encoder == "efficientnet-lite0":
         return EfficientNetLite0Encoder()
-    return ResNetEncoder(config.encoder, imagenet=config.imagenet)
+    return ResNetEncoder(config.encoder, imagenet=config.imagenet, width=config.encoder_width)
 
 
 class Decoder(nn.Module):

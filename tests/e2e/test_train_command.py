@@ -44,6 +44,7 @@ augment = false
 [canonical]
 size = 64
 [model]
+encoder_width = 16
 decoder_channels = [32, 16, 16, 8]
 codebook_size = 16
 code_dim = 8
