@@ -21,12 +21,13 @@ OPACITY: Final = 0.45
 OUTLINE_RGB: Final = (70, 160, 255)
 """Colour of the lungs' outline."""
 
+MOST_SLICES: Final = 12
+"""Slices in an overview."""
 _MARGIN: Final = 0.08
 _TILE_HEIGHT: Final = 240
 _FEW_TILE_HEIGHT: Final = 440
 _GAP: Final = 6
 _PAIRS_A_ROW: Final = 3
-_MOST_SLICES: Final = 12
 _TEXT_HEIGHT: Final = 20
 _INK: Final = (235, 235, 235)
 _PAPER: Final = (16, 16, 16)
@@ -112,7 +113,7 @@ def overview(
     pixel_spacing_mm: tuple[float, float],
     caption: Sequence[str],
 ) -> Image.Image:
-    """Return a picture of a series: slices from head to feet, each as plain CT and again with its labels.
+    """Return a picture of a series: up to 12 slices from head to feet, each as plain CT and again with its labels.
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ def overview(
         Lines above the slices; they must name no patient.
     """
     window = _lung_window(lungs)
-    chosen = overview_slices(labels, lungs, _MOST_SLICES)
+    chosen = overview_slices(labels, lungs, MOST_SLICES)
     height = _FEW_TILE_HEIGHT if len(chosen) == 1 else _TILE_HEIGHT
     pairs = []
     for z in chosen:

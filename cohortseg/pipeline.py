@@ -277,7 +277,9 @@ def _check_rules(scan: CohortScan) -> None:
     excluded = Counter(record.reason for record in scan.series if record.decision == "excluded")
     if excluded and not scan.selected:
         reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.most_common())
-        raise ConfigError(f"no series is chosen: {reasons}; cohortseg scan shows what the columns hold")
+        raise ConfigError(
+            f"no series is chosen: {reasons}; 'cohortseg scan COHORT -o manifest.parquet' writes what the columns hold"
+        )
 
 
 def _is_of_another_cohort(out: Path, scan: CohortScan) -> bool:
@@ -371,7 +373,7 @@ def _facts(summary: InferSummary, scan: CohortScan, config: InferConfig, model: 
             "series_chosen": len(summary.burden),
             "status": dict(summary.counts),
             "series_segmented_by_this_run": summary.num_done,
-            "files_skipped": len(scan.skipped),
+            "files_in_no_series": len(scan.skipped),
         },
     }
 

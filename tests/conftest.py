@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,9 @@ settings.load_profile("cohortseg")
 
 
 @pytest.fixture(autouse=True)
-def _messages_as_before() -> Iterator[None]:
-    """Undo the verbosity that a command sets, so that no test depends on those before it."""
-    logger = logging.getLogger("cohortseg")
-    level = logger.level
-    yield
-    logger.setLevel(level)
+def _messages_as_at_first() -> None:
+    """Undo the verbosity that a command sets, in a test or a fixture, so that no test depends on those before it."""
+    logging.getLogger("cohortseg").setLevel(logging.NOTSET)
 
 
 def pytest_configure(config: pytest.Config) -> None:

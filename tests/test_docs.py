@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 import pytest
 from typer.testing import CliRunner
 
@@ -89,3 +90,13 @@ def test_the_readme_shows_what_the_sample_cohort_gives(sample: Path) -> None:
     assert [(line[0], int(line[1])) for line in lines] == [
         (row["patient_id"], row["days_since_baseline"]) for row in timeline
     ]
+
+
+def test_the_readme_s_way_to_csv_works_for_every_table(sample: Path, tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"`\.(with_columns\(cs\..*)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    paths = list(sample.glob("*.parquet"))
+    assert len(paths) > 5
+    for path in paths:
+        table = eval(f"table.{recipe}", {"table": pl.read_parquet(path), "cs": cs, "pl": pl})
+        table.write_csv(tmp_path / "table.csv")
+        assert pl.read_csv(tmp_path / "table.csv", infer_schema=False).shape == table.shape

@@ -123,6 +123,7 @@ def test_page_shows_every_image_the_worst_first(data: Path, model_path: Path, tm
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/jpeg;base64,') == page.count("<img") == 5
     assert page.count("The model was trained on this image.") == 1
+    assert hashlib.sha256(model_path.read_bytes()).hexdigest() in page
     shown = re.findall(r"<h3>(\d+)</h3><p>ggo Dice ([0-9.\u2013]+).*?consolidation Dice ([0-9.\u2013]+)", page)
     assert {name for name, *_ in shown} == VALIDATION
     means = [np.mean([float(text) for text in dice if text != "\u2013"]) for _, *dice in shown]
@@ -142,7 +143,7 @@ def test_page_of_many_images_shows_the_worst_in_a_fixed_order(tmp_path: Path):
         Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
     truths = {name: healthy if name in names[:5] else ill for name in reversed(names)}
     images = score_images([Case(name, one_hot(truth), truth) for name, truth in truths.items()])
-    pages = [evaluation_html("Model", summarise(images), images, folder) for _ in range(2)]
+    pages = [evaluation_html("Model", "0" * 64, summarise(images), images, folder) for _ in range(2)]
     assert pages[0] == pages[1]
     assert re.findall(r"<h3>(.*?)</h3>", pages[0]) == names[5:], "an image without lesion has no Dice, and comes last"
     assert "<p>5 more in pictures/.</p>" in pages[0]

@@ -23,7 +23,10 @@ def train(
     ] = None,
     orientation: Annotated[
         ImageOrientation | None,
-        typer.Option(help="How the 8-bit images of --labeled and --unlabeled lie.", show_default="upright"),
+        typer.Option(
+            help="How the 8-bit images of --labeled and --unlabeled lie: docs/training.md tells.",
+            show_default="upright",
+        ),
     ] = None,
     holdout: Annotated[
         bool | None,

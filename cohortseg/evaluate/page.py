@@ -7,6 +7,7 @@ from typing import Final
 
 import polars as pl
 
+from cohortseg import __version__
 from cohortseg.evaluate.tables import OPACITY
 from cohortseg.labels import LESIONS
 from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
@@ -29,13 +30,15 @@ _NUM_TEXTS: Final = 3
 _MOST_IMAGES: Final = 200
 
 
-def evaluation_html(title: str, metrics: pl.DataFrame, images: pl.DataFrame, pictures: Path) -> str:
+def evaluation_html(title: str, model_sha256: str, metrics: pl.DataFrame, images: pl.DataFrame, pictures: Path) -> str:
     """Return the page, with the 200 images of the lowest Dice, the lowest first.
 
     Parameters
     ----------
     title
         Heading: model and split.
+    model_sha256
+        Of the model's file.
     metrics, images
         Tables ``METRICS`` and ``IMAGES``.
     pictures
@@ -51,6 +54,7 @@ def evaluation_html(title: str, metrics: pl.DataFrame, images: pl.DataFrame, pic
         [
             "<p><strong>Research software, not a medical device.</strong> Ground-glass opacity red, consolidation "
             "green. A dash means not defined. docs/evaluation.md explains the protocols.</p>",
+            f"<p>SHA-256 of the model: {model_sha256}; cohortseg {__version__}.</p>",
             table_html([_METRICS[name] for name in (*numbers, *texts)], rows, num_text=_NUM_TEXTS),
             "<h2>Images, the lowest Dice first</h2>",
             "<p>Sorted by the mean Dice of the classes that the truth or the prediction has.</p>",

@@ -240,6 +240,6 @@ def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
         write_table(output / schema.file_name, frame, schema, provenance)
     split = facts["arguments"]["split"]
     title = result.model if split is None else f"{result.model}: split {split}"
-    page = evaluation_html(title, result.metrics, result.images, output / PICTURES)
+    page = evaluation_html(title, facts["model"]["sha256"], result.metrics, result.images, output / PICTURES)
     write_file(output / PAGE, page.encode())
     write_run_json(output, COMMAND, facts)

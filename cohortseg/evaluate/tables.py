@@ -14,6 +14,9 @@ OPACITY: Final = "opacity"
 TOOLBOX_METRICS: Final = ("dice", "sensitivity", "specificity", "s_measure", "e_measure", "mae")
 """The six metrics, in the order of published tables."""
 
+_ZERO: Final = " (0, not null, without a true positive)"
+_ZERO_METRICS: Final = TOOLBOX_METRICS[:3]
+
 _CLASS = Column("class_name", _TEXT, "ggo, consolidation, or opacity (both together)")
 _OVERLAP = (
     Column("dice", _REAL, "2 TP / (2 TP + FP + FN); null where neither truth nor prediction has a pixel"),
@@ -51,7 +54,8 @@ IMAGES: Final = TableSchema(
             Column(
                 f"toolbox_{maps}_{metric}",
                 _REAL,
-                f"toolbox protocol, {what}: {metric} of this image; null for opacity, which the toolbox does not score",
+                f"toolbox protocol, {what}: {metric} of this image{_ZERO if metric in _ZERO_METRICS else ''}; null for "
+                "opacity, which the toolbox does not score",
             )
             for maps, what in (("labels", "binary map of the argmax labels"), ("softmax", "8-bit probability map"))
             for metric in TOOLBOX_METRICS
@@ -69,7 +73,8 @@ METRICS: Final = TableSchema(
         Column(
             "protocol",
             _TEXT,
-            "toolbox (mean over 256 thresholds, then over all images), pooled (all pixels together), "
+            f"toolbox (mean over 256 thresholds, then over all images; dice, sensitivity, specificity{_ZERO}), "
+            "pooled (all pixels together), "
             "per_image (mean over the images whose truth has the class) or area (area in percent of the image)",
         ),
         Column("n_images", _INT, "images the row is about; for per_image those whose truth has the class"),

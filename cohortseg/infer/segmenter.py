@@ -20,7 +20,7 @@ from cohortseg.labels import LESIONS, is_opacity
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
 from cohortseg.models.device import batch_size_for
 from cohortseg.noise import NOISY_HU, soft_tissue_noise
-from cohortseg.overlays import overview, png_bytes
+from cohortseg.overlays import MOST_SLICES, overview, png_bytes
 from cohortseg.preprocess import CropBox, canonical_batch, lung_boxes, orientation_from_affine, restore_crop
 from cohortseg.store.masks import MaskFacts, SeriesMasks
 from cohortseg.store.schemas import BURDEN
@@ -228,10 +228,12 @@ def _picture(
     if row["lung_volume_ml"] is not None:
         numbers += f"; lung {row['lung_volume_ml']:.0f} mL, opacity {row['opacity_volume_ml']:.0f} mL"
     colours = ", ".join(f"{label.title} {label.colour}" for label in LESIONS)
+    shown = f"{MOST_SLICES} of {count} slices with lung. " if (count := row["n_lung_slices"]) > MOST_SLICES else ""
     caption = (
         f"series {row['series_key']}   {numbers}",
         f"flags: {', '.join(row['qc_flags']) or 'none'}",
-        f"{colours}, lungs outlined blue. The patient's right is on the left. Research software, not a medical device.",
+        f"{colours}, lungs outlined blue. {shown}The patient's right is on the left. "
+        "Research software, not a medical device.",
     )
     picture = overview(upright_hu, labels, lungs.mask, pixel_spacing_mm=pixel_spacing_mm, caption=caption)
     return png_bytes(picture)

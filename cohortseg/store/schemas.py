@@ -65,7 +65,8 @@ _SPACING = (
     Column(
         "spacing_z_mm",
         _REAL,
-        "distance between slice centres along the normal, from positions; null for a single slice or uneven spacing",
+        "distance between slice centres along the normal, from positions (after resample: the new one); null for a "
+        "single slice, or uneven spacing that is not repaired",
     ),
     Column("spacing_y_mm", _REAL, "PixelSpacing (0028,0030), between rows"),
     Column("spacing_x_mm", _REAL, "PixelSpacing (0028,0030), between columns"),
@@ -135,7 +136,7 @@ _LESIONS = (
         "lesion_count",
         _INT,
         f"number of lesions of at least {MIN_LESION_ML} mL: voxels of either class that touch by face, edge or corner "
-        "are one lesion; null for a single slice or uneven spacing",
+        "are one lesion; null for a single slice",
     ),
     Column("largest_lesion_volume_ml", _REAL, "volume of the largest of these lesions, mL; null if there is none"),
 )
@@ -270,7 +271,11 @@ SLICES: Final = TableSchema(
         *_SERIES,
         _SERIES_KEY,
         Column("slice_index", _INT, "z index in the mask; 0 is nearest the feet"),
-        Column("sop_instance_uid", _TEXT, "SOPInstanceUID (0008,0018)"),
+        Column(
+            "sop_instance_uid",
+            _TEXT,
+            "SOPInstanceUID (0008,0018); of a resampled series that of the nearest slice in the files: it may repeat",
+        ),
         Column(
             "position_mm",
             _REAL,
