@@ -16,6 +16,7 @@ from statistics import median
 
 import torch
 
+from cohortseg.cluster import connected
 from cohortseg.config import CanonicalConfig, TrainConfig, preset_config
 from cohortseg.datasets.prepared import PreparedData, write_prepared
 from cohortseg.store.layout import DATA
@@ -65,10 +66,11 @@ def main() -> None:
         checkpoint_every=10 * options.iterations,
     )
     found: dict[int, dict[int, float]] = {}
-    for workers in (1, options.workers):
-        with tempfile.TemporaryDirectory() as folder:
-            found[workers] = speeds(config, workers, Path(folder) / "run")
-        print(f"{workers} worker(s): {found[workers]} images a second in phase 1 and 2", flush=True)
+    with connected():
+        for workers in (1, options.workers):
+            with tempfile.TemporaryDirectory() as folder:
+                found[workers] = speeds(config, workers, Path(folder) / "run")
+            print(f"{workers} worker(s): {found[workers]} images a second in phase 1 and 2", flush=True)
     result: dict[str, float] = {"workers": options.workers, "size": options.size, "batch": options.batch}
     for phase in (1, 2):
         result[f"phase{phase}_images_per_s"] = round(found[options.workers][phase], 2)

@@ -283,6 +283,11 @@ def require_answer(address: str | None) -> None:
         raise ConfigError(f"no Ray cluster answers at {host}:{port} ({error}); check the address") from error
 
 
+def last_line(message: str) -> str:
+    """Return the last line of what Ray says of an error, which names the cause."""
+    return message.strip().rpartition("\n")[2].strip()
+
+
 @contextmanager
 def followed(follow: Callable[[threading.Event], None]) -> Iterator[None]:
     """Run a function in a thread beside the block; at the end of the block, set the event it takes and join it."""
@@ -314,8 +319,11 @@ def _init(ray: "ModuleType", address: str | None) -> None:
             with followed(partial(_tell_of_wait, address)):
                 ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+            said = " ".join(str(error).split())
+            if "ersion mismatch" in said:
+                raise ConfigError(f"the Ray cluster at {address} cannot be used from here: {said}") from error
             raise ConfigError(
-                f"no Ray cluster answers at {address} ({error}); check the address, "
+                f"no Ray cluster answers at {address} ({said}); run this on a node of that cluster, check the address, "
                 "and set RAY_AUTH_MODE=token if the cluster asks for Ray's token (it does where it was started beside "
                 "a ~/.ray/auth_token, which any local run leaves)"
             ) from error

@@ -365,7 +365,7 @@ def _facts(summary: InferSummary, scan: CohortScan, config: InferConfig, model: 
     """Return the content of ``run.json``: settings, model, methods, engine and counts."""
     return {
         "config": asdict(config),
-        "model": {"name": model.name, "sha256": model.sha256, "device": str(model.device), "bf16": model.bf16},
+        "model": {"name": model.name, "sha256": model.sha256},
         "methods": {"lungs": LUNG_METHOD, "measures": MEASURES},
         "engine": summary.engine,
         "counts": {

@@ -136,33 +136,48 @@ def test_a_ray_that_was_imported_too_early_to_listen_on_loopback_is_refused(monk
         pass
 
 
-@pytest.mark.parametrize(("starts", "ends"), [(True, 0), (True, 3), (False, 1)])
-def test_the_slurm_script_ends_as_the_command_does_and_fails_where_ray_does_not_start(tmp_path, starts, ends):
-    """Ray's own symmetric-run ends with 0 where it did not start, and so does the one here."""
+def run_slurm(tmp_path, *arguments, starts=True, ends=0, **slurm):
+    """Run the script with commands in place of Slurm's, Ray's and ours; ours notes its arguments."""
+    token = 'if [ "$1" = get-auth-token ]; then mkdir -p ~/.ray; echo secret | tee ~/.ray/auth_token; exit; fi\n'
     symmetric_run = f'while [ "$1" != -- ]; do shift; done; shift; {"" if starts else "exit 0; "}"$@"'
     commands = {
         "scontrol": "echo node1",
         "srun": 'while [[ $1 == -* ]]; do [ "$1" = -w ] && shift; shift; done; "$@"',
         "hostname": "echo 10.1.2.3",
-        "ray": symmetric_run,
-        "cohortseg": f'echo "$#: $*" >"{tmp_path}/arguments"; exit {ends}',
+        "ray": token + symmetric_run,
+        "cohortseg": f'echo "$#: $* $RAY_AUTH_MODE" >"{tmp_path}/arguments"; exit {ends}',
     }
     for name, body in commands.items():
         path = tmp_path / name
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
-    slurm = {"SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        ["bash", str(SLURM), "infer", "a cohort", "-o", "out"],
-        env=os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    job = {"SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7", "HOME": str(tmp_path)}
+    return subprocess.run(
+        ["bash", str(SLURM), *arguments],
+        env=os.environ | job | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.parametrize(("starts", "ends"), [(True, 0), (True, 3), (False, 1)])
+def test_the_slurm_script_ends_as_the_command_does_and_fails_where_ray_does_not_start(tmp_path, starts, ends):
+    """Ray's own symmetric-run ends with 0 where it did not start, and so does the one here."""
+    done = run_slurm(tmp_path, "infer", "a cohort", "-o", "out", starts=starts, ends=ends)
     assert done.returncode == ends, done.stderr
     assert ("did not run to its end" in done.stderr) == (not starts)
     if starts:
-        assert (tmp_path / "arguments").read_text() == "4: infer a cohort -o out\n"
+        assert (tmp_path / "arguments").read_text() == "4: infer a cohort -o out token\n"
+    assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+    assert "secret" not in done.stdout + done.stderr
     assert not list(tmp_path.glob(".cohortseg-*"))
+
+
+def test_a_job_that_slurm_requeued_goes_on_with_its_training(tmp_path):
+    assert run_slurm(tmp_path, "train", "-o", "out", SLURM_RESTART_COUNT="1").returncode == 0
+    assert (tmp_path / "arguments").read_text() == "4: train -o out --resume token\n"
+    assert run_slurm(tmp_path, "infer", "cohort", SLURM_RESTART_COUNT="1").returncode == 0
+    assert (tmp_path / "arguments").read_text() == "2: infer cohort token\n"

@@ -18,13 +18,15 @@ from training_data import write_covid_semiseg
 from typer.testing import CliRunner
 
 from cohortseg.cli import app
+from cohortseg.cluster import Resources, WorkerRequest
 from cohortseg.compare import fold
+from cohortseg.compare import run as compare_run
 from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import TrainConfig, resolve_config
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, labeled_slices, unlabeled_slices
 from cohortseg.datasets.prepared import prepare, write_prepared
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, WorkerError
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, table_from_rows
@@ -363,6 +365,18 @@ def test_trainings_beside_each_other_on_ray_give_the_same_tables(compared, tmp_p
     assert tables[0].select(shown).equals(tables[1].select(shown))
     pixels = [table["predicted_pixels"].to_numpy() / 128**2 for table in tables]
     assert pixels[0] == pytest.approx(pixels[1], abs=0.02)  # other numbers of threads add in another order
+
+
+@pytest.mark.ray
+def test_where_no_node_has_room_any_more_the_wait_is_told_and_ends(monkeypatch, caplog):
+    import ray  # it was started by the test before
+
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: ([], references))
+    monkeypatch.setattr(compare_run, "connected_resources", lambda: Resources(((0.0, 0.0),), "the cluster"))
+    monkeypatch.setattr(compare_run, "_LONGEST_WAIT_S", 0.0)
+    with pytest.raises(WorkerError, match="run the same command again"):
+        compare_run._next_ended({}, WorkerRequest(num_workers=1, cpus_per_worker=1, gpus_per_worker=0))
+    assert caplog.messages == ["Ray has no room for a worker now; waiting up to 0 minutes for more"]
 
 
 def test_folders_and_folds_of_something_else_are_refused(tmp_path, tiny):

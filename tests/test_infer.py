@@ -365,14 +365,26 @@ def test_cohort_on_a_lost_mount_ends_the_run(
     assert not suspects(out)
 
 
-def test_vanished_cohort_ends_the_run_and_fails_no_series(cohort: Path, model_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("leaves_a_folder", [False, True])
+def test_vanished_cohort_ends_the_run_and_fails_no_series(
+    cohort: Path, model_path: Path, tmp_path: Path, leaves_a_folder: bool
+) -> None:
+    """A mount that is lost leaves the empty folder that it was mounted on."""
     out, root = tmp_path / "out", tmp_path / "cohort"
     shutil.copytree(cohort, root)
 
-    progress = hiding(root, tmp_path / "unmounted")
+    @contextmanager
+    def progress(title: str) -> Iterator[Callable[..., None]]:
+        with hiding(root, tmp_path / "unmounted")(title) as report:
+            if title == "Segmenting" and leaves_a_folder:
+                root.mkdir()
+            yield report
+
     with pytest.raises(StoreError, match="the cohort has gone"):
         infer_cohort(root, out, config=InferConfig(engine="local"), model_path=model_path, progress=progress)
     assert not suspects(out)
+    if leaves_a_folder:
+        root.rmdir()
     (tmp_path / "unmounted").rename(root)
     assert run(root, out, model_path).counts == {"failed": 1, "ok": 4}
 

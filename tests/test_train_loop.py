@@ -108,7 +108,6 @@ def train(
     return kept
 
 
-@pytest.mark.usefixtures("pages")
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
     config = replace(QUICK, ema_decay=0.9, optimizer="adamw", learning_rate=1e-3)
     train(config, tmp_path / "unbroken")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from cohortseg.cluster import (
     check_here,
     cluster_address,
     connected,
+    connected_resources,
+    last_line,
     require_answer,
     require_same_package,
     worker_request,
@@ -40,6 +43,11 @@ from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, write_table
 from cohortseg.train.state import check_imagenet, check_same_settings, imagenet_sha256
 
+_log: Final = logging.getLogger(__name__)
+
+_LONGEST_WAIT_S: Final = 1800.0
+"""Longest wait for a node, once the last that has room for a worker is lost."""
+_WATCH_EVERY_S: Final = 5.0
 _SETTINGS: Final = "comparison.json"
 """File that marks a comparison's folder: the settings and labelled images it was begun with."""
 _FREE_TO_CHANGE: Final = frozenset({"imagenet_file"})
@@ -246,19 +254,43 @@ def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | No
                 job = waiting.pop(0)
                 running[task.remote(job, request, PACKAGE_SHA256)] = job
             report(done, total, "; ".join(job.title for job in running.values()))
-            (ended, *_), _ = ray.wait(list(running))
+            ended = _next_ended(running, request)
             job = running.pop(ended)
             try:
                 ray.get(ended)
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, CohortSegError):
                     raise error.cause from error
-                raise
+                raise WorkerError(f"{job.title}: failed on its worker: {last_line(str(error))}") from error
             except ray.exceptions.RayError as error:
                 raise WorkerError(
                     f"{job.title}: its worker was lost ({type(error).__name__}); run the same command again"
                 ) from error
             done += job.iterations
+
+
+def _next_ended(running: Mapping[Any, FoldJob], request: WorkerRequest) -> Any:
+    """Wait for the next task to end and return its reference; without room for any, wait for nodes that come back.
+
+    Raises
+    ------
+    WorkerError
+        If none has come back in half an hour.
+    """
+    import ray
+
+    lost_at: float | None = None
+    while True:
+        ended, _ = ray.wait(list(running), timeout=_WATCH_EVERY_S)
+        if ended:
+            return ended[0]
+        if connected_resources().fitting(request.cpus_per_worker, request.gpus_per_worker):
+            lost_at = None
+        elif lost_at is None:
+            lost_at = time.monotonic()
+            _log.warning("Ray has no room for a worker now; waiting up to %g minutes for more", _LONGEST_WAIT_S / 60)
+        elif time.monotonic() - lost_at > _LONGEST_WAIT_S:
+            raise WorkerError("Ray has had no room for a worker for too long: run the same command again")
 
 
 def _run_on_worker(job: FoldJob, request: WorkerRequest, package_sha256: str) -> None:

@@ -1,5 +1,6 @@
 """The job of a run, and the work on one series, from its files to its marker; a bad series is a row with a reason."""
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -142,7 +143,7 @@ def _result(
         status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
     except CohortSegError as error:
         status, reason, final = "failed", str(error), not _may_pass(error.__cause__)
-        if not final and not os.path.isdir(job.root):  # noqa: PTH112 - Path.is_dir raises on a lost mount
+        if not final and _is_gone(job.root):
             raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
     except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
         status, (reason, frames) = "failed", unexpected(error)
@@ -152,6 +153,15 @@ def _result(
         return result, frames
     row = series_row(record, model.sha256) | {"status": status, "reason": reason, "qc_flags": list(flags)}
     return SeriesResult(burden=row, final=final), frames
+
+
+def _is_gone(root: Path) -> bool:
+    """Return whether a folder is not there, or empty, as the place of a mount is that was lost."""
+    try:
+        with os.scandir(root) as entries:
+            return next(entries, None) is None
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def _may_pass(cause: BaseException | None) -> bool:

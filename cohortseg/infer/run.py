@@ -3,6 +3,7 @@
 import logging
 import math
 import pickle
+import socket
 import threading
 import time
 import zlib
@@ -22,6 +23,7 @@ from cohortseg.cluster import (
     connected_resources,
     followed,
     head_answers,
+    last_line,
     local_resources,
     require_same_package,
 )
@@ -187,8 +189,11 @@ class _Worker:
             else:
                 (waiting if record.series_key in apart else calm).append(record)
         for group in (calm, *([record] for record in waiting)):
-            for done in segment_many(self._job, self._model, group):
-                yield _line(done)
+            try:
+                for done in segment_many(self._job, self._model, group):
+                    yield _line(done)
+            except StoreError as error:  # which may hold for this node alone
+                raise StoreError(f"{error} (on node {socket.gethostname()})") from error
 
 
 def _line(done: Done) -> dict[str, list[Any]]:
@@ -239,7 +244,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
             raised = getattr(error, "cause", None)  # in an actor
             if isinstance(raised, CohortSegError):
                 raise type(raised)(str(raised).splitlines()[0]) from error  # the rest is Ray's advice on its settings
-            last = _last_line(error)
+            last = last_line(str(error)) or type(error).__name__
             kind, _, said = last.partition(": ")
             if (ours := _ERRORS.get(kind)) is not None:
                 raise ours(said) from error
@@ -284,9 +289,3 @@ def room_watched(workers: int, gpus: float, has_begun: Callable[[], bool]) -> It
 def _room(workers: int, gpus: float) -> int:
     """Return how many of the workers fit on the nodes alive now."""
     return min(workers, connected_resources().fitting(_WORKER_CPUS, gpus))
-
-
-def _last_line(error: BaseException) -> str:
-    """Return the last line of an error of Ray, which names the cause."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__

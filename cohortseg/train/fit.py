@@ -18,6 +18,7 @@ from cohortseg.cluster import (
     WorkerRequest,
     connected,
     followed,
+    last_line,
     require_same_package,
     worker_request,
 )
@@ -202,7 +203,8 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
     except SystemExit as error:  # Ray's answer to Ctrl-C
         raise KeyboardInterrupt from error
     except ray.train.ControllerError as error:
-        raise WorkerError(f"training could not be started: {error}") from error
+        again = "; go on with --resume once there is room for all workers" if _checkpoints(run) else ""
+        raise WorkerError(f"Ray could not start the workers: {last_line(str(error))}{again}") from error
     except Exception as error:
         # Raised in the controller's constructor, it arrives as the death of an actor.
         if _BAD_CHECKPOINT_LIST in f"{type(error)}{error}":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cohortseg.cluster import check_here, cluster_address, require_answer
+from cohortseg.cluster import check_here, cluster_address, connected, worker_request
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
 from cohortseg.datasets.prepared import prepare, write_prepared
@@ -74,7 +74,7 @@ def train_model(
         If training fails.
     """
     config, options = config.resolved(), options.resolved()
-    if cluster_address(address) is None:  # before the data are read; those of a cluster once it answers
+    if cluster_address(address) is None:
         check_here(num_workers, cpus_per_worker, cpus_flag=True)
     _check_options(options, config, resume=resume)
     if not resume:
@@ -85,9 +85,8 @@ def train_model(
         kept = f"; {', '.join(sorted(changed))} stay as they were" if changed else ""
         _log.warning("%s: the run is finished, nothing is done%s", run, kept)
         return run / MODEL
-    require_answer(address)
     ready = _reopened(run, config, options, progress) if resume else _begun(run, config, options, progress)
-    with ready, progress("Training") as report:
+    with _cluster(address, num_workers, cpus_per_worker), ready, progress("Training") as report:
         return fit(
             config,
             run,
@@ -96,6 +95,17 @@ def train_model(
             address=address,
             on_history=lambda row: report(row["iteration"], row["total_iterations"], _line(row)),
         )
+
+
+@contextmanager
+def _cluster(address: str | None, num_workers: int | None, cpus_per_worker: float | None) -> Iterator[None]:
+    """Connect to a cluster, if one is used, and refuse workers that do not fit there, before the data are read."""
+    if cluster_address(address) is None:
+        yield
+        return
+    with connected(address) as resources:
+        worker_request(num_workers, cpus_per_worker, resources).check(resources, cpus_flag=True)
+        yield
 
 
 @contextmanager

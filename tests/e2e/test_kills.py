@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from socket import gethostname
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -72,16 +73,24 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(cohort: Path, cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Half the work per series, and no series that is given up because it was at work at three of the kills."""
+    path = tmp_path_factory.mktemp("options") / "infer.toml"
+    path.write_text("flips = false\nmax_attempts = 9\n")
+    return ["--config", str(path)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(cohort: Path, cluster: Any, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "out"
-    assert infer(cohort, out, cluster).exit_code == 0
+    assert infer(cohort, out, cluster, options).exit_code == 0
     return out
 
 
-def infer(cohort: Path, out: Path, cluster: Any) -> Result:
+def infer(cohort: Path, out: Path, cluster: Any, options: Sequence[str] = ()) -> Result:
     """Run here the command that `kill_log.start` starts in a process of its own."""
-    options = ["--workers", "2", "--engine", "ray", "--address", cluster.address]
-    return CliRunner().invoke(app, ["infer", str(cohort), "-o", str(out), *options])
+    where = ["--workers", "2", "--engine", "ray", "--address", cluster.address]
+    return CliRunner().invoke(app, ["infer", str(cohort), "-o", str(out), *where, *options])
 
 
 def work_begins(kill_log: Any, run: subprocess.Popen[str], out: Path, done: int) -> None:
@@ -91,28 +100,27 @@ def work_begins(kill_log: Any, run: subprocess.Popen[str], out: Path, done: int)
     assert run.poll() is None, "the cohort is too small for this machine: nothing was left to kill"
 
 
-@pytest.mark.parametrize("kind", ["actor", "node"])
-def test_a_run_outlives_two_killed(
-    kill_log: Any, cluster: Any, cohort: Path, unbroken: Path, tmp_path: Path, kind: str
+def test_a_run_outlives_two_killed_actors_and_two_killed_nodes(
+    kill_log: Any, cluster: Any, cohort: Path, options: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run = kill_log.start(cohort, out, cluster.address)
-    for done in (0, 2):
+    run = kill_log.start(cohort, out, cluster.address, *options)
+    for done, kind in ((0, "actor"), (3, "node"), (6, "actor"), (9, "node")):
         work_begins(kill_log, run, out, done)
         assert f"{kind} killed" in kill_log.kill_one(kind, run, cluster, random)
     code, messages = kill_log.ended(run, LIMIT_S)
     assert code == 0, messages
     assert kill_log.differences(out, unbroken) == []
-    again = infer(cohort, out, cluster)
+    again = infer(cohort, out, cluster, options)
     assert (again.exit_code, "nothing to do" in again.stderr) == (0, True)
     assert kill_log.differences(out, unbroken) == []
 
 
 def test_a_run_interrupted_once_and_killed_twice_goes_on(
-    kill_log: Any, cluster: Any, cohort: Path, unbroken: Path, tmp_path: Path
+    kill_log: Any, cluster: Any, cohort: Path, options: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run = kill_log.start(cohort, out, cluster.address)
+    run = kill_log.start(cohort, out, cluster.address, *options)
     work_begins(kill_log, run, out, 0)
     os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C does
     code, messages = kill_log.ended(run, LIMIT_S)
@@ -121,12 +129,12 @@ def test_a_run_interrupted_once_and_killed_twice_goes_on(
     assert "Traceback" not in messages
     assert not suspects(out), "who is asked to stop leaves nothing open"
     for done in (1, 3):
-        run = kill_log.start(cohort, out, cluster.address)
+        run = kill_log.start(cohort, out, cluster.address, *options)
         work_begins(kill_log, run, out, done)
         assert kill_log.kill_one("driver", run, cluster, random) == "run killed"
         assert kill_log.ended(run, LIMIT_S)[0] == -signal.SIGKILL
         assert not (out / "burden.parquet").exists()
-    assert infer(cohort, out, cluster).exit_code == 0
+    assert infer(cohort, out, cluster, options).exit_code == 0
     assert kill_log.differences(out, unbroken) == []
 
 
@@ -139,7 +147,7 @@ def test_a_cohort_that_vanishes_from_the_actors_ends_the_run_as_it_does_here(
 
     progress = hiding(root, tmp_path / "unmounted")
     config = InferConfig(engine="ray", workers=2)
-    with pytest.raises(StoreError, match=r"^\S+: the cohort has gone; make it reachable and run the command again$"):
+    with pytest.raises(StoreError, match=rf"^\S+: the cohort has gone; make it .* again \(on node {gethostname()}\)$"):
         infer_cohort(root, out, config=config, model_path=None, progress=progress, address=cluster.address)
     assert not suspects(out)
     (tmp_path / "unmounted").rename(root)

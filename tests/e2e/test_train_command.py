@@ -12,7 +12,9 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -22,9 +24,9 @@ from typer.testing import CliRunner, Result
 
 from cohortseg import __version__
 from cohortseg.cli import app
-from cohortseg.cluster import connected
+from cohortseg.cluster import WorkerRequest, connected
 from cohortseg.config import PRESETS, Preset, TrainConfig, config_from_mapping, preset_config
-from cohortseg.errors import ConfigError, StoreError
+from cohortseg.errors import ConfigError, StoreError, WorkerError
 from cohortseg.processors import num_processors
 from cohortseg.store.files import replacing
 from cohortseg.train import fit
@@ -44,7 +46,7 @@ augment = false
 [canonical]
 size = 64
 [model]
-encoder_width = 16
+encoder_width = 32
 decoder_channels = [32, 16, 16, 8]
 codebook_size = 16
 code_dim = 8
@@ -121,12 +123,11 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(data: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
-    config = config_file(folder, supervised=20, adversarial=20)
-    whole = run("--data", data, "--config", config, "-o", folder / "whole")
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stdout.strip().endswith("model.safetensors")
+    config = config_file(folder, supervised=20, adversarial=30)
+    whole = train("--data", data, "--config", config, "-o", folder / "whole")
+    assert whole.exit_code == 0, whole.stderr
 
     killed = folder / "killed"
     process = subprocess.Popen(
@@ -159,12 +160,13 @@ def assert_equal_models(run_folder: Path, other: Path) -> None:
 @pytest.mark.ray
 def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_path):
     broken = shutil.copytree(trained.killed, tmp_path / "broken")
-    refused = run("--data", data, "--config", trained.config, "-o", broken)
-    assert refused.returncode == 2
+    refused = train("--data", data, "--config", trained.config, "-o", broken)
+    assert refused.exit_code == 2
     assert "--resume" in refused.stderr
     resumed = run("--data", data, "--config", trained.config, "-o", broken, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert [row["iteration"] for row in read_history(broken)] == list(range(5, 41, 5))
+    assert resumed.stdout == f"{broken / 'model.safetensors'}\n"
+    assert [row["iteration"] for row in read_history(broken)] == list(range(5, 51, 5))
     assert_equal_models(trained.whole, broken)
     assert len(list((broken / "checkpoints").glob("checkpoint_20*"))) == 2, "those of the killed start go, too"
 
@@ -174,7 +176,7 @@ def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_p
 def test_of_a_finished_run_nothing_is_written_again_whatever_may_change_on_resume(trained, tmp_path):
     whole = shutil.copytree(trained.whole, tmp_path / "run[/a]b")
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    changed = config_file(tmp_path, supervised=20, adversarial=20, batch=3)
+    changed = config_file(tmp_path, supervised=20, adversarial=30, batch=3)
     again = train("--config", changed, "-o", whole, "--resume")
     assert again.exit_code == 0, again.stderr
     assert "nothing is done" in " ".join(again.stderr.split())
@@ -193,10 +195,16 @@ def test_a_run_does_not_go_on_with_other_slices_than_those_it_began_with(data, t
 
 
 @pytest.mark.ray
-def test_that_a_run_without_a_checkpoint_left_begins_again_is_said(trained, tmp_path, caplog):
+def test_that_checkpoints_are_damaged_or_gone_is_said(trained, tmp_path, caplog):
     bare = shutil.copytree(trained.killed, tmp_path / "bare")
     fit._warn_of_lost_work(bare, saved_settings(bare))
     assert not caplog.messages
+    newest = bare / "checkpoints" / max(listed_checkpoints(bare))
+    whole = (newest / "state.pt").read_bytes()
+    (newest / "state.pt").write_bytes(whole[:-1000])
+    fit._warn_of_lost_work(bare, saved_settings(bare))
+    assert caplog.messages == [f"{newest} is damaged: it is passed over"]
+    caplog.clear()
     shutil.rmtree(bare / "checkpoints")
     fit._warn_of_lost_work(bare, saved_settings(bare))
     assert caplog.messages == [f"{bare / 'checkpoints'} holds no checkpoint any more: training begins again"]
@@ -229,18 +237,6 @@ def test_a_newest_checkpoint_that_is_gone_gives_way_to_the_one_before_it(data, t
     assert "namescheckpointsthataregone" in "".join(resumed.stderr.split())
     assert read_history(lost)[0] == begun, "with its time: it was not trained again"
     assert_equal_models(trained.whole, lost)
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
-def test_a_newest_checkpoint_that_is_cut_off_is_replaced_by_the_one_before_it(data, trained, tmp_path):
-    torn = shutil.copytree(trained.killed, tmp_path / "torn")
-    newest = torn / "checkpoints" / max(listed_checkpoints(torn)) / "state.pt"
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    resumed = trained.resumed(torn, data)
-    assert resumed.exit_code == 0, resumed.stderr
-    assert f"{newest.parent}isdamaged" in "".join(resumed.stderr.split())
-    assert_equal_models(trained.whole, torn)
 
 
 @pytest.mark.ray
@@ -332,6 +328,34 @@ def test_training_that_diverges_ends_at_once_with_advice(data, tmp_path):
     assert "lower learning_rate" in done.stderr
     assert "RETRY" not in done.stderr
     assert not (tmp_path / "run/model.safetensors").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
+def test_workers_that_do_not_fit_a_cluster_are_refused_before_the_data_are_read(data, tmp_path):
+    refused = train("--data", data, "-o", tmp_path / "run", "--address", "127.0.0.1:6379", "--workers", 99)
+    assert (refused.exit_code, "99 workers" in refused.stderr) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("begun", [False, True])
+def test_where_ray_cannot_start_the_workers_what_to_do_is_said(tmp_path, monkeypatch, begun):
+    import ray.train
+    import ray.train.torch
+
+    def fit_in_vain(_trainer):
+        raise ray.train.ControllerError(RuntimeError("Traceback ...\nno room for 2 workers"))
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=partial(fit_in_vain, 1)))
+    if begun:
+        (tmp_path / "checkpoints/checkpoint_1").mkdir(parents=True)
+    request = WorkerRequest(num_workers=2, cpus_per_worker=1, gpus_per_worker=0)
+    with pytest.raises(WorkerError) as raised:
+        fit._run_trainer(TrainConfig(), tmp_path, request)
+    again = "; go on with --resume once there is room for all workers"
+    assert str(raised.value) == f"Ray could not start the workers: no room for 2 workers{again if begun else ''}"
 
 
 def test_more_workers_than_cores_are_refused_with_the_flags_that_fit_before_ray_is_started(tmp_path, monkeypatch):
