@@ -44,6 +44,9 @@ _LOCAL: Final = {
 }
 _OBJECT_STORE_BYTES: Final = 256 * 1024**2
 _ANSWER_S: Final = 10.0
+LONGEST_WAIT_S: Final = 1800.0
+"""Longest wait for a lost node to come back, or for the next series to end, which takes far less."""
+WATCH_EVERY_S: Final = 5.0
 _HERE: Final = "local"
 """Ray's address for a cluster that is to be started on this machine."""
 _RUNNING_HERE: Final = "auto"
@@ -284,7 +287,7 @@ def require_answer(address: str | None) -> None:
 
 
 def last_line(message: str) -> str:
-    """Return the last line of what Ray says of an error, which names the cause."""
+    """Return the last line of a traceback in Ray's words, which names the cause."""
     return message.strip().rpartition("\n")[2].strip()
 
 

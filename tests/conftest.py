@@ -24,6 +24,7 @@ settings.load_profile("cohortseg")
 @pytest.fixture(autouse=True)
 def _messages_as_at_first() -> None:
     """Undo the verbosity that a command sets, in a test or a fixture, so that no test depends on those before it."""
+    logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("cohortseg").setLevel(logging.NOTSET)
 
 

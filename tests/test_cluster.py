@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cohortseg import cluster
 from cohortseg.cluster import (
     Resources,
     WorkerRequest,
@@ -176,8 +177,30 @@ def test_the_slurm_script_ends_as_the_command_does_and_fails_where_ray_does_not_
     assert not list(tmp_path.glob(".cohortseg-*"))
 
 
-def test_a_job_that_slurm_requeued_goes_on_with_its_training(tmp_path):
-    assert run_slurm(tmp_path, "train", "-o", "out", SLURM_RESTART_COUNT="1").returncode == 0
-    assert (tmp_path / "arguments").read_text() == "4: train -o out --resume token\n"
-    assert run_slurm(tmp_path, "infer", "cohort", SLURM_RESTART_COUNT="1").returncode == 0
-    assert (tmp_path / "arguments").read_text() == "2: infer cohort token\n"
+@pytest.mark.parametrize("given", [["-o", "my run"], ["--output", "my run"], ["--output=my run"]])
+def test_a_training_that_slurm_requeued_goes_on_if_it_had_begun(tmp_path, given):
+    def arguments(*command):
+        assert run_slurm(tmp_path, *command, SLURM_RESTART_COUNT="1").returncode == 0
+        return (tmp_path / "arguments").read_text().split(": ")[1].removesuffix(" token\n").split()
+
+    command = ["train", *given, "--workers", "2"]
+    before = arguments(*command)
+    assert "--resume" not in before
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run/settings.json").write_text("{}")
+    assert arguments(*command) == [*before, "--resume"]
+    assert "--resume" not in arguments("infer", "cohort", "-o", "my run")
+    assert "--resume" not in arguments("train", "-o", "another")
+
+
+def test_ray_of_another_version_is_named_as_such(monkeypatch):
+    def init(**_):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.60.0\nThis process: 2.61.0")
+
+    ray = SimpleNamespace(init=init, exceptions=SimpleNamespace(AuthenticationError=PermissionError))
+    monkeypatch.setattr(cluster, "require_answer", lambda _: None)
+    with pytest.raises(
+        ConfigError, match=r"^the Ray cluster at here:1 cannot be used.* with: Ray: 2\.60\.0 This"
+    ) as raised:
+        cluster._init(ray, "here:1")
+    assert "RAY_AUTH_MODE" not in str(raised.value)

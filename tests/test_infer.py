@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -343,26 +343,37 @@ def test_copies_that_came_later_are_in_the_flags(cohort: Path, model_path: Path,
 def test_cohort_on_a_lost_mount_ends_the_run(
     cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There even the question whether a folder exists is an error."""
+    """There even the question whether a folder exists is an error; a want of open files is none of the cohort's."""
     out, root = tmp_path / "out", tmp_path / "cohort"
     shutil.copytree(cohort, root)
-    stat = os.stat
+    config = InferConfig(engine="local")
 
-    def lost(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
-        if str(path).startswith(str(root)):
-            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
-        return stat(path, *arguments, **options)
+    def failing(call: Callable[..., Any], code: int) -> Callable[..., Any]:
+        def called(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path).startswith(str(root)):
+                raise OSError(code, os.strerror(code), str(path))
+            return call(path, *arguments, **options)
 
-    @contextmanager
-    def progress(title: str) -> Iterator[Callable[..., None]]:
-        if title == "Segmenting":
-            root.rename(tmp_path / "unmounted")
-            monkeypatch.setattr(os, "stat", lost)
-        yield lambda *_: None
+        return called
+
+    def failing_with(code: int) -> Callable[[str], AbstractContextManager[Callable[..., None]]]:
+        @contextmanager
+        def progress(title: str) -> Iterator[Callable[..., None]]:
+            with monkeypatch.context() as patch:
+                if title == "Segmenting":
+                    root.rename(tmp_path / "unmounted")
+                    patch.setattr(os, "stat", failing(os.stat, code))
+                    patch.setattr(os, "scandir", failing(os.scandir, code))
+                yield lambda *_: None
+
+        return progress
 
     with pytest.raises(StoreError, match="the cohort has gone"):
-        infer_cohort(root, out, config=InferConfig(engine="local"), model_path=model_path, progress=progress)
+        infer_cohort(root, out, config=config, model_path=model_path, progress=failing_with(errno.ENOTCONN))
     assert not suspects(out)
+    (tmp_path / "unmounted").rename(root)
+    ended = infer_cohort(root, out, config=config, model_path=model_path, progress=failing_with(errno.EMFILE))
+    assert ended.counts == {"failed": 5}
 
 
 @pytest.mark.parametrize("leaves_a_folder", [False, True])
@@ -435,7 +446,7 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
 
     monkeypatch.setattr("cohortseg.infer.run.connected_resources", resources)
     monkeypatch.setattr("cohortseg.infer.run.head_answers", lambda: bool(nodes_left))
-    monkeypatch.setattr("cohortseg.infer.run._WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr("cohortseg.infer.run.WATCH_EVERY_S", 0.01)
     caplog.set_level(logging.INFO, logger="cohortseg")  # whatever a command before has set
     deadline = time.monotonic() + 30
     with room_watched(2, 0.0, lambda: True):
@@ -456,7 +467,7 @@ def test_a_cluster_that_is_full_of_other_jobs_is_told_once(
     looks: list[bool] = []
     monkeypatch.setattr("cohortseg.infer.run.connected_resources", lambda: Resources(((2.0, 0.0),), "the cluster"))
     monkeypatch.setattr("cohortseg.infer.run.head_answers", lambda: looks.append(True) or True)
-    monkeypatch.setattr("cohortseg.infer.run._WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr("cohortseg.infer.run.WATCH_EVERY_S", 0.01)
     monkeypatch.setattr("cohortseg.infer.run._SLOW_START_S", 0.02)
     caplog.set_level(logging.INFO, logger="cohortseg")
     with room_watched(2, 0.0, lambda: has_begun):

@@ -14,13 +14,14 @@ import torch
 
 from cohortseg import __version__
 from cohortseg.cluster import (
+    LONGEST_WAIT_S,
     PACKAGE_SHA256,
+    WATCH_EVERY_S,
     WorkerRequest,
     check_here,
     cluster_address,
     connected,
     connected_resources,
-    last_line,
     require_answer,
     require_same_package,
     worker_request,
@@ -45,9 +46,6 @@ from cohortseg.train.state import check_imagenet, check_same_settings, imagenet_
 
 _log: Final = logging.getLogger(__name__)
 
-_LONGEST_WAIT_S: Final = 1800.0
-"""Longest wait for a node, once the last that has room for a worker is lost."""
-_WATCH_EVERY_S: Final = 5.0
 _SETTINGS: Final = "comparison.json"
 """File that marks a comparison's folder: the settings and labelled images it was begun with."""
 _FREE_TO_CHANGE: Final = frozenset({"imagenet_file"})
@@ -261,7 +259,8 @@ def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | No
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, CohortSegError):
                     raise error.cause from error
-                raise WorkerError(f"{job.title}: failed on its worker: {last_line(str(error))}") from error
+                said = str(error.cause).strip().partition("\n")[0]
+                raise WorkerError(f"{job.title} failed on its worker: {type(error.cause).__name__}: {said}") from error
             except ray.exceptions.RayError as error:
                 raise WorkerError(
                     f"{job.title}: its worker was lost ({type(error).__name__}); run the same command again"
@@ -281,15 +280,15 @@ def _next_ended(running: Mapping[Any, FoldJob], request: WorkerRequest) -> Any:
 
     lost_at: float | None = None
     while True:
-        ended, _ = ray.wait(list(running), timeout=_WATCH_EVERY_S)
+        ended, _ = ray.wait(list(running), timeout=WATCH_EVERY_S)
         if ended:
             return ended[0]
         if connected_resources().fitting(request.cpus_per_worker, request.gpus_per_worker):
             lost_at = None
         elif lost_at is None:
             lost_at = time.monotonic()
-            _log.warning("Ray has no room for a worker now; waiting up to %g minutes for more", _LONGEST_WAIT_S / 60)
-        elif time.monotonic() - lost_at > _LONGEST_WAIT_S:
+            _log.warning("Ray has no room for a worker now; waiting up to %g minutes for more", LONGEST_WAIT_S / 60)
+        elif time.monotonic() - lost_at > LONGEST_WAIT_S:
             raise WorkerError("Ray has had no room for a worker for too long: run the same command again")
 
 

@@ -73,7 +73,8 @@ METRICS: Final = TableSchema(
         Column(
             "protocol",
             _TEXT,
-            f"toolbox (mean over 256 thresholds, then over all images; dice, sensitivity, specificity{_ZERO}), "
+            "toolbox (mean over 256 thresholds, then over all images; without a true positive dice, sensitivity and "
+            "specificity are 0, not null), "
             "pooled (all pixels together), "
             "per_image (mean over the images whose truth has the class) or area (area in percent of the image)",
         ),

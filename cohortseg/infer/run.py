@@ -15,6 +15,8 @@ from typing import Any, Final, Literal
 import torch
 
 from cohortseg.cluster import (
+    LONGEST_WAIT_S,
+    WATCH_EVERY_S,
     RayStartError,
     Resources,
     WorkerRequest,
@@ -47,9 +49,6 @@ _WORKER_CPUS: Final = 1.0
 """CPUs per worker: all but the network runs on one core, and takes longer than the network on a GPU."""
 _WORKERS_A_GPU: Final = 4
 """Workers that share a GPU unless more are asked for: each keeps a model and a batch on it."""
-_LONGEST_WAIT_S: Final = 1800.0
-"""Longest wait for the next series to end: time to bring back a lost node, and far more than a series takes."""
-_WATCH_EVERY_S: Final = 5.0
 _SLOW_START_S: Final = 60.0
 _ERRORS: Final = {f"{kind.__module__}.{kind.__name__}": kind for kind in (ConfigError, ModelError, StoreError)}
 """Errors of an actor that cannot start, by the name that stands in the text, which is all that Ray keeps of them."""
@@ -172,9 +171,10 @@ class _Worker:
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(int(_WORKER_CPUS))
-        require_same_package(job.package_sha256)
         self._job = job
-        self._model = load_job_model(job)
+        with _node_named():
+            require_same_package(job.package_sha256)
+            self._model = load_job_model(job)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         records: list[SeriesRecord] = [pickle.loads(zlib.decompress(document)) for document in batch["record"]]
@@ -189,11 +189,18 @@ class _Worker:
             else:
                 (waiting if record.series_key in apart else calm).append(record)
         for group in (calm, *([record] for record in waiting)):
-            try:
+            with _node_named():
                 for done in segment_many(self._job, self._model, group):
                     yield _line(done)
-            except StoreError as error:  # which may hold for this node alone
-                raise StoreError(f"{error} (on node {socket.gethostname()})") from error
+
+
+@contextmanager
+def _node_named() -> Iterator[None]:
+    """Add the name of this node to errors that may hold for it alone."""
+    try:
+        yield
+    except (ConfigError, ModelError, StoreError) as error:
+        raise type(error)(f"{error} (on node {socket.gethostname()})") from error
 
 
 def _line(done: Done) -> dict[str, list[Any]]:
@@ -214,7 +221,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
         context.enable_operator_progress_bars = False
         # A block per row: Ray then delivers each series as it ends, and counts its wait from there.
         context.target_max_block_size = 1
-        context.execution_no_progress_timeout_s = _LONGEST_WAIT_S
+        context.execution_no_progress_timeout_s = LONGEST_WAIT_S
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray.data")]:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # its errors are reported below, in one line
         # Rows travel from this process to its own actors, in one version of the code: pickle is exact and safe here.
@@ -237,7 +244,7 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
         except ray.data.exceptions.ExecutionTimeoutError:
             room = _room(workers, gpus)
             raise WorkerError(
-                f"no series has ended for {_LONGEST_WAIT_S / 60:g} minutes, and Ray has room for {room} of {workers} "
+                f"no series has ended for {LONGEST_WAIT_S / 60:g} minutes, and Ray has room for {room} of {workers} "
                 "workers, less what other jobs hold; see to the cluster and run the same command again"
             ) from None
         except ray.exceptions.RayError as error:
@@ -262,13 +269,13 @@ def room_watched(workers: int, gpus: float, has_begun: Callable[[], bool]) -> It
 
     def watch(over: threading.Event) -> None:
         before, slow_at = workers, time.monotonic() + _SLOW_START_S
-        while not over.wait(_WATCH_EVERY_S):
+        while not over.wait(WATCH_EVERY_S):
             if not head_answers():
                 _log.error("Ray's head node is gone: this run ends in a minute; run the same command again")
                 return
             room = _room(workers, gpus)
             if room != before:
-                wait = "" if room else f"; waiting up to {_LONGEST_WAIT_S / 60:g} minutes for more"
+                wait = "" if room else f"; waiting up to {LONGEST_WAIT_S / 60:g} minutes for more"
                 _log.warning("Ray has room for %d of %d workers now%s", room, workers, wait)
             before = room
             if time.monotonic() > slow_at:
@@ -279,7 +286,7 @@ def room_watched(workers: int, gpus: float, has_begun: Callable[[], bool]) -> It
                             "no worker has begun after %g seconds: Ray starts slowly, or other jobs hold what there "
                             "is; waiting up to %g minutes",
                             _SLOW_START_S,
-                            _LONGEST_WAIT_S / 60,
+                            LONGEST_WAIT_S / 60,
                         )
 
     with followed(watch):

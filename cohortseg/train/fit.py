@@ -203,8 +203,12 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
     except SystemExit as error:  # Ray's answer to Ctrl-C
         raise KeyboardInterrupt from error
     except ray.train.ControllerError as error:
-        again = "; go on with --resume once there is room for all workers" if _checkpoints(run) else ""
-        raise WorkerError(f"Ray could not start the workers: {last_line(str(error))}{again}") from error
+        failure = error.controller_failure
+        starts = type(failure).__name__.startswith("WorkerGroupStartup")
+        what = "Ray could not start the workers" if starts else "Ray ended the training"
+        said = last_line(str(failure)) if "Traceback" in str(failure) else " ".join(str(failure).split())
+        again = "; go on with --resume" if _checkpoints(run) else ""
+        raise WorkerError(f"{what}: {said}{again}") from error
     except Exception as error:
         # Raised in the controller's constructor, it arrives as the death of an actor.
         if _BAD_CHECKPOINT_LIST in f"{type(error)}{error}":

@@ -105,7 +105,7 @@ def test_a_run_outlives_two_killed_actors_and_two_killed_nodes(
 ) -> None:
     out = tmp_path / "out"
     run = kill_log.start(cohort, out, cluster.address, *options)
-    for done, kind in ((0, "actor"), (3, "node"), (6, "actor"), (9, "node")):
+    for done, kind in ((0, "node"), (3, "actor"), (6, "node"), (9, "actor")):
         work_begins(kill_log, run, out, done)
         assert f"{kind} killed" in kill_log.kill_one(kind, run, cluster, random)
     code, messages = kill_log.ended(run, LIMIT_S)
@@ -172,7 +172,7 @@ def test_a_run_that_waits_in_vain_ends_and_says_why(
     cluster: Any, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr("cohortseg.infer.run._LONGEST_WAIT_S", 0.6)
+    monkeypatch.setattr("cohortseg.infer.run.LONGEST_WAIT_S", 0.6)
     result = infer(cohort, out, cluster)
     assert result.exit_code == 1
     assert "no series has ended for 0.01 minutes, and Ray has room for 2 of 2 workers" in result.stderr

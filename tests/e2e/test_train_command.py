@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -26,10 +25,11 @@ from cohortseg import __version__
 from cohortseg.cli import app
 from cohortseg.cluster import WorkerRequest, connected
 from cohortseg.config import PRESETS, Preset, TrainConfig, config_from_mapping, preset_config
+from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import ConfigError, StoreError, WorkerError
 from cohortseg.processors import num_processors
 from cohortseg.store.files import replacing
-from cohortseg.train import fit
+from cohortseg.train import fit, loop
 from cohortseg.train.folder import SETTINGS, DataOptions, begin_run, claimed_run, reopen_run, saved_settings
 from cohortseg.train.history import read_history
 from cohortseg.weights import load_model
@@ -158,14 +158,17 @@ def assert_equal_models(run_folder: Path, other: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_killed_run_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_path):
+def test_a_killed_run_whose_newest_checkpoint_is_cut_off_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_path):
     broken = shutil.copytree(trained.killed, tmp_path / "broken")
     refused = train("--data", data, "--config", trained.config, "-o", broken)
     assert refused.exit_code == 2
     assert "--resume" in refused.stderr
+    newest = broken / "checkpoints" / max(listed_checkpoints(broken)) / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
     resumed = run("--data", data, "--config", trained.config, "-o", broken, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout == f"{broken / 'model.safetensors'}\n"
+    assert f"{newest.parent}isdamaged" in "".join(resumed.stderr.split())
     assert [row["iteration"] for row in read_history(broken)] == list(range(5, 51, 5))
     assert_equal_models(trained.whole, broken)
     assert len(list((broken / "checkpoints").glob("checkpoint_20*"))) == 2, "those of the killed start go, too"
@@ -262,15 +265,24 @@ def test_a_student_is_trained_with_a_finished_model_as_its_teacher(data, trained
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
-def test_two_workers_learn_what_one_worker_learns_from_the_same_slices(data, tmp_path):
-    one, two = (
-        config_file(tmp_path, supervised=5, adversarial=5, batch=4),
-        config_file(tmp_path, supervised=5, adversarial=5),
+def test_two_workers_learn_what_one_learns_here_from_the_same_slices(data, tmp_path):
+    config = config_file(tmp_path, supervised=5, adversarial=5, batch=2)
+    done = train("--data", data, "--config", config, "-o", tmp_path / "two", "--workers", 2)
+    assert done.exit_code == 0, done.stderr
+    (tmp_path / "one").mkdir()
+    loop.train(
+        replace(saved_settings(tmp_path / "two"), batch_labeled=4, batch_unlabeled=4),
+        load_prepared(tmp_path / "two/data.safetensors"),
+        tmp_path / "one",
+        wrap=lambda module: module,
+        sum_over_workers=lambda values: values,
+        report=lambda *_: None,
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
+        restore=None,
     )
-    for config, workers in ((one, 1), (two, 2)):
-        done = train("--data", data, "--config", config, "-o", tmp_path / f"w{workers}", "--workers", workers)
-        assert done.exit_code == 0, done.stderr
-    rows = [read_history(tmp_path / f"w{workers}") for workers in (1, 2)]
+    rows = [read_history(tmp_path / name) for name in ("one", "two")]
     for single, double in zip(*rows, strict=True):
         for name in ("ce", "proportion", "vq", "discriminator", "semi"):
             if name in single:
@@ -345,17 +357,24 @@ def test_where_ray_cannot_start_the_workers_what_to_do_is_said(tmp_path, monkeyp
     import ray.train
     import ray.train.torch
 
-    def fit_in_vain(_trainer):
-        raise ray.train.ControllerError(RuntimeError("Traceback ...\nno room for 2 workers"))
+    class WorkerGroupStartupError(Exception):
+        pass
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=partial(fit_in_vain, 1)))
+    failure = WorkerGroupStartupError("no room\nfor 2 workers")
+    expected = "Ray could not start the workers: no room for 2 workers"
     if begun:
         (tmp_path / "checkpoints/checkpoint_1").mkdir(parents=True)
+        failure = RuntimeError("Traceback (most recent call last):\n  ...\nOSError: full")
+        expected = "Ray ended the training: OSError: full; go on with --resume"
+
+    def fit_in_vain():
+        raise ray.train.ControllerError(failure)
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=fit_in_vain))
     request = WorkerRequest(num_workers=2, cpus_per_worker=1, gpus_per_worker=0)
     with pytest.raises(WorkerError) as raised:
         fit._run_trainer(TrainConfig(), tmp_path, request)
-    again = "; go on with --resume once there is room for all workers"
-    assert str(raised.value) == f"Ray could not start the workers: no room for 2 workers{again if begun else ''}"
+    assert str(raised.value) == expected
 
 
 def test_more_workers_than_cores_are_refused_with_the_flags_that_fit_before_ray_is_started(tmp_path, monkeypatch):
