@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="of the canonical slice")
     parser.add_argument("--batch", type=int, default=4, help="labelled slices, and as many unlabelled ones, a worker")
     parser.add_argument("--iterations", type=int, default=30, help="of each phase; a multiple of 10, at least 20")
-    parser.add_argument("--workers", type=int, default=2, help="1: the speed of one alone")
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     config = replace(
         preset_config(options.preset),
@@ -67,7 +67,7 @@ def main() -> None:
     )
     found: dict[int, dict[int, float]] = {}
     with connected():
-        for workers in sorted({1, options.workers}):
+        for workers in (1, options.workers):
             with tempfile.TemporaryDirectory() as folder:
                 found[workers] = speeds(config, workers, Path(folder) / "run")
             print(f"{workers} worker(s): {found[workers]} images a second in phase 1 and 2", flush=True)

@@ -16,6 +16,7 @@ from training_data import canonical_of, write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.covid_semiseg import labeled_slices
+from cohortseg.processors import num_processors
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SERIES = Path(__file__).parents[1] / "sample_data/cohort/dicom/SYN-001/20200302"
@@ -65,15 +66,15 @@ def test_ratios_of_the_cohort_pipeline_are_measured(script, options, ratio):
 
 
 @pytest.mark.ray
-def test_speed_of_training_on_ray_is_measured():
-    """Of one worker: a second one takes as long again to start, and what it adds here is of no use."""
-    options = ["--size", "64", "--batch", "2", "--iterations", "20", "--workers", "1"]
+@pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
+def test_scaling_of_training_is_measured():
+    options = ["--size", "64", "--batch", "2", "--iterations", "20"]
     command = [sys.executable, str(BENCHMARKS / "train_scaling.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["workers"], result["phase1_speedup"], result["phase2_speedup"]) == (1, 1, 1)
-    assert min(result["phase1_images_per_s"], result["phase2_images_per_s"]) > 0
+    assert result["workers"] == 2
+    assert min(result["phase1_speedup"], result["phase2_speedup"]) > 0.2
 
 
 def test_copies_that_lie_otherwise_are_the_same_slice_and_others_nearly(tmp_path):
