@@ -46,10 +46,7 @@ def evaluate(
     ] = None,
     orientation: Annotated[
         ImageOrientation | None,
-        typer.Option(
-            help="How the images of --labeled lie: docs/training.md tells.",
-            show_default="upright",
-        ),
+        typer.Option(help="How the images of --labeled lie: docs/training.md tells.", show_default="upright"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for tables, run.json and pictures.")

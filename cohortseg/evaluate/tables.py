@@ -14,8 +14,7 @@ OPACITY: Final = "opacity"
 TOOLBOX_METRICS: Final = ("dice", "sensitivity", "specificity", "s_measure", "e_measure", "mae")
 """The six metrics, in the order of published tables."""
 
-_ZERO: Final = " (0, not null, without a true positive)"
-_ZERO_METRICS: Final = TOOLBOX_METRICS[:3]
+_ZERO_WITHOUT_TRUE_POSITIVE: Final = TOOLBOX_METRICS[:3]
 
 _CLASS = Column("class_name", _TEXT, "ggo, consolidation, or opacity (both together)")
 _OVERLAP = (
@@ -54,8 +53,9 @@ IMAGES: Final = TableSchema(
             Column(
                 f"toolbox_{maps}_{metric}",
                 _REAL,
-                f"toolbox protocol, {what}: {metric} of this image{_ZERO if metric in _ZERO_METRICS else ''}; null for "
-                "opacity, which the toolbox does not score",
+                f"toolbox protocol, {what}: {metric} of this image"
+                f"{' (0, not null, without a true positive)' if metric in _ZERO_WITHOUT_TRUE_POSITIVE else ''}; "
+                "null for opacity, which the toolbox does not score",
             )
             for maps, what in (("labels", "binary map of the argmax labels"), ("softmax", "8-bit probability map"))
             for metric in TOOLBOX_METRICS
@@ -74,9 +74,8 @@ METRICS: Final = TableSchema(
             "protocol",
             _TEXT,
             "toolbox (mean over 256 thresholds, then over all images; without a true positive dice, sensitivity and "
-            "specificity are 0, not null), "
-            "pooled (all pixels together), "
-            "per_image (mean over the images whose truth has the class) or area (area in percent of the image)",
+            "specificity are 0, not null), pooled (all pixels together), per_image (mean over the images whose truth "
+            "has the class) or area (area in percent of the image)",
         ),
         Column("n_images", _INT, "images the row is about; for per_image those whose truth has the class"),
         Column("n_ppv", _INT, "images behind the mean ppv of protocol per_image: those with predicted pixels"),

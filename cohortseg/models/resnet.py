@@ -93,7 +93,7 @@ class ResNetEncoder(nn.Module):
         chosen_norm: Norm = frozen_norm if imagenet else norm
         block, depths = _DEPTHS[name]
         widths = (width, 2 * width, 4 * width, 8 * width)
-        outputs = [block.expansion * width for width in widths]
+        outputs = [block.expansion * channels for channels in widths]
         self.stem = ConvNormReLU(3 if imagenet else 1, width, kernel_size=7, stride=2, norm=chosen_norm)
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.stages = nn.ModuleList()
