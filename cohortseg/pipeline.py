@@ -49,8 +49,9 @@ from cohortseg.report.clinical import (
 from cohortseg.report.scan_tables import write_scan
 from cohortseg.report.write import WrittenReport, write_report
 from cohortseg.store.documents import parse_json
-from cohortseg.store.layout import MASKS, PICTURES, STATE, note_unfinished, require_output
+from cohortseg.store.layout import MASKS, PICTURES, STATE
 from cohortseg.store.masks import create_mask_store, sweep_masks
+from cohortseg.store.output import note_unfinished, require_output
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import read_table, write_table

@@ -26,7 +26,8 @@ from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import TrainConfig, resolve_config
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, labeled_slices, unlabeled_slices
-from cohortseg.datasets.prepared import prepare, write_prepared
+from cohortseg.datasets.preparation import prepare
+from cohortseg.datasets.prepared import write_prepared
 from cohortseg.errors import ConfigError, WorkerError
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json

@@ -20,7 +20,8 @@ from cohortseg.config import CanonicalConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labeled_slices, unlabeled_slices
 from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
-from cohortseg.datasets.prepared import load_prepared, prepare, write_prepared
+from cohortseg.datasets.preparation import prepare
+from cohortseg.datasets.prepared import load_prepared, write_prepared
 from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_image, read_mask, read_slices
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT, CropBox, within_black_frame

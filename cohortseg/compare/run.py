@@ -32,7 +32,8 @@ from cohortseg.compare.rows import FOLDS, check_rows
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg
-from cohortseg.datasets.prepared import prepare, write_prepared
+from cohortseg.datasets.preparation import prepare
+from cohortseg.datasets.prepared import write_prepared
 from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreError, WorkerError
 from cohortseg.models.device import limit_threads

@@ -27,8 +27,9 @@ from cohortseg.identity import without_path
 from cohortseg.progress import Progress, no_progress
 from cohortseg.store.documents import parse_json
 from cohortseg.store.files import held, replacing_folder, store_errors, write_file
-from cohortseg.store.layout import MASKS, require_output
+from cohortseg.store.layout import MASKS
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
+from cohortseg.store.output import require_output
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
 from cohortseg.volume import Volume

@@ -2,7 +2,7 @@
 
 OUT/.state/ holds ``slices/<key>.arrow`` (a series' rows of the slices table) and ``rows/<key>.json`` (the marker: its
 burden row, and what it was made from). Beside them lie ``attempts`` (`infer.attempts`), ``anew`` while a run with
-``--no-resume`` has not ended, and ``unfinished`` (`store.layout`). A series without a valid marker is done
+``--no-resume`` has not ended, and ``unfinished`` (`store.output`). A series without a valid marker is done
 again, and a second result replaces the first, so nothing is lost or doubled, whichever process dies when.
 """
 

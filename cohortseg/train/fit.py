@@ -1,6 +1,5 @@
 """Ray Train around the loop: workers, checkpoints, restarts. The only place in training that knows Ray."""
 
-import logging
 import shutil
 import threading
 import time
@@ -26,24 +25,19 @@ from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared, teachers_of
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError, WorkerError
 from cohortseg.hashes import file_sha256
-from cohortseg.store.documents import parse_json
-from cohortseg.store.files import scratch_folder, store_errors
+from cohortseg.store.files import scratch_folder
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
+from cohortseg.train.checkpoints import CHECKPOINTS, checkpoints_of, mend_list, newest_whole, warn_of_lost_work
 from cohortseg.train.folder import saved_options
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
-from cohortseg.train.state import is_whole, newest_whole
-
-_log: Final = logging.getLogger(__name__)
 
 _COMMAND: Final = "train"
-_RAY_FOLDER: Final = "checkpoints"
 _MAX_FAILURES: Final = 3
 _MAX_CONTROLLER_FAILURES: Final = 2
 _KEPT_CHECKPOINTS: Final = 2
 _POLL_S: Final = 0.5
-_CHECKPOINT_LIST: Final = "checkpoint_manager_snapshot.json"
 _BAD_CHECKPOINT_LIST: Final = "CheckpointManagerInitializationError"
 """Name of an error class of Ray Train that is not public."""
 
@@ -91,8 +85,8 @@ def fit(
     with connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources, cpus_flag=True)
-        _mend_list(run)
-        _warn_of_lost_work(run, config)
+        mend_list(run)
+        warn_of_lost_work(run, config)
         with _following(run, on_history):
             counts = _run_trainer(config, run, request)
     if not (run / MODEL).is_file():
@@ -106,7 +100,7 @@ def fit(
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
     write_run_json(run, _COMMAND, facts)
-    for folder in _checkpoints(run)[:-_KEPT_CHECKPOINTS]:  # left by killed starts, which Ray forgets
+    for folder in checkpoints_of(run)[:-_KEPT_CHECKPOINTS]:  # left by killed starts, which Ray forgets
         shutil.rmtree(folder, ignore_errors=True)
     return run / MODEL
 
@@ -114,53 +108,6 @@ def fit(
 def is_finished(run: Path) -> bool:
     """Return whether a run's folder holds the model of its last iteration."""
     return (run / MODEL).is_file() and read_run_json(run).get("command") == _COMMAND
-
-
-def _mend_list(run: Path) -> None:
-    """Move Ray's checkpoint list away where Ray cannot start with it, which writes it in place.
-
-    It is cut off, or names a checkpoint that is gone, although a whole one is left.
-    """
-    path = run / _RAY_FOLDER / _CHECKPOINT_LIST
-    with store_errors(run):
-        if not path.is_file():
-            return
-        try:
-            listed = _listed_checkpoints(parse_json(path.read_bytes()))
-        except ValueError:
-            what = "is damaged"
-        else:
-            if all((path.parent / name).is_dir() for name in listed) or not any(map(is_whole, _checkpoints(run))):
-                return
-            what = "names checkpoints that are gone"
-        path.replace(path.with_name(f"{path.name}.damaged"))
-        _log.warning("%s %s: it is passed over", path, what)
-
-
-def _listed_checkpoints(document: Any) -> set[str]:
-    """Return the names of all checkpoint folders in Ray's list, wherever in it they stand."""
-    if isinstance(document, list):
-        return set().union(*map(_listed_checkpoints, document))
-    if not isinstance(document, dict):
-        return set()
-    name = document.get("checkpoint_dir_name")
-    return _listed_checkpoints([*document.values()]) | ({name} if isinstance(name, str) else set())
-
-
-def _warn_of_lost_work(run: Path, config: TrainConfig) -> None:
-    """Warn of checkpoints of an earlier start that are damaged or gone; workers see it too, but have no terminal."""
-    folders = _checkpoints(run)
-    damaged = [folder for folder in folders if not is_whole(folder)]
-    for folder in damaged:
-        _log.warning("%s is damaged: it is passed over", folder)
-    left = (run / _RAY_FOLDER / _CHECKPOINT_LIST).is_file() or len(damaged) < len(folders)
-    if not left and any(row["iteration"] >= config.checkpoint_every for row in read_history(run)):
-        _log.warning("%s holds no checkpoint any more: training begins again", run / _RAY_FOLDER)
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """Return the folders of a run's checkpoints, the newest last."""
-    return sorted(path for path in (run / _RAY_FOLDER).glob("checkpoint_*") if path.is_dir())
 
 
 def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict[str, int]:
@@ -184,7 +131,7 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
             | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=_RAY_FOLDER,
+            name=CHECKPOINTS,
             storage_path=str(run),
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # the stub is of Train V1
                 max_failures=_MAX_FAILURES, controller_failure_limit=_MAX_CONTROLLER_FAILURES
@@ -207,13 +154,13 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         starts = type(failure).__name__.startswith("WorkerGroupStartup")
         what = "Ray could not start the workers" if starts else "Ray ended the training"
         said = last_line(str(failure)) if "Traceback" in str(failure) else " ".join(str(failure).split())
-        again = "; go on with --resume" if _checkpoints(run) else ""
+        again = "; go on with --resume" if checkpoints_of(run) else ""
         raise WorkerError(f"{what}: {said}{again}") from error
     except Exception as error:
         # Raised in the controller's constructor, it arrives as the death of an actor.
         if _BAD_CHECKPOINT_LIST in f"{type(error)}{error}":
             raise StoreError(
-                f"{run / _RAY_FOLDER}: its checkpoints are not those that its list names; start again in a new folder"
+                f"{run / CHECKPOINTS}: its checkpoints are not those that its list names; start again in a new folder"
             ) from error
         if isinstance(error, ray.exceptions.RayActorError):
             raise WorkerError(f"training ended with one of Ray's own processes: {type(error).__name__}") from error
@@ -235,6 +182,7 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
     """
     require_same_package(settings["package_sha256"])
     import ray.train
+    import ray.train.collective
     import ray.train.torch
 
     torch.set_num_threads(settings["threads"])
@@ -266,12 +214,12 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
         )
         return {"labeled_slices": len(data.labeled), "unlabeled_slices": len(data.unlabeled)}
 
-    checkpoint = ray.train.get_checkpoint()
+    restore = None
+    if context.get_world_rank() == 0:  # it looks, and tells the others: nodes may see shared storage at different times
+        listed = ray.train.get_checkpoint()
+        restore = newest_whole(run, None if listed is None else Path(listed.path))
     try:
-        if checkpoint is None:  # Ray lists none
-            return train_from(next(filter(is_whole, reversed(_checkpoints(run))), None))
-        with checkpoint.as_directory() as folder:
-            return train_from(newest_whole(Path(folder)))
+        return train_from(ray.train.collective.broadcast_from_rank_zero(restore))
     except (DivergedError, DataError, ModelError) as error:
         if isinstance(error, DivergedError) or context.get_world_size() == 1:
             return error

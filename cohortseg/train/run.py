@@ -10,7 +10,8 @@ from typing import Any, Final
 from cohortseg.cluster import check_here, cluster_address, connected, worker_request
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
-from cohortseg.datasets.prepared import prepare, write_prepared
+from cohortseg.datasets.preparation import prepare
+from cohortseg.datasets.prepared import write_prepared
 from cohortseg.datasets.slices import DicomSlices, ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError
 from cohortseg.preprocess import ORIENTATIONS

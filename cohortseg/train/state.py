@@ -204,23 +204,6 @@ def undone(state: TrainState) -> Iterator[None]:
         optimizer.zero_grad(set_to_none=True)
 
 
-def newest_whole(newest: Path) -> Path:
-    """Return a checkpoint's folder or, if its file is damaged, the newest older one beside it that is whole.
-
-    Every worker that sees the same folders returns the same one. The names of checkpoints are in order of time.
-
-    Raises
-    ------
-    ModelError
-        If none is whole.
-    """
-    beside = sorted((folder for folder in newest.parent.iterdir() if folder.name < newest.name), reverse=True)
-    for folder in (newest, *beside):
-        if is_whole(folder):
-            return folder
-    raise ModelError(f"{newest.parent}: holds no whole checkpoint; start again in a new folder")
-
-
 def is_whole(folder: Path) -> bool:
     """Return whether a checkpoint's file, a zip archive, matches its own checksums."""
     try:
