@@ -16,8 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training_data import lesion_slice, write_covid_semiseg
 from typer.testing import CliRunner, Result
 
@@ -29,6 +31,7 @@ from cohortseg.datasets.prepared import load_prepared
 from cohortseg.errors import ConfigError, StoreError, WorkerError
 from cohortseg.processors import num_processors
 from cohortseg.store.files import replacing
+from cohortseg.store.layout import DATA
 from cohortseg.train import fit, loop
 from cohortseg.train.folder import SETTINGS, DataOptions, begin_run, claimed_run, reopen_run, saved_settings
 from cohortseg.train.history import read_history
@@ -65,13 +68,10 @@ def config_file(folder: Path, *, supervised: int = 10, adversarial: int = 10, ba
     return path
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "cohortseg", "train", *map(str, arguments)]
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def begin(*arguments: object) -> subprocess.Popen[str]:
     """Train in a process that starts a Ray of its own."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "cohortseg", "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def train(*arguments: object) -> Result:
@@ -84,6 +84,16 @@ def ray_here() -> Iterator[None]:
     """One Ray for all that `train` starts: most of a short training is the start of Ray."""
     with connected():
         yield
+
+
+def own_slices(folder: Path) -> Path:
+    """Write three labelled images as a user's own folder holds them."""
+    for number in range(3):
+        gray, labels = lesion_slice(number)
+        for kind, image in (("images", gray), ("masks", labels)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{kind}/s{number}.png")
+    return folder
 
 
 def listed_checkpoints(run_folder: Path) -> set[str]:
@@ -111,7 +121,7 @@ def is_training(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Trained:
-    """The same training twice: to its end, and killed after its second checkpoint."""
+    """The same training twice, each on a Ray of its own: to its end, and killed after its second checkpoint."""
 
     config: Path
     whole: Path
@@ -126,13 +136,8 @@ class Trained:
 def trained(data: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     config = config_file(folder, supervised=20, adversarial=30)
-    whole = train("--data", data, "--config", config, "-o", folder / "whole")
-    assert whole.exit_code == 0, whole.stderr
-
-    killed = folder / "killed"
-    process = subprocess.Popen(
-        command("--data", data, "--config", config, "-o", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    whole, killed = folder / "whole", folder / "killed"
+    whole_process, process = (begin("--data", data, "--config", config, "-o", out) for out in (whole, killed))
     deadline = time.monotonic() + 200
     while not any(row["iteration"] >= 10 for row in read_history(killed)) or len(listed_checkpoints(killed)) < 2:
         assert process.poll() is None, "the run ended before it could be killed"
@@ -145,7 +150,9 @@ def trained(data: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory
     while any(map(is_training, processes)):  # workers that lost their driver run on for a moment
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return Trained(config, folder / "whole", killed)
+    stdout, stderr = whole_process.communicate(timeout=200)
+    assert (whole_process.returncode, stdout) == (0, f"{whole / 'model.safetensors'}\n"), stderr
+    return Trained(config, whole, killed)
 
 
 def assert_equal_models(run_folder: Path, other: Path) -> None:
@@ -158,18 +165,22 @@ def assert_equal_models(run_folder: Path, other: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_a_killed_run_whose_newest_checkpoint_is_cut_off_is_resumed_and_equals_an_unbroken_one(data, trained, tmp_path):
     broken = shutil.copytree(trained.killed, tmp_path / "broken")
     refused = train("--data", data, "--config", trained.config, "-o", broken)
     assert refused.exit_code == 2
     assert "--resume" in refused.stderr
-    newest = broken / "checkpoints" / max(listed_checkpoints(broken)) / "state.pt"
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    resumed = run("--data", data, "--config", trained.config, "-o", broken, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    newest = broken / "checkpoints" / max(listed_checkpoints(broken))
+    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:-1000])
+    begun = read_history(broken)[0]
+    resumed = trained.resumed(broken, data)
+    assert resumed.exit_code == 0, resumed.stderr
     assert resumed.stdout == f"{broken / 'model.safetensors'}\n"
-    assert f"{newest.parent}isdamaged" in "".join(resumed.stderr.split())
-    assert [row["iteration"] for row in read_history(broken)] == list(range(5, 51, 5))
+    assert f"{newest}isdamaged" in "".join(resumed.stderr.split())
+    rows = read_history(broken)
+    assert [row["iteration"] for row in rows] == list(range(5, 51, 5))
+    assert rows[0] == begun, "with its speed: it was not trained again"
     assert_equal_models(trained.whole, broken)
     assert len(list((broken / "checkpoints").glob("checkpoint_20*"))) == 2, "those of the killed start go, too"
 
@@ -198,63 +209,31 @@ def test_a_run_does_not_go_on_with_other_slices_than_those_it_began_with(data, t
 
 
 @pytest.mark.ray
-def test_that_checkpoints_are_damaged_or_gone_is_said(trained, tmp_path, caplog):
-    bare = shutil.copytree(trained.killed, tmp_path / "bare")
-    fit._warn_of_lost_work(bare, saved_settings(bare))
-    assert not caplog.messages
-    newest = bare / "checkpoints" / max(listed_checkpoints(bare))
-    whole = (newest / "state.pt").read_bytes()
-    (newest / "state.pt").write_bytes(whole[:-1000])
-    fit._warn_of_lost_work(bare, saved_settings(bare))
-    assert caplog.messages == [f"{newest} is damaged: it is passed over"]
-    caplog.clear()
-    shutil.rmtree(bare / "checkpoints")
-    fit._warn_of_lost_work(bare, saved_settings(bare))
-    assert caplog.messages == [f"{bare / 'checkpoints'} holds no checkpoint any more: training begins again"]
-
-
-@pytest.mark.ray
-def test_a_list_of_checkpoints_that_was_cut_off_is_moved_out_of_the_way(trained, tmp_path, caplog):
-    unlisted = shutil.copytree(trained.killed, tmp_path / "unlisted")
-    listed = unlisted / "checkpoints/checkpoint_manager_snapshot.json"
-    fit._mend_list(unlisted)
-    assert not caplog.messages
-    cut_off = listed.read_bytes()[:-100]
-    listed.write_bytes(cut_off)
-    fit._mend_list(unlisted)
-    assert not listed.exists()
-    assert listed.with_name(f"{listed.name}.damaged").read_bytes() == cut_off
-    assert caplog.messages == [f"{listed} is damaged: it is passed over"]
-
-
-@pytest.mark.ray
 @pytest.mark.usefixtures("ray_here")
-def test_a_newest_checkpoint_that_is_gone_gives_way_to_the_one_before_it(data, trained, tmp_path):
-    lost = shutil.copytree(trained.killed, tmp_path / "lost")
-    newest = lost / "checkpoints" / max(listed_checkpoints(lost))
-    assert len(list(newest.parent.glob("checkpoint_*/"))) > 1
-    shutil.rmtree(newest)
-    (begun, *_) = read_history(lost)
-    resumed = trained.resumed(lost, data)
-    assert resumed.exit_code == 0, resumed.stderr
-    assert "namescheckpointsthataregone" in "".join(resumed.stderr.split())
-    assert read_history(lost)[0] == begun, "with its time: it was not trained again"
-    assert_equal_models(trained.whole, lost)
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
-def test_a_student_is_trained_with_a_finished_model_as_its_teacher(data, trained, tmp_path):
+def test_a_student_is_trained_on_own_folders_with_a_finished_model_as_its_teacher(trained, tmp_path):
+    labeled, unlabeled = own_slices(tmp_path / "labeled"), tmp_path / "unlabeled"
+    unlabeled.mkdir()
+    for number in range(3):
+        Image.fromarray(lesion_slice(10 + number)[0]).save(unlabeled / f"u{number}.png")
     config = config_file(tmp_path, supervised=3, adversarial=3)
     config.write_text(config.read_text().replace("batch_labeled", "batch_pseudo = 2\nbatch_labeled"), encoding="utf-8")
     teacher = trained.whole / "model.safetensors"
-    done = train("--data", data, "--config", config, "--teacher", teacher, "-o", tmp_path / "student")
-    assert done.exit_code == 0, done.stderr
+    arguments = ["--labeled", labeled, "--unlabeled", unlabeled, "--teacher", teacher, "--config", config]
+    labels = np.asarray(Image.open(labeled / "masks/s2.png"))
+    Image.fromarray(labels | 4).save(labeled / "masks/s2.png")
+    refused = train(*arguments, "-o", tmp_path / "student")
+    assert (refused.exit_code, "labels must be 0, 1, 2" in refused.stderr) == (2, True)
+    Image.fromarray(labels).save(labeled / "masks/s2.png")
+    done = train(*arguments, "-o", tmp_path / "student")
+    assert done.exit_code == 0, "once the label map is mended, the same command works: " + done.stderr
     student = load_model(tmp_path / "student/model.safetensors")
-    assert student.training_images >= load_model(teacher).training_images
+    assert "3 labelled + 3 unlabelled slices" in student.name
+    assert "non-commercial" in student.card.licence, "as for its teacher"
+    assert student.training_images > load_model(teacher).training_images
     assert student.card.recipe["batch_pseudo"] == 2
     assert student.card.teachers == (load_model(teacher).sha256,)
     facts = json.loads((tmp_path / "student/run.json").read_text())
+    assert facts["counts"] == {"labeled_slices": 3, "unlabeled_slices": 3}
     assert facts["data"]["teachers_sha256"] == list(student.card.teachers)
     options = json.loads((tmp_path / "student/data-options.json").read_text())
     assert options["teachers"] == [str(teacher)]
@@ -306,31 +285,6 @@ def test_what_only_one_of_two_workers_meets_ends_both(data, tmp_path, monkeypatc
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_here")
-def test_own_folders_of_images_train_phase_1_alone(tmp_path):
-    from PIL import Image
-
-    for number in range(3):
-        gray, labels = lesion_slice(number)
-        for folder, image in (("images", gray), ("masks", labels)):
-            (tmp_path / "own" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(tmp_path / "own" / folder / f"s{number}.png")
-    config = config_file(tmp_path, supervised=4)
-    config.write_text("semi_supervised = false\n" + config.read_text(encoding="utf-8"), encoding="utf-8")
-    Image.fromarray(labels | 4).save(tmp_path / "own/masks/s2.png")
-    refused = train("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
-    assert (refused.exit_code, "labels must be 0, 1, 2" in refused.stderr) == (2, True)
-    Image.fromarray(labels).save(tmp_path / "own/masks/s2.png")
-    done = train("--labeled", tmp_path / "own", "--config", config, "-o", tmp_path / "run")
-    assert done.exit_code == 0, "once the label map is mended, the same command works: " + done.stderr
-    model = load_model(tmp_path / "run/model.safetensors")
-    assert "3 labelled slices" in model.name
-    assert "non-commercial" not in model.card.licence
-    facts = json.loads((tmp_path / "run/run.json").read_bytes())
-    assert facts["counts"] == {"labeled_slices": 3, "unlabeled_slices": 0}
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
 def test_training_that_diverges_ends_at_once_with_advice(data, tmp_path):
     config = config_file(tmp_path, supervised=30)
     config.write_text("learning_rate = 1e12\n" + config.read_text(encoding="utf-8"), encoding="utf-8")
@@ -375,6 +329,17 @@ def test_where_ray_cannot_start_the_workers_what_to_do_is_said(tmp_path, monkeyp
     with pytest.raises(WorkerError) as raised:
         fit._run_trainer(TrainConfig(), tmp_path, request)
     assert str(raised.value) == expected
+
+
+def test_own_labelled_images_alone_are_enough_for_phase_1(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr("cohortseg.train.run.fit", lambda _, run, **__: begun.append(load_prepared(run / DATA)) or run)
+    config = tmp_path / "phase1.toml"
+    config.write_text(f"semi_supervised = false\n{TINY.format(supervised=4, adversarial=4, batch=2)}")
+    done = train("--labeled", own_slices(tmp_path / "own"), "--config", config, "-o", tmp_path / "run")
+    assert done.exit_code == 0, done.stderr
+    assert [(len(data.labeled), len(data.unlabeled)) for data in begun] == [(3, 0)]
+    assert "non-commercial" not in begun[0].terms
 
 
 def test_more_workers_than_cores_are_refused_with_the_flags_that_fit_before_ray_is_started(tmp_path, monkeypatch):
