@@ -245,6 +245,28 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         ray.shutdown()
 
 
+@contextmanager
+def cluster_with_room(
+    address: str | None, num_workers: int | None, cpus_per_worker: float | None = None, *, cpus_flag: bool = False
+) -> Iterator[None]:
+    """Connect to a cluster, if one is used, for the duration of the block, and refuse workers that do not fit there.
+
+    This comes before long work: the cluster may not answer, or have too little room. Parameters are as in `connected`,
+    `worker_request` and `WorkerRequest.check`.
+
+    Raises
+    ------
+    ConfigError
+        If no cluster answers, or the workers do not fit.
+    """
+    if cluster_address(address) is None:
+        yield
+        return
+    with connected(address) as resources:
+        worker_request(num_workers, cpus_per_worker, resources).check(resources, cpus_flag=cpus_flag)
+        yield
+
+
 def connected_resources(where: str = "the cluster") -> Resources:
     """Return the resources of the nodes that Ray now considers alive; only within `connected`."""
     import ray

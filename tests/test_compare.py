@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -355,6 +356,16 @@ def test_rows_without_phase_2_need_no_unlabelled_images(tmp_path, tiny):
         "ssa-phase1",
         "ssa",
     ]
+
+
+def test_workers_that_do_not_fit_a_cluster_are_refused_before_the_data_are_prepared(tmp_path, tiny, monkeypatch):
+    resources = Resources(((2.0, 0.0),), "the cluster")
+    monkeypatch.setattr("cohortseg.cluster.connected", lambda _: nullcontext(resources))
+    arguments = [*tiny.arguments(tmp_path / "out", "plain", "1"), "--address", "127.0.0.1:6379", "--workers", "3"]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2
+    assert "3 workers x 1 CPU need 3 CPUs, the cluster has 2; use --workers 2" in " ".join(refused.output.split())
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 @pytest.mark.ray

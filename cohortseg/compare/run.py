@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +21,9 @@ from cohortseg.cluster import (
     WorkerRequest,
     check_here,
     cluster_address,
+    cluster_with_room,
     connected,
     connected_resources,
-    require_answer,
     require_same_package,
     worker_request,
 )
@@ -122,17 +123,16 @@ def compare_rows(
     with held(out, "compare"):
         jobs = [FoldJob(out=out, images=images, config=config, row=row, fold=fold) for fold in folds for row in rows]
         jobs = [job for job in jobs if not job.scores.is_file()]
-        if jobs:
-            require_answer(address)
-        _begin(out, jobs, images, root, config, progress)
-        _read_scores(out)  # raises before the work if a table is damaged
-        if jobs:
-            write_run_json(out, "compare", {}, finished=False)
-            with progress("Comparing") as report:
-                if on_ray:
-                    _run_ray(jobs, num_workers, address, report)
-                else:
-                    _run_here(jobs, report)
+        with cluster_with_room(address, num_workers) if jobs else nullcontext():
+            _begin(out, jobs, images, root, config, progress)
+            _read_scores(out)  # raises before the work if a table is damaged
+            if jobs:
+                write_run_json(out, "compare", {}, finished=False)
+                with progress("Comparing") as report:
+                    if on_ray:
+                        _run_ray(jobs, num_workers, address, report)
+                    else:
+                        _run_here(jobs, report)
         table = _write_tables(out, {"config": asdict(config)})
         if read_run_json(out).get("finished") is None:  # else it keeps describing the start that made the results
             facts = {

@@ -132,7 +132,8 @@ class _Tally:
         if done.series_key in self._seen:
             return
         if done.note:
-            _log.info("series %s %s: %s", done.series_key, done.status, done.note)
+            note = done.note.removeprefix(f"series {done.series_key}: ")
+            _log.info("series %s %s: %s", done.series_key, done.status, note)
         if done.frames:
             _log.debug("series %s\n%s", done.series_key, done.frames)
         self._seen.add(done.series_key)

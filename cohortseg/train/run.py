@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cohortseg.cluster import check_here, cluster_address, connected, worker_request
+from cohortseg.cluster import check_here, cluster_address, cluster_with_room
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg, folders
 from cohortseg.datasets.preparation import prepare
@@ -87,7 +87,8 @@ def train_model(
         _log.warning("%s: the run is finished, nothing is done%s", run, kept)
         return run / MODEL
     ready = _reopened(run, config, options, progress) if resume else _begun(run, config, options, progress)
-    with _cluster(address, num_workers, cpus_per_worker), ready, progress("Training") as report:
+    room = cluster_with_room(address, num_workers, cpus_per_worker, cpus_flag=True)
+    with room, ready, progress("Training") as report:
         return fit(
             config,
             run,
@@ -96,17 +97,6 @@ def train_model(
             address=address,
             on_history=lambda row: report(row["iteration"], row["total_iterations"], _line(row)),
         )
-
-
-@contextmanager
-def _cluster(address: str | None, num_workers: int | None, cpus_per_worker: float | None) -> Iterator[None]:
-    """Connect to a cluster, if one is used, and refuse workers that do not fit there, before the data are read."""
-    if cluster_address(address) is None:
-        yield
-        return
-    with connected(address) as resources:
-        worker_request(num_workers, cpus_per_worker, resources).check(resources, cpus_flag=True)
-        yield
 
 
 @contextmanager
