@@ -214,11 +214,6 @@ class TrainConfig:
         return self.uses_unlabeled or self.batch_pseudo > 0
 
     @property
-    def labeled_a_step(self) -> int:
-        """Images an iteration with labels, of readers or of teachers, on each worker."""
-        return self.batch_labeled + self.batch_pseudo
-
-    @property
     def unlabeled_a_step(self) -> int:
         """Number of unlabelled images per iteration of phase 2 on each worker."""
         return self.batch_unlabeled if self.uses_unlabeled else 0

@@ -1,12 +1,14 @@
 """From folders to manifest rows: every file accounted for, whatever the tree looks like; and the command."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import polars as pl
@@ -19,7 +21,7 @@ from pydicom.data import get_testdata_file
 from runs import only_series
 from typer.testing import CliRunner
 
-from cohortseg.dicom import headers
+from cohortseg.dicom import headers, scan
 from cohortseg.dicom.elements import Attributes, first_attributes, quiet_pydicom
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
@@ -367,3 +369,27 @@ def test_an_image_of_a_disc_is_an_archive(tmp_path: Path) -> None:
         1,
         ["not DICOM (ISO 9660 archive: unpack it first)"],
     )
+
+
+@pytest.mark.parametrize("step", ["drop_copies", "split_volumes"])
+def test_a_series_on_which_the_scan_itself_fails_is_skipped_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    real = getattr(scan, step)
+
+    def failing(*arguments: Any) -> Any:
+        if any(
+            header.series_description == "SECRET" for part in arguments if isinstance(part, list) for header in part
+        ):
+            raise ValueError("SECRET")
+        return real(*arguments)
+
+    monkeypatch.setattr(scan, step, failing)
+    write_series(tmp_path / "good", series="1", patient_id="A")
+    write_series(tmp_path / "odd", series="2", patient_id="B", attributes=lambda _: {"SeriesDescription": "SECRET"})
+    good, odd = scan_cohort(tmp_path).series
+    assert good.decision == "selected"
+    assert (odd.decision, odd.n_files, odd.patient_id) == ("skipped", 4, "B")
+    assert re.fullmatch(r"unexpected ValueError in test_dicom_scan\.py:\d+", odd.reason or "")
+    assert f"series {odd.series_key} is skipped: unexpected ValueError" in caplog.text
+    assert "SECRET" not in caplog.text

@@ -809,3 +809,13 @@ def test_a_slice_that_lacks_modality_is_of_the_scan(tmp_path: Path) -> None:
     write_series(tmp_path, shape=(20, 16, 16), attributes=lambda z: {"Modality": None} if z == 7 else {})
     record = only_series(tmp_path)
     assert (record.decision, record.n_slices, record.qc_flags) == ("selected", 20, ())
+
+
+def test_a_volume_of_which_half_has_no_orientation_is_skipped_beside_another_of_its_kind(tmp_path: Path) -> None:
+    lacking = {"ImageOrientationPatient": None}
+    write_series(tmp_path / "a", shape=(10, 32, 24), attributes=lambda z: lacking if z < 5 else {})
+    write_series(tmp_path / "b", shape=(1, 16, 24), attributes=lambda _: own_uid(20))
+    half, single = scan_cohort(tmp_path).series
+    assert (half.n_slices, half.decision) == (10, "skipped")
+    assert (half.reason or "").startswith("ImageOrientationPatient is missing")
+    assert single.n_slices == 1

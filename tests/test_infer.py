@@ -221,6 +221,9 @@ sys.addaudithook(watch)
     rows = {row["series_key"]: row for row in read_table(out / "burden.parquet", BURDEN).iter_rows(named=True)}
     assert "given up after 3 attempts" in rows.pop(poison.series_key)["reason"]
     assert [row["status"] for row in rows.values()] == ["ok"] * 3 + ["failed"], "the last file of the last is cut off"
+    assert suspects(out) == {poison.series_key}, "tried again, it is tried in a process of its own again"
+    assert run(cohort, out, model_path, retry_failed=True).counts == {"ok": 4, "failed": 1}
+    assert not suspects(out)
 
 
 def test_process_that_ends_before_its_series_ends_the_run(

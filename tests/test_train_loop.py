@@ -1,10 +1,12 @@
 """The training loop in this process: it learns, stops, resumes bit for bit, and leaves a model that loads."""
 
+import errno
 import json
 import re
 import shutil
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -22,16 +24,16 @@ from training_data import lesion_slice, prepared
 from cohortseg.config import CanonicalConfig, ModelConfig, TrainConfig, preset_config
 from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.datasets.prepared import PreparedData
-from cohortseg.errors import CohortSegError, ConfigError
+from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.losses import softened_truth
 from cohortseg.train import loop, phases
-from cohortseg.train.checkpoints import mend_list, newest_whole, warn_of_lost_work
+from cohortseg.train.checkpoints import checkpoint_name, newest_whole, warn_of_lost_work
 from cohortseg.train.history import HISTORY, History, read_history
 from cohortseg.train.loop import LOG_EVERY, MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Workers, adversarial_step, supervised_step
 from cohortseg.train.pictures import draw_labeled, draw_unlabeled
-from cohortseg.train.state import TrainState, check_same_settings, undone
+from cohortseg.train.state import TrainState, check_same_settings, is_whole, undone
 from cohortseg.weights import load_model
 
 SMALL = ModelConfig(
@@ -48,7 +50,6 @@ QUICK = TrainConfig(
     checkpoint_every=5,
     bf16=False,
 )
-LIST = "checkpoints/checkpoint_manager_snapshot.json"
 
 
 class Stopped(Exception):
@@ -556,74 +557,79 @@ def test_resuming_with_other_settings_is_refused_by_name():
 
 @pytest.fixture
 def checkpointed(quick: Path, tmp_path: Path) -> tuple[Path, list[Path]]:
-    """A run's folder with three checkpoints, which Ray lists, and the checkpoints."""
-    folders = [tmp_path / "checkpoints" / f"checkpoint_{number}" for number in (1, 2, 3)]
+    """A run's folder with three checkpoints, and the checkpoints."""
+    folders = [tmp_path / "checkpoints" / checkpoint_name(iteration) for iteration in (5, 10, 100)]
     for folder in folders:
         shutil.copytree(quick / "checkpoint", folder)
-    results = [{"checkpoint_dir_name": folder.name, "metrics": {}} for folder in folders]
-    (tmp_path / LIST).write_text(json.dumps({"checkpoint_results": results, "latest": results[-1]}))
     return tmp_path, folders
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpointed):
     run, (one, two, three) = checkpointed
-    assert newest_whole(run, two) == two, "that Ray lists no newer one is for Ray to know"
-    assert newest_whole(run, None) == three
+    assert newest_whole(run) == three
     content = bytearray((three / "state.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (three / "state.pt").write_bytes(content)
-    assert newest_whole(run, three) == two
+    assert newest_whole(run) == two
     (two / "state.pt").unlink()
-    assert newest_whole(run, three) == one
+    assert newest_whole(run) == one
     (one / "state.pt").write_bytes(b"")
-    assert newest_whole(run, three) is None
+    assert newest_whole(run) is None
+
+
+def test_whichever_bit_of_a_checkpoint_is_flipped_it_is_whole_only_if_it_loads_as_it_was(quick, tmp_path):
+    content = (quick / "checkpoint/state.pt").read_bytes()
+    document = torch.load(quick / "checkpoint/state.pt", weights_only=True)["segmenter"]
+    rng = np.random.default_rng(0)
+    ends = len(content) - np.arange(1, 20_000)  # where the zip archive's directory is
+    date = content.rfind(b"PK\x01\x02") + 12  # of a file in the archive
+    places = [date, *rng.choice(len(content), 20, replace=False), *rng.choice(ends, 100, replace=False)]
+    found = Counter()
+    for place in map(int, places):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.integers(8)
+        (tmp_path / "state.pt").write_bytes(flipped)
+        found[whole := is_whole(tmp_path)] += 1
+        if whole:
+            loaded = torch.load(tmp_path / "state.pt", weights_only=True)["segmenter"]
+            assert all(torch.equal(loaded[name], value) for name, value in document.items()), place
+    assert found[False] > found[True] > 0, "a date does not matter, most else does"
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(checkpointed, monkeypatch):
+    run, _ = checkpointed
+
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("zipfile.ZipFile", stale)
+    for look in (newest_whole, warn_of_lost_work):
+        with pytest.raises(StoreError, match=r"checkpoint_00000.*state\.pt: cannot be read: .*Stale file handle"):
+            look(run)
 
 
 def test_that_checkpoints_are_damaged_or_gone_is_said(checkpointed, caplog):
     run, (one, two, three) = checkpointed
-    config = replace(QUICK, checkpoint_every=5)
     (run / HISTORY).write_text('{"iteration": 5}\n')
-    warn_of_lost_work(run, config)
+    warn_of_lost_work(run)
     assert not caplog.messages
     (three / "state.pt").write_bytes((three / "state.pt").read_bytes()[:-1000])
-    warn_of_lost_work(run, config)
+    warn_of_lost_work(run)
     assert caplog.messages == [f"{three} is damaged: it is passed over"]
     caplog.clear()
     for folder in (one, two):
         shutil.rmtree(folder)
-    warn_of_lost_work(run, config)
-    again = f"{run / 'checkpoints'} holds no whole checkpoint any more: training begins again"
+    warn_of_lost_work(run)
+    again = f"{run / 'checkpoints'} holds no whole checkpoint: training begins again"
     assert caplog.messages == [f"{three} is damaged: it is passed over", again]
     caplog.clear()
     shutil.rmtree(run / "checkpoints")
-    warn_of_lost_work(run, config)
+    warn_of_lost_work(run)
     assert caplog.messages == [again]
     caplog.clear()
-    (run / HISTORY).write_text('{"iteration": 4}\n')
-    warn_of_lost_work(run, config)
-    assert not caplog.messages, "it had not come to a checkpoint"
-
-
-@pytest.mark.parametrize("fault", ["cut off", "of another kind", "names one that is gone"])
-def test_a_list_of_checkpoints_that_ray_could_not_start_with_is_moved_out_of_the_way(checkpointed, caplog, fault):
-    run, (_, two, three) = checkpointed
-    mend_list(run)
-    assert (run / LIST).is_file()
-    assert not caplog.messages
-    said = "is damaged"
-    if fault == "cut off":
-        (run / LIST).write_bytes((run / LIST).read_bytes()[:-10])
-    elif fault == "of another kind":
-        (run / LIST).write_bytes(b"\xff\xfe{}")
-    else:
-        shutil.rmtree(three)
-        said = "names checkpoints that are gone"
-    before = (run / LIST).read_bytes()
-    mend_list(run)
-    assert not (run / LIST).exists()
-    assert (run / f"{LIST}.damaged").read_bytes() == before
-    assert caplog.messages == [f"{run / LIST} {said}: it is passed over"]
-    assert newest_whole(run, None) == (two if said.startswith("names") else three)
+    (run / HISTORY).unlink()
+    warn_of_lost_work(run)
+    assert not caplog.messages, "it had not begun"
 
 
 def _asdict(config: TrainConfig) -> dict[str, Any]:

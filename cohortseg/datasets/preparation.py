@@ -46,12 +46,10 @@ def prepare(
             slices += group
             num_labeled += len(group) if done <= len(labeled) else 0
             report(done, total, "")
-    for kind, sources, count in (
-        ("labelled", labeled, num_labeled),
-        ("unlabelled", unlabeled, len(slices) - num_labeled),
-    ):
-        if sources and not count:
-            raise DataError(f"none of the {len(sources)} {kind} series holds a slice that can be used")
+    if not num_labeled:
+        raise DataError(f"none of the {len(labeled)} labelled series holds a slice that can be used")
+    if unlabeled and num_labeled == len(slices):
+        raise DataError(f"none of the {len(unlabeled)} unlabelled series holds a slice that can be used")
     frames = sum(not item.lungs_found for item in slices)
     if frames:
         _log.info("%d of %d training images show no lung by themselves and are used uncropped", frames, len(slices))
@@ -70,19 +68,19 @@ def prepare(
 def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
     """Log how many labelled slices hold each lesion class; refuse labels without any lesion, or without background."""
     counts = {label.title: sum(bool((item == label.value).any()) for item in labels) for label in LESIONS}
-    if labels and not any(counts.values()):
+    if not any(counts.values()):
         raise DataError(
             f"none of the {len(labels)} labelled slices holds a lesion: the label maps must hold 1 for ground-glass "
             "opacity and 2 for consolidation; look at how they were saved"
         )
-    if labels and not any((item == BACKGROUND.value).any() for item in labels):
+    if not any((item == BACKGROUND.value).any() for item in labels):
         raise DataError(
             f"none of the {len(labels)} labelled slices holds background: the label maps must hold 0 where there is no "
             "lesion, 1 for ground-glass opacity and 2 for consolidation; look at how they were saved"
         )
     _log.info("of %d labelled slices, %s", len(labels), ", ".join(f"{n} hold {name}" for name, n in counts.items()))
     for name, count in counts.items():
-        if labels and not count:
+        if not count:
             _log.warning("no labelled slice holds %s: the model will not learn it", name)
 
 

@@ -1,5 +1,6 @@
 """From any tree of files to series: walk, read headers, group, drop copies, decide. File names play no part."""
 
+import logging
 import os
 import posixpath
 from collections import Counter, defaultdict
@@ -30,9 +31,11 @@ from cohortseg.dicom.volumes import (
     split_volumes,
     volumes_like,
 )
-from cohortseg.errors import ConfigError, WorkerError
+from cohortseg.errors import CohortSegError, ConfigError, WorkerError, unexpected
 from cohortseg.processors import Apart, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
+
+_log: Final = logging.getLogger(__name__)
 
 FILES_PER_WORKER: Final = 4000
 """With fewer files, a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
@@ -122,11 +125,19 @@ def scan_cohort(
         sorted_out = []
         for number, headers in enumerate(by_series.values()):
             report(number, len(by_series), "series: order of slices, and copies by their pixels")
-            sorted_out.append(drop_copies(root, headers, apart))
+            try:
+                sorted_out.append(drop_copies(root, headers, apart))
+            except CohortSegError:
+                raise
+            except Exception as error:  # noqa: BLE001 - here too the rest of the cohort must go on
+                series.append(_not_understood(headers, error))
         copies = [copy.file for _, dropped in sorted_out for copy in dropped]
         unreadable |= {posixpath.dirname(copy.path) for copy in copies if copy.unreadable}
         for kept, dropped in sorted_out:
-            series += _describe(kept, dropped, config.repair, persons, unreadable)
+            try:
+                series += _describe(kept, dropped, config.repair, persons, unreadable)
+            except Exception as error:  # noqa: BLE001 - as above
+                series.append(_not_understood(kept, error, n_duplicates=len(dropped)))
         report(len(by_series), len(by_series), "series")
     series.sort(
         key=lambda record: (
@@ -191,6 +202,19 @@ def _describe(
             record = replace(record, decision="skipped", reason=_TOLD_OTHERWISE)
         records.append(record)
     return records
+
+
+def _not_understood(headers: Sequence[Header], error: Exception, n_duplicates: int = 0) -> SeriesRecord:
+    """Return the record, without geometry, of a series on which this package fails unexpectedly: it is skipped."""
+    reason, frames = unexpected(error)
+    bare = [
+        replace(header, image_orientation_patient=None, image_position_patient=None, pixel_spacing_mm=None)
+        for header in headers
+    ]
+    record = series_from_headers(bare, n_duplicates=n_duplicates)
+    _log.warning("series %s is skipped: %s; please report it", record.series_key, reason)
+    _log.debug("series %s\n%s", record.series_key, frames)
+    return replace(record, decision="skipped", reason=reason, qc_flags=())
 
 
 def _study(volume: Sequence[Header]) -> Hashable:

@@ -359,9 +359,12 @@ def extent_mm(headers: Sequence[Header]) -> float:
 
 
 def _heights_mm(headers: Sequence[Header]) -> Reals64:
-    """Return the heights along the first slice's normal, mm, of slices of one orientation that have a position."""
+    """Return the heights along their normal, mm, of slices of one orientation, as far as they have a position."""
+    plane = next(filter(_is_usable, (header.image_orientation_patient for header in headers)), None)
+    if plane is None:
+        return np.empty(0)
     points = [header.image_position_patient for header in headers if header.image_position_patient is not None]
-    return np.array(points).reshape(-1, 3) @ slice_normal(headers[0].image_orientation_patient or ())
+    return np.array(points).reshape(-1, 3) @ slice_normal(plane)
 
 
 def has_strays(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> bool:

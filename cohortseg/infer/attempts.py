@@ -15,6 +15,8 @@ from cohortseg.store.files import remove_folder, store_errors, visible_files
 from cohortseg.store.layout import ATTEMPTS, STATE
 
 _OVER: Final = "-over"
+_GIVEN_UP: Final = f"given-up{_OVER}"
+"""In place of a run: holds a note for each series that was given up, until it has another result."""
 
 
 @contextmanager
@@ -45,7 +47,10 @@ def attempts_noted(out: Path, run_id: str) -> Iterator[None]:
 
 
 def suspects(out: Path) -> frozenset[str]:
-    """Return the keys of all series with an attempt that did not end: their process died, or is still at work."""
+    """Return the keys of all series with an attempt that did not end: their process died, or is still at work.
+
+    Those that were given up are among them, in case they are tried again.
+    """
     return frozenset(path.name for folder in _run_folders(out) for path in _notes(folder))
 
 
@@ -101,6 +106,20 @@ def end_attempts(out: Path, series_key: str) -> None:
     for folder in _run_folders(out):
         with store_errors(out):
             (folder / series_key).unlink(missing_ok=True)
+
+
+def note_given_up(out: Path, series_key: str) -> None:
+    """Note that a series has ended its process too often, so that it stays among the `suspects`.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
+    folder = _folder(out, _GIVEN_UP)
+    with store_errors(out):
+        folder.mkdir(exist_ok=True)
+        (folder / series_key).touch()
 
 
 def forget_attempts(out: Path) -> None:

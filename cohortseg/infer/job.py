@@ -17,7 +17,7 @@ from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError, unexpected
 from cohortseg.identity import without_path
-from cohortseg.infer.attempts import begin_attempt, count_attempts, require_run, suspects
+from cohortseg.infer.attempts import begin_attempt, count_attempts, note_given_up, require_run, suspects
 from cohortseg.infer.commit import SeriesResult, check_rows, commit, is_done, result_token
 from cohortseg.infer.segmenter import MEASURES, record_columns, segment_series, series_row
 from cohortseg.lungs import LUNG_METHOD
@@ -89,6 +89,7 @@ def give_up(job: Job, model_sha256: str, record: SeriesRecord) -> bool:
     reason = f"given up after {attempts} attempts that ended the process (crash, or killed for memory)"
     row = series_row(record, model_sha256) | {"status": "failed", "reason": reason}
     commit(job.out, record.series_key, job.token(record), SeriesResult(burden=row))
+    note_given_up(job.out, record.series_key)
     return True
 
 

@@ -1,7 +1,7 @@
 """``run.json``: what ran, with which versions, settings and model.
 
-It holds no identifier of a patient and, for ``infer``, no path, since folders can bear patients' names; the commands
-that train and evaluate name the folder of their data.
+It holds no identifier of a patient, unless the user's own ``select`` rules do, and, for ``infer``, no path, since
+folders can bear patients' names; the commands that train and evaluate name the folder of their data.
 """
 
 import json

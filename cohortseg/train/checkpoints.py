@@ -1,86 +1,55 @@
-"""The checkpoints in a run's folder, as Ray Train keeps them, and what to do about damaged ones and a damaged list."""
+"""The checkpoints in a run's folder: which one to resume from, and what is said of those that are damaged."""
 
 import logging
+import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from cohortseg.config import TrainConfig
-from cohortseg.store.documents import parse_json
-from cohortseg.store.files import store_errors
 from cohortseg.train.history import read_history
 from cohortseg.train.state import is_whole
 
 CHECKPOINTS: Final = "checkpoints"
-_LIST: Final = "checkpoint_manager_snapshot.json"
 _log: Final = logging.getLogger(__name__)
 
 
-def checkpoints_of(run: Path) -> list[Path]:
-    """Return the folders of a run's checkpoints, the newest last: their names are in order of time."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("checkpoint_*") if path.is_dir())
+def checkpoint_name(iteration: int) -> str:
+    """Return the name of the folder of a checkpoint; names are in the order of their iterations."""
+    return f"checkpoint_{iteration:08d}"
 
 
-def newest_whole(run: Path, listed: Path | None) -> Path | None:
-    """Return the checkpoint to resume from: the newest on Ray's list or, if its file is damaged, the newest whole one.
-
-    Parameters
-    ----------
-    run
-        The run's folder.
-    listed
-        The newest checkpoint on Ray's list; None if it lists none.
-
-    Returns
-    -------
-    Path or None
-        The checkpoint's folder; None where none is whole.
-    """
-    candidates = [*([listed] if listed is not None else []), *reversed(checkpoints_of(run))]
-    return next(filter(is_whole, candidates), None)
-
-
-def mend_list(run: Path) -> None:
-    """Move Ray's checkpoint list, which it writes in place, away where Ray cannot start with it.
-
-    It is cut off, or names a checkpoint that is gone.
+def newest_whole(run: Path) -> Path | None:
+    """Return the folder of the newest checkpoint that is whole; None if none is.
 
     Raises
     ------
     StoreError
-        If it cannot be read or moved.
+        If storage does not let a checkpoint be read.
     """
-    path = run / CHECKPOINTS / _LIST
-    with store_errors(run):
-        if not path.is_file():
-            return
-        try:
-            named = _named_checkpoints(parse_json(path.read_bytes()))
-        except ValueError:
-            what = "is damaged"
-        else:
-            if all((path.parent / name).is_dir() for name in named):
-                return
-            what = "names checkpoints that are gone"
-        path.replace(path.with_name(f"{path.name}.damaged"))
-        _log.warning("%s %s: it is passed over", path, what)
+    return next(filter(is_whole, reversed(_checkpoints_of(run))), None)
 
 
-def _named_checkpoints(document: Any) -> set[str]:
-    """Return the names of all checkpoint folders in Ray's list, wherever in it they stand."""
-    if isinstance(document, list):
-        return set().union(*map(_named_checkpoints, document))
-    if not isinstance(document, dict):
-        return set()
-    name = document.get("checkpoint_dir_name")
-    return _named_checkpoints([*document.values()]) | ({name} if isinstance(name, str) else set())
+def warn_of_lost_work(run: Path) -> None:
+    """Warn of checkpoints of an earlier start that are damaged or gone; workers see it too, but have no terminal.
 
-
-def warn_of_lost_work(run: Path, config: TrainConfig) -> None:
-    """Warn of checkpoints of an earlier start that are damaged or gone; workers see it too, but have no terminal."""
-    folders = checkpoints_of(run)
+    Raises
+    ------
+    StoreError
+        If storage does not let a checkpoint be read.
+    """
+    folders = _checkpoints_of(run)
     damaged = [folder for folder in folders if not is_whole(folder)]
     for folder in damaged:
         _log.warning("%s is damaged: it is passed over", folder)
-    begun = any(row["iteration"] >= config.checkpoint_every for row in read_history(run))
-    if begun and len(damaged) == len(folders):
-        _log.warning("%s holds no whole checkpoint any more: training begins again", run / CHECKPOINTS)
+    if len(damaged) == len(folders) and read_history(run):
+        _log.warning("%s holds no whole checkpoint: training begins again", run / CHECKPOINTS)
+
+
+def remove_older(run: Path, num_kept: int) -> None:
+    """Remove all checkpoints but the newest ones; what cannot be removed stays."""
+    for folder in _checkpoints_of(run)[:-num_kept]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checkpoints_of(run: Path) -> list[Path]:
+    """Return the folders of a run's checkpoints, the newest last."""
+    return sorted(path for path in (run / CHECKPOINTS).glob("checkpoint_*") if path.is_dir())

@@ -1,6 +1,5 @@
 """Ray Train around the loop: workers, checkpoints, restarts. The only place in training that knows Ray."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +24,10 @@ from cohortseg.config import TrainConfig, config_from_mapping
 from cohortseg.datasets.prepared import load_prepared, teachers_of
 from cohortseg.errors import CohortSegError, DataError, DivergedError, ModelError, StoreError, WorkerError
 from cohortseg.hashes import file_sha256
-from cohortseg.store.files import scratch_folder
+from cohortseg.store.files import scratch_folder, store_errors
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
-from cohortseg.train.checkpoints import CHECKPOINTS, checkpoints_of, mend_list, newest_whole, warn_of_lost_work
+from cohortseg.train.checkpoints import CHECKPOINTS, checkpoint_name, newest_whole, remove_older, warn_of_lost_work
 from cohortseg.train.folder import saved_options
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
@@ -38,8 +37,8 @@ _MAX_FAILURES: Final = 3
 _MAX_CONTROLLER_FAILURES: Final = 2
 _KEPT_CHECKPOINTS: Final = 2
 _POLL_S: Final = 0.5
-_BAD_CHECKPOINT_LIST: Final = "CheckpointManagerInitializationError"
-"""Name of an error class of Ray Train that is not public."""
+_RAY_LIST: Final = "checkpoint_manager_snapshot.json"
+"""File in which Ray Train lists the checkpoints; it writes it in place."""
 
 
 def fit(
@@ -85,8 +84,9 @@ def fit(
     with connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources, cpus_flag=True)
-        mend_list(run)
-        warn_of_lost_work(run, config)
+        warn_of_lost_work(run)
+        with store_errors(run / CHECKPOINTS):  # a list that is cut off or names what is gone keeps Ray from starting
+            (run / CHECKPOINTS / _RAY_LIST).unlink(missing_ok=True)
         with _following(run, on_history):
             counts = _run_trainer(config, run, request)
     if not (run / MODEL).is_file():
@@ -100,8 +100,7 @@ def fit(
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
     write_run_json(run, _COMMAND, facts)
-    for folder in checkpoints_of(run)[:-_KEPT_CHECKPOINTS]:  # left by killed starts, which Ray forgets
-        shutil.rmtree(folder, ignore_errors=True)
+    remove_older(run, _KEPT_CHECKPOINTS)  # those of killed starts, of which Ray does not know
     return run / MODEL
 
 
@@ -154,14 +153,9 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         starts = type(failure).__name__.startswith("WorkerGroupStartup")
         what = "Ray could not start the workers" if starts else "Ray ended the training"
         said = last_line(str(failure)) if "Traceback" in str(failure) else " ".join(str(failure).split())
-        again = "; go on with --resume" if checkpoints_of(run) else ""
+        again = "; go on with --resume" if any((run / CHECKPOINTS).glob("checkpoint_*/")) else ""
         raise WorkerError(f"{what}: {said}{again}") from error
     except Exception as error:
-        # Raised in the controller's constructor, it arrives as the death of an actor.
-        if _BAD_CHECKPOINT_LIST in f"{type(error)}{error}":
-            raise StoreError(
-                f"{run / CHECKPOINTS}: its checkpoints are not those that its list names; start again in a new folder"
-            ) from error
         if isinstance(error, ray.exceptions.RayActorError):
             raise WorkerError(f"training ended with one of Ray's own processes: {type(error).__name__}") from error
         raise
@@ -196,7 +190,8 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
             return
         with scratch_folder(run / "checkpoint") as folder:
             save(folder)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(metrics["iteration"]))
 
     def train_from(restore: Path | None) -> dict[str, int]:
         data = load_prepared(run / DATA)
@@ -214,10 +209,8 @@ def _train_worker(settings: dict[str, Any]) -> dict[str, int] | CohortSegError:
         )
         return {"labeled_slices": len(data.labeled), "unlabeled_slices": len(data.unlabeled)}
 
-    restore = None
-    if context.get_world_rank() == 0:  # it looks, and tells the others: nodes may see shared storage at different times
-        listed = ray.train.get_checkpoint()
-        restore = newest_whole(run, None if listed is None else Path(listed.path))
+    # One worker looks and tells the others: at one moment not all nodes may see the same on shared storage.
+    restore = newest_whole(run) if context.get_world_rank() == 0 else None
     try:
         return train_from(ray.train.collective.broadcast_from_rank_zero(restore))
     except (DivergedError, DataError, ModelError) as error:

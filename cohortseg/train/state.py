@@ -1,6 +1,7 @@
 """The state of a training run between two iterations, and its checkpoint."""
 
 import copy
+import errno
 import pickle
 import zipfile
 from collections.abc import Collection, Iterator
@@ -13,7 +14,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cohortseg.config import TrainConfig, config_from_mapping
-from cohortseg.errors import ConfigError, ModelError
+from cohortseg.errors import ConfigError, ModelError, StoreError
 from cohortseg.hashes import file_sha256
 from cohortseg.models.device import reuse_memory
 from cohortseg.models.discriminator import Discriminator
@@ -21,11 +22,14 @@ from cohortseg.models.efficientnet import EfficientNetLite0Encoder
 from cohortseg.models.resnet import ResNetEncoder
 from cohortseg.models.resnet_weights import PUBLISHED, find_imagenet
 from cohortseg.models.segmenter import Segmenter, build_encoder
+from cohortseg.store.files import store_errors
 
 SUPERVISED: Final = 1
 ADVERSARIAL: Final = 2
 
 _FILE = "state.pt"
+_ERRORS_OF_DAMAGE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+"""Of a file that is not there, or that sends its reader to places before its begin."""
 FREE_TO_CHANGE: Final = frozenset(
     {
         "checkpoint_every",
@@ -205,12 +209,26 @@ def undone(state: TrainState) -> Iterator[None]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint's file, a zip archive, matches its own checksums."""
+    """Return whether a checkpoint's file, a zip archive, can be loaded and matches its own checksums.
+
+    Raises
+    ------
+    StoreError
+        If storage does not let it be read, which says nothing of the checkpoint.
+    """
+    path = folder / _FILE
     try:
-        with zipfile.ZipFile(folder / _FILE) as file:
-            return file.testzip() is None
-    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        with zipfile.ZipFile(path) as file:
+            if file.testzip() is not None:
+                return False
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        if error.errno in _ERRORS_OF_DAMAGE:
+            return False
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+    except Exception:  # noqa: BLE001 - what zipfile and torch make of damaged bytes has no end
         return False
+    return True
 
 
 def load_state(state: TrainState, folder: Path) -> None:
@@ -218,14 +236,17 @@ def load_state(state: TrainState, folder: Path) -> None:
 
     Raises
     ------
+    StoreError
+        If storage does not let the checkpoint be read.
     ModelError
-        If the checkpoint cannot be read.
+        If it is no checkpoint of such networks.
     ConfigError
         If it was made with other settings.
     """
     device = next(state.segmenter.parameters()).device
     try:
-        document = torch.load(folder / _FILE, map_location=device, weights_only=True)
+        with store_errors(folder, "cannot be read"):
+            document = torch.load(folder / _FILE, map_location=device, weights_only=True)
         check_same_settings(document["config"], state.config)
         for name in _NUMBERS:
             setattr(state, name, document[name])
@@ -233,7 +254,7 @@ def load_state(state: TrainState, folder: Path) -> None:
             module = getattr(state, name)
             if module is not None:
                 module.load_state_dict(document[name])
-    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError, AttributeError) as error:
+    except (EOFError, pickle.UnpicklingError, RuntimeError, KeyError, AttributeError) as error:
         raise ModelError(f"{folder}: not a readable checkpoint ({error}): start again in a new folder") from error
 
 

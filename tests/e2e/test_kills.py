@@ -52,13 +52,13 @@ def cluster(kill_log: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen series, so that seconds of work are left on a fast machine when two are done; only read.
+    """Sixteen series, so that seconds of work are left on a fast machine when six are done; only read.
 
     Each is of a patient of its own, and one of the sample data, moved aside so that no two have the same masks.
     """
     root = tmp_path_factory.mktemp("cohort")
     sources = sorted(SAMPLE.glob("*/*"))
-    for number in range(14):
+    for number in range(16):
         source, aside = sources[number % len(sources)], number // len(sources)
         (root / f"p{number}").mkdir()
         for path in source.iterdir():
@@ -74,7 +74,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Half the work per series, and no series that is given up because it was at work at each of the kills."""
+    """Half the work per series, and no series that is given up because it was at work at three of the kills."""
     path = tmp_path_factory.mktemp("options") / "infer.toml"
     path.write_text("flips = false\nmax_attempts = 9\n")
     return ["--config", str(path)]
@@ -100,12 +100,12 @@ def work_begins(kill_log: Any, run: subprocess.Popen[str], out: Path, done: int)
     assert run.poll() is None, "the cohort is too small for this machine: nothing was left to kill"
 
 
-def test_a_run_outlives_a_killed_node_and_a_killed_actor(
+def test_a_run_outlives_two_killed_actors_and_two_killed_nodes(
     kill_log: Any, cluster: Any, cohort: Path, options: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     run = kill_log.start(cohort, out, cluster.address, *options)
-    for done, kind in ((0, "node"), (2, "actor")):
+    for done, kind in ((0, "node"), (2, "actor"), (4, "node"), (6, "actor")):
         work_begins(kill_log, run, out, done)
         assert f"{kind} killed" in kill_log.kill_one(kind, run, cluster, random)
     code, messages = kill_log.ended(run, LIMIT_S)
@@ -116,7 +116,7 @@ def test_a_run_outlives_a_killed_node_and_a_killed_actor(
     assert kill_log.differences(out, unbroken) == []
 
 
-def test_a_run_that_was_interrupted_and_then_killed_goes_on(
+def test_a_run_interrupted_once_and_killed_twice_goes_on(
     kill_log: Any, cluster: Any, cohort: Path, options: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -128,11 +128,12 @@ def test_a_run_that_was_interrupted_and_then_killed_goes_on(
     assert messages.splitlines()[-1] == "error: interrupted; run the same command again to go on where it stopped"
     assert "Traceback" not in messages
     assert not suspects(out), "who is asked to stop leaves nothing open"
-    run = kill_log.start(cohort, out, cluster.address, *options)
-    work_begins(kill_log, run, out, 2)
-    assert kill_log.kill_one("driver", run, cluster, random) == "run killed"
-    assert kill_log.ended(run, LIMIT_S)[0] == -signal.SIGKILL
-    assert not (out / "burden.parquet").exists()
+    for done in (1, 3):
+        run = kill_log.start(cohort, out, cluster.address, *options)
+        work_begins(kill_log, run, out, done)
+        assert kill_log.kill_one("driver", run, cluster, random) == "run killed"
+        assert kill_log.ended(run, LIMIT_S)[0] == -signal.SIGKILL
+        assert not (out / "burden.parquet").exists()
     assert infer(cohort, out, cluster, options).exit_code == 0
     assert kill_log.differences(out, unbroken) == []
 

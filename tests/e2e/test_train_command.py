@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -96,10 +95,9 @@ def own_slices(folder: Path) -> Path:
     return folder
 
 
-def listed_checkpoints(run_folder: Path) -> set[str]:
-    """Return the checkpoints that Ray lists, which it does a moment after they are written."""
-    path = run_folder / "checkpoints/checkpoint_manager_snapshot.json"
-    return set(re.findall(r"checkpoint_\d[^\"]*", path.read_text(encoding="utf-8"))) if path.is_file() else set()
+def checkpoints_in(run_folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, the newest last."""
+    return sorted(run_folder.glob("checkpoints/checkpoint_*/"))
 
 
 def started_by(pid: int) -> set[int]:
@@ -139,7 +137,7 @@ def trained(data: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory
     whole, killed = folder / "whole", folder / "killed"
     whole_process, process = (begin("--data", data, "--config", config, "-o", out) for out in (whole, killed))
     deadline = time.monotonic() + 200
-    while not any(row["iteration"] >= 10 for row in read_history(killed)) or len(listed_checkpoints(killed)) < 2:
+    while not any(row["iteration"] >= 10 for row in read_history(killed)) or len(checkpoints_in(killed)) < 2:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -171,7 +169,7 @@ def test_a_killed_run_whose_newest_checkpoint_is_cut_off_is_resumed_and_equals_a
     refused = train("--data", data, "--config", trained.config, "-o", broken)
     assert refused.exit_code == 2
     assert "--resume" in refused.stderr
-    newest = broken / "checkpoints" / max(listed_checkpoints(broken))
+    newest = checkpoints_in(broken)[-1]
     (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:-1000])
     begun = read_history(broken)[0]
     resumed = trained.resumed(broken, data)
@@ -182,7 +180,7 @@ def test_a_killed_run_whose_newest_checkpoint_is_cut_off_is_resumed_and_equals_a
     assert [row["iteration"] for row in rows] == list(range(5, 51, 5))
     assert rows[0] == begun, "with its speed: it was not trained again"
     assert_equal_models(trained.whole, broken)
-    assert len(list((broken / "checkpoints").glob("checkpoint_20*"))) == 2, "those of the killed start go, too"
+    assert [path.name for path in checkpoints_in(broken)] == ["checkpoint_00000045", "checkpoint_00000050"]
 
 
 @pytest.mark.ray
@@ -244,28 +242,39 @@ def test_a_student_is_trained_on_own_folders_with_a_finished_model_as_its_teache
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.skipif(num_processors() < 2, reason="needs two cores")
-def test_two_workers_learn_what_one_learns_here_from_the_same_slices(data, tmp_path):
-    config = config_file(tmp_path, supervised=5, adversarial=5, batch=2)
-    done = train("--data", data, "--config", config, "-o", tmp_path / "two", "--workers", 2)
-    assert done.exit_code == 0, done.stderr
-    (tmp_path / "one").mkdir()
+def test_two_workers_go_on_from_a_checkpoint_and_learn_what_one_learns_here(data, trained, tmp_path):
+    one, two = (tmp_path / name for name in ("one", "two"))
+    config = config_from_mapping(TrainConfig, tomllib.loads(TINY.format(supervised=8, adversarial=7, batch=2)))
+    begin_run(two, config, DataOptions(data=str(data)))
+    shutil.copy(trained.whole / "data.safetensors", two)
+
+    def report(metrics, save):
+        if metrics["iteration"] == 5:
+            save(two / "checkpoints/checkpoint_00000005")
+            shutil.copy(one / "history.jsonl", two)
+
+    one.mkdir()
     loop.train(
-        replace(saved_settings(tmp_path / "two"), batch_labeled=4, batch_unlabeled=4),
-        load_prepared(tmp_path / "two/data.safetensors"),
-        tmp_path / "one",
+        replace(config, batch_labeled=4, batch_unlabeled=4),
+        load_prepared(two / "data.safetensors"),
+        one,
         wrap=lambda module: module,
         sum_over_workers=lambda values: values,
-        report=lambda *_: None,
+        report=report,
         rank=0,
         world=1,
         device=torch.device("cpu"),
         restore=None,
     )
-    rows = [read_history(tmp_path / name) for name in ("one", "two")]
-    for single, double in zip(*rows, strict=True):
+    (two / "checkpoints/checkpoint_manager_snapshot.json").write_text("{cut off")
+    done = train("-o", two, "--resume", "--workers", 2)
+    assert done.exit_code == 0, done.stderr
+    single, double = (read_history(run) for run in (one, two))
+    assert double[0] == single[0], "the first five iterations, with their speed: they were not trained again"
+    for row, other in zip(single[1:], double[1:], strict=True):
         for name in ("ce", "proportion", "vq", "discriminator", "semi"):
-            if name in single:
-                assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-5), (single["iteration"], name)
+            if name in row:
+                assert other[name] == pytest.approx(row[name], rel=2e-3, abs=1e-5), (row["iteration"], name)
 
 
 @pytest.mark.ray
