@@ -233,13 +233,14 @@ def _evaluable() -> pl.Expr:
 def _flags_over_time() -> pl.Expr:
     """Return the flags of each row, with those of `qc.TIMELINE_FLAGS` that hold added."""
     plausible = ~_has(qc.LUNG_VOLUME_IMPLAUSIBLE)
-    most_ml = pl.col("lung_volume_ml").filter(pl.col(_EVALUABLE) & plausible).max().over(_PERSON)
-    # Also for dates with so little lung that they take no part in changes.
-    less = pl.col("study_date").is_not_null() & (pl.col("lung_volume_ml") < LESS_SHARE * most_ml)
+    dated = pl.col("study_date").is_not_null()
+    # Of and for all dates, also those that take no part in changes.
+    most_ml = pl.col("lung_volume_ml").filter(dated & plausible).max().over(_PERSON)
+    less = dated & (pl.col("lung_volume_ml") < LESS_SHARE * most_ml)
     scan = ("lung_volume_ml", "lung_mean_hu")
-    figures = pl.when(pl.col("study_date").is_not_null()).then(pl.struct(*scan))
+    figures = pl.when(dated).then(pl.struct(*scan))
     measured = pl.col("lung_mean_hu").is_not_null()
-    same = measured & pl.col("study_date").is_not_null() & figures.is_duplicated().over(_PERSON)
+    same = measured & dated & figures.is_duplicated().over(_PERSON)
     same_of_others = measured & (pl.col(_PERSON).n_unique().over(scan) > 1)
     flags = pl.col("qc_flags")
     for name, holds in (

@@ -36,6 +36,7 @@ COARSE_PIXELS: Final = "coarse_pixels"
 MAYBE_PROJECTION: Final = "maybe_projection"
 SLICES_APART: Final = "slices_apart"
 CHOSEN_BY_UID: Final = "chosen_by_uid"
+CONSECUTIVE_DAYS: Final = "consecutive_days"
 ANOTHER_FAILED: Final = "another_failed"
 UNDECLARED_PADDING: Final = "undeclared_padding"
 BLANK_SLICES: Final = "blank_slices"
@@ -105,6 +106,8 @@ HEADER_FLAGS: Final = {
 CHOICE_FLAGS: Final = {
     SLICES_APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
     CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs",
+    CONSECUTIVE_DAYS: "series of its study are of the day before or after: taken for one visit past midnight, "
+    "of which one series is measured; if they are several visits, give each a StudyInstanceUID of its own",
     ANOTHER_FAILED: "the series preferred to it in its study could not be measured, or holds part of the lungs only",
 }
 """Raised by the choice among several series of a study."""

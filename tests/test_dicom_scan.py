@@ -354,6 +354,29 @@ def test_a_killed_scan_leaves_no_process_behind(tmp_path: Path) -> None:
     assert not left
 
 
+def test_how_a_scan_was_taken_is_in_its_row(tmp_path: Path) -> None:
+    taken = {"ManufacturerModelName": "Aquilion ONE", "KVP": "120", "ContrastBolusAgent": "& NON IONIC"}
+    write_series(tmp_path / "one", series="1", attributes=taken)
+    write_series(tmp_path / "two", series="2", attributes=lambda z: taken | {"KVP": str(100 + z)})
+    write_series(tmp_path / "three", series="3", attributes={"KVP": "0", "ContrastBolusAgent": ""})
+    (enhanced,) = write_files(tmp_path / "enhanced", [enhanced_file(chest_slices("enhanced"))])
+    dataset = pydicom.dcmread(enhanced)
+    details = pydicom.Dataset()
+    details.KVP = 80
+    dataset.SharedFunctionalGroupsSequence[0].CTXRayDetailsSequence = [details]
+    dataset.save_as(enhanced)
+    found = {
+        record.files[0].partition("/")[0]: (record.manufacturer_model, record.kvp, record.contrast_agent)
+        for record in scan_cohort(tmp_path).series
+    }
+    assert found == {
+        "one": ("Aquilion ONE", 120.0, "& NON IONIC"),
+        "two": ("Aquilion ONE", None, "& NON IONIC"),
+        "three": (None, None, None),
+        "enhanced": ("synthetic chest", 80.0, None),
+    }
+
+
 def test_a_file_that_lost_its_preamble_but_not_its_prefix_is_told_of(tmp_path: Path) -> None:
     (path, *_) = write_series(tmp_path)
     path.write_bytes(path.read_bytes()[128:])

@@ -305,6 +305,11 @@ def test_visits_under_one_study_uid_are_chosen_each_for_itself(tmp_path: Path) -
     found = decisions(tmp_path)
     assert found.pop("20200501") == "selected"
     assert sorted(found.values()) == ["alternative", "selected"], "a study can run past midnight"
+    records = scan_cohort(tmp_path, config=ScanConfig()).series
+    best = next(record for record in records if record.decision == "selected" and record.study_date.month == 4)
+    for found in (records, select_next(records, ScanConfig(), {best.series_key})):
+        flags = {record.study_date.isoformat(): record.qc_flags.count("consecutive_days") for record in found}
+        assert flags == {"2020-04-01": 1, "2020-04-02": 1, "2020-05-01": 0}
 
 
 def test_studies_are_chosen_each_for_itself(tmp_path: Path) -> None:

@@ -252,6 +252,15 @@ def test_a_date_with_much_less_lung_is_flagged() -> None:
     assert patient["qc_flags"] == ["less_lung_than_other_dates", "monochrome1"]
 
 
+def test_lung_of_a_date_that_takes_no_part_in_changes_is_lung_all_the_same() -> None:
+    flags = ["lung_cut_at_end_slice", "other_body_part"]
+    abdomen = series("A", 1, "1", 5.0, lung_volume_ml=5000.0, qc_flags=flags)
+    chest = series("A", 5, "2", 5.0, lung_volume_ml=2600.0)
+    timeline = timeline_table(burden(abdomen, chest))
+    assert timeline["evaluable"].to_list() == [False, True]
+    assert timeline["qc_flags"].to_list() == [flags, ["less_lung_than_other_dates"]]
+
+
 def test_a_date_with_too_little_lung_for_changes_says_why() -> None:
     whole, undated = (series("A", day, f"{day}", 5.0, lung_volume_ml=4000.0 if day else 1900.0) for day in (1, None))
     part = series("A", 9, "9", 5.0, lung_volume_ml=1900.0, qc_flags=["lung_cut_at_end_slice"])

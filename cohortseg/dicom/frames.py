@@ -17,6 +17,7 @@ _MACROS: Final = {
     "ImageOrientationPatient": ("PlaneOrientationSequence",),
     "PixelSpacing": ("PixelMeasuresSequence",),
     "SliceThickness": ("PixelMeasuresSequence",),
+    "KVP": ("CTXRayDetailsSequence",),
     "RescaleIntercept": ("PixelValueTransformationSequence",),
     "RescaleSlope": ("PixelValueTransformationSequence",),
     "RescaleType": ("PixelValueTransformationSequence",),
@@ -41,7 +42,7 @@ _NAMES: Final = {
     "ImageType": "FrameType",
 }
 """Attributes that have another name within a macro."""
-_KEPT: Final = {"AcquisitionDateTime", "ImageType", "VolumeBasedCalculationTechnique", "ConvolutionKernel"}
+_KEPT: Final = {"AcquisitionDateTime", "ImageType", "VolumeBasedCalculationTechnique", "ConvolutionKernel", "KVP"}
 """Attributes that the top level of the file may state for all frames."""
 _LEFT_OUT: Final = frozenset(map(tag_of, {*GROUP_SEQUENCES, "PixelData", "AcquisitionTime"} | _MACROS.keys() - _KEPT))
 """Tags at top level that no frame takes from there."""

@@ -63,7 +63,7 @@ def _reals(count: int) -> Callable[[Attributes, str], tuple[float, ...] | None]:
 
 
 def _positive(item: Attributes, keyword: str) -> float | None:
-    """Return a length, or None if it is not positive: some exports write 0 or -1 for an unknown one."""
+    """Return a length or voltage, or None if it is not positive: some exports write 0 or -1 for an unknown one."""
     value = item.real(keyword)
     return value if value is not None and value > 0 else None
 
@@ -105,6 +105,9 @@ class Header:
     volume_calculation: str | None = _from(Attributes.text, "VolumeBasedCalculationTechnique")
     """VolumeBasedCalculationTechnique (0008,9207) of an enhanced CT: MAX_IP, VOLUME_RENDER, ..."""
     manufacturer: str | None = _from(Attributes.text, "Manufacturer")
+    manufacturer_model: str | None = _from(Attributes.text, "ManufacturerModelName")
+    kvp: float | None = _from(_positive, "KVP")
+    contrast_agent: str | None = _from(Attributes.text, "ContrastBolusAgent")
     convolution_kernel: str | None = _from(Attributes.text, "ConvolutionKernel")
     slice_thickness_mm: float | None = _from(_positive, "SliceThickness")
     image_position_patient: tuple[float, ...] | None = _from(_reals(3), "ImagePositionPatient")

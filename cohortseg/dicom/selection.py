@@ -149,7 +149,7 @@ def _replaced(records: Sequence[SeriesRecord], changed: Iterable[Sequence[Series
 
 
 def _flagged(record: SeriesRecord, flag: str) -> SeriesRecord:
-    return replace(record, qc_flags=(*record.qc_flags, flag))
+    return record if flag in record.qc_flags else replace(record, qc_flags=(*record.qc_flags, flag))
 
 
 def _studies(records: Sequence[SeriesRecord], decisions: Collection[Decision]) -> Iterator[list[SeriesRecord]]:
@@ -211,6 +211,8 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
         if record is not best:
             reason = f"alternative to series {best.series_key} of the same study: {why(record)}"
             decided.append(replace(record, decision="alternative", reason=reason))
+    if len({record.study_date for record in members} - {None}) > 1:
+        decided = [_flagged(record, qc.CONSECUTIVE_DAYS) for record in decided]
     return decided
 
 
@@ -222,9 +224,7 @@ def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
         counts.update(_scans(record))
     apart = {record.series_key for record in single if any(counts[scan] > _FEW_APART for scan in _scans(record))}
     return [
-        _flagged(record, qc.SLICES_APART)
-        if record.decision == "selected" and record.series_key in apart and qc.SLICES_APART not in record.qc_flags
-        else record
+        _flagged(record, qc.SLICES_APART) if record.decision == "selected" and record.series_key in apart else record
         for record in records
     ]
 

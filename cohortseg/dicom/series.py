@@ -75,6 +75,9 @@ class SeriesRecord:
     image_type: tuple[str, ...]
     orientation: str | None
     manufacturer: str | None
+    manufacturer_model: str | None
+    kvp: float | None
+    contrast_agent: str | None
     convolution_kernel: str | None
     slice_thickness_mm: float | None
     n_files: int
@@ -158,6 +161,9 @@ def series_from_headers(
         image_type=first.image_type,
         orientation=orientation,
         manufacturer=first.manufacturer,
+        manufacturer_model=first.manufacturer_model,
+        kvp=common(headers, "kvp"),
+        contrast_agent=common(headers, "contrast_agent"),
         convolution_kernel=first.convolution_kernel,
         slice_thickness_mm=common(headers, "slice_thickness_mm"),
         n_files=len({header.path for header in headers}) + n_duplicates,

@@ -73,6 +73,14 @@ _SPACING = (
 )
 _ACQUISITION = (
     Column("manufacturer", _TEXT, "Manufacturer (0008,0070)"),
+    Column("manufacturer_model", _TEXT, "ManufacturerModelName (0008,1090)"),
+    Column("kvp", _REAL, "KVP (0018,0060), kV; null if slices differ"),
+    Column(
+        "contrast_agent",
+        _TEXT,
+        "ContrastBolusAgent (0018,0010), as written; null if absent, which does not prove that there was none, or if "
+        "slices differ: contrast raises the HU of vessels and lesions, so compare like with like",
+    ),
     Column("convolution_kernel", _TEXT, "ConvolutionKernel (0018,1210)"),
     Column("slice_thickness_mm", _REAL, "SliceThickness (0018,0050); never used as spacing"),
 )
@@ -168,7 +176,7 @@ _SERIES_KEY = Column(
 
 MANIFEST: Final = TableSchema(
     name="manifest",
-    version=7,
+    version=8,
     row="one series found in the cohort, or one volume of a series that holds several",
     columns=(
         *_PATIENT,
@@ -218,7 +226,7 @@ MANIFEST: Final = TableSchema(
 
 BURDEN: Final = TableSchema(
     name="burden",
-    version=7,
+    version=8,
     row="one series that was chosen for segmentation",
     never_null=("series_instance_uid", "series_key", "status", "qc_flags"),
     columns=(
