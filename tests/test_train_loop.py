@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +28,7 @@ from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.losses import softened_truth
 from cohortseg.train import loop, phases
-from cohortseg.train.checkpoints import checkpoint_name, newest_whole, warn_of_lost_work
+from cohortseg.train.checkpoints import checkpoint_name, newest_whole, tidy_checkpoints
 from cohortseg.train.history import HISTORY, History, read_history
 from cohortseg.train.loop import LOG_EVERY, MODEL, PHASE_1_MODEL, learning_rate_at
 from cohortseg.train.page import RunPage
@@ -603,32 +604,32 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(checkpoin
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr("zipfile.ZipFile", stale)
-    for look in (newest_whole, warn_of_lost_work):
+    for look in (newest_whole, partial(tidy_checkpoints, num_kept=2)):
         with pytest.raises(StoreError, match=r"checkpoint_00000.*state\.pt: cannot be read: .*Stale file handle"):
             look(run)
 
 
-def test_that_checkpoints_are_damaged_or_gone_is_said(checkpointed, caplog):
+def test_the_newest_whole_checkpoints_are_kept_and_that_some_are_damaged_or_gone_is_said(checkpointed, caplog):
     run, (one, two, three) = checkpointed
     (run / HISTORY).write_text('{"iteration": 5}\n')
-    warn_of_lost_work(run)
+    tidy_checkpoints(run, 3)
     assert not caplog.messages
     (three / "state.pt").write_bytes((three / "state.pt").read_bytes()[:-1000])
-    warn_of_lost_work(run)
+    tidy_checkpoints(run, 1)
     assert caplog.messages == [f"{three} is damaged: it is passed over"]
+    assert (one.exists(), two.exists(), three.exists()) == (False, True, True)
     caplog.clear()
-    for folder in (one, two):
-        shutil.rmtree(folder)
-    warn_of_lost_work(run)
+    shutil.rmtree(two)
+    tidy_checkpoints(run, 1)
     again = f"{run / 'checkpoints'} holds no whole checkpoint: training begins again"
     assert caplog.messages == [f"{three} is damaged: it is passed over", again]
     caplog.clear()
     shutil.rmtree(run / "checkpoints")
-    warn_of_lost_work(run)
+    tidy_checkpoints(run, 1)
     assert caplog.messages == [again]
     caplog.clear()
     (run / HISTORY).unlink()
-    warn_of_lost_work(run)
+    tidy_checkpoints(run, 1)
     assert not caplog.messages, "it had not begun"
 
 

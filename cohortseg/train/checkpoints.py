@@ -28,26 +28,26 @@ def newest_whole(run: Path) -> Path | None:
     return next(filter(is_whole, reversed(_checkpoints_of(run))), None)
 
 
-def warn_of_lost_work(run: Path) -> None:
-    """Warn of checkpoints of an earlier start that are damaged or gone; workers see it too, but have no terminal.
+def tidy_checkpoints(run: Path, num_kept: int) -> None:
+    """Keep the newest whole checkpoints, remove all before them, and warn of damaged ones and of lost work.
+
+    Workers see what is damaged too, but have no terminal. What cannot be removed stays.
 
     Raises
     ------
     StoreError
         If storage does not let a checkpoint be read.
     """
-    folders = _checkpoints_of(run)
-    damaged = [folder for folder in folders if not is_whole(folder)]
-    for folder in damaged:
-        _log.warning("%s is damaged: it is passed over", folder)
-    if len(damaged) == len(folders) and read_history(run):
+    num_whole = 0
+    for folder in reversed(_checkpoints_of(run)):
+        if num_whole == num_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif is_whole(folder):
+            num_whole += 1
+        else:
+            _log.warning("%s is damaged: it is passed over", folder)
+    if not num_whole and read_history(run):
         _log.warning("%s holds no whole checkpoint: training begins again", run / CHECKPOINTS)
-
-
-def remove_older(run: Path, num_kept: int) -> None:
-    """Remove all checkpoints but the newest ones; what cannot be removed stays."""
-    for folder in _checkpoints_of(run)[:-num_kept]:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checkpoints_of(run: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from cohortseg.hashes import file_sha256
 from cohortseg.store.files import scratch_folder, store_errors
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
-from cohortseg.train.checkpoints import CHECKPOINTS, checkpoint_name, newest_whole, remove_older, warn_of_lost_work
+from cohortseg.train.checkpoints import CHECKPOINTS, checkpoint_name, newest_whole, tidy_checkpoints
 from cohortseg.train.folder import saved_options
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL, train
@@ -84,7 +84,7 @@ def fit(
     with connected(address) as resources:
         request = worker_request(num_workers, cpus_per_worker, resources)
         request.check(resources, cpus_flag=True)
-        warn_of_lost_work(run)
+        tidy_checkpoints(run, _KEPT_CHECKPOINTS)
         with store_errors(run / CHECKPOINTS):  # a list that is cut off or names what is gone keeps Ray from starting
             (run / CHECKPOINTS / _RAY_LIST).unlink(missing_ok=True)
         with _following(run, on_history):
@@ -100,7 +100,7 @@ def fit(
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
     write_run_json(run, _COMMAND, facts)
-    remove_older(run, _KEPT_CHECKPOINTS)  # those of killed starts, of which Ray does not know
+    tidy_checkpoints(run, _KEPT_CHECKPOINTS)  # Ray does not know of those that earlier starts left
     return run / MODEL
 
 
@@ -153,11 +153,11 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         starts = type(failure).__name__.startswith("WorkerGroupStartup")
         what = "Ray could not start the workers" if starts else "Ray ended the training"
         said = last_line(str(failure)) if "Traceback" in str(failure) else " ".join(str(failure).split())
-        again = "; go on with --resume" if any((run / CHECKPOINTS).glob("checkpoint_*/")) else ""
-        raise WorkerError(f"{what}: {said}{again}") from error
+        raise WorkerError(f"{what}: {said}; go on with --resume") from error
     except Exception as error:
         if isinstance(error, ray.exceptions.RayActorError):
-            raise WorkerError(f"training ended with one of Ray's own processes: {type(error).__name__}") from error
+            what = f"training ended with one of Ray's own processes: {type(error).__name__}; go on with --resume"
+            raise WorkerError(what) from error
         raise
     if isinstance(outcome, CohortSegError):
         raise outcome

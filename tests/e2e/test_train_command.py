@@ -315,20 +315,22 @@ def test_workers_that_do_not_fit_a_cluster_are_refused_before_the_data_are_read(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize("begun", [False, True])
-def test_where_ray_cannot_start_the_workers_what_to_do_is_said(tmp_path, monkeypatch, begun):
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("WorkerGroupStartupError", "no room\nfor 2 workers", "Ray could not start the workers: no room for 2 workers"),
+        (
+            "Exception",
+            "Traceback (most recent call last):\n  ...\nOSError: full",
+            "Ray ended the training: OSError: full",
+        ),
+    ],
+)
+def test_where_ray_cannot_start_the_workers_what_to_do_is_said(tmp_path, monkeypatch, kind, text, expected):
     import ray.train
     import ray.train.torch
 
-    class WorkerGroupStartupError(Exception):
-        pass
-
-    failure = WorkerGroupStartupError("no room\nfor 2 workers")
-    expected = "Ray could not start the workers: no room for 2 workers"
-    if begun:
-        (tmp_path / "checkpoints/checkpoint_1").mkdir(parents=True)
-        failure = RuntimeError("Traceback (most recent call last):\n  ...\nOSError: full")
-        expected = "Ray ended the training: OSError: full; go on with --resume"
+    failure = type(kind, (Exception,), {})(text)
 
     def fit_in_vain():
         raise ray.train.ControllerError(failure)
@@ -337,7 +339,7 @@ def test_where_ray_cannot_start_the_workers_what_to_do_is_said(tmp_path, monkeyp
     request = WorkerRequest(num_workers=2, cpus_per_worker=1, gpus_per_worker=0)
     with pytest.raises(WorkerError) as raised:
         fit._run_trainer(TrainConfig(), tmp_path, request)
-    assert str(raised.value) == expected
+    assert str(raised.value) == f"{expected}; go on with --resume"
 
 
 def test_own_labelled_images_alone_are_enough_for_phase_1(tmp_path, monkeypatch):
