@@ -359,11 +359,13 @@ def test_how_a_scan_was_taken_is_in_its_row(tmp_path: Path) -> None:
     write_series(tmp_path / "one", series="1", attributes=taken)
     write_series(tmp_path / "two", series="2", attributes=lambda z: taken | {"KVP": str(100 + z)})
     write_series(tmp_path / "three", series="3", attributes={"KVP": "0", "ContrastBolusAgent": ""})
+    agents = ("", "OMNIPAQUE", "OMNIPAQUE", "I.V.")
+    write_series(tmp_path / "four", series="4", attributes=lambda z: {"ContrastBolusAgent": agents[z]})
     (enhanced,) = write_files(tmp_path / "enhanced", [enhanced_file(chest_slices("enhanced"))])
     dataset = pydicom.dcmread(enhanced)
     details = pydicom.Dataset()
-    details.KVP = 80
-    dataset.SharedFunctionalGroupsSequence[0].CTXRayDetailsSequence = [details]
+    details.KVP, details.ContrastBolusAgent = 80, "of a converted file"
+    dataset.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence = [details]
     dataset.save_as(enhanced)
     found = {
         record.files[0].partition("/")[0]: (record.manufacturer_model, record.kvp, record.contrast_agent)
@@ -373,7 +375,8 @@ def test_how_a_scan_was_taken_is_in_its_row(tmp_path: Path) -> None:
         "one": ("Aquilion ONE", 120.0, "& NON IONIC"),
         "two": ("Aquilion ONE", None, "& NON IONIC"),
         "three": (None, None, None),
-        "enhanced": ("synthetic chest", 80.0, None),
+        "four": (None, None, "I.V.; OMNIPAQUE"),
+        "enhanced": ("synthetic chest", 80.0, "of a converted file"),
     }
 
 
@@ -394,25 +397,46 @@ def test_an_image_of_a_disc_is_an_archive(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("step", ["drop_copies", "split_volumes"])
-def test_a_series_on_which_the_scan_itself_fails_is_skipped_and_costs_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
-) -> None:
+def fails_on_secret(monkeypatch: pytest.MonkeyPatch, step: str, error: type[Exception]) -> None:
+    """Let a step of the scan fail on the series with this description."""
     real = getattr(scan, step)
 
-    def failing(*arguments: Any) -> Any:
-        if any(
-            header.series_description == "SECRET" for part in arguments if isinstance(part, list) for header in part
-        ):
-            raise ValueError("SECRET")
-        return real(*arguments)
+    def failing(*arguments: Any, **named: Any) -> Any:
+        seen = next(part for part in arguments if isinstance(part, list))
+        if seen[0].series_description == "SECRET":
+            raise error("SECRET")
+        return real(*arguments, **named)
 
     monkeypatch.setattr(scan, step, failing)
-    write_series(tmp_path / "good", series="1", patient_id="A")
-    write_series(tmp_path / "odd", series="2", patient_id="B", attributes=lambda _: {"SeriesDescription": "SECRET"})
-    good, odd = scan_cohort(tmp_path).series
-    assert good.decision == "selected"
-    assert (odd.decision, odd.n_files, odd.patient_id) == ("skipped", 4, "B")
-    assert re.fullmatch(r"unexpected ValueError in test_dicom_scan\.py:\d+", odd.reason or "")
-    assert f"series {odd.series_key} is skipped: unexpected ValueError" in caplog.text
+
+
+def write_good_and_odd(root: Path) -> None:
+    write_series(root / "good", series="1", patient_id="A")
+    write_series(root / "odd", series="2", patient_id="B", attributes=lambda _: {"SeriesDescription": "SECRET"})
+
+
+@pytest.mark.parametrize("step", ["drop_copies", "split_volumes", "series_from_headers"])
+def test_a_series_on_which_the_scan_itself_fails_is_left_out_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    fails_on_secret(monkeypatch, step, ValueError)
+    write_good_and_odd(tmp_path)
+    found = scan_cohort(tmp_path)
+    assert [record.decision for record in found.series] == ["selected"]
+    assert [file.path for file in found.skipped] == [f"odd/{z:04}.dcm" for z in range(4)]
+    (reason,) = {file.reason for file in found.skipped}
+    assert re.fullmatch(r"unexpected ValueError in test_dicom_scan\.py:\d+", reason)
+    assert found.num_unreadable == 4, "so that the exit code tells"
+    assert "is left out: unexpected ValueError" in caplog.text
     assert "SECRET" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError])
+def test_what_the_machine_lacks_is_not_the_fault_of_a_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    write_good_and_odd(tmp_path)
+    for step in ("split_volumes", "drop_copies"):
+        fails_on_secret(monkeypatch, step, error)
+        with pytest.raises(error):
+            scan_cohort(tmp_path)

@@ -819,3 +819,12 @@ def test_a_volume_of_which_half_has_no_orientation_is_skipped_beside_another_of_
     assert (half.n_slices, half.decision) == (10, "skipped")
     assert (half.reason or "").startswith("ImageOrientationPatient is missing")
     assert single.n_slices == 1
+
+
+def test_phases_of_an_unusable_orientation_are_skipped_with_that_reason(tmp_path: Path) -> None:
+    odd = {"ImageOrientationPatient": [1, 0, 0, 0, 0.9, 0]}
+    write_series(
+        tmp_path, shape=(12, 16, 16), attributes=lambda z: odd | {"TemporalPositionIdentifier": str(1 + z // 6)}
+    )
+    (record,) = scan_cohort(tmp_path).series
+    assert record.reason == "ImageOrientationPatient is missing or not two perpendicular unit vectors"

@@ -597,16 +597,27 @@ def test_whichever_bit_of_a_checkpoint_is_flipped_it_is_whole_only_if_it_loads_a
     assert found[False] > found[True] > 0, "a date does not matter, most else does"
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(checkpointed, monkeypatch):
+@pytest.mark.parametrize("call", ["read_bytes", "iterdir"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(checkpointed, monkeypatch, call):
     run, _ = checkpointed
 
     def stale(*_):
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr("zipfile.ZipFile", stale)
+    monkeypatch.setattr(Path, call, stale)
     for look in (newest_whole, partial(tidy_checkpoints, num_kept=2)):
-        with pytest.raises(StoreError, match=r"checkpoint_00000.*state\.pt: cannot be read: .*Stale file handle"):
+        with pytest.raises(StoreError, match=r"checkpoints.*: cannot be read: .*Stale file handle"):
             look(run)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to mmap: Cannot allocate memory (12)")])
+def test_a_checkpoint_for_which_there_is_too_little_memory_is_not_taken_for_damaged(checkpointed, monkeypatch, error):
+    def lacking(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", lacking)
+    with pytest.raises(MemoryError):
+        newest_whole(checkpointed[0])
 
 
 def test_the_newest_whole_checkpoints_are_kept_and_that_some_are_damaged_or_gone_is_said(checkpointed, caplog):

@@ -123,7 +123,7 @@ def _show(summary: "InferSummary", target: Path) -> None:
     if summary.num_others:
         say(
             f"{summary.num_others} series of earlier runs are not chosen now: the tables leave them out, "
-            "their masks, pictures and onset dates stay (--no-resume removes them)"
+            "their masks and pictures stay, and onset dates of who has gone (--no-resume removes them)"
         )
     if summary.num_unreadable:
         say(

@@ -11,13 +11,15 @@ ENHANCED_CT: Final = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStor
 """SOP classes whose frames are slices."""
 GROUP_SEQUENCES: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 """Sequences in which an enhanced file keeps attributes that a classic one has at top level."""
+_OF_LEGACY: Final = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
+"""Sequences in which a legacy converted file keeps the attributes that have no macro of their own."""
 # PS3.3 C.7.6.16.2 and C.8.15.3: the macros that can hold an attribute; the first that states it counts.
 _MACROS: Final = {
     "ImagePositionPatient": ("PlanePositionSequence",),
     "ImageOrientationPatient": ("PlaneOrientationSequence",),
     "PixelSpacing": ("PixelMeasuresSequence",),
     "SliceThickness": ("PixelMeasuresSequence",),
-    "KVP": ("CTXRayDetailsSequence",),
+    "KVP": ("CTXRayDetailsSequence", *_OF_LEGACY),
     "RescaleIntercept": ("PixelValueTransformationSequence",),
     "RescaleSlope": ("PixelValueTransformationSequence",),
     "RescaleType": ("PixelValueTransformationSequence",),
@@ -27,11 +29,8 @@ _MACROS: Final = {
     "AcquisitionDateTime": ("FrameContentSequence",),
     "NominalPercentageOfCardiacPhase": ("CardiacSynchronizationSequence",),
     "NominalPercentageOfRespiratoryPhase": ("RespiratorySynchronizationSequence",),
-    "ConvolutionKernel": (
-        "CTReconstructionSequence",
-        "UnassignedPerFrameConvertedAttributesSequence",  # of a legacy converted file
-        "UnassignedSharedConvertedAttributesSequence",
-    ),
+    "ConvolutionKernel": ("CTReconstructionSequence", *_OF_LEGACY),
+    "ContrastBolusAgent": _OF_LEGACY,
     "ImageType": ("CTImageFrameTypeSequence",),
     "VolumeBasedCalculationTechnique": ("CTImageFrameTypeSequence",),
 }
@@ -42,7 +41,10 @@ _NAMES: Final = {
     "ImageType": "FrameType",
 }
 """Attributes that have another name within a macro."""
-_KEPT: Final = {"AcquisitionDateTime", "ImageType", "VolumeBasedCalculationTechnique", "ConvolutionKernel", "KVP"}
+_KEPT: Final = {
+    *("AcquisitionDateTime", "ImageType", "VolumeBasedCalculationTechnique"),
+    *("ConvolutionKernel", "ContrastBolusAgent", "KVP"),
+}
 """Attributes that the top level of the file may state for all frames."""
 _LEFT_OUT: Final = frozenset(map(tag_of, {*GROUP_SEQUENCES, "PixelData", "AcquisitionTime"} | _MACROS.keys() - _KEPT))
 """Tags at top level that no frame takes from there."""

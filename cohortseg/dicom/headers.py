@@ -38,7 +38,7 @@ class SkippedFile:
     reason: str
     """Why, in words for people."""
     unreadable: bool = False
-    """Whether it may have been a slice: damaged, empty, not accessible, or without a usable name."""
+    """Whether it may have been a slice: damaged, empty, not accessible, without a usable name, or not understood."""
     archive: bool = False
     """Whether it is an archive that may hold slices."""
 

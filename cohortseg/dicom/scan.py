@@ -32,6 +32,7 @@ from cohortseg.dicom.volumes import (
     volumes_like,
 )
 from cohortseg.errors import CohortSegError, ConfigError, WorkerError, unexpected
+from cohortseg.identity import series_key
 from cohortseg.processors import Apart, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
 
@@ -40,6 +41,8 @@ _log: Final = logging.getLogger(__name__)
 FILES_PER_WORKER: Final = 4000
 """With fewer files, a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
 _CHUNK: Final = 200
+_OF_THE_MACHINE: Final = (CohortSegError, MemoryError, OSError)
+"""Errors that are not the fault of a series."""
 _TOLD_OTHERWISE: Final = (
     "another volume of this series has its slices (SOPInstanceUID) with another PixelSpacing or orientation: "
     "remove the files that are wrong"
@@ -127,17 +130,19 @@ def scan_cohort(
             report(number, len(by_series), "series: order of slices, and copies by their pixels")
             try:
                 sorted_out.append(drop_copies(root, headers, apart))
-            except CohortSegError:
+            except _OF_THE_MACHINE:
                 raise
-            except Exception as error:  # noqa: BLE001 - here too the rest of the cohort must go on
-                series.append(_not_understood(headers, error))
+            except Exception as error:  # noqa: BLE001 - a boundary: the rest of the cohort must go on
+                skipped += _not_understood(headers, error)
         copies = [copy.file for _, dropped in sorted_out for copy in dropped]
         unreadable |= {posixpath.dirname(copy.path) for copy in copies if copy.unreadable}
         for kept, dropped in sorted_out:
             try:
                 series += _describe(kept, dropped, config.repair, persons, unreadable)
+            except _OF_THE_MACHINE:
+                raise
             except Exception as error:  # noqa: BLE001 - as above
-                series.append(_not_understood(kept, error, n_duplicates=len(dropped)))
+                skipped += _not_understood(kept, error)
         report(len(by_series), len(by_series), "series")
     series.sort(
         key=lambda record: (
@@ -204,17 +209,13 @@ def _describe(
     return records
 
 
-def _not_understood(headers: Sequence[Header], error: Exception, n_duplicates: int = 0) -> SeriesRecord:
-    """Return the record, without geometry, of a series on which this package fails unexpectedly: it is skipped."""
+def _not_understood(headers: Sequence[Header], error: Exception) -> list[SkippedFile]:
+    """Return the files of a series on which this package fails unexpectedly as left out: they cost no other series."""
     reason, frames = unexpected(error)
-    bare = [
-        replace(header, image_orientation_patient=None, image_position_patient=None, pixel_spacing_mm=None)
-        for header in headers
-    ]
-    record = series_from_headers(bare, n_duplicates=n_duplicates)
-    _log.warning("series %s is skipped: %s; please report it", record.series_key, reason)
-    _log.debug("series %s\n%s", record.series_key, frames)
-    return replace(record, decision="skipped", reason=reason, qc_flags=())
+    key = series_key(headers[0].series_instance_uid)
+    _log.warning("series %s is left out: %s; please report it", key, reason)
+    _log.debug("series %s\n%s", key, frames)
+    return [SkippedFile(path, reason, unreadable=True) for path in dict.fromkeys(header.path for header in headers)]
 
 
 def _study(volume: Sequence[Header]) -> Hashable:

@@ -163,7 +163,7 @@ def series_from_headers(
         manufacturer=first.manufacturer,
         manufacturer_model=first.manufacturer_model,
         kvp=common(headers, "kvp"),
-        contrast_agent=common(headers, "contrast_agent"),
+        contrast_agent="; ".join(sorted({agent for header in headers if (agent := header.contrast_agent)})) or None,
         convolution_kernel=first.convolution_kernel,
         slice_thickness_mm=common(headers, "slice_thickness_mm"),
         n_files=len({header.path for header in headers}) + n_duplicates,

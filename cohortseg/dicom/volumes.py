@@ -388,7 +388,7 @@ def _is_regular(headers: Sequence[Header]) -> bool:
     """Return whether slices are one stack: every position once, even spacing, no tilt."""
     positions = [header.image_position_patient for header in headers if header.image_position_patient is not None]
     orientation, spacing = headers[0].image_orientation_patient, common_spacing(headers)
-    if len(positions) < len(headers) or orientation is None or spacing is None:
+    if len(positions) < len(headers) or orientation is None or spacing is None or not _is_usable(orientation):
         return False
     stack = stack_slices(positions, orientation, spacing)
     regular = not len(irregular(stack.distances_mm)) and not (stack.distances_mm < SAME_POSITION_MM).any()

@@ -1,7 +1,8 @@
 """The log of attempts: each is noted before the dangerous work, so that a series that ends a process leaves a note.
 
 OUT/.state/attempts/<run>/<key> holds one line per attempt of a run at a series, until the series has a result. The run
-removes its folder when it ends, by an error too; a killed run leaves it, and the next run renames it.
+removes its folder when it ends, by an error too; a killed run leaves it, and the next run renames it. One more folder
+holds a note for each series that was given up.
 """
 
 import os
@@ -123,7 +124,7 @@ def note_given_up(out: Path, series_key: str) -> None:
 
 
 def forget_attempts(out: Path) -> None:
-    """Remove the notes of all runs that were killed.
+    """Remove all notes, of runs that were killed and of series that were given up.
 
     Raises
     ------

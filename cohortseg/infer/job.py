@@ -146,7 +146,7 @@ def _result(
         status, reason, final = "failed", str(error), not _may_pass(error.__cause__)
         if not final and _is_gone(job.root):
             raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
-    except Exception as error:  # noqa: BLE001 - the one boundary: the rest of the cohort must go on
+    except Exception as error:  # noqa: BLE001 - a boundary: the rest of the cohort must go on
         status, (reason, frames) = "failed", unexpected(error)
         # PyTorch reports a lack of memory as a RuntimeError.
         final = not isinstance(error, (OSError, MemoryError, RuntimeError))

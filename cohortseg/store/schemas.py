@@ -78,8 +78,8 @@ _ACQUISITION = (
     Column(
         "contrast_agent",
         _TEXT,
-        "ContrastBolusAgent (0018,0010), as written; null if absent, which does not prove that there was none, or if "
-        "slices differ: contrast raises the HU of vessels and lesions, so compare like with like",
+        "ContrastBolusAgent (0018,0010), as written; several are joined by a semicolon; null if no slice names one, "
+        "which does not prove that there was none. Contrast raises HU of vessels and lesions: compare like with like",
     ),
     Column("convolution_kernel", _TEXT, "ConvolutionKernel (0018,1210)"),
     Column("slice_thickness_mm", _REAL, "SliceThickness (0018,0050); never used as spacing"),

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from cohortseg.store.files import store_errors
 from cohortseg.train.history import read_history
 from cohortseg.train.state import is_whole
 
@@ -52,4 +53,9 @@ def tidy_checkpoints(run: Path, num_kept: int) -> None:
 
 def _checkpoints_of(run: Path) -> list[Path]:
     """Return the folders of a run's checkpoints, the newest last."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("checkpoint_*") if path.is_dir())
+    folder = run / CHECKPOINTS
+    with store_errors(folder, "cannot be read"):
+        try:
+            return sorted(path for path in folder.iterdir() if path.name.startswith("checkpoint_") and path.is_dir())
+        except FileNotFoundError:
+            return []

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -100,7 +100,8 @@ def fit(
         "timings": {"total_s": round(time.perf_counter() - start, 1)},
     }
     write_run_json(run, _COMMAND, facts)
-    tidy_checkpoints(run, _KEPT_CHECKPOINTS)  # Ray does not know of those that earlier starts left
+    with suppress(StoreError):  # Ray does not know of those that earlier starts left; the model is there
+        tidy_checkpoints(run, _KEPT_CHECKPOINTS)
     return run / MODEL
 
 
@@ -145,7 +146,7 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         for cause in error.worker_failures.values():
             if isinstance(cause, CohortSegError):
                 raise cause from error
-        raise WorkerError(f"training failed on a worker: {'; '.join(sorted(causes))}") from error
+        raise WorkerError(f"training failed on a worker: {'; '.join(sorted(causes))}; go on with --resume") from error
     except SystemExit as error:  # Ray's answer to Ctrl-C
         raise KeyboardInterrupt from error
     except ray.train.ControllerError as error:

@@ -1,7 +1,7 @@
 """The state of a training run between two iterations, and its checkpoint."""
 
 import copy
-import errno
+import io
 import pickle
 import zipfile
 from collections.abc import Collection, Iterator
@@ -28,8 +28,8 @@ SUPERVISED: Final = 1
 ADVERSARIAL: Final = 2
 
 _FILE = "state.pt"
-_ERRORS_OF_DAMAGE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
-"""Of a file that is not there, or that sends its reader to places before its begin."""
+_LACK_OF_MEMORY: Final = "allocate memory"
+"""In the text of what PyTorch raises then, a RuntimeError."""
 FREE_TO_CHANGE: Final = frozenset(
     {
         "checkpoint_every",
@@ -215,18 +215,26 @@ def is_whole(folder: Path) -> bool:
     ------
     StoreError
         If storage does not let it be read, which says nothing of the checkpoint.
+    MemoryError
+        If there is too little memory to load it, which says nothing either.
     """
     path = folder / _FILE
     try:
-        with zipfile.ZipFile(path) as file:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
             if file.testzip() is not None:
                 return False
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        if error.errno in _ERRORS_OF_DAMAGE:
-            return False
-        raise StoreError(f"{path}: cannot be read: {error}") from error
-    except Exception:  # noqa: BLE001 - what zipfile and torch make of damaged bytes has no end
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if _LACK_OF_MEMORY in str(error):
+            raise MemoryError(f"{path}: memory ran out") from error
         return False
     return True
 
