@@ -31,7 +31,7 @@ from cohortseg.dicom.volumes import (
     split_volumes,
     volumes_like,
 )
-from cohortseg.errors import CohortSegError, ConfigError, WorkerError, unexpected
+from cohortseg.errors import ConfigError, WorkerError, unexpected
 from cohortseg.identity import series_key
 from cohortseg.processors import Apart, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
@@ -41,7 +41,7 @@ _log: Final = logging.getLogger(__name__)
 FILES_PER_WORKER: Final = 4000
 """With fewer files, a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
 _CHUNK: Final = 200
-_OF_THE_MACHINE: Final = (CohortSegError, MemoryError, OSError)
+_OF_THE_MACHINE: Final = (WorkerError, MemoryError, OSError)
 """Errors that are not the fault of a series."""
 _TOLD_OTHERWISE: Final = (
     "another volume of this series has its slices (SOPInstanceUID) with another PixelSpacing or orientation: "
