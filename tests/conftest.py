@@ -29,9 +29,10 @@ def _messages_as_at_first() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take one core where several processes test (``-n``)."""
+    """Take one core where several processes test (``-n``), here and in the commands that tests start."""
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
