@@ -6,6 +6,7 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -41,8 +42,6 @@ _log: Final = logging.getLogger(__name__)
 FILES_PER_WORKER: Final = 4000
 """With fewer files, a further process costs more (about 1 s to start) than it saves (about .35 ms a file)."""
 _CHUNK: Final = 200
-_OF_THE_MACHINE: Final = (WorkerError, MemoryError, OSError)
-"""Errors that are not the fault of a series."""
 _TOLD_OTHERWISE: Final = (
     "another volume of this series has its slices (SOPInstanceUID) with another PixelSpacing or orientation: "
     "remove the files that are wrong"
@@ -128,21 +127,13 @@ def scan_cohort(
         sorted_out = []
         for number, headers in enumerate(by_series.values()):
             report(number, len(by_series), "series: order of slices, and copies by their pixels")
-            try:
+            with _costing_no_other(headers, skipped):
                 sorted_out.append(drop_copies(root, headers, apart))
-            except _OF_THE_MACHINE:
-                raise
-            except Exception as error:  # noqa: BLE001 - a boundary: the rest of the cohort must go on
-                skipped += _not_understood(headers, error)
         copies = [copy.file for _, dropped in sorted_out for copy in dropped]
         unreadable |= {posixpath.dirname(copy.path) for copy in copies if copy.unreadable}
         for kept, dropped in sorted_out:
-            try:
+            with _costing_no_other(kept, skipped):
                 series += _describe(kept, dropped, config.repair, persons, unreadable)
-            except _OF_THE_MACHINE:
-                raise
-            except Exception as error:  # noqa: BLE001 - as above
-                skipped += _not_understood(kept, error)
         report(len(by_series), len(by_series), "series")
     series.sort(
         key=lambda record: (
@@ -209,13 +200,19 @@ def _describe(
     return records
 
 
-def _not_understood(headers: Sequence[Header], error: Exception) -> list[SkippedFile]:
-    """Return the files of a series on which this package fails unexpectedly as left out: they cost no other series."""
-    reason, frames = unexpected(error)
-    key = series_key(headers[0].series_instance_uid)
-    _log.warning("series %s is left out: %s; please report it", key, reason)
-    _log.debug("series %s\n%s", key, frames)
-    return [SkippedFile(path, reason, unreadable=True) for path in dict.fromkeys(header.path for header in headers)]
+@contextmanager
+def _costing_no_other(headers: Sequence[Header], skipped: list[SkippedFile]) -> Iterator[None]:
+    """Leave out the files of a series on which the block fails unexpectedly: the rest of the cohort must go on."""
+    try:
+        yield
+    except (WorkerError, MemoryError, OSError):  # no fault of the series
+        raise
+    except Exception as error:  # noqa: BLE001 - a boundary
+        reason, frames = unexpected(error)
+        key = series_key(headers[0].series_instance_uid)
+        _log.warning("series %s is left out: %s; please report it", key, reason)
+        _log.debug("series %s\n%s", key, frames)
+        skipped += [SkippedFile(path, reason, unreadable=True) for path in dict.fromkeys(item.path for item in headers)]
 
 
 def _study(volume: Sequence[Header]) -> Hashable:

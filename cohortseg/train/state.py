@@ -14,7 +14,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cohortseg.config import TrainConfig, config_from_mapping
-from cohortseg.errors import ConfigError, ModelError, StoreError
+from cohortseg.errors import ConfigError, ModelError
 from cohortseg.hashes import file_sha256
 from cohortseg.models.device import reuse_memory
 from cohortseg.models.discriminator import Discriminator
@@ -219,12 +219,11 @@ def is_whole(folder: Path) -> bool:
         If there is too little memory to load it, which says nothing either.
     """
     path = folder / _FILE
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return False
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
+    with store_errors(path, "cannot be read"):
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             if file.testzip() is not None:
