@@ -23,6 +23,7 @@ STUDY_DATE_CONFLICT: Final = "study_date_conflict"
 MISSING_STUDY_DATE: Final = "missing_study_date"
 EARLY_STUDY_DATE: Final = "early_study_date"
 FUTURE_STUDY_DATE: Final = "future_study_date"
+ACQUIRED_ON_ANOTHER_DATE: Final = "acquired_on_another_date"
 MIXED_ORIENTATION: Final = "mixed_orientation"
 SLICE_GAP: Final = "slice_gap"
 UNEVEN_SPACING: Final = "uneven_spacing"
@@ -88,6 +89,8 @@ HEADER_FLAGS: Final = {
     MISSING_STUDY_DATE: "StudyDate is absent, empty, none, or a filler (1900-01-01, before 1800): no place in time",
     EARLY_STUDY_DATE: "StudyDate is before 1972, when there was no CT: moved on purpose, or a filler for any visit",
     FUTURE_STUDY_DATE: "StudyDate lies in the future (moved on purpose, or a filler): look at the days between dates",
+    ACQUIRED_ON_ANOTHER_DATE: "acquisition_date is more than a day from StudyDate, which all tables count by: filed "
+    "under another visit, or only one of both was moved or filled in to hide it",
     MIXED_ORIENTATION: "slices of different orientation under one SeriesInstanceUID; skipped",
     SLICE_GAP: "slices are missing between others; skipped unless repaired",
     UNEVEN_SPACING: "distances between slices differ by more than 5 % + 0.1 mm; skipped unless repaired",

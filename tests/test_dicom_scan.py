@@ -380,6 +380,34 @@ def test_how_a_scan_was_taken_is_in_its_row(tmp_path: Path) -> None:
     }
 
 
+def test_a_scan_taken_on_another_date_than_that_of_its_study_is_flagged(tmp_path: Path) -> None:
+    dates = {
+        "same": {"AcquisitionDate": "20200401"},
+        "past_midnight": lambda z: {"AcquisitionDate": f"2020040{1 + z // 2}"},
+        "another_visit": {"AcquisitionDate": "20200408"},
+        "date_and_time": {"AcquisitionDateTime": "20200330235959.5+0100"},
+        "filler": {"AcquisitionDate": "19000101"},
+        "study_undated": {"StudyDate": "", "AcquisitionDate": "20200408"},
+    }
+    for series, (name, attributes) in enumerate(dates.items()):
+        write_series(tmp_path / name, series=str(series), study_date="20200401", attributes=attributes)
+    found = {
+        record.files[0].partition("/")[0]: (
+            record.acquisition_date and record.acquisition_date.isoformat(),
+            "acquired_on_another_date" in record.qc_flags,
+        )
+        for record in scan_cohort(tmp_path).series
+    }
+    assert found == {
+        "same": ("2020-04-01", False),
+        "past_midnight": ("2020-04-01", False),
+        "another_visit": ("2020-04-08", True),
+        "date_and_time": ("2020-03-30", True),
+        "filler": (None, False),
+        "study_undated": ("2020-04-08", False),
+    }
+
+
 def test_a_file_that_lost_its_preamble_but_not_its_prefix_is_told_of(tmp_path: Path) -> None:
     (path, *_) = write_series(tmp_path)
     path.write_bytes(path.read_bytes()[128:])

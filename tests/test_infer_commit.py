@@ -96,7 +96,15 @@ def test_result_without_its_masks_or_with_a_cut_marker_is_not_done(out: Path) ->
 
 
 @pytest.mark.parametrize(
-    "damage", [{"po_pct": "much"}, {"study_date": "yesterday"}, {"n_files": 0.5}, {"another": 1}, None]
+    "damage",
+    [
+        {"po_pct": "much"},
+        {"study_date": "yesterday"},
+        {"acquisition_date": 20200401},
+        {"n_files": 0.5},
+        {"another": 1},
+        None,
+    ],
 )
 def test_a_marker_whose_row_is_no_burden_row_is_named_and_its_series_done_anew(
     out: Path, damage: dict[str, object] | None

@@ -53,6 +53,10 @@ def _first_text(item: Attributes, keywords: tuple[str, ...]) -> str | None:
     return next(filter(None, map(item.text, keywords)), None)
 
 
+def _first_date(item: Attributes, keywords: tuple[str, ...]) -> date | None:
+    return next(filter(None, map(item.date, keywords)), None)
+
+
 def _facts(item: Attributes, keywords: tuple[str, ...]) -> tuple[Hashable, ...]:
     """Return a date as such, however it is written, and other values as text."""
     return tuple(item.date(keyword) or item.text(keyword) for keyword in keywords)
@@ -98,6 +102,7 @@ class Header:
     patient_facts: tuple[Hashable, ...] = _from(_facts, ("IssuerOfPatientID", "PatientBirthDate", "PatientSex"))
     """IssuerOfPatientID, PatientBirthDate, PatientSex: only to tell apart persons of one PatientID; never written."""
     study_date: date | None = _from(Attributes.date, "StudyDate")  # noqa: RUF009 (a field, not a date)
+    acquisition_date: date | None = _from(_first_date, ("AcquisitionDate", "AcquisitionDateTime"))  # noqa: RUF009
     modality: str | None = _from(Attributes.text, "Modality")
     series_description: str | None = _from(Attributes.text, "SeriesDescription")
     body_part: str | None = _from(Attributes.text, "BodyPartExamined")

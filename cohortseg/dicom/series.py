@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, Literal
@@ -74,6 +74,7 @@ class SeriesRecord:
     sop_class_uid: str | None
     image_type: tuple[str, ...]
     orientation: str | None
+    acquisition_date: date | None
     manufacturer: str | None
     manufacturer_model: str | None
     kvp: float | None
@@ -150,7 +151,7 @@ def series_from_headers(
     heights_mm = [position[2] for position in positions if position is not None] if orientation == "axial" else []
     record = SeriesRecord(
         patient_id=common(headers, "patient_id"),
-        study_date=_earliest_date(headers),
+        study_date=_earliest(header.study_date for header in headers),
         study_instance_uid=common(headers, "study_instance_uid"),
         series_instance_uid=first.series_instance_uid,
         volume=volume,
@@ -160,6 +161,7 @@ def series_from_headers(
         sop_class_uid=first.sop_class_uid,
         image_type=first.image_type,
         orientation=orientation,
+        acquisition_date=_earliest(header.acquisition_date for header in headers),
         manufacturer=first.manufacturer,
         manufacturer_model=first.manufacturer_model,
         kvp=common(headers, "kvp"),
@@ -190,9 +192,14 @@ def series_from_headers(
     return replace(record, qc_flags=_flags(record, headers, found, selected=problem is None))
 
 
-def _earliest_date(headers: Sequence[Header]) -> date | None:
-    """Return the earliest StudyDate: a study that runs past midnight can carry two."""
-    return min((header.study_date for header in headers if header.study_date is not None), default=None)
+def _earliest(dates: Iterable[date | None]) -> date | None:
+    """Return the earliest date, if any is known: slices of a scan that runs past midnight can carry two."""
+    return min((day for day in dates if day is not None), default=None)
+
+
+def _are_days_apart(one: date | None, other: date | None) -> bool:
+    """Return whether two known dates differ by more than a night."""
+    return one is not None and other is not None and abs(one - other) > timedelta(days=1)
 
 
 def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
@@ -268,6 +275,7 @@ def _flags(
         qc.PLACEHOLDER_PATIENT_ID: _is_placeholder(record.patient_id),
         qc.MISSING_STUDY_DATE: record.study_date is None,
         qc.EARLY_STUDY_DATE: (record.study_date or date.max) < _FIRST_CT,
+        qc.ACQUIRED_ON_ANOTHER_DATE: _are_days_apart(record.study_date, record.acquisition_date),
         qc.FUTURE_STUDY_DATE: (record.study_date or date.min) > datetime.now(UTC).date() + timedelta(days=1),
     }
     assert qc.HEADER_FLAGS.keys() >= {*found, *findings} - {None}, "a flag of headers stands in another dictionary"

@@ -31,6 +31,7 @@ from cohortseg.store.tables import DAMAGED, frame_of, odd_columns, table_from_ro
 _ANEW: Final = "anew"
 """Present while a run that began anew has not ended."""
 _BATCH: Final = 128
+_DATES: Final = [name for name, dtype in BURDEN.polars_schema.items() if dtype == pl.Date]
 _MARKER_KEYS: Final = {"token", "final", "sizes", "burden"}
 _WRONG_ROW: Final = (SchemaError, LookupError, TypeError, ValueError)
 """Errors raised when a marker that we did not write is turned into a row."""
@@ -326,7 +327,7 @@ def _required_marker(out: Path, series_key: str) -> dict[str, Any]:
 
 
 def _burden_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a burden row with its date as a date: JSON holds it as text.
+    """Return a burden row with its dates as dates: JSON holds them as text.
 
     Raises
     ------
@@ -335,8 +336,7 @@ def _burden_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if row.keys() != BURDEN.polars_schema.keys():
         raise ValueError("it is not a burden row")
-    text = row["study_date"]
-    return {**row, "study_date": None if text is None else date.fromisoformat(text)}
+    return {**row, **{name: row[name] and date.fromisoformat(row[name]) for name in _DATES}}
 
 
 def _plain(value: object) -> str:

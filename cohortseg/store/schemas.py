@@ -72,6 +72,12 @@ _SPACING = (
     Column("spacing_x_mm", _REAL, "PixelSpacing (0028,0030), between columns"),
 )
 _ACQUISITION = (
+    Column(
+        "acquisition_date",
+        _DATE,
+        "earliest AcquisitionDate (0008,0022), else date of AcquisitionDateTime (0008,002A), of the slices: when they "
+        "were scanned. Only shown: days are counted from StudyDate",
+    ),
     Column("manufacturer", _TEXT, "Manufacturer (0008,0070)"),
     Column("manufacturer_model", _TEXT, "ManufacturerModelName (0008,1090)"),
     Column("kvp", _REAL, "KVP (0018,0060), kV; null if slices differ"),
@@ -176,7 +182,7 @@ _SERIES_KEY = Column(
 
 MANIFEST: Final = TableSchema(
     name="manifest",
-    version=8,
+    version=9,
     row="one series found in the cohort, or one volume of a series that holds several",
     columns=(
         *_PATIENT,
@@ -226,7 +232,7 @@ MANIFEST: Final = TableSchema(
 
 BURDEN: Final = TableSchema(
     name="burden",
-    version=8,
+    version=9,
     row="one series that was chosen for segmentation",
     never_null=("series_instance_uid", "series_key", "status", "qc_flags"),
     columns=(
