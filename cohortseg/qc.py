@@ -122,7 +122,7 @@ PIXEL_FLAGS: Final = {
     ODD_SLICES: "slices do not fit those beside them (damaged, another image); not evaluable if their rescale differs "
     "from that of most",
     INTERLEAVED_SCANS: "slices look like two scans by turns (breathing in and out, two patients); not evaluable",
-    HU_SHIFTED: "neither fat nor muscle has its HU: the rescale may be wrong, and percents with it",
+    HU_SHIFTED: "neither fat nor muscle has its HU, or air does not: the rescale may be wrong, and percents with it",
     HU_IMPLAUSIBLE: "too few voxels like air or like soft tissue: the values are not Hounsfield units; not evaluable",
     LUNG_CUT_BY_FIELD_OF_VIEW: "lung touches the edge of the image or of what was scanned: part may lie outside",
     LUNG_CUT_AT_END_SLICE: "the first or last slice still holds much lung: part of it was not scanned",

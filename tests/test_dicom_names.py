@@ -114,7 +114,10 @@ def test_names_of_other_parts_than_the_chest(names: tuple[str | None, str | None
                 *("Thorax 1.0 Br40 50% Ex", "T=50%,1.0,Ex"),
             )
         ),
-        *((name, False) for name in ("Expert review", "INSP", "espiral 1.0", "ASIR 50% Expert", "50% In", None)),
+        *(
+            (name, False)
+            for name in ("Expert review", "INSP", "HRCT INSP/EXP", "espiral 1.0", "ASIR 50% Expert", "50% In", None)
+        ),
     ],
 )
 def test_names_of_expiration(description: str | None, named: bool) -> None:

@@ -25,6 +25,21 @@ def chest() -> NDArray[np.int16]:
     return (hu + np.random.default_rng(0).normal(0, 15, hu.shape)).astype(np.int16)
 
 
+@pytest.mark.parametrize(("pad", "fits"), [(100, True), (400, False)])
+def test_a_small_patient_in_a_wide_field_is_one(pad: int, *, fits: bool) -> None:
+    around = [(0, 0), (pad, pad), (pad, pad)]
+    wide = np.pad(chest(), around, constant_values=-1000)
+    soft = np.mean((wide >= -200) & (wide <= 200))
+    assert (soft < 0.05, soft >= 0.01) == (True, fits)
+    if fits:
+        assert check_hu(wide, "0123") == ()
+    else:
+        with pytest.raises(NotEvaluableError, match="like soft tissue"):
+            check_hu(wide, "0123")
+    with pytest.raises(NotEvaluableError, match="like soft tissue"):
+        check_hu(np.where(wide > -500, wide + np.int16(1000), wide), "0123")
+
+
 def with_slice(hu: NDArray[np.int16], z: int, image: NDArray[np.int16]) -> NDArray[np.int16]:
     return np.where(np.arange(len(hu))[:, None, None] == z, image, hu).astype(np.int16)
 
@@ -41,12 +56,26 @@ def with_slice(hu: NDArray[np.int16], z: int, image: NDArray[np.int16]) -> NDArr
         (lambda hu: with_slice(hu, 4, np.roll(hu[4], 24, axis=1)), ("odd_slices",)),
         (lambda hu: hu + np.int16(120), ("hu_shifted",)),
         (lambda hu: ((hu + 1024) * 0.8 - 1024).astype(np.int16), ("hu_shifted",)),
+        (lambda hu: (0.9 * hu).astype(np.int16), ("hu_shifted",)),
+        (lambda hu: hu[:, 12:36, 12:36], ()),
         (lambda hu: np.random.default_rng(2).permuted(hu, axis=1), ("odd_slices",)),
         (lambda hu: np.broadcast_to(hu[:1], hu.shape), ()),
         (lambda hu: hu + np.int16(70) * ((hu < -930) & (np.arange(8) % 2 == 1)[:, None, None]), ()),
     ],
     ids=[
-        *("none", "blank end", "repeated", "noise", "slope 2", "an end", "moved", "shifted", "slope .8"),
+        *(
+            "none",
+            "blank end",
+            "repeated",
+            "noise",
+            "slope 2",
+            "an end",
+            "moved",
+            "shifted",
+            "slope .8",
+            "all .9",
+            "cropped",
+        ),
         *("nothing alike", "no noise", "noise of air"),
     ],
 )

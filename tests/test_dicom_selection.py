@@ -291,6 +291,26 @@ def test_an_expiration_is_an_alternative(tmp_path: Path) -> None:
     assert decisions(tmp_path) == {"exp": "alternative", "insp": "selected"}
 
 
+def test_an_inspiration_is_preferred_however_it_was_computed(tmp_path: Path) -> None:
+    named(tmp_path, "insp", 10, SeriesDescription="CHEST INSP", ImageType="DERIVED\\SECONDARY\\AXIAL")
+    named(tmp_path, "exp", 10, SeriesDescription="CHEST EXP", ImageType="ORIGINAL\\PRIMARY\\AXIAL")
+    assert decisions(tmp_path) == {"exp": "alternative", "insp": "selected"}
+
+
+def test_a_scan_for_attenuation_correction_is_not_preferred_for_its_length(tmp_path: Path) -> None:
+    named(tmp_path, "ac", 60, SeriesDescription="CTAC WB")
+    named(tmp_path, "chest", 50, SeriesDescription="Thorax 1.0")
+    assert decisions(tmp_path) == {"ac": "alternative", "chest": "selected"}
+
+
+def test_a_series_acquired_weeks_later_does_not_stand_for_its_study(tmp_path: Path) -> None:
+    named(tmp_path, "planned", 10, AcquisitionDate="20200401")
+    named(tmp_path, "later", 12, AcquisitionDate="20200513")
+    found = {record.files[0].partition("/")[0]: record for record in scan_cohort(tmp_path, config=ScanConfig()).series}
+    assert found["planned"].decision == "selected"
+    assert (found["later"].reason or "").endswith("it was acquired on another date")
+
+
 def test_a_choice_left_to_uids_is_flagged(tmp_path: Path) -> None:
     for name in ("1", "2"):
         named(tmp_path, name, 10)

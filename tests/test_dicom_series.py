@@ -74,6 +74,8 @@ def test_order_is_from_feet_to_head_also_for_falling_positions(tmp_path: Path) -
         ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAXIMUM"]}, "projection, rendering or map"),
         ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "Chest MIP 8mm"}, "projection, rendering or map"),
         ({"ImageType": None, "SeriesDescription": "Chest MIP 8mm"}, "projection, rendering or map"),
+        ({"ImageType": None, "SeriesDescription": "MAX-IP 8mm"}, "projection, rendering or map"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "PERFUSION", "NONE"]}, "projection, rendering or map"),
         ({"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE", "MAX_IP"]}, "projection, rendering or map"),
         ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen capture"),
         ({"NumberOfFrames": 4}, "multi-frame"),
@@ -102,7 +104,9 @@ def test_what_is_not_segmented_says_why(tmp_path: Path, attributes: Mapping[str,
     assert record.n_slices == 4
 
 
-@pytest.mark.parametrize("image_type", [["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"], ["ORIGINAL", "PRIMARY"], None])
+@pytest.mark.parametrize(
+    "image_type", [["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"], ["ORIGINAL", "PRIMARY", "PERFUSION"], None]
+)
 def test_ordinary_image_types_are_segmented(tmp_path: Path, image_type: list[str] | None) -> None:
     write_series(tmp_path, attributes={"ImageType": image_type, "RescaleType": "HU"})
     assert only_series(tmp_path).decision == "selected"
@@ -202,6 +206,11 @@ def test_uneven_spacing_is_not_averaged_away(tmp_path: Path) -> None:
     record = only_series(tmp_path)
     assert record.reason == "uneven spacing: 2.00 to 3.00 mm between 5 slices"
     assert (record.qc_flags, record.spacing_z_mm) == (("uneven_spacing",), None)
+
+
+def test_of_positions_that_were_rounded_no_slices_are_said_to_be_missing(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(40, 8, 8), positions=[(0, 0, round(1.5 * z)) for z in range(40)])
+    assert only_series(tmp_path).reason == "uneven spacing: 1.00 to 2.00 mm between 40 slices"
 
 
 def test_rounding_of_positions_is_no_gap(tmp_path: Path) -> None:

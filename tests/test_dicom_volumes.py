@@ -1,6 +1,6 @@
 """What of one series is one volume, and what is a volume of its own."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,47 @@ def test_names_of_files_do_not_decide_which_planes_are_one(tmp_path: Path, first
 def test_phases_that_interleave_are_volumes_of_their_own(tmp_path: Path, phase: str) -> None:
     write_series(tmp_path, shape=(12, 8, 8), attributes=lambda index: {phase: 40 * (index % 2)})
     assert [record.n_slices for record in scan_cohort(tmp_path).series] == [6, 6]
+
+
+def write_scans(root: Path, name: str, values: Sequence[int]) -> None:
+    """Write scans of three slices each at one place into one series, told apart by an attribute."""
+    for number, value in enumerate(values):
+        place = (-10.0, -20.0, 110.0)
+        attributes = [{"SOPInstanceUID": f"1.9.{99 - number}.{z}", name: value} for z in range(3)]
+        write_series(root / f"{value}", shape=(3, 16, 16), origin=place, hu=number, attributes=attributes.__getitem__)
+
+
+@pytest.mark.parametrize("name", ["NominalPercentageOfRespiratoryPhase", "AcquisitionNumber", "KVP"])
+def test_each_of_many_scans_of_one_place_is_a_volume(tmp_path: Path, name: str) -> None:
+    write_scans(tmp_path, name, range(80, 81 + MAX_VOLUMES))
+    records = scan_cohort(tmp_path).series
+    assert [record.n_slices for record in records] == [3] * (1 + MAX_VOLUMES)
+    (chosen,) = [record for record in records if record.decision == "selected"]
+    if name != "KVP":
+        assert (chosen.volume, chosen.files[0].partition("/")[0]) == (1, "80"), "the same at every visit"
+
+
+def test_images_that_guide_a_needle_do_not_cost_the_scan(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", shape=(30, 16, 16), attributes={"AcquisitionNumber": 1})
+    write_scans(tmp_path, "AcquisitionNumber", range(2, 3 + MAX_VOLUMES))
+    (chosen,) = scan_cohort(tmp_path).selected
+    assert (chosen.n_slices, chosen.files[0].partition("/")[0]) == (30, "scan")
+
+
+def test_a_shorter_expiration_in_its_series_does_not_cost_the_inspiration(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", shape=(20, 16, 16), attributes={"SeriesDescription": "Thorax Insp"})
+    write_series(
+        tmp_path / "ex",
+        shape=(12, 16, 16),
+        origin=(-10.0, -20.0, 110.0),
+        hu=lambda shape: body_hu(shape) + 1,
+        attributes=lambda z: own_uid(z) | {"SeriesDescription": "Thorax Exsp"},
+    )
+    found = scan_cohort(tmp_path).series
+    assert [(record.decision, record.series_description) for record in found] == [
+        ("selected", "Thorax Insp"),
+        ("alternative", "Thorax Exsp"),
+    ]
 
 
 def test_slices_whose_pixel_spacing_is_rounded_are_one_volume(tmp_path: Path) -> None:

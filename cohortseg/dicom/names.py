@@ -30,6 +30,10 @@ _EXPIRATION: Final = re.compile(
     r"|呼[气気]|ВЫДОХ",
     re.IGNORECASE,
 )
+_INSPIRATION: Final = re.compile(r"(?<![A-Z])(INSP\w*|INHAL\w*|EINATM\w*|INADEM\w*)", re.IGNORECASE)
+_ATTENUATION_SCAN: Final = re.compile(
+    r"(?<![A-Z])(CT ?AC|AC[ -]?CT|ATT?EN(UATION)?[ -]?CORR\w*)(?![A-Z])", re.IGNORECASE
+)
 # Siemens: VNC, Mono+, LungPBV, Rho/Z. GE: VUE, MD Iodine(Water), Mono. Philips: MonoE, Z Effective. Canon: Mono 70keV.
 # Words of other languages and scans (Vue axiale, MONO 1.0) must not match.
 _MATERIALS: Final = "IODINE|WATER|CALCIUM|FAT|URIC ?ACID|HAP"
@@ -63,8 +67,14 @@ def names_other_parts(body_part: str | None, description: str | None) -> bool:
 
 
 def names_expiration(description: str | None) -> bool:
-    """Return whether a SeriesDescription says that the patient breathed out."""
-    return _EXPIRATION.search((description or "").replace("_", " ")) is not None
+    """Return whether a SeriesDescription says that the patient breathed out; one of a protocol of both does not."""
+    name = (description or "").replace("_", " ")
+    return _EXPIRATION.search(name) is not None and _INSPIRATION.search(name) is None
+
+
+def names_attenuation_scan(description: str | None) -> bool:
+    """Return whether a SeriesDescription names a scan for the attenuation correction of PET, made while breathing."""
+    return _ATTENUATION_SCAN.search((description or "").replace("_", " ")) is not None
 
 
 @lru_cache

@@ -91,7 +91,9 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
         If there are no pixels, no decoder, or the data are damaged or of another size than the header says.
     """
     if "PixelData" not in dataset:
-        raise DicomError(f"{path}: no pixel data; the file was probably cut off: copy it again")
+        raise DicomError(
+            f"{path}: no pixel data; the file was cut off (copy it again), or keeps its pixels in private elements"
+        )
     syntax = _transfer_syntax(dataset, path)
     try:
         decoder = get_decoder(syntax)

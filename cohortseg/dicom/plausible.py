@@ -1,5 +1,6 @@
 """Checks that decoded values are HU of one chest: as a whole, and each slice against its neighbours."""
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
@@ -17,6 +18,14 @@ MIN_AIR_SHARE: Final = 0.02
 """Smallest share of voxels from -1023 to -500 HU (air around the patient, lung); 0.22 or more in real slices."""
 MIN_SOFT_SHARE: Final = 0.05
 """Smallest share of voxels from -200 to 200 HU (fat, muscle, blood); 0.30 or more in real slices."""
+_SOFT_OF_SMALL: Final = (0.01, 0.5)
+"""A child in a wide field has less: at least this share, and this part of all voxels above -500 HU."""
+_AIR_HU: Final = -950.0
+"""Air around the patient is not above this."""
+_BORDER_SHARE: Final = 0.5
+_ALIKE_HU: Final = 30.0
+_ALIKE_SHARE: Final = 0.8
+"""What fills half of the image's border is air if most of it lies this close to one value; lung does not."""
 SOFT_TISSUE_HU: Final = (-140.0, 130.0)
 """Range of the most frequent HU between -300 and 300: that of fat (-110) or of muscle (50)."""
 
@@ -72,7 +81,9 @@ def _require_hu(volume_hu: NDArray[np.int16], series_key: str) -> None:
     """
     air = np.count_nonzero((volume_hu > HU_MIN) & (volume_hu <= -500)) / volume_hu.size
     soft = np.count_nonzero((volume_hu >= -200) & (volume_hu <= 200)) / volume_hu.size
-    if air < MIN_AIR_SHARE or soft < MIN_SOFT_SHARE:
+    dense = np.count_nonzero(volume_hu > -500) / volume_hu.size
+    is_small = soft >= _SOFT_OF_SMALL[0] and soft >= _SOFT_OF_SMALL[1] * dense
+    if air < MIN_AIR_SHARE or (soft < MIN_SOFT_SHARE and not is_small):
         raise NotEvaluableError(
             f"series {series_key}: values are not Hounsfield units of a chest: {100 * air:.1f} % are like air,"
             f" {100 * soft:.1f} % like soft tissue; at least {100 * MIN_AIR_SHARE:.0f} and {100 * MIN_SOFT_SHARE:.0f} %"
@@ -151,8 +162,28 @@ def _require_one_scan(coarse: NDArray[np.float64], series_key: str) -> None:
 
 
 def _is_shifted(volume_hu: NDArray[np.int16]) -> bool:
-    """Return whether the most frequent soft-tissue HU is neither that of fat nor that of muscle."""
-    sample = volume_hu[:: max(1, len(volume_hu) // _HISTOGRAM_SLICES), ::4, ::4]
-    counts, edges = np.histogram(sample, bins=30, range=(-300, 300))
+    """Return whether the most frequent soft-tissue HU is neither that of fat nor of muscle, or air not that of air."""
+    sample = volume_hu[:: max(1, len(volume_hu) // _HISTOGRAM_SLICES)]
+    soft_hu = _most_frequent(sample[:, ::4, ::4], (-300.0, 300.0))
+    return not SOFT_TISSUE_HU[0] <= soft_hu <= SOFT_TISSUE_HU[1] or _has_dense_air(sample)
+
+
+def _has_dense_air(volume_hu: NDArray[np.int16]) -> bool:
+    """Return whether the air in the outer sixteenth of the images (Z, Y, X) is denser than air."""
+    border = np.ones(volume_hu.shape[1:], bool)
+    width = math.ceil(min(border.shape) / 16)
+    border[width:-width, width:-width] = False
+    values = volume_hu[:, border]
+    air = values[(values > HU_MIN) & (values <= -500)]
+    if air.size < _BORDER_SHARE * values.size:
+        return False
+    air_hu = _most_frequent(air, (float(HU_MIN), -500.0))
+    alike = np.count_nonzero(np.abs(air - air_hu) <= _ALIKE_HU)
+    return bool(air_hu > _AIR_HU and alike >= _ALIKE_SHARE * air.size)
+
+
+def _most_frequent(values: NDArray[np.int16], limits: tuple[float, float]) -> float:
+    """Return the middle of the fullest of the bins of 20 HU between two limits."""
+    counts, edges = np.histogram(values, bins=round((limits[1] - limits[0]) / 20), range=limits)
     most = int(counts.argmax())
-    return not SOFT_TISSUE_HU[0] <= (edges[most] + edges[most + 1]) / 2 <= SOFT_TISSUE_HU[1]
+    return float(edges[most] + edges[most + 1]) / 2

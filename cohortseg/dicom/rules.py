@@ -57,7 +57,8 @@ _PROJECTION_WORDS: Final = {
 _MATERIAL_WORDS: Final = {"MATSPECIFIC", "MATFRACTIONAL", "MATVALUEBASED", "EFFATOMICNUM", "ELECTRONDENSITY"}
 _SPECTRAL_WORDS: Final = {"VMI", "MATREMOVED", "MATMODIFIED"}
 _PROJECTION_NAME: Final = re.compile(
-    r"(?<![A-Z])((LUNG ?)?(MIP|MINIP|MAXIP)(S|AX|COR|SAG)?|VRT|M(AX|IN)(IMUM)? INTENSITY( PROJECTION)?)(?![A-Z])",
+    r"(?<![A-Z])((LUNG ?)?(MIP|MINIP|MAXIP)(S|AX|COR|SAG)?|VRT|M(AX|IN)(IMUM)? ?(INTENSITY( PROJECTION)?|IPS?))"
+    r"(?![A-Z])",
     re.IGNORECASE,
 )
 _PICTURE_WORDS: Final = {"SCREENSAVE", "SCREENCAPTURE", "PROT", "DOSEINFO"}
@@ -73,7 +74,10 @@ class Problem:
 
 
 def image_type_words(header: Header) -> frozenset[str]:
-    """Return the values of ImageType and their words, in capitals, also without separators (MAX_IP, MAX IP: MAXIP)."""
+    """Return the values of ImageType and their words, in capitals, also without separators (MAX_IP, MAX IP: MAXIP).
+
+    PERFUSION is left out of original images, which it says to be of a perfusion scan; a map made from them is derived.
+    """
     return _words((*header.image_type, header.volume_calculation or ""))
 
 
@@ -81,7 +85,8 @@ def image_type_words(header: Header) -> frozenset[str]:
 def _words(image_type: tuple[str, ...]) -> frozenset[str]:
     values = [value.upper() for value in image_type]
     words = {word for value in values for word in re.split(r"[^A-Z0-9]+", value)}
-    return frozenset(words | {re.sub(r"[^A-Z0-9]+", "", value) for value in values}) - {""}
+    words |= {re.sub(r"[^A-Z0-9]+", "", value) for value in values}
+    return frozenset(words - {"", "PERFUSION" if "ORIGINAL" in words else ""})
 
 
 def names_projection(header: Header) -> bool:
@@ -310,13 +315,17 @@ def _far_apart(stack: Stack) -> Problem | None:
 
 
 def _uneven(stack: Stack) -> Problem | None:
-    """Return a problem if distances differ beyond tolerance: a gap where slices are missing, else uneven spacing."""
+    """Return a problem if distances differ beyond tolerance: a gap where slices are missing, else uneven spacing.
+
+    Where more than a third of the distances are wide, slices are not missing: two scans lie between each other, or
+    positions were rounded.
+    """
     odd = irregular(stack.distances_mm)
     if not len(odd):
         return None
     median = float(np.median(stack.distances_mm))
     multiples = np.rint(stack.distances_mm[odd] / median)
-    if (multiples >= 2).all() and on_grid(stack.distances_mm):
+    if 3 * len(odd) <= len(stack.distances_mm) and (multiples >= 2).all() and on_grid(stack.distances_mm):
         first, missing = int(odd[0]), int((multiples - 1).sum())
         where = f"{stack.distances_mm[first]:.2f} mm after slice {first + 1} of {len(stack.order)}"
         return Problem(f"gap: {where}, spacing is {median:.2f} mm, {missing} slice(s) missing in all", qc.SLICE_GAP)

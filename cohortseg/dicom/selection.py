@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cohortseg import qc
 from cohortseg.config import ScanConfig
-from cohortseg.dicom.names import names_expiration, names_other_parts
+from cohortseg.dicom.names import names_attenuation_scan, names_expiration, names_other_parts
 from cohortseg.dicom.select_rules import Rule, parse_rules
 from cohortseg.dicom.series import (
     Decision,
@@ -178,7 +178,8 @@ def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
 def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[SeriesRecord]:
     """Return the series of one study with the best selected, and the others as its alternatives.
 
-    A series without a StudyDate has no place in time: those that have one and show the chest as well come first.
+    A series without a StudyDate, or acquired on another date, has no place in time: those that have one and show the
+    chest as well come first.
     """
     # The largest among those that may show a chest: a series of the abdomen can be longer.
     chests = [record for record in members if not names_other_parts(record.body_part, record.series_description)]
@@ -193,13 +194,13 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
 
     def order(record: SeriesRecord) -> tuple[Any, ...]:
         rank = ranks[record.series_key]
-        return rank[:num_before], record.study_date is None, rank
+        return rank[:num_before], _dates(record), rank
 
     best, *others = sorted(members, key=lambda record: (order(record), record.series_instance_uid, record.volume))
 
     def why(record: SeriesRecord) -> str:
-        if order(record)[:1] == order(best)[:1] and record.study_date is None and best.study_date is not None:
-            return "it has no StudyDate"
+        if order(record)[:1] == order(best)[:1] and _dates(record) != _dates(best):
+            return "it has no StudyDate" if record.study_date is None else "it was acquired on another date"
         for name, one, chosen in zip(prefer, ranks[record.series_key], ranks[best.series_key], strict=True):
             if one != chosen:
                 return _PREFERENCES[name].reason(record, best)
@@ -214,6 +215,11 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
     if len({record.study_date for record in members} - {None}) > 1:
         decided = [_flagged(record, qc.CONSECUTIVE_DAYS) for record in decided]
     return decided
+
+
+def _dates(record: SeriesRecord) -> int:
+    """Return how little is known of when a series was acquired: 0 if its StudyDate may be right."""
+    return 2 if record.study_date is None else int(qc.ACQUIRED_ON_ANOTHER_DATE in record.qc_flags)
 
 
 def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:
@@ -314,8 +320,10 @@ _PREFERENCES: Final = {
         lambda _one, _best: "computed from another series, or resampled",
     ),
     "inspiration": _Preference(
-        lambda record, _largest: names_expiration(record.series_description),
-        lambda _one, _best: "its description names an expiration",
+        lambda record, _largest: (
+            names_expiration(record.series_description) or names_attenuation_scan(record.series_description)
+        ),
+        lambda _one, _best: "its description names an expiration, or a scan for attenuation correction",
     ),
     "thin": _Preference(
         lambda record, _largest: _thin_class(record),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
 from itertools import pairwise
+from math import inf
 from operator import attrgetter
 from typing import Final, TypeAlias, TypeVar
 
@@ -24,7 +25,7 @@ from cohortseg.dicom.geometry import (
     spacing_tolerance_mm,
     stack_slices,
 )
-from cohortseg.dicom.headers import PLACE, Header, common_spacing
+from cohortseg.dicom.headers import PLACE, Header, common, common_spacing
 from cohortseg.dicom.rules import image_kind
 from cohortseg.dicom.visits import visit_numbers
 
@@ -40,12 +41,15 @@ _SCANS: Final = (
     "respiratory_phase_pct",
     "acquisition_time",
     "stack_id",
+    "kvp",
 )
+_NUMBERED: Final = (_PHASE, "respiratory_phase_pct", "cardiac_phase_pct", "acquisition_number")
 _THICKNESS: Final = "slice_thickness_mm"
 _OF_BOLUS: Final = ("acquisition_number", _THICKNESS, "series_description")
 _DESCRIBED: Final = ("series_description", _THICKNESS, "image_type")
 MAX_VOLUMES: Final = 16
-"""A patient's series that would split into more is left whole, and skipped as mixed: scanners make no such parts."""
+"""A patient's series that would split into more is left whole, and skipped as mixed: scanners make no such parts, but
+for phases and acquisitions of more than two slices each."""
 MAX_LONE: Final = 2
 """It is left whole, too, if more single slices than this (scouts) would make up at least half of it."""
 _FEW_LOST: Final = 1.25
@@ -93,7 +97,7 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     Returns
     -------
     list of list of Header
-        The volume with most slices first.
+        The volume with most slices first; of equal ones the first phase, so that dates are compared at the same.
     """
     planes = rounded((header.image_orientation_patient for header in headers), COSINE_ATOL)
     planes |= {plane: None for plane in planes if not _is_usable(plane)}
@@ -127,7 +131,14 @@ def split_volumes(headers: Sequence[Header]) -> list[list[Header]]:
     parts = [visit for part in parts for visit in _visits(part, visits)]
     persons = _grouped(parts, lambda part: part[0].patient_id)
     volumes = [volume for person in persons for part in _few_parts(person) for volume in _acquisitions(part)]
-    return sorted(volumes, key=lambda volume: (-len(volume), min(header.sop_instance_uid for header in volume)))
+    return sorted(
+        volumes, key=lambda volume: (-len(volume), _numbers(volume), min(header.sop_instance_uid for header in volume))
+    )
+
+
+def _numbers(volume: Sequence[Header]) -> list[float]:
+    """Return phase, acquisition and so on, to sort by; infinity where slices do not share or state it."""
+    return [inf if (value := common(volume, name)) is None else float(value) for name in _NUMBERED]
 
 
 def _few_parts(parts: list[list[Header]]) -> list[list[Header]]:
@@ -202,8 +213,9 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     A regular whole is split by phases, unless they are slabs of one phase each, and by other attributes only if each
     part covers nearly all of it: those are scans whose slices happen to alternate (SliceThickness alone does not show
     that). A whole that is not regular is split by any scan attribute; descriptions, thickness and image type split it
-    if each part covers nearly all of it, or if the parts follow each other and one can hold all of the lungs. Slabs of
-    one scan with slices missing in between, or that overlap, are kept as a whole, so that none stands for the lungs.
+    if each part covers nearly all of it, if one part does and others reach into it, or if the parts follow each other
+    and one can hold all of the lungs. Slabs of one scan with slices missing in between, or that overlap, are kept as a
+    whole, so that none stands for the lungs.
     """
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
@@ -219,8 +231,9 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
         if regular and name == _PHASE and _are_in_order(parts):
             continue
         large = all(len(part) > _FEW for part in parts)
-        follow = not regular and name in described and _follow_each_other(parts)
-        if name in never_one or (large and (follow or all(_covers(part, headers) for part in parts))):
+        covering = sum(_covers(part, headers) for part in parts)
+        apart = not regular and (_follow_each_other(parts) or (covering > 0 and not _are_in_order(parts)))
+        if name in never_one or (large and (apart or covering == len(parts))):
             return parts
     return [headers]
 
@@ -228,8 +241,9 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
 def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
     """Return the slices grouped by an attribute if the groups are several regular stacks; else nothing."""
     parts = _grouped(headers, attrgetter(name))
-    several = 1 < len(parts) <= MAX_VOLUMES
-    return parts if several and all(len(part) > 1 and _is_regular(part) for part in parts) else []
+    fewest = min(map(len, parts))
+    several = len(parts) > 1 and fewest > 1 and (len(parts) <= MAX_VOLUMES or fewest > _FEW)
+    return parts if several and all(map(_is_regular, parts)) else []
 
 
 def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
