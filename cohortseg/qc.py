@@ -108,7 +108,8 @@ HEADER_FLAGS: Final = {
 
 CHOICE_FLAGS: Final = {
     SLICES_APART: "its study, or its patient that day, has more series of one slice, like it: slices of one scan?",
-    CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs",
+    CHOSEN_BY_UID: "another series of its study is equal in all preferences: which is measured is left to their UIDs, "
+    "or to the numbers of phase and acquisition within one",
     CONSECUTIVE_DAYS: "series of its study are of the day before or after: taken for one visit past midnight, "
     "of which one series is measured; if they are several visits, give each a StudyInstanceUID of its own",
     ANOTHER_FAILED: "the series preferred to it in its study could not be measured, or holds part of the lungs only",
