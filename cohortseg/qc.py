@@ -12,6 +12,7 @@ ROTATED_IN_PLANE: Final = "rotated_in_plane"
 SPLIT_SERIES: Final = "split_series"
 PARTIAL_COVERAGE: Final = "partial_coverage"
 FILES_UNREADABLE: Final = "files_unreadable"
+CONCATENATION_INCOMPLETE: Final = "concatenation_incomplete"
 TRANSFER_SYNTAX_MISSING: Final = "transfer_syntax_missing"
 MONOCHROME1: Final = "monochrome1"
 DUPLICATES_DROPPED: Final = "duplicates_dropped"
@@ -73,6 +74,8 @@ HEADER_FLAGS: Final = {
     SPLIT_SERIES: "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
     PARTIAL_COVERAGE: "other volumes of its series reach where this one does not: part of the lungs may be missing",
     FILES_UNREADABLE: "files beside its own could not be read, or lack a position (files.parquet): slices may be lost",
+    CONCATENATION_INCOMPLETE: "its multi-frame files are parts of a longer one (InConcatenationTotalNumber), of which "
+    "others are not here: slices may be lost",
     TRANSFER_SYNTAX_MISSING: "no TransferSyntaxUID (a bare data set): pixels taken as uncompressed, as they stand",
     MONOCHROME1: "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",
     DUPLICATES_DROPPED: "files that repeat a slice with the same pixels were left out",

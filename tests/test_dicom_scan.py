@@ -408,6 +408,20 @@ def test_a_scan_taken_on_another_date_than_that_of_its_study_is_flagged(tmp_path
     }
 
 
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_part_of_a_concatenation_that_is_not_there_is_told(tmp_path: Path, kept: int) -> None:
+    slices = chest_slices("enhanced")
+    half = len(slices) // 2
+    parts = [enhanced_file(slices[:half]), enhanced_file(slices[half:])]
+    for number, part in enumerate(parts, start=1):
+        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = f"1.2.{number}"
+        part.InConcatenationNumber, part.InConcatenationTotalNumber = number, 2
+    write_files(tmp_path, parts[:kept])
+    record = only_series(tmp_path)
+    assert (record.decision, record.n_slices) == ("selected", half if kept == 1 else len(slices))
+    assert ("concatenation_incomplete" in record.qc_flags) == (kept == 1)
+
+
 def test_a_file_that_lost_its_preamble_but_not_its_prefix_is_told_of(tmp_path: Path) -> None:
     (path, *_) = write_series(tmp_path)
     path.write_bytes(path.read_bytes()[128:])

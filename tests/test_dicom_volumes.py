@@ -164,6 +164,7 @@ def test_each_of_many_scans_of_one_place_is_a_volume(tmp_path: Path, name: str) 
     (chosen,) = [record for record in records if record.decision == "selected"]
     if name != "KVP":
         assert (chosen.volume, chosen.files[0].partition("/")[0]) == (1, "80"), "the same at every visit"
+    assert chosen.phase == ("respiratory 80 %" if name.endswith("RespiratoryPhase") else None)
 
 
 def test_images_that_guide_a_needle_do_not_cost_the_scan(tmp_path: Path) -> None:

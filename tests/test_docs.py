@@ -59,7 +59,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("schema", "not_of_the_sample"),
     [
-        (BURDEN, {"reason", "contrast_agent"}),
+        (BURDEN, {"reason", "contrast_agent", "phase"}),
         (SLICES, set()),
         (TIMELINE, {"days_since_onset"}),
         (PATIENTS, {"onset_date", "onset_to_peak_days"}),

@@ -98,6 +98,10 @@ class Header:
     """NominalPercentageOfCardiacPhase (0020,9241): slabs of one scan may each have their own."""
     respiratory_phase_pct: float | None = _from(Attributes.real, "NominalPercentageOfRespiratoryPhase")
     """NominalPercentageOfRespiratoryPhase (0020,9245): the phase of a scan gated by breathing."""
+    part_of_file: int | None = _from(Attributes.whole, "InConcatenationNumber")
+    """InConcatenationNumber (0020,9162): a multi-frame file that was too long is written in several parts."""
+    parts_of_file: int | None = _from(Attributes.whole, "InConcatenationTotalNumber")
+    """InConcatenationTotalNumber (0020,9163)."""
     patient_id: str | None = _from(Attributes.text, "PatientID")
     patient_facts: tuple[Hashable, ...] = _from(_facts, ("IssuerOfPatientID", "PatientBirthDate", "PatientSex"))
     """IssuerOfPatientID, PatientBirthDate, PatientSex: only to tell apart persons of one PatientID; never written."""

@@ -51,6 +51,11 @@ _PLACEHOLDER: Final = re.compile(
 )
 """Placeholders that tools write as PatientID of any patient, in capitals, reduced to letters and digits."""
 
+_PHASES: Final = {
+    "temporal_position": "temporal position {}",
+    "cardiac_phase_pct": "cardiac {:g} %",
+    "respiratory_phase_pct": "respiratory {:g} %",
+}
 _FIRST_CT: Final = date(1972, 1, 1)
 _COS_AXIS_TOLERANCE: Final = math.cos(math.radians(AXIS_TOLERANCE_DEG))
 
@@ -75,6 +80,7 @@ class SeriesRecord:
     image_type: tuple[str, ...]
     orientation: str | None
     acquisition_date: date | None
+    phase: str | None
     manufacturer: str | None
     manufacturer_model: str | None
     kvp: float | None
@@ -162,6 +168,7 @@ def series_from_headers(
         image_type=first.image_type,
         orientation=orientation,
         acquisition_date=_earliest(header.acquisition_date for header in headers),
+        phase=_phase(headers),
         manufacturer=first.manufacturer,
         manufacturer_model=first.manufacturer_model,
         kvp=common(headers, "kvp"),
@@ -197,9 +204,21 @@ def _earliest(dates: Iterable[date | None]) -> date | None:
     return min((day for day in dates if day is not None), default=None)
 
 
+def _phase(headers: Sequence[Header]) -> str | None:
+    """Return the phase that all slices state, as text; None if they state none or differ."""
+    shared = {text: common(headers, name) for name, text in _PHASES.items()}
+    return "; ".join(text.format(value) for text, value in shared.items() if value is not None) or None
+
+
 def _are_days_apart(one: date | None, other: date | None) -> bool:
     """Return whether two known dates differ by more than a night."""
     return one is not None and other is not None and abs(one - other) > timedelta(days=1)
+
+
+def _lacks_parts(headers: Sequence[Header]) -> bool:
+    """Return whether the slices are from files that are parts of one, and some of the parts are not there."""
+    parts = {header.part_of_file for header in headers} - {None}
+    return len(parts) < max((header.parts_of_file or 0 for header in headers), default=0)
 
 
 def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
@@ -266,6 +285,7 @@ def _flags(
         qc.EXPIRATION: selected and names_expiration(record.series_description),
         qc.MAYBE_PROJECTION: selected and any(names_projection(header) for header in headers),
         qc.ROTATED_IN_PLANE: selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
+        qc.CONCATENATION_INCOMPLETE: _lacks_parts(headers),
         qc.TRANSFER_SYNTAX_MISSING: any(header.transfer_syntax_uid is None for header in headers),
         qc.MONOCHROME1: any(header.photometric_interpretation == "MONOCHROME1" for header in headers),
         qc.RESAMPLED: RESAMPLE in record.repairs,

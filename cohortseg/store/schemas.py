@@ -78,6 +78,12 @@ _ACQUISITION = (
         "earliest AcquisitionDate (0008,0022), else date of AcquisitionDateTime (0008,002A), of the slices: when they "
         "were scanned. Only shown: days are counted from StudyDate",
     ),
+    Column(
+        "phase",
+        _TEXT,
+        "TemporalPositionIdentifier (0020,0100), NominalPercentageOfCardiacPhase (0020,9241), "
+        "NominalPercentageOfRespiratoryPhase (0020,9245), those that its slices share",
+    ),
     Column("manufacturer", _TEXT, "Manufacturer (0008,0070)"),
     Column("manufacturer_model", _TEXT, "ManufacturerModelName (0008,1090)"),
     Column("kvp", _REAL, "KVP (0018,0060), kV; null if slices differ"),
