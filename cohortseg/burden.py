@@ -69,9 +69,9 @@ def series_burden(
         raise ValueError(f"labels, lungs, zones and volume_hu must have one shape, got {sorted(shapes)}")
     inside = lungs > 0
     lesion = inside & is_opacity(labels)
-    num_lung, num_lesion = int(inside.sum()), int(lesion.sum())
-    num_ggo = int((inside & (labels == GGO.value)).sum())
-    num_high = int((volume_hu[lesion] >= HIGH_OPACITY_HU).sum())
+    num_lung, num_lesion = _count(inside), _count(lesion)
+    num_ggo = _count(inside & (labels == GGO.value))
+    num_high = _count(volume_hu[lesion] >= HIGH_OPACITY_HU)
     row: dict[str, float | int | None] = {
         "n_lung_slices": int(inside.any(axis=(1, 2)).sum()),
         "lung_volume_ml": _volume(num_lung, num_lung, voxel_volume_ml),
@@ -114,6 +114,10 @@ def slice_areas(
     return rows
 
 
+def _count(mask: NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(mask))  # several times as fast as a sum
+
+
 def _volume(count: int, num_lung: int, voxel_volume_ml: float | None) -> float | None:
     """Return the volume of ``count`` voxels, mL; None if the region has no lung or the voxel volume is not known."""
     return count * voxel_volume_ml if voxel_volume_ml is not None and num_lung > 0 else None
@@ -135,7 +139,7 @@ def _lesion_columns(
     if voxel_volume_ml is None or num_lung == 0:
         return {"lesion_count": None, "largest_lesion_volume_ml": None}
     labels, _ = ndimage.label(lesion[bounding_box(lesion)], np.ones((3, 3, 3)))
-    volumes_ml = np.bincount(labels.ravel())[1:] * voxel_volume_ml
+    volumes_ml = np.bincount(labels[labels > 0])[1:] * voxel_volume_ml
     counted = volumes_ml[volumes_ml >= MIN_LESION_ML * (1 - 1e-9)]  # a volume of just the limit counts
     largest = float(counted.max()) if counted.size else None
     return {"lesion_count": int(counted.size), "largest_lesion_volume_ml": largest}
@@ -148,7 +152,7 @@ def _side_columns(
     row: dict[str, float | int | None] = {}
     for side, value in SIDES.items():
         region = lungs == value
-        num_lung, num_lesion = int(region.sum()), int((lesion & region).sum())
+        num_lung, num_lesion = _count(region), _count(lesion & region)
         row[f"lung_{side}_volume_ml"] = _volume(num_lung, num_lung, voxel_volume_ml)
         row[f"opacity_{side}_volume_ml"] = _volume(num_lesion, num_lung, voxel_volume_ml)
         row[f"po_{side}_pct"] = percent(num_lesion, num_lung)
@@ -164,7 +168,7 @@ def _zone_columns(
     for side, side_value in SIDES.items():
         for zone, zone_value in ZONES.items():
             region = (lungs == side_value) & (zones == zone_value)
-            share = percent(int((lesion & region).sum()), int(region.sum()))
+            share = percent(_count(lesion & region), _count(region))
             row[f"po_{side}_{zone}_pct"] = share
             if share is not None:
                 scores.append(sum(share >= edge for edge in _ZONE_SCORE_EDGES_PCT))

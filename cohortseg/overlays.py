@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.labels import LESIONS, is_opacity
@@ -23,6 +23,7 @@ OUTLINE_RGB: Final = (70, 160, 255)
 
 MOST_SLICES: Final = 12
 """Slices in an overview."""
+_CROSS: Final = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 _MARGIN: Final = 0.08
 _TILE_HEIGHT: Final = 240
 _FEW_TILE_HEIGHT: Final = 440
@@ -79,7 +80,8 @@ def overlay_slice(
     if lungs is not None:
         for value in np.unique(lungs[lungs > 0]):
             lung = lungs == value
-            rgb[lung & ~ndimage.binary_erosion(lung)] = OUTLINE_RGB
+            inner = cv2.erode(lung.astype(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+            rgb[lung & (inner == 0)] = OUTLINE_RGB
     return rgb
 
 

@@ -1,11 +1,12 @@
 """From one image's stored values to HU; a compressed image's own header is checked before it is decoded."""
 
+from io import BytesIO
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_rescale
 from pydicom.pixels.utils import get_expected_length, pixel_array
@@ -104,6 +105,7 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     try:
         dataset.setdefault("SamplesPerPixel", 1)  # one grey channel is all that a CT slice can be (PS3.3 C.8.2.1)
         if syntax.is_encapsulated:
+            _index_frames(dataset)
             _check_compressed(dataset, syntax, frame)
         stored = _right_justified(_decoded(dataset, syntax, frame), dataset, syntax, frame)
     except READ_ERRORS as error:
@@ -192,6 +194,25 @@ def _right_justified(stored: NDArray[np.integer], dataset: Dataset, syntax: UID,
     return stored if (whole & (2**lower - 1)).any() or not whole.any() else whole >> lower
 
 
+def _index_frames(dataset: Dataset) -> None:
+    """Give compressed frames that have no table of offsets one: without it, all are walked through to find each.
+
+    It is an Extended Offset Table (PS3.3 C.7.6.3.1.8), made where each frame is one fragment.
+    """
+    count = int(dataset.get("NumberOfFrames") or 1)
+    if count == 1 or "ExtendedOffsetTable" in dataset:
+        return
+    buffer = BytesIO(dataset.PixelData)
+    if parse_basic_offsets(buffer):
+        return
+    first = buffer.tell()
+    num_fragments, offsets = parse_fragments(buffer)
+    lengths = [int.from_bytes(dataset.PixelData[offset + 4 : offset + 8], "little") for offset in offsets]
+    if num_fragments == count and offsets[-1] + 8 + lengths[-1] <= len(dataset.PixelData):
+        dataset.ExtendedOffsetTable = (np.array(offsets, "<u8") - first).tobytes()
+        dataset.ExtendedOffsetTableLengths = np.array(lengths, "<u8").tobytes()
+
+
 class _MismatchError(ValueError):
     """Raised for compressed pixels that must not be decoded; its text quotes only sizes from the header."""
 
@@ -199,7 +220,13 @@ class _MismatchError(ValueError):
 def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
     """Refuse a compressed image that contradicts the header: decoders allocate the memory that it asks for."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    encoded = get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
+    tables = (dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths"))
+    encoded = get_frame(
+        dataset.PixelData,
+        frame,
+        number_of_frames=int(dataset.get("NumberOfFrames") or 1),
+        extended_offsets=tables if all(tables) else None,
+    )
     if syntax == RLELossless:
         if len(encoded) > rows * columns * int(dataset.BitsAllocated) // 4 + _RLE_SLACK:
             raise _MismatchError(f"{len(encoded)} bytes of RLE for an image of {rows} x {columns}")

@@ -248,6 +248,7 @@ def _findings(
     ``otherwise_dated`` files whose copies have another date.
     """
     same_visit = of_same_visit(volume, alike)
+    of_visit = set(map(id, same_visit))  # comparing volumes compares all their headers
     found = {
         qc.PARTIAL_COVERAGE: covers_in_part(volume, same_visit),
         qc.CONFLICTING_SLICES: is_told_otherwise(volume, beside),
@@ -256,7 +257,7 @@ def _findings(
         qc.STUDY_DATE_CONFLICT: any(header.path in otherwise_dated for header in volume)
         or persons.has_two_dates(volume)
         # wherever they lie: slices of both ends are no fragment, and lacked by the others all the same
-        or any(other not in same_visit and _is_few(other, alike) for other in alike),
+        or any(id(other) not in of_visit and _is_few(other, alike) for other in alike),
         qc.TWO_PATIENT_IDS: persons.has_two_ids(volume),
         qc.PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }

@@ -64,8 +64,11 @@ def evaluation_html(title: str, model_sha256: str, metrics: pl.DataFrame, images
 
 
 def _figures(images: pl.DataFrame, pictures: Path) -> Iterator[str]:
-    by_image = images.partition_by("image", as_dict=True, maintain_order=True)
-    names = sorted(images["image"].unique(), key=lambda name: (*_order(by_image[(name,)]), name))
+    # Images without any lesion, true or predicted, have no Dice and come last.
+    dice = pl.col("dice").filter(pl.col("class_name") != OPACITY).mean()
+    names = images.group_by("image").agg(dice).sort("dice", "image", nulls_last=True)["image"].to_list()
+    shown = images.filter(pl.col("image").is_in(names[:_MOST_IMAGES]))
+    by_image = shown.partition_by("image", as_dict=True)
     for name in names[:_MOST_IMAGES]:
         rows = {row["class_name"]: row for row in by_image[(name,)].iter_rows(named=True)}
         facts = "; ".join(
@@ -78,9 +81,3 @@ def _figures(images: pl.DataFrame, pictures: Path) -> Iterator[str]:
         yield f"<h3>{html.escape(name)}</h3><p>{html.escape(facts)}.{seen}</p>{picture}"
     if len(names) > _MOST_IMAGES:
         yield f"<p>{len(names) - _MOST_IMAGES} more in pictures/.</p>"
-
-
-def _order(image: pl.DataFrame) -> tuple[bool, float]:
-    """Return a sort key: the mean Dice; images without any lesion, true or predicted, have none and come last."""
-    dice = image.filter(pl.col("class_name") != OPACITY)["dice"].drop_nulls().to_list()
-    return not dice, sum(dice) / max(len(dice), 1)

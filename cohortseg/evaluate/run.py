@@ -147,7 +147,7 @@ def predicted_cases(
     done, uncropped, size = 0, 0, batch_size_for(model.device)
     while batch := list(islice(slices, size)):
         inputs = [item.canonical.image for item in batch if item.canonical is not None]
-        probs = iter(model.predict(torch.stack(inputs), flips=InferConfig.flips).prob if inputs else ())
+        probs = iter(model.probabilities(torch.stack(inputs), flips=InferConfig.flips) if inputs else ())
         for item in batch:
             yield item, _case(item, None if item.canonical is None else next(probs), model)
             done += 1

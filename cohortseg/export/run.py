@@ -115,12 +115,7 @@ def export_masks(
             f"{out / MANIFEST.file_name}: lacks {lacking} of the series in {BURDEN.file_name}; run infer again, which "
             "writes both"
         )
-    if (
-        cohort is not None
-        and chosen
-        # Path.exists raises in a folder without rights
-        and not any(os.path.exists(cohort / path) for path in manifest["files"].list.explode())  # noqa: PTH110
-    ):
+    if cohort is not None and chosen and not _holds_any(cohort, manifest["files"].list.explode()):
         raise ConfigError(
             f"{cohort}: holds none of the files of {out}; give the folder that infer was given as --cohort"
         )
@@ -172,6 +167,18 @@ def _export_one(
     _write(paths, contents, form)
     write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
     return ("written" if contents else "without lesion"), None
+
+
+def _holds_any(cohort: Path, files: pl.Series) -> bool:
+    """Return whether a folder holds any of the files named; those of folders that are not there are not looked for."""
+    folders: dict[str, bool] = {}
+    for path in files:
+        folder = os.path.dirname(path)  # noqa: PTH120
+        if folder not in folders:
+            folders[folder] = os.path.isdir(cohort / folder)  # noqa: PTH112 - Path.is_dir raises in one without rights
+        if folders[folder] and os.path.exists(cohort / path):  # noqa: PTH110
+            return True
+    return False
 
 
 def _named(burden: pl.DataFrame, measured: Collection[str], only: Sequence[str]) -> list[str]:

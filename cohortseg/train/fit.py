@@ -29,7 +29,7 @@ from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.train.checkpoints import CHECKPOINTS, checkpoint_name, newest_whole, tidy_checkpoints
 from cohortseg.train.folder import saved_options
-from cohortseg.train.history import read_history
+from cohortseg.train.history import HISTORY, read_history
 from cohortseg.train.loop import MODEL, train
 
 _COMMAND: Final = "train"
@@ -230,12 +230,16 @@ def _sum_over_workers(values: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _following(run: Path, on_history: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Read the growing history in a thread, and pass each new line to a function, until the block ends."""
+    path = run / HISTORY
 
     def follow(stop: threading.Event) -> None:
         seen = max((row["iteration"] for row in read_history(run)), default=0)
-        stopping = False
+        stopping, size = False, 0
         while not stopping:
             stopping = stop.wait(_POLL_S)
+            before, size = size, path.stat().st_size if path.is_file() else 0
+            if size == before:  # reading all of a long history takes a while
+                continue
             rows = read_history(run)
             seen = min(seen, rows[-1]["iteration"] if rows else 0)  # training resumes before a killed run's last line
             for row in rows:

@@ -98,7 +98,7 @@ def taught(data: PreparedData, teachers: Sequence[LoadedModel], report: Report) 
 def _tell_classes(labels: torch.Tensor) -> None:
     """Log in how many slices teachers see each lesion class; warn of labels without any lesion, or any background."""
     counts = {label.title: int((labels == label.value).flatten(1).any(dim=1).sum()) for label in LESIONS}
-    share = float((labels == BACKGROUND.value).float().mean())
+    share = int(torch.count_nonzero(labels == BACKGROUND.value)) / labels.numel()
     found = ", ".join(f"{name} in {count}" for name, count in counts.items())
     _log.info("of %d unlabelled slices, teachers see %s; %.1f %% is background", len(labels), found, 100 * share)
     if not any(counts.values()) or not share:
@@ -114,7 +114,7 @@ def _labels(images: torch.Tensor, teachers: Sequence[LoadedModel]) -> torch.Tens
     for teacher in teachers:
         size = teacher.card.canonical.size
         seen = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-        prob = teacher.predict(seen, flips=InferConfig.flips).prob
+        prob = teacher.probabilities(seen, flips=InferConfig.flips)
         added = torch.tensor(teacher.card.recipe.get("class_offsets", (0.0, 0.0, 0.0)))[:, None, None]
         without = (prob.clamp_min(1e-6).log() - added).softmax(dim=1)
         total = total + functional.interpolate(without, size=images.shape[-2:], mode="bilinear", align_corners=False)

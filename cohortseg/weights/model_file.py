@@ -95,7 +95,7 @@ class LoadedModel:
 
     @torch.inference_mode()
     def predict(self, images: torch.Tensor, *, flips: bool = False) -> Prediction:
-        """Segment canonical slices.
+        """Segment canonical slices, with what the discriminator and the mirror images tell of doubt.
 
         Parameters
         ----------
@@ -109,22 +109,31 @@ class LoadedModel:
         ValueError
             If the images have other dimensions or another type, or values out of range (HU, not a number).
         """
+        prob, flip_change = self._averaged(images, flips=flips)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            confidence = self.discriminator(prob).sigmoid()
+        return Prediction(prob.cpu(), confidence.float().cpu(), flip_change)
+
+    @torch.inference_mode()
+    def probabilities(self, images: torch.Tensor, *, flips: bool = False) -> torch.Tensor:
+        """Return the probabilities (B, 3, size, size) of `predict` alone: a seventh faster."""
+        return self._averaged(images, flips=flips)[0].cpu()
+
+    def _averaged(self, images: torch.Tensor, *, flips: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return probabilities on the device, and where the mirror images' classes differ, if they are used."""
         if images.ndim != 4 or images.shape[1] != 1 or not len(images) or images.dtype != torch.float32:
             raise ValueError(f"images must be (B, 1, size, size) float32, got {tuple(images.shape)} {images.dtype}")
         low, high = images.aminmax()
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # resizing rounds; NaN fails both
             raise ValueError(f"images must lie in [0, 1], as canonical_batch gives them; got {low:g} to {high:g}")
         batch = images.to(self.device, memory_format=torch.channels_last)
-        prob, flip_change = self._probabilities(batch), None
-        if flips:
-            mirrored = self._probabilities(batch.flip(-1)).flip(-1)
-            # max, not argmax: over three channels it takes a tenth of the time on the CPU
-            classes, mirrored_classes = (item.max(dim=1, keepdim=True).indices for item in (prob, mirrored))
-            flip_change = (classes != mirrored_classes).float().cpu()
-            prob = (prob + mirrored) / 2
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            confidence = self.discriminator(prob).sigmoid()
-        return Prediction(prob.cpu(), confidence.float().cpu(), flip_change)
+        prob = self._probabilities(batch)
+        if not flips:
+            return prob, None
+        mirrored = self._probabilities(batch.flip(-1)).flip(-1)
+        # max, not argmax: over three channels it takes a tenth of the time on the CPU
+        classes, mirrored_classes = (item.max(dim=1, keepdim=True).indices for item in (prob, mirrored))
+        return (prob + mirrored) / 2, (classes != mirrored_classes).float().cpu()
 
     def _probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
