@@ -101,8 +101,12 @@ class ModelConfig:
             "encoder_width must be 64 where imagenet = true: there are no ImageNet weights of other widths",
             self.encoder_width,
         )
+        _check(
+            NORM_GROUPS <= self.encoder_width <= 4096 and self.encoder_width % NORM_GROUPS == 0,
+            f"encoder_width must be a multiple of {NORM_GROUPS} (group normalisation) up to 4096",
+            self.encoder_width,
+        )
         for name, widths in (
-            ("encoder_width", (self.encoder_width,)),
             ("decoder_channels", self.decoder_channels),
             ("code_dim", (self.code_dim,)),
             ("discriminator_channels", (self.discriminator_channels,)),
@@ -268,6 +272,11 @@ class TrainConfig:
         _check(
             self.painted_foci == 0 or self.augment,
             "painted_foci must be 0 without augment",
+            self.painted_foci,
+        )
+        _check(
+            self.painted_foci == 0 or self.canonical.window_hu == CanonicalConfig.window_hu,
+            "painted_foci must be 0 with another window_hu: foci are painted in intensities of the default one",
             self.painted_foci,
         )
         _check(0 <= self.ema_decay < 1, "ema_decay must be in [0, 1)", self.ema_decay)

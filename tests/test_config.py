@@ -4,6 +4,7 @@ import pytest
 
 from cohortseg.config import (
     PRESETS,
+    CanonicalConfig,
     InferConfig,
     TrainConfig,
     config_from_mapping,
@@ -42,6 +43,7 @@ from cohortseg.errors import ConfigError
         ("model", {"decoder_channels": [100, 50, 20, 10]}),
         ("model", {"discriminator_channels": 0}),
         ("model", {"encoder_width": 60}),
+        ("model", {"encoder_width": 4}),
         ("model", {"encoder_width": 32, "imagenet": True}),
         ("model", {"encoder": "efficientnet-lite0"}),
         ("canonical", {"size": "256"}),
@@ -61,6 +63,11 @@ def test_a_value_of_another_type_or_range_is_refused_by_name(name, value):
 def test_foci_are_painted_only_into_augmented_slices():
     with pytest.raises(ConfigError, match="painted_foci must be 0 without augment"):
         TrainConfig(augment=False, painted_foci=0.2)
+
+
+def test_foci_are_painted_only_in_the_window_that_their_intensities_are_of():
+    with pytest.raises(ConfigError, match="painted_foci must be 0 with another window_hu"):
+        TrainConfig(canonical=CanonicalConfig(window_hu=(-1000.0, 400.0)), painted_foci=0.2)
 
 
 def test_an_unknown_name_is_refused_with_the_valid_ones():

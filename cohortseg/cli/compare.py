@@ -95,4 +95,4 @@ def _gain(line: dict[str, float | None]) -> str:
         return "-"
     interval = f" ({number(line['dice_gain_low'], 3)} to {number(line['dice_gain_high'], 3)})"
     paired = "" if line["n_paired"] == line["n_images"] else f" on {line['n_paired']} images"
-    return f"{line['dice_gain']:+.3f}{interval if line['dice_gain_low'] is not None else ''}{paired}"
+    return f"{line['dice_gain']:+z.3f}{interval if line['dice_gain_low'] is not None else ''}{paired}"

@@ -8,6 +8,7 @@ import typer
 from cohortseg.cli.console import out, progress, say
 from cohortseg.cli.options import Address, Data, Seed, TrainSettings
 from cohortseg.config import ImageOrientation, Preset, TrainConfig, preset_config, resolve_config
+from cohortseg.errors import ConfigError
 
 
 def train(
@@ -63,7 +64,9 @@ def train(
     from cohortseg.train.loop import PHASE_1_MODEL
     from cohortseg.train.run import train_model
 
-    base = saved_settings(output) if resume and preset is None else preset_config(preset or "paper")
+    base = saved_settings(output) if resume else preset_config(preset or "paper")
+    if preset not in (None, base.preset):
+        raise ConfigError(f"{output}: was begun with --preset {base.preset}; go on with it, or use a new run folder")
     settings = resolve_config(TrainConfig, config, {"seed": seed}, base=base)
     model = train_model(
         settings,

@@ -81,7 +81,11 @@ def _check_classes(labels: Sequence[NDArray[np.uint8]]) -> None:
     _log.info("of %d labelled slices, %s", len(labels), ", ".join(f"{n} hold {name}" for name, n in counts.items()))
     for name, count in counts.items():
         if not count:
-            _log.warning("no labelled slice holds %s: the model will not learn it", name)
+            _log.warning(
+                "no labelled slice holds %s: the model will not learn it, but for solid foci if the recipe paints any "
+                "(painted_foci)",
+                name,
+            )
 
 
 def _read(source: ImageSlice | DicomSlices, config: CanonicalConfig) -> list[CanonicalSlice]:

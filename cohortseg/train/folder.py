@@ -1,6 +1,7 @@
 """The folder of a training run: what the run was begun with, and whether one may begin or resume in it."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,7 +14,9 @@ from cohortseg.errors import ConfigError
 from cohortseg.store.documents import parse_json
 from cohortseg.store.files import LOCK, held, require_utf8, store_errors, sweep_temporaries, visible_files, write_file
 from cohortseg.store.layout import PICTURES
-from cohortseg.train.state import check_same_settings
+from cohortseg.train.state import FREE_TO_CHANGE, check_same_settings
+
+_log: Final = logging.getLogger(__name__)
 
 SETTINGS: Final = "settings.json"
 _DATA_OPTIONS: Final = "data-options.json"
@@ -121,6 +124,8 @@ def reopen_run(run: Path, config: TrainConfig, options: DataOptions | None = Non
             f"{run}: was begun by cohortseg {before.version}, this is {__version__}, which may train otherwise; go on "
             "with that version, or use a new run folder"
         )
+    if changed := changed_settings(run, config):
+        _log.warning("%s: goes on with other %s than it had", run, ", ".join(changed))
     _write_json(run / SETTINGS, config)  # changed settings hold from now on
     return before
 
@@ -179,6 +184,12 @@ def saved_settings(run: Path) -> TrainConfig:
     if not (run / SETTINGS).is_file():
         raise ConfigError(f"{run}: holds no run to resume")
     return config_from_mapping(TrainConfig, _read_json(run / SETTINGS))
+
+
+def changed_settings(run: Path, config: TrainConfig) -> list[str]:
+    """Return the names of the settings free to change in which these differ from a run's."""
+    saved = saved_settings(run)
+    return sorted(name for name in FREE_TO_CHANGE if getattr(config, name) != getattr(saved, name))
 
 
 def saved_options(run: Path) -> DataOptions:

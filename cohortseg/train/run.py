@@ -21,15 +21,15 @@ from cohortseg.train.fit import fit, is_finished
 from cohortseg.train.folder import (
     DataOptions,
     begin_run,
+    changed_settings,
     check_resumable,
     claimed_run,
     discard_run,
     reopen_run,
-    saved_settings,
 )
 from cohortseg.train.history import read_history
 from cohortseg.train.loop import MODEL
-from cohortseg.train.state import FREE_TO_CHANGE, check_imagenet
+from cohortseg.train.state import check_imagenet
 from cohortseg.train.teachers import load_teachers, taught
 
 _log: Final = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def train_model(
         check_imagenet(config)
     elif is_finished(run):
         check_resumable(run, config, _with_data(options) if options.data is not None else options)
-        changed = [name for name in FREE_TO_CHANGE if getattr(config, name) != getattr(saved_settings(run), name)]
-        kept = f"; {', '.join(sorted(changed))} stay as they were" if changed else ""
+        changed = changed_settings(run, config)
+        kept = f"; {', '.join(changed)} stay as they were" if changed else ""
         _log.warning("%s: the run is finished, nothing is done%s", run, kept)
         return run / MODEL
     ready = _reopened(run, config, options, progress) if resume else _begun(run, config, options, progress)

@@ -401,28 +401,34 @@ def test_resume_without_a_run_and_with_other_settings_is_refused(tmp_path):
     (run_folder / SETTINGS).write_text(json.dumps({"learning_rate": 1.0}), encoding="utf-8")
     other = tmp_path / "other.toml"
     other.write_text("learning_rate = 0.5\n", encoding="utf-8")
-    for changed in (["--preset", "paper"], ["--config", str(other)]):
+    for changed, words in (
+        (["--preset", "cpu"], "was begun with --preset paper"),
+        (["--config", str(other)], "learning_rate was 1.0, is 0."),
+    ):
         arguments = ["train", "--data", str(data), "-o", str(run_folder), "--resume", *changed]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2
-        assert "learning_rate was 1.0, is 0." in result.stderr
+        assert words in " ".join(result.stderr.split())
 
 
-def test_a_run_is_resumed_with_the_settings_that_it_began_with(tmp_path):
+@pytest.mark.parametrize("named", [[], ["--preset", "cpu"]])
+def test_a_run_is_resumed_with_the_settings_that_it_began_with(tmp_path, named):
     config = replace(preset_config("cpu"), batch_labeled=16)
     begin_run(tmp_path / "run", config, DataOptions(data=str(tmp_path)))
     assert saved_settings(tmp_path / "run") == config
-    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume"])
+    result = CliRunner().invoke(app, ["train", "-o", str(tmp_path / "run"), "--resume", *named])
     assert "cannot resume with other settings" not in result.stderr
+    assert saved_settings(tmp_path / "run") == config
     assert "COVID-SemiSeg" in result.stderr, "it goes on to the data, which are not there"
 
 
-def test_what_may_change_on_resume_holds_from_then_on(tmp_path):
+def test_what_may_change_on_resume_holds_from_then_on_and_is_told(tmp_path, caplog):
     config = replace(preset_config("cpu"), checkpoint_every=50)
     begin_run(tmp_path / "run", config, DataOptions(data=str(tmp_path)))
     changed = replace(config, checkpoint_every=10)
     reopen_run(tmp_path / "run", changed, DataOptions())
     assert saved_settings(tmp_path / "run") == changed
+    assert "goes on with other checkpoint_every than it had" in caplog.text
 
 
 def test_a_start_killed_before_its_settings_were_noted_is_no_run(tmp_path):
