@@ -275,6 +275,22 @@ def test_a_comparison_does_not_go_on_with_other_images(compared, tiny, tmp_path)
     assert "was begun with other labelled images" in other.output
 
 
+def test_data_prepared_again_for_a_comparison_must_be_of_the_same_unlabelled_images(compared, tiny, tmp_path):
+    out, moved = shutil.copytree(compared, tmp_path / "out"), shutil.copytree(tiny.data, tmp_path / "COVID-SemiSeg")
+    (out / "data.safetensors").unlink()
+    unlabeled = next(path for path in moved.rglob("*") if path.name == "Imgs" and not (path.parent / "GT").exists())
+    image = next(unlabeled.iterdir())
+    image.rename(tmp_path / image.name)
+    arguments = [*tiny.arguments(out, "plain,ssa", "1"), "--data", str(moved)]
+    other = CliRunner().invoke(app, arguments)
+    assert other.exit_code == 2, other.output
+    assert "was begun with other unlabelled images" in " ".join(other.output.split())
+    assert not (out / "data.safetensors").exists()
+    (tmp_path / image.name).rename(image)
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 0, again.output
+
+
 def test_a_comparison_does_not_go_on_with_other_imagenet_weights(compared, tiny):
     settings = compared / "comparison.json"
     begun = settings.read_text()

@@ -34,7 +34,7 @@ from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import TrainConfig
 from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.preparation import prepare
-from cohortseg.datasets.prepared import write_prepared
+from cohortseg.datasets.prepared import PreparedData, write_prepared
 from cohortseg.datasets.slices import ImageSlice
 from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreError, WorkerError
 from cohortseg.models.device import limit_threads
@@ -171,6 +171,7 @@ def _begin(
         "config": asdict(config),
         "images": {item.name: _content_hash(item) for item in images},
         "imagenet_sha256": imagenet_sha256(config),
+        "unlabeled_sha256": None,
     }
     settings = out / _SETTINGS
     is_new = not settings.is_file()
@@ -178,12 +179,25 @@ def _begin(
         for name in (DATA, LABELED_DATA):
             (out / name).unlink(missing_ok=True)
     else:
-        _check_same(settings, begun, config)
+        begun["unlabeled_sha256"] = _check_same(settings, begun, config)
     for path in sorted({job.data for job in jobs}):
-        if not path.is_file():
-            _prepare(path, images, root, config, progress)
+        if path.is_file():
+            continue
+        prepared = _prepared(path, images, root, config, progress)
+        if path.name == DATA:
+            digest = hashlib.sha256("".join(prepared.unlabeled_images).encode()).hexdigest()
+            if begun["unlabeled_sha256"] not in (None, digest):
+                raise ConfigError(f"{out}: was begun with other unlabelled images; choose another -o")
+            begun["unlabeled_sha256"] = digest
+            if not is_new:
+                _write_settings(settings, begun)
+        write_prepared(path, prepared)
     if is_new:
-        write_file(settings, (json.dumps(begun, indent=2) + "\n").encode())
+        _write_settings(settings, begun)
+
+
+def _write_settings(path: Path, begun: Mapping[str, Any]) -> None:
+    write_file(path, (json.dumps(begun, indent=2) + "\n").encode())
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -195,11 +209,17 @@ def _refuse_foreign(out: Path) -> None:
         raise ConfigError(f"{out}: is not empty, and holds no comparison; choose another -o")
 
 
-def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> None:
-    """Refuse to continue a comparison begun with another version, other settings, images or weights."""
+def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> str | None:
+    """Refuse to continue a comparison begun with another version, other settings, labelled images or weights.
+
+    Returns
+    -------
+    str or None
+        The hash of the unlabelled images that it was begun with; None if it has not used any.
+    """
     try:
         before = parse_json(settings.read_bytes())
-        version, saved, images, weights = (before[name] for name in ("version", "config", "images", "imagenet_sha256"))
+        version, saved, images, weights, unlabeled = (before[name] for name in now)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     if version != now["version"]:
@@ -209,6 +229,7 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
         raise ConfigError(f"{settings.parent}: was begun with other labelled images; choose another -o")
     if weights != now["imagenet_sha256"]:
         raise ConfigError(f"{settings.parent}: was begun with other ImageNet weights; choose another -o")
+    return None if unlabeled is None else str(unlabeled)
 
 
 def _content_hash(item: ImageSlice) -> str:
@@ -217,10 +238,12 @@ def _content_hash(item: ImageSlice) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path is not None)).hexdigest()
 
 
-def _prepare(path: Path, images: Sequence[ImageSlice], root: Path, config: TrainConfig, progress: Progress) -> None:
+def _prepared(
+    path: Path, images: Sequence[ImageSlice], root: Path, config: TrainConfig, progress: Progress
+) -> PreparedData:
     unlabeled = covid_semiseg.unlabeled_slices(root) if path.name == DATA else []
     with progress("Preparing slices") as report:
-        write_prepared(path, prepare(images, unlabeled, config.canonical, covid_semiseg.TERMS, report))
+        return prepare(images, unlabeled, config.canonical, covid_semiseg.TERMS, report)
 
 
 def _run_here(jobs: Sequence[FoldJob], report: Report) -> None:
