@@ -2,17 +2,23 @@
 
     python benchmarks/resume_20000.py
 
-The scan of the cohort is not included. Markers are real, written by the commit protocol without its waits for the disk.
+The scan of the cohort is not included. Markers are real, written by the commit protocol without its waits for the disk;
+the masks of all series are those of one (300 slices of 512 x 512, lung in all), as links to its files.
 """
 
 import argparse
 import gc
 import json
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
 
 from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import CohortScan
@@ -24,7 +30,7 @@ from cohortseg.infer.segmenter import series_row
 from cohortseg.longitudinal import with_time
 from cohortseg.report.scan_tables import file_rows
 from cohortseg.store.layout import MASKS
-from cohortseg.store.masks import create_mask_store
+from cohortseg.store.masks import MaskFacts, SeriesMasks, create_mask_store, write_masks
 from cohortseg.store.schemas import BURDEN, FILES, MANIFEST, SLICES
 from cohortseg.store.tables import tables_from_rows, write_table
 
@@ -50,6 +56,24 @@ def records_of(count: int, num_slices: int) -> list[SeriesRecord]:
     ]
 
 
+def masks_of(num_slices: int) -> SeriesMasks:
+    """Return masks with lung in the middle of each slice."""
+    lungs = np.zeros((num_slices, 512, 512), np.uint8)
+    lungs[:, 100:400, 100:240], lungs[:, 100:400, 270:410] = 1, 2
+    facts = MaskFacts(
+        affine=tuple(map(tuple, np.eye(4).tolist())),
+        spacing_mm=(1.0, 0.7, 0.7),
+        study_instance_uid="1.2",
+        series_instance_uid="1.2.3",
+        frame_of_reference_uid=None,
+        sop_instance_uids=tuple(f"1.2.3.{number}" for number in range(num_slices)),
+        model_name="none",
+        model_sha256="0" * 64,
+        lung_method="none",
+    )
+    return SeriesMasks(labels=(lungs > 0).astype(np.uint8), lungs=lungs, facts=facts)
+
+
 def main() -> None:
     """Write the state, resume, and print one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,7 +86,12 @@ def main() -> None:
         out = Path(name) / "out"
         job = Job(root=Path(name), out=out, model_path=None, model_sha256="0" * 64, config=InferConfig())
         row = dict.fromkeys(SLICES.polars_schema) | {"lung_area_mm2": 20_000.0}
+        masks = masks_of(arguments.slices)
         with claimed(out):
+            create_mask_store(out / MASKS)
+            write_masks(Path(name), "one", masks)
+            link = partial(shutil.copytree, Path(name) / "one", copy_function=os.link)
+            patch("cohortseg.infer.commit.write_masks", lambda store, key, _masks: link(store / key)).start()
             for record in records[:-LEFT]:
                 slices = tuple(
                     row | {"series_instance_uid": record.series_instance_uid, "slice_index": index}
@@ -73,7 +102,7 @@ def main() -> None:
                     out,
                     record.series_key,
                     job.token(record),
-                    SeriesResult(burden=burden, slices=slices, picture_png=b"png"),
+                    SeriesResult(burden=burden, slices=slices, masks=masks, picture_png=b"png"),
                 )
         os.fsync = sync
         gc.collect()

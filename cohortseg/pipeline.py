@@ -196,7 +196,9 @@ def _segment(
         tried |= {record.series_key for record in added}
         if any(record.decision == "alternative" for record in scan.series):
             # A series that a later run may measure, such as one with a file missing now, keeps its place.
-            rows.append(read_committed(job.out, job.tokens(filter(job.is_done, added))))
+            open_before = {record.series_key for record in pending}
+            done = [record for record in added if record.series_key not in open_before or job.is_done(record)]
+            rows.append(read_committed(job.out, job.tokens(done)))
             scan = _with_alternatives(scan, job.config, pl.concat(rows))
     return scan, num_done, engine
 

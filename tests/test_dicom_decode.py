@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from phantoms import CORONAL, body_hu, write_series
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
@@ -33,6 +34,7 @@ from cohortseg.dicom.pixels import stored_values
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import CohortSegError, DicomError, GeometryError, NotEvaluableError
+from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file
 from cohortseg.volume import HU_MAX, HU_MIN, Volume
 
 SHAPE = (4, 32, 24)
@@ -558,3 +560,15 @@ def test_rounded_directions_of_a_tilted_slice_do_not_keep_it_from_being_untilted
     record = only_series(tmp_path, ScanConfig(repair=("untilt",)))
     assert record.repairs == ("untilt",)
     assert len(read_volume(record, tmp_path).volume_hu) == 8
+
+
+@pytest.mark.parametrize("fragments", [1, 2], ids=["a fragment a frame", "two"])
+def test_compressed_frames_without_a_table_of_offsets_are_each_found(fragments: int) -> None:
+    file = enhanced_file(chest_slices("enhanced"))
+    images = [stored_values(file, "", frame) for frame in range(file.NumberOfFrames)]
+    file.compress(JPEGLSLossless)
+    frames = list(generate_frames(file.PixelData, number_of_frames=file.NumberOfFrames))
+    file.PixelData = encapsulate(frames, fragments_per_frame=fragments, has_bot=False)
+    for frame in (3, 0, len(images) - 1):
+        np.testing.assert_array_equal(stored_values(file, "", frame), images[frame])
+    assert ("ExtendedOffsetTable" in file) == (fragments == 1), "then not all are walked through for each"

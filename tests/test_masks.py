@@ -13,7 +13,7 @@ from cohortseg.store.masks import (
     MaskFacts,
     SeriesMasks,
     create_mask_store,
-    mask_files,
+    mask_sizes,
     read_masks,
     remove_masks,
     write_masks,
@@ -122,7 +122,7 @@ def test_failed_write_leaves_nothing(store: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StoreError, match=f"series {KEY} cannot be written"):
         write_masks(store, KEY, masks(volume()))
-    assert not mask_files(store, KEY)
+    assert not mask_sizes(store, KEY)
     assert [path for path in store.iterdir() if path.is_dir()] == []
 
 
@@ -137,9 +137,9 @@ def test_leftovers_of_killed_runs_are_swept(store: Path, name: str) -> None:
 def test_removing_and_missing(store: Path) -> None:
     remove_masks(store, KEY)
     write_masks(store, KEY, masks(volume()))
-    assert mask_files(store, KEY)
+    assert mask_sizes(store, KEY)
     remove_masks(store, KEY)
-    assert not mask_files(store, KEY)
+    assert not mask_sizes(store, KEY)
     with pytest.raises(StoreError, match=f"{KEY}: no readable masks"):
         read_masks(store, KEY)
 

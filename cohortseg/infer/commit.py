@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -24,7 +25,7 @@ from cohortseg.infer.attempts import end_attempts, forget_attempts
 from cohortseg.store.documents import parse_json
 from cohortseg.store.files import store_errors, sweep_temporaries, visible_files, write_file
 from cohortseg.store.layout import MASKS, PICTURES, REPORT, ROWS, RUN_JSON, SLICE_ROWS, STATE, STATE_FOLDERS
-from cohortseg.store.masks import SeriesMasks, mask_files, remove_masks, write_masks
+from cohortseg.store.masks import SeriesMasks, mask_sizes, remove_masks, write_masks
 from cohortseg.store.schemas import BURDEN, SLICES
 from cohortseg.store.tables import DAMAGED, frame_of, odd_columns, table_from_rows
 
@@ -121,8 +122,11 @@ def is_done(out: Path, series_key: str, token: str, *, with_picture: bool = Fals
 
 def _sizes(out: Path, series_key: str) -> dict[str, int]:
     """Return the bytes of each file of a series' result, by path below the output folder."""
-    files = (_slices(out, series_key), _picture(out, series_key), *mask_files(out / MASKS, series_key))
-    return {path.relative_to(out).as_posix(): path.stat().st_size for path in files if path.is_file()}
+    sizes = {f"{MASKS}/{name}": size for name, size in mask_sizes(out / MASKS, series_key).items()}
+    for path in (_slices(out, series_key), _picture(out, series_key)):
+        with suppress(FileNotFoundError):
+            sizes[path.relative_to(out).as_posix()] = path.stat().st_size
+    return sizes
 
 
 def committed_status(out: Path, series_key: str) -> str:

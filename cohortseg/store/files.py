@@ -254,6 +254,21 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def file_sizes(root: Path, folder: str) -> Iterator[tuple[str, int]]:
+    """Yield the path below ``root`` and the bytes of each file at any depth of a folder, without hidden ones.
+
+    ``os.scandir``, not ``Path.rglob``: a resume looks at every file of every series.
+    """
+    with os.scandir(f"{root}/{folder}") as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from file_sizes(root, f"{folder}/{entry.name}")
+            elif entry.is_file():
+                yield f"{folder}/{entry.name}", entry.stat().st_size
+
+
 def _is_temporary(path: Path) -> bool:
     """Return whether, by its name, this is a temporary file or folder that has not been put in place."""
     return _OURS.fullmatch(path.name) is not None

@@ -9,6 +9,7 @@ group's attributes carry NGFF 0.5 image-label metadata under ``ome`` and geometr
 import hashlib
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -21,7 +22,7 @@ from zarr.codecs import BloscCodec
 from cohortseg import __version__
 from cohortseg.errors import StoreError
 from cohortseg.labels import LABELS, LESIONS, SIDES, Lesion
-from cohortseg.store.files import remove_folder, replacing_folder, store_errors, sweep_temporaries
+from cohortseg.store.files import file_sizes, remove_folder, replacing_folder, store_errors, sweep_temporaries
 from cohortseg.volume import Volume
 
 _CHUNK: Final = (32, 128, 128)
@@ -256,10 +257,11 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
     return SeriesMasks(**arrays, facts=facts)
 
 
-def mask_files(path: Path, series_key: str) -> list[Path]:
-    """Return the files of the group of one series, sorted, without hidden ones of a desktop; none without a group."""
-    files = (file for file in (path / series_key).rglob("*") if not file.name.startswith("."))
-    return sorted(file for file in files if file.is_file())
+def mask_sizes(path: Path, series_key: str) -> dict[str, int]:
+    """Return the bytes of each file of the group of one series, by its path below the store; none without a group."""
+    with suppress(FileNotFoundError):
+        return dict(file_sizes(path, series_key))
+    return {}
 
 
 def masks_hash(path: Path, series_key: str) -> str:
@@ -272,7 +274,7 @@ def masks_hash(path: Path, series_key: str) -> str:
     """
     digest = hashlib.sha256()
     with store_errors(path / series_key, "masks cannot be read"):
-        for file in mask_files(path, series_key):
+        for file in (path / name for name in sorted(mask_sizes(path, series_key))):
             content = file.read_bytes()
             digest.update(f"{file.name} {len(content)} ".encode() + content)
     return digest.hexdigest()
