@@ -123,9 +123,9 @@ def is_done(out: Path, series_key: str, token: str, *, with_picture: bool = Fals
 def _sizes(out: Path, series_key: str) -> dict[str, int]:
     """Return the bytes of each file of a series' result, by path below the output folder."""
     sizes = {f"{MASKS}/{name}": size for name, size in mask_sizes(out / MASKS, series_key).items()}
-    for path in (_slices(out, series_key), _picture(out, series_key)):
+    for name in (_slice_name(series_key), _picture_name(series_key)):
         with suppress(FileNotFoundError):
-            sizes[path.relative_to(out).as_posix()] = path.stat().st_size
+            sizes[name] = (out / name).stat().st_size
     return sizes
 
 
@@ -300,16 +300,24 @@ def sweep(out: Path) -> None:
         sweep_temporaries(out, name)
 
 
+def _slice_name(series_key: str) -> str:
+    return f"{STATE}/{SLICE_ROWS}/{series_key}.arrow"
+
+
+def _picture_name(series_key: str) -> str:
+    return f"{PICTURES}/{series_key}.png"
+
+
 def _slices(out: Path, series_key: str) -> Path:
-    return out / STATE / SLICE_ROWS / f"{series_key}.arrow"
+    return out / _slice_name(series_key)
 
 
 def _picture(out: Path, series_key: str) -> Path:
-    return out / PICTURES / f"{series_key}.png"
+    return out / _picture_name(series_key)
 
 
 def _marker(out: Path, series_key: str) -> Path:
-    return out / STATE / ROWS / f"{series_key}.json"
+    return out / f"{STATE}/{ROWS}/{series_key}.json"
 
 
 def _read_marker(out: Path, series_key: str) -> dict[str, Any] | None:
