@@ -116,7 +116,16 @@ def test_names_of_other_parts_than_the_chest(names: tuple[str | None, str | None
         ),
         *(
             (name, False)
-            for name in ("Expert review", "INSP", "HRCT INSP/EXP", "espiral 1.0", "ASIR 50% Expert", "50% In", None)
+            for name in (
+                "Expert review",
+                "INSP",
+                "HRCT INSP/EXP",
+                "InSpace",
+                "espiral 1.0",
+                "ASIR 50% Expert",
+                "50% In",
+                None,
+            )
         ),
     ],
 )

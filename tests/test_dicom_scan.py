@@ -385,6 +385,7 @@ def test_a_scan_taken_on_another_date_than_that_of_its_study_is_flagged(tmp_path
         "same": {"AcquisitionDate": "20200401"},
         "past_midnight": lambda z: {"AcquisitionDate": f"2020040{1 + z // 2}"},
         "another_visit": {"AcquisitionDate": "20200408"},
+        "one_mistyped": lambda z: {"AcquisitionDate": "20200401" if z else "20100101"},
         "date_and_time": {"AcquisitionDateTime": "20200330235959.5+0100"},
         "filler": {"AcquisitionDate": "19000101"},
         "study_undated": {"StudyDate": "", "AcquisitionDate": "20200408"},
@@ -402,24 +403,27 @@ def test_a_scan_taken_on_another_date_than_that_of_its_study_is_flagged(tmp_path
         "same": ("2020-04-01", False),
         "past_midnight": ("2020-04-01", False),
         "another_visit": ("2020-04-08", True),
+        "one_mistyped": ("2020-04-01", False),
         "date_and_time": ("2020-03-30", True),
         "filler": (None, False),
         "study_undated": ("2020-04-08", False),
     }
 
 
+@pytest.mark.parametrize("phases", [False, True])
 @pytest.mark.parametrize("kept", [1, 2])
-def test_a_part_of_a_concatenation_that_is_not_there_is_told(tmp_path: Path, kept: int) -> None:
+def test_a_part_of_a_concatenation_that_is_not_there_is_told(tmp_path: Path, kept: int, *, phases: bool) -> None:
     slices = chest_slices("enhanced")
-    half = len(slices) // 2
-    parts = [enhanced_file(slices[:half]), enhanced_file(slices[half:])]
+    parts = [enhanced_file(slices[::2]), enhanced_file(slices[1::2])]
     for number, part in enumerate(parts, start=1):
         part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = f"1.2.{number}"
-        part.InConcatenationNumber, part.InConcatenationTotalNumber = number, 2
+        part.ConcatenationUID, part.InConcatenationNumber, part.InConcatenationTotalNumber = "1.2", number, 2
+        for frame in part.PerFrameFunctionalGroupsSequence if phases else ():
+            frame.FrameContentSequence[0].TemporalPositionIndex = number
     write_files(tmp_path, parts[:kept])
-    record = only_series(tmp_path)
-    assert (record.decision, record.n_slices) == ("selected", half if kept == 1 else len(slices))
-    assert ("concatenation_incomplete" in record.qc_flags) == (kept == 1)
+    records = scan_cohort(tmp_path).series
+    assert sum(record.n_slices for record in records) == len(slices[:: 3 - kept])
+    assert {"concatenation_incomplete" in record.qc_flags for record in records} == {kept == 1}
 
 
 def test_a_file_that_lost_its_preamble_but_not_its_prefix_is_told_of(tmp_path: Path) -> None:

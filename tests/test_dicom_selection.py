@@ -311,6 +311,12 @@ def test_a_series_acquired_weeks_later_does_not_stand_for_its_study(tmp_path: Pa
     assert (found["later"].reason or "").endswith("it was acquired on another date")
 
 
+def test_where_no_acquisition_has_the_date_of_the_study_a_missing_one_is_no_merit(tmp_path: Path) -> None:
+    named(tmp_path, "whole", 60, AcquisitionDate="20200513")
+    named(tmp_path, "slab", 35)
+    assert decisions(tmp_path) == {"slab": "alternative", "whole": "selected"}
+
+
 def test_a_choice_left_to_uids_is_flagged(tmp_path: Path) -> None:
     for name in ("1", "2"):
         named(tmp_path, name, 10)

@@ -167,6 +167,40 @@ def test_each_of_many_scans_of_one_place_is_a_volume(tmp_path: Path, name: str) 
     assert chosen.phase == ("respiratory 80 %" if name.endswith("RespiratoryPhase") else None)
 
 
+def test_no_rotation_of_many_stands_for_the_lungs(tmp_path: Path) -> None:
+    numbers = [1 + z // 4 + 10 * (z >= 60) for z in range(120)]
+    positions = [(-10.0, -20.0, 2.5 * z + 60 * (z >= 60)) for z in range(120)]
+    attributes = [{"AcquisitionNumber": number} for number in numbers]
+    write_series(tmp_path, shape=(120, 8, 8), positions=positions, attributes=attributes.__getitem__)
+    assert (only_series(tmp_path).decision, only_series(tmp_path).n_slices) == ("skipped", 120)
+
+
+def test_a_gap_is_no_change_of_voltage(tmp_path: Path) -> None:
+    paths = write_series(
+        tmp_path, shape=(60, 8, 8), spacing_mm=(5, 1, 1), attributes=lambda z: {"KVP": "120" if z < 50 else "100"}
+    )
+    paths[50].unlink()
+    assert (only_series(tmp_path).reason or "").startswith("gap:")
+
+
+@pytest.mark.parametrize(
+    ("count", "low_mm", "description"), [(4, 110.0, "Thorax corr"), (28, 170.0, "venous 5.0")], ids=["few", "beyond"]
+)
+def test_what_contradicts_a_scan_or_reaches_beyond_it_is_no_expiration(
+    tmp_path: Path, count: int, low_mm: float, description: str
+) -> None:
+    write_series(tmp_path / "a", shape=(30, 8, 8), spacing_mm=(10, 1, 1), attributes={"SeriesDescription": "Thorax"})
+    write_series(
+        tmp_path / "b",
+        shape=(count, 8, 8),
+        spacing_mm=(10, 1, 1),
+        origin=(-10.0, -20.0, low_mm),
+        hu=1,
+        attributes=lambda z: own_uid(z) | {"SeriesDescription": description},
+    )
+    assert [record.decision for record in scan_cohort(tmp_path).series] == ["skipped"]
+
+
 def test_images_that_guide_a_needle_do_not_cost_the_scan(tmp_path: Path) -> None:
     write_series(tmp_path / "scan", shape=(30, 16, 16), attributes={"AcquisitionNumber": 1})
     write_scans(tmp_path, "AcquisitionNumber", range(2, 3 + MAX_VOLUMES))

@@ -219,11 +219,11 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
     """
     try:
         before = parse_json(settings.read_bytes())
-        version, saved, images, weights, unlabeled = (before[name] for name in now)
+        if before["version"] != now["version"]:
+            raise ConfigError(f"{settings.parent}: was begun by cohortseg {before['version']}; choose another -o")
+        _, saved, images, weights, unlabeled = (before[name] for name in now)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
-    if version != now["version"]:
-        raise ConfigError(f"{settings.parent}: was begun by cohortseg {version}; choose another -o")
     check_same_settings(saved, config, free_to_change=_FREE_TO_CHANGE)
     if images != now["images"]:
         raise ConfigError(f"{settings.parent}: was begun with other labelled images; choose another -o")

@@ -98,6 +98,7 @@ class Header:
     """NominalPercentageOfCardiacPhase (0020,9241): slabs of one scan may each have their own."""
     respiratory_phase_pct: float | None = _from(Attributes.real, "NominalPercentageOfRespiratoryPhase")
     """NominalPercentageOfRespiratoryPhase (0020,9245): the phase of a scan gated by breathing."""
+    concatenation_uid: str | None = _from(Attributes.text, "ConcatenationUID")
     part_of_file: int | None = _from(Attributes.whole, "InConcatenationNumber")
     """InConcatenationNumber (0020,9162): a multi-frame file that was too long is written in several parts."""
     parts_of_file: int | None = _from(Attributes.whole, "InConcatenationTotalNumber")

@@ -30,9 +30,9 @@ _EXPIRATION: Final = re.compile(
     r"|呼[气気]|ВЫДОХ",
     re.IGNORECASE,
 )
-_INSPIRATION: Final = re.compile(r"(?<![A-Z])(INSP\w*|INHAL\w*|EINATM\w*|INADEM\w*)", re.IGNORECASE)
+_INSPIRATION: Final = re.compile(r"(?<![A-Z])(INSP(?!ACE)\w*|INHAL\w*|EINATM\w*|INADEM\w*)", re.IGNORECASE)
 _ATTENUATION_SCAN: Final = re.compile(
-    r"(?<![A-Z])(CT ?AC|AC[ -]?CT|ATT?EN(UATION)?[ -]?CORR\w*)(?![A-Z])", re.IGNORECASE
+    r"(?<![A-Z])(CT ?AC(?! ?\.)|AC[ -]CT|ATT?EN(UATION)?[ -]?CORR\w*)(?![A-Z])", re.IGNORECASE
 )
 # Siemens: VNC, Mono+, LungPBV, Rho/Z. GE: VUE, MD Iodine(Water), Mono. Philips: MonoE, Z Effective. Canon: Mono 70keV.
 # Words of other languages and scans (Vue axiale, MONO 1.0) must not match.

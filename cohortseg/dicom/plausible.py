@@ -25,7 +25,12 @@ _AIR_HU: Final = -950.0
 _BORDER_SHARE: Final = 0.5
 _ALIKE_HU: Final = 30.0
 _ALIKE_SHARE: Final = 0.8
-"""What fills half of the image's border is air if most of it lies this close to one value; lung does not."""
+"""What fills half of the image's border is air if most of it lies this close to one value, and next to nothing in the
+images (`_DARKER_SHARE`) is darker by `_DARKER_HU`. Much of lung does not, and the airways are darker."""
+_DARKER_HU: Final = 60.0
+_DARKER_SHARE: Final = 0.001
+_CLIPPED_SHARE: Final = 0.3
+"""Air was clipped if more than this part of it has one value, the lowest."""
 SOFT_TISSUE_HU: Final = (-140.0, 130.0)
 """Range of the most frequent HU between -300 and 300: that of fat (-110) or of muscle (50)."""
 
@@ -178,8 +183,11 @@ def _has_dense_air(volume_hu: NDArray[np.int16]) -> bool:
     if air.size < _BORDER_SHARE * values.size:
         return False
     air_hu = _most_frequent(air, (float(HU_MIN), -500.0))
+    if air_hu <= _AIR_HU or np.count_nonzero(air == air.min()) > _CLIPPED_SHARE * air.size:
+        return False
     alike = np.count_nonzero(np.abs(air - air_hu) <= _ALIKE_HU)
-    return bool(air_hu > _AIR_HU and alike >= _ALIKE_SHARE * air.size)
+    darker = np.count_nonzero((volume_hu > HU_MIN) & (volume_hu < air_hu - _DARKER_HU))
+    return bool(alike >= _ALIKE_SHARE * air.size and darker <= _DARKER_SHARE * volume_hu.size)
 
 
 def _most_frequent(values: NDArray[np.int16], limits: tuple[float, float]) -> float:

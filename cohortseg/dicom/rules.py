@@ -317,8 +317,8 @@ def _far_apart(stack: Stack) -> Problem | None:
 def _uneven(stack: Stack) -> Problem | None:
     """Return a problem if distances differ beyond tolerance: a gap where slices are missing, else uneven spacing.
 
-    Where more than a third of the distances are wide, slices are not missing: two scans lie between each other, or
-    positions were rounded.
+    Where more than a third of the distances are wide, it is not said that slices are missing: rather two scans lie
+    between each other, or positions were rounded.
     """
     odd = irregular(stack.distances_mm)
     if not len(odd):

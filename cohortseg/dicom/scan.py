@@ -254,6 +254,7 @@ def _findings(
         qc.CONFLICTING_SLICES: is_told_otherwise(volume, beside),
         qc.FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, beside),
+        qc.CONCATENATION_INCOMPLETE: _lacks_parts(volume, beside),
         qc.STUDY_DATE_CONFLICT: any(header.path in otherwise_dated for header in volume)
         or persons.has_two_dates(volume)
         # wherever they lie: slices of both ends are no fragment, and lacked by the others all the same
@@ -262,6 +263,13 @@ def _findings(
         qc.PATIENT_CONFLICT: any(persons.conflict(header.patient_id) for header in volume),
     }
     return {name for name, holds in found.items() if holds}
+
+
+def _lacks_parts(volume: Sequence[Header], beside: Sequence[Sequence[Header]]) -> bool:
+    """Return whether slices are from files that are parts of a longer one, other parts of which are not there."""
+    needed = {header.concatenation_uid: header.parts_of_file for header in volume if header.parts_of_file is not None}
+    there = {(header.concatenation_uid, header.part_of_file) for other in beside for header in other} if needed else ()
+    return any(sum(uid == whole for uid, _ in there) < count for whole, count in needed.items())
 
 
 def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:

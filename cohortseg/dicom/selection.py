@@ -178,8 +178,8 @@ def _ruled(record: SeriesRecord, rules: Sequence[Rule]) -> SeriesRecord:
 def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[SeriesRecord]:
     """Return the series of one study with the best selected, and the others as its alternatives.
 
-    A series without a StudyDate, or acquired on another date, has no place in time: those that have one and show the
-    chest as well come first.
+    A series without a StudyDate has no place in time, nor has one acquired on another date if others were not: those
+    that have one and show the chest as well come first.
     """
     # The largest among those that may show a chest: a series of the abdomen can be longer.
     chests = [record for record in members if not names_other_parts(record.body_part, record.series_description)]
@@ -192,14 +192,19 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
     }
     num_before = sum(1 for _ in takewhile(_BEFORE_DATES.__contains__, prefer))
 
+    agree = any(record.acquisition_date and qc.ACQUIRED_ON_ANOTHER_DATE not in record.qc_flags for record in members)
+
+    def misdated(record: SeriesRecord) -> int:
+        return 2 if record.study_date is None else int(agree and qc.ACQUIRED_ON_ANOTHER_DATE in record.qc_flags)
+
     def order(record: SeriesRecord) -> tuple[Any, ...]:
         rank = ranks[record.series_key]
-        return rank[:num_before], _dates(record), rank
+        return rank[:num_before], misdated(record), rank
 
     best, *others = sorted(members, key=lambda record: (order(record), record.series_instance_uid, record.volume))
 
     def why(record: SeriesRecord) -> str:
-        if order(record)[:1] == order(best)[:1] and _dates(record) != _dates(best):
+        if order(record)[:1] == order(best)[:1] and misdated(record) != misdated(best):
             return "it has no StudyDate" if record.study_date is None else "it was acquired on another date"
         for name, one, chosen in zip(prefer, ranks[record.series_key], ranks[best.series_key], strict=True):
             if one != chosen:
@@ -215,11 +220,6 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
     if len({record.study_date for record in members} - {None}) > 1:
         decided = [_flagged(record, qc.CONSECUTIVE_DAYS) for record in decided]
     return decided
-
-
-def _dates(record: SeriesRecord) -> int:
-    """Return how little is known of when a series was acquired: 0 if its StudyDate may be right."""
-    return 2 if record.study_date is None else int(qc.ACQUIRED_ON_ANOTHER_DATE in record.qc_flags)
 
 
 def _with_apart(records: Sequence[SeriesRecord]) -> list[SeriesRecord]:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -157,7 +158,7 @@ def series_from_headers(
     heights_mm = [position[2] for position in positions if position is not None] if orientation == "axial" else []
     record = SeriesRecord(
         patient_id=common(headers, "patient_id"),
-        study_date=_earliest(header.study_date for header in headers),
+        study_date=_earliest_date(headers),
         study_instance_uid=common(headers, "study_instance_uid"),
         series_instance_uid=first.series_instance_uid,
         volume=volume,
@@ -167,7 +168,7 @@ def series_from_headers(
         sop_class_uid=first.sop_class_uid,
         image_type=first.image_type,
         orientation=orientation,
-        acquisition_date=_earliest(header.acquisition_date for header in headers),
+        acquisition_date=_most_frequent(header.acquisition_date for header in headers),
         phase=_phase(headers),
         manufacturer=first.manufacturer,
         manufacturer_model=first.manufacturer_model,
@@ -199,9 +200,15 @@ def series_from_headers(
     return replace(record, qc_flags=_flags(record, headers, found, selected=problem is None))
 
 
-def _earliest(dates: Iterable[date | None]) -> date | None:
-    """Return the earliest date, if any is known: slices of a scan that runs past midnight can carry two."""
-    return min((day for day in dates if day is not None), default=None)
+def _earliest_date(headers: Sequence[Header]) -> date | None:
+    """Return the earliest StudyDate: a study that runs past midnight can carry two."""
+    return min((header.study_date for header in headers if header.study_date is not None), default=None)
+
+
+def _most_frequent(dates: Iterable[date | None]) -> date | None:
+    """Return the date that most slices have, the earlier of equals; None if none has one."""
+    counts = Counter(day for day in dates if day is not None)
+    return max(sorted(counts), key=counts.__getitem__, default=None)
 
 
 def _phase(headers: Sequence[Header]) -> str | None:
@@ -213,12 +220,6 @@ def _phase(headers: Sequence[Header]) -> str | None:
 def _are_days_apart(one: date | None, other: date | None) -> bool:
     """Return whether two known dates differ by more than a night."""
     return one is not None and other is not None and abs(one - other) > timedelta(days=1)
-
-
-def _lacks_parts(headers: Sequence[Header]) -> bool:
-    """Return whether the slices are from files that are parts of one, and some of the parts are not there."""
-    parts = {header.part_of_file for header in headers} - {None}
-    return len(parts) < max((header.parts_of_file or 0 for header in headers), default=0)
 
 
 def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:
@@ -285,7 +286,6 @@ def _flags(
         qc.EXPIRATION: selected and names_expiration(record.series_description),
         qc.MAYBE_PROJECTION: selected and any(names_projection(header) for header in headers),
         qc.ROTATED_IN_PLANE: selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
-        qc.CONCATENATION_INCOMPLETE: _lacks_parts(headers),
         qc.TRANSFER_SYNTAX_MISSING: any(header.transfer_syntax_uid is None for header in headers),
         qc.MONOCHROME1: any(header.photometric_interpretation == "MONOCHROME1" for header in headers),
         qc.RESAMPLED: RESAMPLE in record.repairs,

@@ -41,15 +41,15 @@ _SCANS: Final = (
     "respiratory_phase_pct",
     "acquisition_time",
     "stack_id",
-    "kvp",
 )
 _NUMBERED: Final = (_PHASE, "respiratory_phase_pct", "cardiac_phase_pct", "acquisition_number")
 _THICKNESS: Final = "slice_thickness_mm"
 _OF_BOLUS: Final = ("acquisition_number", _THICKNESS, "series_description")
-_DESCRIBED: Final = ("series_description", _THICKNESS, "image_type")
+_KVP: Final = "kvp"
+_DESCRIBED: Final = ("series_description", _THICKNESS, "image_type", _KVP)
 MAX_VOLUMES: Final = 16
 """A patient's series that would split into more is left whole, and skipped as mixed: scanners make no such parts, but
-for phases and acquisitions of more than two slices each."""
+for scans of more than two slices each, one of which reaches over nearly all: phases, or images beside a scan."""
 MAX_LONE: Final = 2
 """It is left whole, too, if more single slices than this (scouts) would make up at least half of it."""
 _FEW_LOST: Final = 1.25
@@ -211,11 +211,11 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     """Return the slices, split by the first of acquisition, phase, time and so on that makes regular stacks of them.
 
     A regular whole is split by phases, unless they are slabs of one phase each, and by other attributes only if each
-    part covers nearly all of it: those are scans whose slices happen to alternate (SliceThickness alone does not show
-    that). A whole that is not regular is split by any scan attribute; descriptions, thickness and image type split it
-    if each part covers nearly all of it, if one part does and others reach into it, or if the parts follow each other
-    and one can hold all of the lungs. Slabs of one scan with slices missing in between, or that overlap, are kept as a
-    whole, so that none stands for the lungs.
+    part covers nearly all of it: those are scans whose slices happen to alternate (SliceThickness or KVP alone do not
+    show that). A whole that is not regular is split by any scan attribute; descriptions, thickness, image type and KVP
+    split it if each part covers nearly all of it; the first three also if one part holds all others, or if the parts
+    follow each other and one can hold all of the lungs. Slabs of one scan with slices missing in between, or that
+    overlap, are kept as a whole, so that none stands for the lungs.
     """
     regular = _is_regular(headers)
     if not regular and (parts := _scan_and_bolus(headers)):
@@ -223,7 +223,7 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
     # A scan may go on past midnight.
     scans = _SCANS if regular else (*_SCANS, "study_date")
     never_one = {_PHASE} if regular else {*scans}
-    described = [name for name in _DESCRIBED if not (regular and name == _THICKNESS)]
+    described = [name for name in _DESCRIBED if not (regular and name in (_THICKNESS, _KVP))]
     for name in (*scans, *described):
         parts = _regular_parts(headers, name)
         if not parts or (not regular and _are_one_broken_scan(parts)):
@@ -231,9 +231,8 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
         if regular and name == _PHASE and _are_in_order(parts):
             continue
         large = all(len(part) > _FEW for part in parts)
-        covering = sum(_covers(part, headers) for part in parts)
-        apart = not regular and (_follow_each_other(parts) or (covering > 0 and not _are_in_order(parts)))
-        if name in never_one or (large and (apart or covering == len(parts))):
+        apart = not regular and name != _KVP and (_follow_each_other(parts) or _are_within_one(parts))
+        if name in never_one or (large and (apart or all(_covers(part, headers) for part in parts))):
             return parts
     return [headers]
 
@@ -242,13 +241,29 @@ def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
     """Return the slices grouped by an attribute if the groups are several regular stacks; else nothing."""
     parts = _grouped(headers, attrgetter(name))
     fewest = min(map(len, parts))
-    several = len(parts) > 1 and fewest > 1 and (len(parts) <= MAX_VOLUMES or fewest > _FEW)
-    return parts if several and all(map(_is_regular, parts)) else []
+    if len(parts) < 2 or fewest < 2 or not all(map(_is_regular, parts)):
+        return []
+    if len(parts) > MAX_VOLUMES and (fewest <= _FEW or not any(_covers(part, headers) for part in parts)):
+        return []
+    return parts
 
 
 def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
     """Return whether none of several stacks reaches into another, and one is long enough to hold all of the lungs."""
     return max(map(extent_mm, parts)) >= _LEAST_CHEST_MM and _are_in_order(parts)
+
+
+def _are_within_one(parts: Sequence[Sequence[Header]]) -> bool:
+    """Return whether one of several stacks reaches over all others, of which none is a fragment."""
+    longest = max(parts, key=extent_mm)
+    heights_mm = _heights_mm(longest)
+    low, high = heights_mm.min() - SAME_POSITION_MM, heights_mm.max() + SAME_POSITION_MM
+    return all(
+        len(part) >= FRAGMENT_SHARE * len(longest)
+        and low <= _heights_mm(part).min()
+        and _heights_mm(part).max() <= high
+        for part in parts
+    )
 
 
 def _are_in_order(parts: Sequence[Sequence[Header]]) -> bool:

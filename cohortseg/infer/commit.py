@@ -348,7 +348,7 @@ def _burden_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if row.keys() != BURDEN.polars_schema.keys():
         raise ValueError("it is not a burden row")
-    return {**row, **{name: row[name] and date.fromisoformat(row[name]) for name in _DATES}}
+    return {**row, **{name: None if row[name] is None else date.fromisoformat(row[name]) for name in _DATES}}
 
 
 def _plain(value: object) -> str:

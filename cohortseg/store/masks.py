@@ -259,7 +259,7 @@ def read_masks(path: Path, series_key: str) -> SeriesMasks:
 
 def mask_sizes(path: Path, series_key: str) -> dict[str, int]:
     """Return the bytes of each file of the group of one series, by its path below the store; none without a group."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return dict(file_sizes(path, series_key))
     return {}
 

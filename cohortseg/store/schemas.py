@@ -75,8 +75,8 @@ _ACQUISITION = (
     Column(
         "acquisition_date",
         _DATE,
-        "earliest AcquisitionDate (0008,0022), else date of AcquisitionDateTime (0008,002A), of the slices: when they "
-        "were scanned. Only shown: days are counted from StudyDate",
+        "AcquisitionDate (0008,0022), else date of AcquisitionDateTime (0008,002A), that most of its slices have: when "
+        "they were scanned. Days are counted from StudyDate all the same",
     ),
     Column(
         "phase",
