@@ -23,7 +23,7 @@ OUTLINE_RGB: Final = (70, 160, 255)
 
 MOST_SLICES: Final = 12
 """Slices in an overview."""
-_CROSS: Final = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+_CROSS: Final = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _MARGIN: Final = 0.08
 _TILE_HEIGHT: Final = 240
 _FEW_TILE_HEIGHT: Final = 440

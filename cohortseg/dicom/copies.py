@@ -18,7 +18,7 @@ from cohortseg.dicom.frames import ENHANCED_CT
 from cohortseg.dicom.geometry import rounded
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import PLACE, Header, SkippedFile
-from cohortseg.dicom.pixels import is_whole, stored_values
+from cohortseg.dicom.pixels import is_whole, num_frames, stored_values
 from cohortseg.dicom.rules import image_kind
 from cohortseg.errors import DicomError
 from cohortseg.hashes import file_sha256
@@ -294,7 +294,7 @@ def _form(dataset: Dataset) -> _Form:
 def _pixel_digest(dataset: Dataset, *, decode: bool) -> str:
     digest = hashlib.sha256()
     if decode:
-        for frame in range(int(dataset.get("NumberOfFrames") or 1)):
+        for frame in range(num_frames(dataset)):
             digest.update(stored_values(dataset, "", frame).astype("<i4").tobytes())
     elif dataset["PixelData"].is_undefined_length:
         for frame_bytes in _compressed_frames(dataset):
@@ -307,6 +307,6 @@ def _pixel_digest(dataset: Dataset, *, decode: bool) -> str:
 def _compressed_frames(dataset: Dataset) -> Iterable[bytes]:
     """Return the compressed images, the same however they are split into fragments; all as it is if that fails."""
     try:
-        return list(generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)))
+        return list(generate_frames(dataset.PixelData, number_of_frames=num_frames(dataset)))
     except READ_ERRORS:
         return [dataset.PixelData]

@@ -49,12 +49,11 @@ def _from(reader: Callable[[Attributes, _Asked], _Value], asked: _Asked) -> _Val
     return made
 
 
-def _first_text(item: Attributes, keywords: tuple[str, ...]) -> str | None:
-    return next(filter(None, map(item.text, keywords)), None)
-
-
-def _first_date(item: Attributes, keywords: tuple[str, ...]) -> date | None:
-    return next(filter(None, map(item.date, keywords)), None)
+def _first(
+    reader: Callable[[Attributes, str], _Value | None],
+) -> Callable[[Attributes, tuple[str, ...]], _Value | None]:
+    """Return a reader of several attributes that gives the first value that is known."""
+    return lambda item, keywords: next(filter(None, (reader(item, keyword) for keyword in keywords)), None)
 
 
 def _facts(item: Attributes, keywords: tuple[str, ...]) -> tuple[Hashable, ...]:
@@ -88,7 +87,7 @@ class Header:
     study_instance_uid: str | None = _from(Attributes.text, "StudyInstanceUID")
     series_instance_uid: str
     acquisition_number: int | None = _from(Attributes.whole, "AcquisitionNumber")
-    acquisition_time: str | None = _from(_first_text, ("AcquisitionTime", "AcquisitionDateTime"))
+    acquisition_time: str | None = _from(_first(Attributes.text), ("AcquisitionTime", "AcquisitionDateTime"))
     """The time (TM or DT) as written: only whether two slices agree in it matters."""
     temporal_position: int | None = _from(Attributes.whole, "TemporalPositionIdentifier")
     """TemporalPositionIdentifier (0020,0100): the phase of a scan in time."""
@@ -107,7 +106,7 @@ class Header:
     patient_facts: tuple[Hashable, ...] = _from(_facts, ("IssuerOfPatientID", "PatientBirthDate", "PatientSex"))
     """IssuerOfPatientID, PatientBirthDate, PatientSex: only to tell apart persons of one PatientID; never written."""
     study_date: date | None = _from(Attributes.date, "StudyDate")  # noqa: RUF009 (a field, not a date)
-    acquisition_date: date | None = _from(_first_date, ("AcquisitionDate", "AcquisitionDateTime"))  # noqa: RUF009
+    acquisition_date: date | None = _from(_first(Attributes.date), ("AcquisitionDate", "AcquisitionDateTime"))  # noqa: RUF009
     modality: str | None = _from(Attributes.text, "Modality")
     series_description: str | None = _from(Attributes.text, "SeriesDescription")
     body_part: str | None = _from(Attributes.text, "BodyPartExamined")

@@ -56,7 +56,7 @@ def names_other_parts(body_part: str | None, description: str | None) -> bool:
     SeriesDescription decides if it names any part, because BodyPartExamined is often that of the whole protocol.
     """
     for name in (description, body_part):
-        text = (name or "").replace("_", " ")
+        text = _spaced(name)
         if _SPINE.search(text) and not _CHEST.search(_THORACIC.sub("", text)):
             return True
         if _CHEST.search(text):
@@ -68,17 +68,20 @@ def names_other_parts(body_part: str | None, description: str | None) -> bool:
 
 def names_expiration(description: str | None) -> bool:
     """Return whether a SeriesDescription says that the patient breathed out; one of a protocol of both does not."""
-    name = (description or "").replace("_", " ")
+    name = _spaced(description)
     return _EXPIRATION.search(name) is not None and _INSPIRATION.search(name) is None
 
 
 def names_attenuation_scan(description: str | None) -> bool:
     """Return whether a SeriesDescription names a scan for the attenuation correction of PET, made while breathing."""
-    return _ATTENUATION_SCAN.search((description or "").replace("_", " ")) is not None
+    return _ATTENUATION_SCAN.search(_spaced(description)) is not None
 
 
 @lru_cache
 def names_spectral(description: str | None) -> bool:
     """Return whether a SeriesDescription names an image computed from several energies, or the image of one of them."""
-    name = description or ""
-    return _SPECTRAL.search(name.replace("_", " ")) is not None or _ONE_TUBE.search(name) is not None
+    return _SPECTRAL.search(_spaced(description)) is not None or _ONE_TUBE.search(description or "") is not None
+
+
+def _spaced(name: str | None) -> str:
+    return (name or "").replace("_", " ")

@@ -121,6 +121,11 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     return stored
 
 
+def num_frames(dataset: Dataset) -> int:
+    """Return the number of images in a dataset, 1 if NumberOfFrames is absent."""
+    return int(dataset.get("NumberOfFrames") or 1)
+
+
 def is_whole(dataset: Dataset) -> bool:
     """Return whether pixel data are as long as the header says; True for compressed ones, whose end pydicom found."""
     if dataset["PixelData"].is_undefined_length:
@@ -199,7 +204,7 @@ def _index_frames(dataset: Dataset) -> None:
 
     It is an Extended Offset Table (PS3.3 C.7.6.3.1.8), made where each frame is one fragment.
     """
-    count = int(dataset.get("NumberOfFrames") or 1)
+    count = num_frames(dataset)
     if count == 1 or "ExtendedOffsetTable" in dataset:
         return
     buffer = BytesIO(dataset.PixelData)
@@ -224,7 +229,7 @@ def _check_compressed(dataset: Dataset, syntax: UID, frame: int) -> None:
     encoded = get_frame(
         dataset.PixelData,
         frame,
-        number_of_frames=int(dataset.get("NumberOfFrames") or 1),
+        number_of_frames=num_frames(dataset),
         extended_offsets=tables if all(tables) else None,
     )
     if syntax == RLELossless:

@@ -268,8 +268,11 @@ def _findings(
 def _lacks_parts(volume: Sequence[Header], beside: Sequence[Sequence[Header]]) -> bool:
     """Return whether slices are from files that are parts of a longer one, other parts of which are not there."""
     needed = {header.concatenation_uid: header.parts_of_file for header in volume if header.parts_of_file is not None}
-    there = {(header.concatenation_uid, header.part_of_file) for other in beside for header in other} if needed else ()
-    return any(sum(uid == whole for uid, _ in there) < count for whole, count in needed.items())
+    if not needed:
+        return False
+    there = {(header.concatenation_uid, header.part_of_file) for other in beside for header in other}
+    counts = Counter(uid for uid, _ in there)
+    return any(counts[uid] < count for uid, count in needed.items())
 
 
 def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:

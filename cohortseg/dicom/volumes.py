@@ -162,7 +162,8 @@ def _visits(headers: Sequence[Header], visits: Mapping[date | None, int]) -> lis
     large = [group for group in groups if len(group) >= FRAGMENT_SHARE * most]
     rest = [header for group in large for header in group]
     # The slices of one visit may happen to lie halfway between those of another.
-    are_whole = all(_is_regular(group) and _covers(group, rest) for group in large)
+    rest_mm = extent_mm(rest)
+    are_whole = all(_is_regular(group) and _covers(group, rest_mm) for group in large)
     return [*(large if are_whole else _filed_apart(rest, visit)), *few]
 
 
@@ -230,9 +231,10 @@ def _acquisitions(headers: list[Header]) -> list[list[Header]]:
             continue
         if regular and name == _PHASE and _are_in_order(parts):
             continue
+        whole_mm = extent_mm(headers)
         large = all(len(part) > _FEW for part in parts)
         apart = not regular and name != _KVP and (_follow_each_other(parts) or _are_within_one(parts))
-        if name in never_one or (large and (apart or all(_covers(part, headers) for part in parts))):
+        if name in never_one or (large and (apart or all(_covers(part, whole_mm) for part in parts))):
             return parts
     return [headers]
 
@@ -243,9 +245,10 @@ def _regular_parts(headers: Sequence[Header], name: str) -> list[list[Header]]:
     fewest = min(map(len, parts))
     if len(parts) < 2 or fewest < 2 or not all(map(_is_regular, parts)):
         return []
-    if len(parts) > MAX_VOLUMES and (fewest <= _FEW or not any(_covers(part, headers) for part in parts)):
-        return []
-    return parts
+    if len(parts) <= MAX_VOLUMES:
+        return parts
+    whole_mm = extent_mm(headers)
+    return parts if fewest > _FEW and any(_covers(part, whole_mm) for part in parts) else []
 
 
 def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
@@ -255,14 +258,12 @@ def _follow_each_other(parts: Sequence[Sequence[Header]]) -> bool:
 
 def _are_within_one(parts: Sequence[Sequence[Header]]) -> bool:
     """Return whether one of several stacks reaches over all others, of which none is a fragment."""
-    longest = max(parts, key=extent_mm)
-    heights_mm = _heights_mm(longest)
-    low, high = heights_mm.min() - SAME_POSITION_MM, heights_mm.max() + SAME_POSITION_MM
+    heights_mm = [_heights_mm(part) for part in parts]
+    longest = max(heights_mm, key=np.ptp)
+    low, high = longest.min() - SAME_POSITION_MM, longest.max() + SAME_POSITION_MM
     return all(
-        len(part) >= FRAGMENT_SHARE * len(longest)
-        and low <= _heights_mm(part).min()
-        and _heights_mm(part).max() <= high
-        for part in parts
+        heights.size >= FRAGMENT_SHARE * longest.size and low <= heights.min() and heights.max() <= high
+        for heights in heights_mm
     )
 
 
@@ -277,9 +278,9 @@ def _are_one_broken_scan(parts: Sequence[Sequence[Header]]) -> bool:
 
     Slices are missing in between, or the slabs are short and overlap.
     """
-    whole = [header for part in parts for header in part]
+    whole_mm = extent_mm([header for part in parts for header in part])
     longest_mm = max(map(extent_mm, parts))
-    if longest_mm >= _SLAB_MM or any(_covers(part, whole) for part in parts):
+    if longest_mm >= _SLAB_MM or any(_covers(part, whole_mm) for part in parts):
         return False
     heights_mm = [np.sort(_heights_mm(part)) for part in parts]
     heights_mm.sort(key=lambda heights: float(heights[0]))
@@ -343,7 +344,7 @@ def _is_corrected(header: Header, other: Header) -> bool:
 
 def covers_in_part(volume: Sequence[Header], alike: Sequence[Sequence[Header]]) -> bool:
     """Return whether the volumes that are like this one (`volumes_like`) reach much farther along its normal."""
-    return len(alike) > 1 and not _covers(volume, [header for other in alike for header in other])
+    return len(alike) > 1 and not _covers(volume, extent_mm([header for other in alike for header in other]))
 
 
 def volumes_like(volume: Sequence[Header], volumes: Sequence[Sequence[Header]]) -> list[Sequence[Header]]:
@@ -376,9 +377,9 @@ def _what(header: Header) -> Hashable:
     return header.patient_id, header.study_instance_uid, image_kind(header)
 
 
-def _covers(part: Sequence[Header], whole: Sequence[Header]) -> bool:
+def _covers(part: Sequence[Header], whole_mm: float) -> bool:
     """Return whether some slices cover most of the extent of the whole."""
-    return extent_mm(part) >= SERIES_COVERAGE_SHARE * extent_mm(whole)
+    return extent_mm(part) >= SERIES_COVERAGE_SHARE * whole_mm
 
 
 def extent_mm(headers: Sequence[Header]) -> float:
