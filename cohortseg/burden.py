@@ -4,13 +4,14 @@ Axes are Z Y X. Lesions count inside the lungs only. What cannot be measured is 
 single slice (its extent along the normal is not known), percents of a region in which no lung was found.
 """
 
+import math
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cohortseg.labels import CONSOLIDATION, GGO, SIDES, ZONES, is_opacity
+from cohortseg.labels import BACKGROUND, CONSOLIDATION, GGO, NUM_CLASSES, SIDES, ZONES, is_opacity
 from cohortseg.volume import bounding_box
 
 HIGH_OPACITY_HU: Final = -200
@@ -67,11 +68,14 @@ def series_burden(
     shapes = {labels.shape, lungs.shape, zones.shape, volume_hu.shape}
     if len(shapes) != 1:
         raise ValueError(f"labels, lungs, zones and volume_hu must have one shape, got {sorted(shapes)}")
-    inside = lungs > 0
-    lesion = inside & is_opacity(labels)
-    num_lung, num_lesion = _count(inside), _count(lesion)
-    num_ggo = _count(inside & (labels == GGO.value))
-    num_high = _count(volume_hu[lesion] >= HIGH_OPACITY_HU)
+    box = bounding_box(lungs)
+    inside = lungs[box] > 0
+    lesion = inside & is_opacity(labels[box])
+    lung_hu, lesion_hu = volume_hu[box][inside], volume_hu[box][lesion]
+    counts = _counts(labels[box][inside], lungs[box][inside], zones[box][inside])
+    num_lung, num_lesion = _lung_and_lesion(counts)
+    num_ggo = int(counts[GGO.value].sum())
+    num_high = int(np.count_nonzero(lesion_hu >= HIGH_OPACITY_HU))
     row: dict[str, float | int | None] = {
         "n_lung_slices": int(inside.any(axis=(1, 2)).sum()),
         "lung_volume_ml": _volume(num_lung, num_lung, voxel_volume_ml),
@@ -83,11 +87,11 @@ def series_burden(
         "po_pct": percent(num_lesion, num_lung),
         "high_opacity_volume_ml": _volume(num_high, num_lung, voxel_volume_ml),
         "pho_pct": percent(num_high, num_lung),
-        **_hu_columns("lesion", volume_hu[lesion]),
-        **_hu_columns("lung", volume_hu[inside]),
+        **_hu_columns("lesion", lesion_hu),
+        **_hu_columns("lung", lung_hu),
         **_lesion_columns(lesion, num_lung, voxel_volume_ml),
     }
-    return row | _side_columns(lesion, lungs, voxel_volume_ml) | _zone_columns(lesion, lungs, zones)
+    return row | _side_columns(counts, voxel_volume_ml) | _zone_columns(counts)
 
 
 def slice_areas(
@@ -114,8 +118,17 @@ def slice_areas(
     return rows
 
 
-def _count(mask: NDArray[np.bool_]) -> int:
-    return int(np.count_nonzero(mask))  # several times as fast as a sum
+def _counts(labels: NDArray[np.uint8], lungs: NDArray[np.uint8], zones: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Return the number of voxels of each class, lung and zone; the axes are their values (0 of the lungs is empty)."""
+    shape = (NUM_CLASSES, len(SIDES) + 1, len(ZONES) + 1)
+    places = (labels * shape[1] + lungs) * shape[2] + zones
+    return np.bincount(places, minlength=math.prod(shape)).reshape(shape)
+
+
+def _lung_and_lesion(counts: NDArray[np.intp]) -> tuple[int, int]:
+    """Return the voxels of lung, and those of them with a lesion, from counts whose first axis are the classes."""
+    num_lung = int(counts.sum())
+    return num_lung, num_lung - int(counts[BACKGROUND.value].sum())
 
 
 def _volume(count: int, num_lung: int, voxel_volume_ml: float | None) -> float | None:
@@ -145,30 +158,25 @@ def _lesion_columns(
     return {"lesion_count": int(counted.size), "largest_lesion_volume_ml": largest}
 
 
-def _side_columns(
-    lesion: NDArray[np.bool_], lungs: NDArray[np.uint8], voxel_volume_ml: float | None
-) -> dict[str, float | int | None]:
+def _side_columns(counts: NDArray[np.intp], voxel_volume_ml: float | None) -> dict[str, float | int | None]:
     """Return lung volume, opacity volume and percent of opacity of the right and of the left lung."""
     row: dict[str, float | int | None] = {}
     for side, value in SIDES.items():
-        region = lungs == value
-        num_lung, num_lesion = _count(region), _count(lesion & region)
+        num_lung, num_lesion = _lung_and_lesion(counts[:, value])
         row[f"lung_{side}_volume_ml"] = _volume(num_lung, num_lung, voxel_volume_ml)
         row[f"opacity_{side}_volume_ml"] = _volume(num_lesion, num_lung, voxel_volume_ml)
         row[f"po_{side}_pct"] = percent(num_lesion, num_lung)
     return row
 
 
-def _zone_columns(
-    lesion: NDArray[np.bool_], lungs: NDArray[np.uint8], zones: NDArray[np.uint8]
-) -> dict[str, float | int | None]:
+def _zone_columns(counts: NDArray[np.intp]) -> dict[str, float | int | None]:
     """Return the percent of opacity in the thirds of each lung, and the score of all six."""
     row: dict[str, float | int | None] = {}
     scores: list[int] = []
     for side, side_value in SIDES.items():
         for zone, zone_value in ZONES.items():
-            region = (lungs == side_value) & (zones == zone_value)
-            share = percent(_count(lesion & region), _count(region))
+            num_lung, num_lesion = _lung_and_lesion(counts[:, side_value, zone_value])
+            share = percent(num_lesion, num_lung)
             row[f"po_{side}_{zone}_pct"] = share
             if share is not None:
                 scores.append(sum(share >= edge for edge in _ZONE_SCORE_EDGES_PCT))

@@ -119,7 +119,7 @@ def is_training(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Trained:
-    """The same training twice, each on a Ray of its own: to its end, and killed after its second checkpoint."""
+    """The same training twice: to its end, and on a Ray of its own, killed after its second checkpoint."""
 
     config: Path
     whole: Path
@@ -135,7 +135,7 @@ def trained(data: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("trained")
     config = config_file(folder, supervised=20, adversarial=30)
     whole, killed = folder / "whole", folder / "killed"
-    whole_process, process = (begin("--data", data, "--config", config, "-o", out) for out in (whole, killed))
+    process = begin("--data", data, "--config", config, "-o", killed)
     deadline = time.monotonic() + 200
     while not any(row["iteration"] >= 10 for row in read_history(killed)) or len(checkpoints_in(killed)) < 2:
         assert process.poll() is None, "the run ended before it could be killed"
@@ -148,8 +148,8 @@ def trained(data: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory
     while any(map(is_training, processes)):  # workers that lost their driver run on for a moment
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    stdout, stderr = whole_process.communicate(timeout=200)
-    assert (whole_process.returncode, stdout) == (0, f"{whole / 'model.safetensors'}\n"), stderr
+    done = train("--data", data, "--config", config, "-o", whole)
+    assert (done.exit_code, done.stdout) == (0, f"{whole / 'model.safetensors'}\n"), done.stderr
     return Trained(config, whole, killed)
 
 
