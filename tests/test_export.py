@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import REPAIRS
+from cohortseg.dicom.series import record_from_row
 from cohortseg.errors import StoreError
 from cohortseg.export.dicom_seg import segmentation_bytes
 from cohortseg.labels import LESIONS
@@ -109,11 +111,11 @@ def test_dicom_seg_puts_the_lesions_of_every_odd_series_in_their_place(quirks: R
     cohort, out = quirks
     code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
     assert (code, sorted(path.stem for path in (tmp_path / "seg").glob("*.dcm"))) == (0, keys_of(out)), said
-    files = dict(pl.read_parquet(out / "manifest.parquet").select("series_key", "files").iter_rows())
+    rows = {row["series_key"]: row for row in pl.read_parquet(out / "manifest.parquet").iter_rows(named=True)}
     for key in keys_of(out):
         masks = read_masks(out / "masks.zarr", key)
         segmentation = hd.seg.segread(tmp_path / f"seg/{key}.dcm")
-        source = pydicom.dcmread(cohort / files[key][0], force=True)
+        source = pydicom.dcmread(cohort / rows[key]["files"][0], force=True)
         for attribute in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "StudyDate"):
             assert segmentation.get(attribute) == (source.get(attribute) or segmentation[attribute].empty_value)
         assert segmentation.StudyInstanceUID == masks.facts.study_instance_uid
@@ -129,6 +131,44 @@ def test_dicom_seg_puts_the_lesions_of_every_odd_series_in_their_place(quirks: R
             found = places(volume.affine, np.argwhere(volume.array > 0))
             expected = np.argwhere(masks.labels == label.value)
             np.testing.assert_allclose(found, places(own_affine(masks), expected), atol=0.02)
+        if not rows[key]["repairs"]:
+            uids = masks.facts.sop_instance_uids
+            assert Counter(sources_of(segmentation)) == Counter({uid: 2 * n for uid, n in Counter(uids).items()})
+
+
+def sources_of(segmentation: pydicom.Dataset) -> list[str]:
+    """Return the SOPInstanceUID of the one image that each frame says it was made from."""
+    found = []
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        (derivation,) = frame.DerivationImageSequence
+        (source,) = derivation.SourceImageSequence
+        assert source.SpatialLocationsPreserved == "YES"
+        found.append(source.ReferencedSOPInstanceUID)
+    return found
+
+
+def test_frames_lie_on_their_slices_and_name_them_where_those_are_not_quite_even(
+    model_path: Path, tmp_path: Path
+) -> None:
+    cohort, out = tmp_path / "cohort", tmp_path / "out"
+    steps_mm = {"rounded": ((0, 0, 1.25), 1), "sheared by .3 degrees": ((0, 0.011, 2.0), 4)}
+    for patient, (step_mm, decimals) in steps_mm.items():
+        positions = np.round(np.arange(40)[:, None] * step_mm, decimals).tolist()
+        kind = {"shape": (40, 96, 80), "spacing_mm": (step_mm[2], 3.0, 3.5), "hu": ill_body}
+        write_series(cohort / patient, patient_id=patient, positions=positions, **kind)
+    run(cohort, out, model_path)
+    assert read_table(out / "manifest.parquet", MANIFEST)["repairs"].to_list() == [[], []]
+    paint_lesions(out, count=400)
+    code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
+    assert code == 0, said
+    headers = {header.SOPInstanceUID: header for header in map(pydicom.dcmread, cohort.rglob("*.dcm"))}
+    for key in keys_of(out):
+        segmentation = hd.seg.segread(tmp_path / f"seg/{key}.dcm")
+        for uid, frame in zip(sources_of(segmentation), segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+            assert frame.PlanePositionSequence[0].ImagePositionPatient == headers[uid].ImagePositionPatient
+        masks = read_masks(out / "masks.zarr", key)
+        pixels = segmentation.get_pixels_by_source_instance([*masks.facts.sop_instance_uids], combine_segments=True)
+        np.testing.assert_array_equal(pixels, masks.labels)
 
 
 def test_nifti_lies_where_simpleitk_puts_the_dicom_series(quirks: Run, tmp_path: Path) -> None:
@@ -355,7 +395,7 @@ def test_a_dicom_seg_has_a_frame_of_each_slice_also_where_it_holds_no_lesion(sma
     labels = np.zeros_like(masks.labels)
     labels[1, 40:45, 20:25] = 2
     sources = [pydicom.dcmread(cohort / path, stop_before_pixels=True) for path in row["files"]]
-    content = segmentation_bytes(replace(masks, labels=labels), sources, "key")
+    content = segmentation_bytes(replace(masks, labels=labels), sources, record_from_row(row))
     segmentation = pydicom.dcmread(io.BytesIO(content))
     assert segmentation.NumberOfFrames == len(labels)
     (segment,) = segmentation.SegmentSequence
@@ -370,7 +410,7 @@ def test_the_same_labels_elsewhere_are_another_object(small: Run) -> None:
 
     def uid(masks: SeriesMasks) -> str:
         sources = [pydicom.dcmread(cohort / path, stop_before_pixels=True) for path in row["files"]]
-        return str(pydicom.dcmread(io.BytesIO(segmentation_bytes(masks, sources, "key"))).SOPInstanceUID)
+        return str(pydicom.dcmread(io.BytesIO(segmentation_bytes(masks, sources, record_from_row(row)))).SOPInstanceUID)
 
     higher = (own_affine(masks) + np.array([0, 0, 0, 1.0]) * np.array([[0], [0], [1], [0]])).tolist()
     moved = replace(masks, facts=replace(masks.facts, affine=tuple(map(tuple, higher))))
@@ -465,6 +505,44 @@ def test_slices_that_were_changed_since_are_not_drawn_under_the_old_masks(small:
         code, said = export(out, tmp_path / form, form, "--cohort", cohort)
         assert code == 3, form
         assert "not those that were segmented" in said
+
+
+def test_what_was_exported_is_told_of_each_format_and_no_other_output_is_mixed_with_it(
+    small: Run, tmp_path: Path
+) -> None:
+    cohort, out = small
+    key = keys_of(out)[0]
+    assert export(out, tmp_path / "x", "nifti", "--series", key)[0] == 0
+    assert export(out, tmp_path / "x", "png", "--cohort", cohort)[0] == 0
+    told = json.loads((tmp_path / "x/run.json").read_text())
+    assert told["command"] == "export"
+    assert {form: facts["counts"] for form, facts in told["formats"].items()} == {
+        "nifti": {"written": 1},
+        "png": {"written": 2},
+    }
+    assert told["formats"]["nifti"]["series"] == [key]
+    assert told["formats"]["png"]["model"] == json.loads((out / "run.json").read_text())["model"]
+    (tmp_path / "x/run.json").write_text(json.dumps({"command": "train"}))
+    code, said = export(out, tmp_path / "x", "nifti")
+    assert (code, "holds the output of train" in " ".join(said.split())) == (2, True)
+
+
+def test_a_single_frame_of_an_enhanced_file_becomes_a_segmentation(
+    quirks_sample: Path, model_path: Path, tmp_path: Path
+) -> None:
+    (path,) = (file for file in (quirks_sample / "dicom/enhanced").rglob("*") if file.is_file())
+    dataset = pydicom.dcmread(path)
+    pixels, middle = dataset.pixel_array, dataset.NumberOfFrames // 2
+    dataset.PerFrameFunctionalGroupsSequence = [dataset.PerFrameFunctionalGroupsSequence[middle]]
+    dataset.NumberOfFrames, dataset.PixelData = 1, pixels[middle].tobytes()
+    (tmp_path / "cohort").mkdir()
+    dataset.save_as(tmp_path / "cohort/one")
+    run(tmp_path / "cohort", tmp_path / "out", model_path)
+    paint_lesions(tmp_path / "out")
+    code, said = export(tmp_path / "out", tmp_path / "seg", "dicom-seg", "--cohort", tmp_path / "cohort")
+    assert code == 0, said
+    (path,) = (tmp_path / "seg").glob("*.dcm")
+    assert sources_of(pydicom.dcmread(path)) == [dataset.SOPInstanceUID] * 2
 
 
 def test_series_are_named_by_uid_or_by_the_beginning_of_their_key(small: Run, tmp_path: Path) -> None:
@@ -563,7 +641,7 @@ def test_a_killed_export_leaves_whole_folders_and_is_finished_by_the_same_comman
     (target / f".exported/.key-png.json.{'0' * 32}.tmp").touch()  # what a kill leaves in the midst of a marker
     code, said = export(out, target, "png", "--cohort", cohort)
     assert (code, "up to date" in said) == (0, True)
-    assert sorted(path.name for path in target.iterdir() if path.name not in (".lock", ".exported")) == keys_of(out)
+    assert sorted(path.name for path in target.iterdir() if not path.name.startswith((".", "run.json"))) == keys_of(out)
     assert not list(target.rglob("*.tmp"))
 
 
@@ -628,28 +706,37 @@ def test_what_a_source_tells_no_more_goes_from_its_segmentation(small: Run, tmp_
     assert seen[0].SOPInstanceUID != seen[1].SOPInstanceUID
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        {"SpecificCharacterSet": "ISO_IR_100"},
-        {"NumberOfFrames": 1},
-        {"SliceThickness": None},
-        lambda z: {"ImageOrientationPatient": ["1", "0", f"{z % 2}e-6", "0", "1", "0"]},
-    ],
-    ids=["character set", "frames", "thickness", "orientation"],
-)
-def test_headers_that_highdicom_refuses_and_infer_does_not(model_path: Path, tmp_path: Path, odd: object) -> None:
+def test_headers_that_highdicom_refuses_and_infer_does_not(model_path: Path, tmp_path: Path) -> None:
     cohort, out = tmp_path / "cohort", tmp_path / "out"
-    write_series(cohort, shape=(4, 96, 80), spacing_mm=(5.0, 3.0, 3.5), hu=ill_body, attributes=odd)
+    odd = {
+        "character set": {"SpecificCharacterSet": "ISO_IR_100"},
+        "no character set": {"SpecificCharacterSet": ""},
+        "frames": {"NumberOfFrames": 1},
+        "thickness": {"SliceThickness": None},
+        "orientation": lambda z: {"ImageOrientationPatient": ["1", "0", f"{z % 2}e-6", "0", "1", "0"]},
+        "sex": {"PatientSex": "MALE"},
+        "no reference in the first": lambda z: {"FrameOfReferenceUID": "1.2.3" if z else None},
+        "no reference in the third": lambda z: {"FrameOfReferenceUID": None if z == 2 else "1.2.3"},
+    }
+    kind = {"shape": (4, 96, 80), "spacing_mm": (5.0, 3.0, 3.5), "hu": ill_body}
+    for patient, attributes in odd.items():
+        write_series(cohort / patient, patient_id=patient, attributes=attributes, **kind)
     run(cohort, out, model_path)
     paint_lesions(out)
     code, said = export(out, tmp_path / "seg", "dicom-seg", "--cohort", cohort)
     assert code == 0, said
-    (path,) = (tmp_path / "seg").glob("*.dcm")
-    segmentation = hd.seg.segread(path)
-    assert str(segmentation.PatientName) == "Secret^Name"
-    assert segmentation.get_volume().spacing == (5.0, 3.0, 3.5)
-    assert segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 5.0
+    found = {
+        segmentation.PatientID: segmentation for segmentation in map(hd.seg.segread, (tmp_path / "seg").glob("*.dcm"))
+    }
+    assert found.keys() == odd.keys()
+    keys = dict(read_table(out / "manifest.parquet", MANIFEST).select("patient_id", "series_key").iter_rows())
+    for patient, segmentation in found.items():
+        reference = read_masks(out / "masks.zarr", keys[patient]).facts.frame_of_reference_uid
+        assert reference is not None, patient
+        assert segmentation.FrameOfReferenceUID == reference, patient
+        assert str(segmentation.PatientName) == "Secret^Name"
+        assert segmentation.get_volume().spacing == (5.0, 3.0, 3.5)
+        assert segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 5.0
 
 
 def test_a_single_slice_of_unknown_thickness_is_no_segmentation_that_others_read(

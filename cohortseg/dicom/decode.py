@@ -120,7 +120,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         spacing_mm=(spacing_z, *_pixel_spacing(slices[0], record)),
         series_instance_uid=record.series_instance_uid,
         sop_instance_uids=tuple(uids),
-        frame_of_reference_uid=Attributes.of(slices[0]).text("FrameOfReferenceUID"),
+        frame_of_reference_uid=next(filter(None, map(_frame_of_reference, slices)), None),
         qc_flags=flags,
     )
 
@@ -202,6 +202,10 @@ def _read_dataset(root: Path, path: str, record: SeriesRecord, *, headers_only: 
     if [stated.whole(keyword) for keyword in ("Rows", "Columns")] != [record.rows, record.columns]:
         raise DicomError(f"{path}: image size differs from what the scan saw; {_REMEDY}")
     return dataset
+
+
+def _frame_of_reference(dataset: Dataset) -> str | None:
+    return Attributes.of(dataset).text("FrameOfReferenceUID")
 
 
 def _pixel_spacing(dataset: Dataset, record: SeriesRecord) -> tuple[float, float]:

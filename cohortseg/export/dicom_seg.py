@@ -18,6 +18,8 @@ from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import DA, TM, DSfloat
 
 from cohortseg.dicom.elements import READ_ERRORS
+from cohortseg.dicom.frames import frame_datasets
+from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DicomError
 from cohortseg.labels import LESIONS, Lesion
 from cohortseg.store.masks import MaskFacts, SeriesMasks
@@ -33,17 +35,19 @@ _MAY_BE_EMPTY: Final = (
 """Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where not known; de-identified files lack some."""
 _IDENTITY_GROUPS: Final = frozenset({0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0038, 0x0040})
 """Tag groups of the attributes of patient and study (PS3.3 C.7.1, C.7.2), and of the frame of reference."""
+_SEXES: Final = frozenset(str(sex.value) for sex in hd.PatientSexValues)
 _DATES: Final[dict[str, Callable[[Any], Any]]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 _CHARACTER_SETS: Final = frozenset(str(term.value) for term in hd.SpecificCharacterSetValues)
 
 
-def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_key: str) -> bytes:
+def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], record: SeriesRecord) -> bytes:
     """Return the lesions of one series as a binary DICOM SEG file, one segment per class.
 
     Identity (patient, study, frame of reference) is that of the source. A class that the series does not have gets no
     segment, since viewers stumble over empty ones, and the others are numbered from 1 (PS3.3 C.8.20.2); frames without
-    lesion are kept, since viewers expect them. The same masks on the same slices of the same patient always get the
-    same UIDs, so that sending them twice does not duplicate them.
+    lesion are kept, since viewers expect them. Each frame lies where its slice lies and refers to it, even if slices
+    are not quite evenly spaced; those of a repaired series lie on its own grid. The same masks on the same slices of
+    the same patient always get the same UIDs, so that sending them twice does not duplicate them.
 
     Parameters
     ----------
@@ -51,14 +55,15 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         Masks and geometry of a series with a lesion.
     sources
         Headers of the files that the masks were made from; they are completed in place.
-    series_key
-        Names the series in errors.
+    record
+        The series as the scan saw it.
 
     Raises
     ------
     DicomError
         If the source's headers do not allow a segmentation.
     """
+    series_key = record.series_key
     present = [label for label in LESIONS if (masks.labels == label.value).any()]
     facts = masks.facts
     spacing_z = facts.spacing_mm[0]
@@ -66,12 +71,12 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
     for source in sources:
         if source.get("SOPClassUID") == CTImageStorage:
             source.pop("NumberOfFrames", None)  # 1, or the scan would have refused it; highdicom goes by its presence
-    if any("NumberOfFrames" in source for source in sources) and (len(sources) > 1 or single):
+    if any("NumberOfFrames" in source for source in sources) and len(sources) > 1:
         raise DicomError(
-            f"series {series_key}: a DICOM SEG can refer to one multi-frame file, and to all of its frames; "
-            "use --format nifti or png"
+            f"series {series_key}: a DICOM SEG can refer to one multi-frame file only; use --format nifti or png"
         )
-    if single and not np.isfinite(_number(sources[0], "SliceThickness")):
+    slices = _slices(sources, record)
+    if single and not np.isfinite(_number(slices[0], "SliceThickness")):
         raise DicomError(
             f"series {series_key}: a single slice without SliceThickness, which a DICOM SEG must say; "
             "use --format nifti or png"
@@ -94,8 +99,13 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
         _complete(sources)
         segmentation = Segmentation(
             source_images=sources,
-            # The extent of a single slice along the normal is not known: its source's own values are used.
-            pixel_array=numbered if single else _on_own_grid(numbered, facts),
+            pixel_array=numbered,
+            plane_positions=[
+                hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, position)
+                for position in (_grid_positions(facts) if record.repairs else _positions(slices))
+            ],
+            # The source's own replace them, unless a repair has changed them.
+            pixel_measures=hd.PixelMeasuresSequence(facts.spacing_mm[1:], slice_thickness=spacing_z),
             segmentation_type=SegmentationTypeValues.BINARY,
             segment_descriptions=segments,
             series_instance_uid=generate_uid(entropy_srcs=["series", *identity]),
@@ -112,10 +122,11 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], series_ke
             omit_empty_frames=False,
         )
         measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-        if spacing_z is None:
-            measures.pop("SpacingBetweenSlices", None)  # highdicom makes up 1 mm
-        elif "SliceThickness" not in measures:  # type 1C (PS3.3 C.7.6.16.2.1): readers refuse a file without
-            measures.SliceThickness = DSfloat(spacing_z, auto_format=True)
+        measures.pop("SpacingBetweenSlices", None)  # the source's, which need not be true
+        if spacing_z is not None:
+            measures.SpacingBetweenSlices = DSfloat(spacing_z, auto_format=True)
+            if "SliceThickness" not in measures:  # type 1C (PS3.3 C.7.6.16.2.1): readers refuse a file without
+                measures.SliceThickness = DSfloat(spacing_z, auto_format=True)
         for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
             item.DimensionOrganizationUID = generate_uid(entropy_srcs=["dimensions", *identity])
         segmentation.save_as(file)
@@ -147,10 +158,10 @@ def _text(source: Dataset, tag: BaseTag) -> str | None:
 def _complete(sources: Sequence[Dataset]) -> None:
     """Add required attributes that may be empty, and mend what highdicom refuses but the masks do not depend on.
 
-    Invalid dates, times and thicknesses become empty. All slices get the orientation of the first, from which they
-    differ by rounding only (the scan has checked this). What each frame of a multi-frame file states of their common
-    grid (the scan has checked that it is common) moves to the shared groups. Text is written as UTF-8 where the
-    standard does not know the name of its character set.
+    Invalid dates, times, sexes and thicknesses become empty. All slices get the orientation of the first, from which
+    they differ by rounding only (the scan has checked this), and the frame of reference that any of them states. What
+    each frame of a multi-frame file states of their common grid (the scan has checked that it is common) moves to the
+    shared groups. Text is written as UTF-8 where the standard does not know the name of its character set.
     """
     source = sources[0]
     if "PerFrameFunctionalGroupsSequence" in source:
@@ -163,11 +174,19 @@ def _complete(sources: Sequence[Dataset]) -> None:
             kind(source.get(keyword))
         except ValueError:
             setattr(source, keyword, None)
+    sex = str(source.PatientSex or "").strip().upper()
+    source.PatientSex = sex if sex in _SEXES else None
+    references = filter(None, (slice_.get("FrameOfReferenceUID") for slice_ in sources))
+    reference = next(references, None)
     for slice_ in sources:
+        if reference is not None:
+            slice_.FrameOfReferenceUID = reference
         if "ImageOrientationPatient" in source:
             slice_.ImageOrientationPatient = source.ImageOrientationPatient
         if not np.isfinite(_number(slice_, "SliceThickness")):
             slice_.SliceThickness = None
+    if "SpecificCharacterSet" in source and not source.SpecificCharacterSet:
+        del source.SpecificCharacterSet
     names = source.get("SpecificCharacterSet") or ()
     if not {*([names] if isinstance(names, str) else names)} <= _CHARACTER_SETS:
         source.decode()
@@ -192,13 +211,33 @@ def _number(source: Dataset, keyword: str) -> float:
         return np.nan
 
 
-def _on_own_grid(numbered: NDArray[np.uint8], facts: MaskFacts) -> hd.Volume:
-    return hd.Volume(
-        numbered,
-        np.asarray(facts.affine),
-        coordinate_system=hd.CoordinateSystemNames.PATIENT,
-        frame_of_reference_uid=facts.frame_of_reference_uid,
-    )
+def _slices(sources: Sequence[Dataset], record: SeriesRecord) -> Sequence[Dataset]:
+    """Return the attributes of each slice, in slice order.
+
+    Raises
+    ------
+    DicomError
+        If the functional groups of a multi-frame file are damaged.
+    """
+    if not record.frames:
+        return sources
+    try:
+        frames = frame_datasets(sources[0])
+        return [frames[number - 1] for number in record.frames]
+    except READ_ERRORS as error:
+        raise DicomError(f"series {record.series_key}: damaged functional groups") from error
+
+
+def _positions(slices: Sequence[Dataset]) -> NDArray[np.float64]:
+    """Return ImagePositionPatient of each slice, (Z, 3) mm."""
+    return np.array([slice_.ImagePositionPatient for slice_ in slices], dtype=np.float64)
+
+
+def _grid_positions(facts: MaskFacts) -> NDArray[np.float64]:
+    """Return the position of each slice of the masks' own, even grid, (Z, 3) mm."""
+    affine = np.asarray(facts.affine)
+    positions: NDArray[np.float64] = affine[:3, 3] + np.arange(len(facts.sop_instance_uids))[:, None] * affine[:3, 0]
+    return positions
 
 
 def _segment(number: int, label: Lesion, version: str) -> SegmentDescription:

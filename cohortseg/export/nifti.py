@@ -28,7 +28,9 @@ def nifti_bytes(array: NDArray[Any], masks: SeriesMasks) -> bytes:
     -------
     bytes
         The file of an image (X, Y, Z); for a single slice, whose extent along the normal is not known, (X, Y) at its
-        place in space: a third axis would need an invented spacing, from which readers would get invented volumes.
+        place in space: a third axis would need an invented spacing, from which readers would get invented volumes. The
+        sform is the masks' affine; the qform, which cannot hold a shear, leaves out that of slices which shift slightly
+        (up to half a degree is accepted).
     """
     affine = _LPS_TO_RAS @ np.asarray(masks.facts.affine) @ _ZYX_TO_XYZ
     xyz = np.ascontiguousarray(array.transpose(2, 1, 0))

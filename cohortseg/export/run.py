@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from cohortseg.store.files import held, replacing_folder, store_errors, write_fi
 from cohortseg.store.layout import MASKS
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
 from cohortseg.store.output import require_output
+from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.schemas import BURDEN, MANIFEST
 from cohortseg.store.tables import read_table
 from cohortseg.volume import Volume
@@ -39,6 +41,7 @@ _log: Final = logging.getLogger(__name__)
 Fate = Literal["written", "up to date", "without lesion", "failed"]
 """What became of one series."""
 
+_COMMAND: Final = "export"
 _MARKERS: Final = ".exported"
 """Folder in the target: for each series and format, what its files were made from, and their sizes."""
 _PICTURE_NAME: Final = re.compile(r"\d{4}\.png")
@@ -78,7 +81,8 @@ def export_masks(
     out
         Output folder of ``infer``; it is only read.
     target
-        Folder for the files; it is created. A hidden folder in it tells a later export what is up to date.
+        Folder for the files; it is created. A hidden folder in it tells a later export what is up to date; its
+        ``run.json`` tells, for each format, of the last export into it.
     form
         ``dicom-seg``: one file per series. ``nifti``: labels and lungs, and the CT if the cohort is given. ``png``: one
         folder per series, with a picture of each slice that holds lung.
@@ -93,10 +97,11 @@ def export_masks(
     ------
     ConfigError
         If ``out`` is no output folder, a given series is unknown or was not measured, the cohort is needed but missing
-        or is another one, or ``target`` lies inside it or inside ``out``.
+        or is another one, or ``target`` lies inside it or inside ``out``, or is the output of another command.
     StoreError
         If tables cannot be read, or the target cannot be written or is being written by another export.
     """
+    start = time.perf_counter()
     require_output(out)
     if cohort is None and form != "nifti":
         raise ConfigError(f"{form} needs the slices that were segmented; give their folder as --cohort")
@@ -106,6 +111,8 @@ def export_masks(
         raise ConfigError(f"{target}: the output must not lie inside the cohort, which is only read; choose another -o")
     if target.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"{target}: the files must not lie inside {out}, which is only read; choose another -o")
+    if (other := read_run_json(target).get("command", _COMMAND)) != _COMMAND:
+        raise ConfigError(f"{target}: holds the output of {other}; choose another -o")
     burden = read_table(out / BURDEN.file_name, BURDEN)
     measured: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
     chosen = _named(burden, measured, only) if only else measured
@@ -122,7 +129,7 @@ def export_masks(
     fates: Counter[Fate] = Counter()
     failures: dict[str, str] = {}
     with (
-        held(target, "export", folders=[target / _MARKERS]),
+        held(target, _COMMAND, folders=[target / _MARKERS]),
         progress("Exporting") as report,
         quiet_pydicom(),
     ):
@@ -137,6 +144,14 @@ def export_masks(
         exported = {path.name.removesuffix(f"-{form}.json") for path in (target / _MARKERS).glob(f"*-{form}.json")}
         unmeasured = sorted(exported - set(measured))
         left_over = [key for key in unmeasured if _sizes(_paths(target, key, form, with_ct=True))]
+        facts = {
+            "series": list(only) or None,
+            "counts": dict(fates),
+            "model": read_run_json(out).get("model"),
+            "version": __version__,
+            "timings": {"total_s": round(time.perf_counter() - start, 1)},
+        }
+        write_run_json(target, _COMMAND, {"formats": _recorded_formats(target) | {form: facts}})
     return ExportSummary(fates=fates, failures=failures, left_over=tuple(left_over))
 
 
@@ -167,6 +182,12 @@ def _export_one(
     _write(paths, contents, form)
     write_file(marker, json.dumps({"made_of": made_of, "sizes": _sizes(paths)}).encode())
     return ("written" if contents else "without lesion"), None
+
+
+def _recorded_formats(target: Path) -> dict[str, Any]:
+    """Return what earlier exports into a folder told in its ``run.json``, by format."""
+    formats = read_run_json(target).get("formats")
+    return formats if isinstance(formats, dict) else {}
 
 
 def _holds_any(cohort: Path, files: pl.Series) -> bool:
@@ -277,7 +298,7 @@ def _dicom_seg(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> dict[s
     if not masks.labels.any():
         return {}  # viewers stumble over empty segments
     _source(record, masks, cohort)  # raises if the slices are others: headers alone do not tell where a stack lies
-    return {"all": segmentation_bytes(masks, read_source_headers(record, cohort), record.series_key)}
+    return {"all": segmentation_bytes(masks, read_source_headers(record, cohort), record)}
 
 
 def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:

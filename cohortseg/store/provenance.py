@@ -19,7 +19,7 @@ from cohortseg.store.layout import RUN_JSON
 
 _PACKAGES: Final = (
     *("torch", "numpy", "scipy", "opencv-python-headless", "pydicom", "pylibjpeg-openjpeg", "python-gdcm"),
-    *("polars", "ray", "zarr"),
+    *("polars", "ray", "zarr", "highdicom", "nibabel"),
 )
 
 
