@@ -40,5 +40,5 @@ def without_path(message: str, paths: Iterable[str]) -> str:
     paths
         Paths that it can begin with.
     """
-    prefixes = (f"{path}: " for path in paths)
+    prefixes = (f"{path}: " for path in sorted(paths, key=len, reverse=True))  # one may be the beginning of another
     return next((message.removeprefix(prefix) for prefix in prefixes if message.startswith(prefix)), message)

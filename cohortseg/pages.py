@@ -3,9 +3,11 @@
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
+from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -55,6 +57,13 @@ def number_text(value: float | None, digits: int = 1) -> str:
     if value is None:
         return "\N{EN DASH}"
     return str(value) if isinstance(value, int) else f"{value:z.{digits}f}"
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw with matplotlib's defaults, whatever a ``matplotlibrc`` says; also a decorator of functions that draw."""
+    with style.context("default"):
+        yield
 
 
 def figure_png(figure: Figure) -> bytes:

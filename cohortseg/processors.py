@@ -28,6 +28,15 @@ def num_processors() -> int:
     return int(cpu_count())
 
 
+def can_begin_processes() -> bool:
+    """Return whether there can be pools of processes: they need semaphores, which live in ``/dev/shm``."""
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of processes that end with this one and ignore Ctrl-C; work still waiting at the end is dropped.
@@ -72,7 +81,7 @@ class Apart:
     """Calls functions in a second process, started at the first call, and again after a call that ended it.
 
     Where no process can start (in a script without ``if __name__ == "__main__"``, or in a process that may have no
-    children), functions are called in this one.
+    children, or without shared memory), functions are called in this one.
     """
 
     def __init__(self) -> None:
@@ -107,6 +116,10 @@ class Apart:
             raise
 
     def _begin(self) -> None:
+        if not can_begin_processes():
+            self._is_alone = True
+            _log.warning("no second process can begin (no usable /dev/shm?): pixels are decoded in this one")
+            return
         pool = self._stack.enter_context(process_pool(1))
         try:
             with uninterrupted():

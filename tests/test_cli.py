@@ -63,6 +63,28 @@ def test_of_damaged_pixels_a_quiet_run_says_one_line(tmp_path, model_path):
     assert "pydicom" not in done.stderr
 
 
+def test_neither_settings_of_matplotlib_nor_a_full_disk_behind_stderr_cost_results(tmp_path, cohort, model_path):
+    """Jupyter's shell commands inherit a backend that need not be installed beside cohortseg."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    command = [sys.executable, "-m", "cohortseg", "infer", cohort, "-o", "out", "--model", model_path]
+    environment = os.environ | {"MPLBACKEND": "module://not_installed.backend_inline", "COLUMNS": "0"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=full, text=True)
+    assert done.returncode == 3, "one series of the cohort is damaged"
+    assert "of 5 series were chosen" in done.stdout
+    assert "data:image/png" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["scan", ""], "an argument is empty"), (["scan", "x" * 300], "File name too long"), (["scan", ":100:"], ":100:")],
+)
+def test_paths_that_can_be_none_are_refused_by_name(arguments, said):
+    code, stdout, stderr = run(*arguments)
+    assert (code, stdout) == (2, "")
+    assert said in " ".join(stderr.split())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command):
     code, stdout, _ = run(command, "--help")

@@ -28,7 +28,7 @@ from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.guards import BoundedFile, codestream_shape, inflates_too_far
 from cohortseg.dicom.repair import resample_z, untilt
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.identity import series_key
+from cohortseg.identity import series_key, without_path
 from cohortseg.volume import HU_MIN
 
 
@@ -195,3 +195,7 @@ def test_a_repair_changes_the_fingerprint_so_that_a_run_notices(tmp_path: Path) 
     volume = read_volume(repaired[0], tmp_path)
     assert (repaired[0].spacing_z_mm, volume.spacing_mm[0], len(volume.volume_hu)) == (2.5, 2.5, 5)
     assert volume.affine[2, 0] == pytest.approx(2.5)
+
+
+def test_of_paths_that_begin_alike_the_whole_one_is_left_out_of_a_message():
+    assert without_path("A: DOE JOHN.dcm: no pixel data", ["A", "A: DOE JOHN.dcm"]) == "no pixel data"

@@ -128,6 +128,11 @@ def test_rules_that_cannot_be_read_are_wrong_usage(rule: str, match: str) -> Non
         parse_rules([rule])
 
 
+def test_a_rule_finds_a_letter_with_its_accent_in_either_form() -> None:
+    _, (rule,) = parse_rules(["patient_id != Mu\N{COMBINING DIAERESIS}ller"])
+    assert not rule.matches("M\N{LATIN SMALL LETTER U WITH DIAERESIS}ller"), "identifiers of headers are NFC"
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"prefer must be of stack, chest, .*, got 'thinnest'"):
         ScanConfig(prefer=("thinnest",))

@@ -1,5 +1,7 @@
 """The command line: flags in, Rich output out. One file per command; nothing is computed here."""
 
+import errno
+import os
 import sys
 from typing import Annotated, Any, Final
 
@@ -19,6 +21,8 @@ _HOW_TO_GO_ON: Final = {
 """Advice after an interruption, by command; the other commands start over."""
 _ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
 """Options of the program that are also accepted after a command, where most people write them."""
+_OF_PATHS: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTCONN, errno.ESTALE, errno.EIO})
+"""Errors of paths that a user gives: too long, a loop of links, storage that is gone."""
 _EPILOG: Final = "Every command takes -q (results and errors only) and -v (details), too."
 
 
@@ -29,6 +33,8 @@ class _Group(typer.core.TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:
+            raise typer.BadParameter("an argument is empty: is a variable of your shell not set?")
         end = args.index("--") if "--" in args else len(args)
         found = [argument for argument in args[:end] if argument in _ANYWHERE]
         rest = [argument for argument in args[:end] if argument not in _ANYWHERE]
@@ -42,6 +48,11 @@ class _Group(typer.core.TyperGroup):
             raise typer.Exit(error.exit_code) from None
         except PermissionError as error:  # in a folder without rights, even whether a file exists is unknown
             print_error(f"{error.filename or 'a file'}: {error.strerror}; you have no rights to it or to its folder")
+            raise typer.Exit(ConfigError.exit_code) from None
+        except OSError as error:
+            if error.errno not in _OF_PATHS:
+                raise
+            print_error(f"{error.filename or 'a file'}: {error.strerror}; give another path, or mend this one")
             raise typer.Exit(ConfigError.exit_code) from None
         except MemoryError:
             print_error("memory ran out; give the program more, or let less run beside it")
@@ -89,4 +100,5 @@ for _command in (sample, scan, train, evaluate, compare, infer, report, export, 
 def main() -> None:
     """Run the program."""
     interrupt.listen()
+    os.environ["MPLBACKEND"] = "agg"  # Jupyter's own, which its shell commands inherit, may not be installed here
     app()

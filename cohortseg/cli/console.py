@@ -1,13 +1,14 @@
 """Printing for all commands: messages and progress on stderr, results on stdout."""
 
+import io
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,9 @@ from cohortseg.progress import Report, silent
 for _name in ("stdin", "stdout", "stderr"):  # some schedulers start programs with these closed
     if getattr(sys, _name) is None:
         setattr(sys, _name, Path(os.devnull).open("r" if _name == "stdin" else "w"))  # noqa: SIM115
+
+if not os.environ.get("COLUMNS", "").strip("0"):  # what starts a program without a terminal may say 0: not known
+    os.environ.pop("COLUMNS", None)
 
 _PLAIN_WIDTH: Final = 120
 """Width of tables that go to a file or a pipe, unless COLUMNS says otherwise."""
@@ -47,9 +51,43 @@ class _Out(Console):
             raise StdoutError(error.strerror) from error
 
 
-out = _Out(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
+class _Messages(io.TextIOBase):
+    """Standard error, whatever it is now; what cannot be written is dropped, since no work is to be lost for it."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+            return len(text)
+        # What is left in the buffer would fail again when Python exits.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # the stub has an attribute
+        return self._stream.encoding
+
+    @property
+    def _stream(self) -> TextIO:
+        """While a bar is shown, rich's stand-in for standard error writes to the console, and so to this."""
+        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return stream
+
+
+out = _Out(highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
 """Results: standard output."""
-err = Console(stderr=True, highlight=False)
+_messages: Final = cast("TextIO", _Messages())
+err = Console(file=_messages, highlight=False, emoji=False)
 """Messages and progress: standard error."""
 
 _PLAIN_EVERY_S = 15.0
@@ -76,7 +114,9 @@ def _is_ours_or_an_error(record: logging.LogRecord) -> bool:
 
 def print_error(message: str) -> None:
     """Print one error line on stderr, also when quiet."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
+    Console(file=_messages, highlight=False, emoji=False, soft_wrap=True).print(
+        f"[bold red]error:[/] {escape(message)}"
+    )
 
 
 def number(value: float | None, digits: int) -> str:

@@ -18,6 +18,7 @@ def info(
     import json
 
     import torch
+    from rich.markup import escape
     from rich.table import Table
 
     from cohortseg.cluster import cluster_address, local_resources
@@ -46,12 +47,12 @@ def info(
         },
     }
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        out.print(json.dumps(facts, indent=2), markup=False, soft_wrap=True)
         return
     for title, rows in facts.items():
         table = Table(title=title, title_justify="left", show_header=False, box=None)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows.items():
-            table.add_row(name, str(value))
+            table.add_row(name, escape(str(value)))
         out.print(table)

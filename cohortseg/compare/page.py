@@ -10,7 +10,7 @@ from cohortseg.compare.rows import BASELINE
 from cohortseg.compare.tables import paired_gains
 from cohortseg.evaluate.tables import TOOLBOX_METRICS
 from cohortseg.labels import LESIONS
-from cohortseg.pages import figure_png, image_html, number_text, page_html, table_html
+from cohortseg.pages import figure_png, image_html, number_text, own_style, page_html, table_html
 
 _GAINS: Final = ("dice_gain", "dice_gain_low", "dice_gain_high")
 
@@ -42,6 +42,7 @@ def comparison_html(table: pl.DataFrame, held_out: pl.DataFrame) -> str:
     return page_html("Rows of table 2 on the same folds", parts)
 
 
+@own_style()
 def _gains_png(table: pl.DataFrame, held_out: pl.DataFrame, rows: list[str]) -> bytes:
     """Return one panel per class as PNG: a point per image, and above them the mean with its interval."""
     figure = Figure(figsize=(13, 1.5 + 0.6 * len(rows)), layout="constrained")

@@ -105,7 +105,11 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
             volume_hu[z] = image
         del dataset.PixelData  # only the header is needed from here on
     stack = _checked_stack(slices, record)
-    spacing_z, affine, uids = stack.spacing_z_mm, stack.affine, [str(item.SOPInstanceUID) for item in slices]
+    spacing_z, affine, uids = (
+        stack.spacing_z_mm,
+        stack.affine,
+        [str(Attributes.of(item).text("SOPInstanceUID")) for item in slices],
+    )
     flags = record.qc_flags
     if fill_undeclared_padding(volume_hu):
         flags = (*flags, qc.UNDECLARED_PADDING)

@@ -44,7 +44,8 @@ READ_ERRORS: Final = (
 
 _REMEMBERED_BYTES: Final = 256
 """Longer values are not cached, so that the cache does not fill memory."""
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+"""Also those that reverse the direction of text on a terminal."""
 _UPPER_CONTROL: Final = re.compile(r"[\x80-\x9f]")
 _SHORT_BYTES: Final = 2
 _WHOLE_LIMIT: Final = 1 << 63

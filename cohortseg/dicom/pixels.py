@@ -99,7 +99,9 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise DicomError(f"{path}: transfer syntax {syntax.name or 'missing'} is not supported") from error
+        raise DicomError(
+            f"{path}: transfer syntax {syntax.name if syntax.is_valid else 'missing or malformed'} is not supported"
+        ) from error
     if not decoder.is_available:
         raise DicomError(f"{path}: {syntax.name} needs one of: {'; '.join(decoder.missing_dependencies)}")
     try:

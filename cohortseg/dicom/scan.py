@@ -34,7 +34,7 @@ from cohortseg.dicom.volumes import (
 )
 from cohortseg.errors import ConfigError, WorkerError, unexpected
 from cohortseg.identity import series_key
-from cohortseg.processors import Apart, num_processors, process_pool, uninterrupted
+from cohortseg.processors import Apart, can_begin_processes, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
 
 _log: Final = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ def _headers_of(
         workers = min(num_processors(), len(paths) // FILES_PER_WORKER)
     report(0, len(paths), "reading headers")
     done = 0
-    if workers <= 1:
+    if workers <= 1 or not can_begin_processes():
         for chunk in chunks:
             yield from _read_chunk(root, chunk)
             done += len(chunk)

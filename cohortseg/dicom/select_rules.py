@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final, get_args, get_type_hints
+from unicodedata import normalize
 
 from cohortseg import qc
 from cohortseg.dicom.series import SeriesRecord
@@ -69,6 +70,7 @@ def _parse_rule(text: str) -> Rule:
             f"--select must be all, preferred or a rule like 'kernel~B30|B31' or 'spacing_z_mm<=2', got {text!r}"
         )
     name, sign, value = match.groups()
+    value = normalize("NFC", value)  # as header text is
     column = _ALIASES.get(name, name)
     if column in _DECIDED:
         raise ConfigError(f"--select {text!r}: {name} is what these rules decide; select by other columns")

@@ -33,8 +33,9 @@ _MAY_BE_EMPTY: Final = (
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
 """Attributes of type 2 (PS3.3 C.7.1.1, C.7.2.1): empty where not known; de-identified files lack some."""
-_IDENTITY_GROUPS: Final = frozenset({0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0038, 0x0040})
-"""Tag groups of the attributes of patient and study (PS3.3 C.7.1, C.7.2), and of the frame of reference."""
+_IDENTITY_GROUPS: Final = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040})
+"""Tag groups of the attributes of patient, study and scanner (PS3.3 C.7.1, C.7.2, C.7.5), and of the frame of
+reference."""
 _SEXES: Final = frozenset(str(sex.value) for sex in hd.PatientSexValues)
 _DATES: Final[dict[str, Callable[[Any], Any]]] = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 _CHARACTER_SETS: Final = frozenset(str(term.value) for term in hd.SpecificCharacterSetValues)

@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cohortseg.pages import figure_png
+from cohortseg.pages import figure_png, own_style
 
 _PANELS: Final = (
     ("po_pct", "Opacity, % of the lung"),
@@ -22,6 +22,7 @@ _LEAST_TOP_PCT: Final = 5.0
 """The axis reaches at least this far, so that noise near zero does not look like a course."""
 
 
+@own_style()
 def trajectories_png(timeline: pl.DataFrame) -> bytes:
     """Return a picture of every patient's burden over time, encoded as PNG.
 

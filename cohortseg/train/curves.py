@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from matplotlib.figure import Figure
 
-from cohortseg.pages import figure_png
+from cohortseg.pages import figure_png, own_style
 
 _PANELS: Final = (
     ("segmenter, labelled", ("ce", "dice", "opacity_dice", "proportion")),
@@ -17,6 +17,7 @@ _PANELS: Final = (
 )
 
 
+@own_style()
 def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
     """Return the losses of both phases as a picture encoded as PNG; ``rows`` is a history with at least one line."""
     figure = Figure(figsize=(15, 7), layout="constrained")

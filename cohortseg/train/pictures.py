@@ -14,7 +14,7 @@ from cohortseg.labels import LABELS
 from cohortseg.losses import IGNORE, refined_pseudo_labels
 from cohortseg.models.vqvae import codebook_use
 from cohortseg.overlays import Compared, compared, contact_sheet, gray_slice, overlay_slice
-from cohortseg.pages import figure_png
+from cohortseg.pages import figure_png, own_style
 from cohortseg.train.state import ADVERSARIAL, TrainState
 
 Tiles = dict[str, NDArray[np.uint8]]
@@ -94,6 +94,7 @@ def draw_unlabeled(
 
 
 @torch.no_grad()
+@own_style()
 def draw_codebook(state: TrainState, images: torch.Tensor, *, bf16: bool) -> bytes:
     """Return the running share of each code, and the codes that the given slices use at each level, as PNG.
 
