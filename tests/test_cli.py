@@ -67,7 +67,7 @@ def test_neither_settings_of_matplotlib_nor_a_full_disk_behind_stderr_cost_resul
     """Jupyter's shell commands inherit a backend that need not be installed beside cohortseg."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     command = [sys.executable, "-m", "cohortseg", "infer", cohort, "-o", "out", "--model", model_path]
-    environment = os.environ | {"MPLBACKEND": "module://not_installed.backend_inline", "COLUMNS": "0"}
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "COLUMNS": "0"}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=full, text=True)
     assert done.returncode == 3, "one series of the cohort is damaged"
@@ -77,7 +77,12 @@ def test_neither_settings_of_matplotlib_nor_a_full_disk_behind_stderr_cost_resul
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["scan", ""], "an argument is empty"), (["scan", "x" * 300], "File name too long"), (["scan", ":100:"], ":100:")],
+    [
+        (["scan", ""], "an argument is empty"),
+        (["export", "x", "--format", "nifti", "--output="], "an argument is empty"),
+        (["scan", "x" * 300], "File name too long"),
+        (["scan", ":100:"], ":100:"),
+    ],
 )
 def test_paths_that_can_be_none_are_refused_by_name(arguments, said):
     code, stdout, stderr = run(*arguments)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -521,10 +522,11 @@ def test_what_was_exported_is_told_of_each_format_and_no_other_output_is_mixed_w
         "png": {"written": 2},
     }
     assert told["formats"]["nifti"]["series"] == [key]
+    assert told["formats"]["nifti"]["finished"] is True
     assert told["formats"]["png"]["model"] == json.loads((out / "run.json").read_text())["model"]
     (tmp_path / "x/run.json").write_text(json.dumps({"command": "train"}))
     code, said = export(out, tmp_path / "x", "nifti")
-    assert (code, "holds the output of train" in " ".join(said.split())) == (2, True)
+    assert (code, "holds the output of another command" in " ".join(said.split())) == (2, True)
 
 
 def test_a_single_frame_of_an_enhanced_file_becomes_a_segmentation(
@@ -543,6 +545,36 @@ def test_a_single_frame_of_an_enhanced_file_becomes_a_segmentation(
     assert code == 0, said
     (path,) = (tmp_path / "seg").glob("*.dcm")
     assert sources_of(pydicom.dcmread(path)) == [dataset.SOPInstanceUID] * 2
+
+
+def test_frames_of_another_stack_at_the_same_place_are_not_referred_to(
+    quirks_sample: Path, model_path: Path, tmp_path: Path
+) -> None:
+    (path,) = (file for file in (quirks_sample / "dicom/enhanced").rglob("*") if file.is_file())
+    dataset = pydicom.dcmread(path)
+    count, pixels = dataset.NumberOfFrames, dataset.pixel_array
+    frames = [*dataset.PerFrameFunctionalGroupsSequence, *deepcopy(dataset.PerFrameFunctionalGroupsSequence)]
+    for number, frame in enumerate(frames):
+        content = pydicom.Dataset()
+        content.StackID = str(1 + number // count)
+        frame.FrameContentSequence = [content]
+    dataset.PerFrameFunctionalGroupsSequence = frames
+    dataset.NumberOfFrames, dataset.PixelData = 2 * count, np.concatenate([pixels, pixels[:, ::-1]]).tobytes()
+    (tmp_path / "cohort").mkdir()
+    dataset.save_as(tmp_path / "cohort/two")
+    run(tmp_path / "cohort", tmp_path / "out", model_path, select=("all",))
+    paint_lesions(tmp_path / "out")
+    assert export(tmp_path / "out", tmp_path / "seg", "dicom-seg", "--cohort", tmp_path / "cohort")[0] == 0
+    rows = {row["series_key"]: row for row in pl.read_parquet(tmp_path / "out/manifest.parquet").iter_rows(named=True)}
+    assert len(keys_of(tmp_path / "out")) == 2
+    for key in keys_of(tmp_path / "out"):
+        segmentation = pydicom.dcmread(tmp_path / f"seg/{key}.dcm")
+        sources_of(segmentation)
+        referred = {
+            frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+            for frame in segmentation.PerFrameFunctionalGroupsSequence
+        }
+        assert referred == set(rows[key]["frames"])
 
 
 def test_series_are_named_by_uid_or_by_the_beginning_of_their_key(small: Run, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Other processes: Ctrl-C is left to the one that started them, and a call that ends its process costs nothing else."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from phantoms import write_series
 
+from cohortseg.dicom.scan import scan_cohort
 from cohortseg.processors import Apart, process_pool, uninterrupted
 
 WORK = """
@@ -90,3 +93,15 @@ with Apart() as apart:
     ended = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "True\n")
     assert "no second process can begin" in ended.stderr
+
+
+def test_without_shared_memory_work_is_done_in_this_process(monkeypatch, tmp_path, caplog):
+    def no_semaphore(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", no_semaphore)
+    with Apart() as apart:
+        assert apart.call(os.getpid) == os.getpid()
+    assert "no usable /dev/shm" in caplog.text
+    write_series(tmp_path)
+    assert len(scan_cohort(tmp_path, workers=2).series) == 1

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from typing import Annotated, Any, Final
 
@@ -21,8 +22,11 @@ _HOW_TO_GO_ON: Final = {
 """Advice after an interruption, by command; the other commands start over."""
 _ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
 """Options of the program that are also accepted after a command, where most people write them."""
-_OF_PATHS: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTCONN, errno.ESTALE, errno.EIO})
-"""Errors of paths that a user gives: too long, a loop of links, storage that is gone."""
+_EMPTY: Final = re.compile(r"(--[a-z-]+=)?")
+"""An argument that an unset variable of the shell leaves."""
+_OF_PATHS: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+_OF_STORAGE: Final = frozenset({errno.ENOTCONN, errno.ESTALE, errno.EIO})
+"""Errors of paths that a user gives, and of storage that has gone."""
 _EPILOG: Final = "Every command takes -q (results and errors only) and -v (details), too."
 
 
@@ -33,7 +37,7 @@ class _Group(typer.core.TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "" in args:
+        if any(_EMPTY.fullmatch(argument) for argument in args):
             raise typer.BadParameter("an argument is empty: is a variable of your shell not set?")
         end = args.index("--") if "--" in args else len(args)
         found = [argument for argument in args[:end] if argument in _ANYWHERE]
@@ -50,10 +54,13 @@ class _Group(typer.core.TyperGroup):
             print_error(f"{error.filename or 'a file'}: {error.strerror}; you have no rights to it or to its folder")
             raise typer.Exit(ConfigError.exit_code) from None
         except OSError as error:
-            if error.errno not in _OF_PATHS:
+            if error.filename is None or error.errno not in _OF_PATHS | _OF_STORAGE:
                 raise
-            print_error(f"{error.filename or 'a file'}: {error.strerror}; give another path, or mend this one")
-            raise typer.Exit(ConfigError.exit_code) from None
+            what, code = "give another path", ConfigError.exit_code
+            if error.errno in _OF_STORAGE:
+                what, code = "make its storage readable and run the same command again", 1
+            print_error(f"{error.filename}: {error.strerror}; {what}")
+            raise typer.Exit(code) from None
         except MemoryError:
             print_error("memory ran out; give the program more, or let less run beside it")
             raise typer.Exit(1) from None

@@ -36,6 +36,13 @@ class StdoutError(CohortSegError):
         super().__init__(f"standard output cannot be written: {what}; what is in files is whole")
 
 
+def _discard(stream: TextIO) -> None:
+    """Let a stream that cannot be written lead nowhere: what is left in its buffer would fail again at the exit."""
+    descriptor = stream.fileno()
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), descriptor)
+
+
 class _Out(Console):
     """Standard output."""
 
@@ -46,8 +53,7 @@ class _Out(Console):
         except BrokenPipeError:
             raise
         except OSError as error:
-            # What is left in the buffer would fail again when Python exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard(sys.stdout)
             raise StdoutError(error.strerror) from error
 
 
@@ -58,9 +64,8 @@ class _Messages(io.TextIOBase):
         with suppress(OSError, ValueError):
             self._stream.write(text)
             return len(text)
-        # What is left in the buffer would fail again when Python exits.
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            _discard(self._stream)
         return len(text)
 
     def flush(self) -> None:

@@ -105,7 +105,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], record: S
                 hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, position)
                 for position in (_grid_positions(facts) if record.repairs else _positions(slices))
             ],
-            # The source's own replace them, unless a repair has changed them.
+            # Must be given beside positions; the source's own replace them.
             pixel_measures=hd.PixelMeasuresSequence(facts.spacing_mm[1:], slice_thickness=spacing_z),
             segmentation_type=SegmentationTypeValues.BINARY,
             segment_descriptions=segments,
@@ -128,6 +128,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], record: S
             measures.SpacingBetweenSlices = DSfloat(spacing_z, auto_format=True)
             if "SliceThickness" not in measures:  # type 1C (PS3.3 C.7.6.16.2.1): readers refuse a file without
                 measures.SliceThickness = DSfloat(spacing_z, auto_format=True)
+        _refer_to_own_frames(segmentation, record)
         for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
             item.DimensionOrganizationUID = generate_uid(entropy_srcs=["dimensions", *identity])
         segmentation.save_as(file)
@@ -140,6 +141,14 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], record: S
             "study or frame of reference are missing or malformed); --format nifti or png does without"
         ) from error
     return file.getvalue()
+
+
+def _refer_to_own_frames(segmentation: Segmentation, record: SeriesRecord) -> None:
+    """Let frames refer to frames of the series alone: highdicom names all at a position, of other stacks too."""
+    for frame in segmentation.PerFrameFunctionalGroupsSequence if record.frames else ():
+        for derivation in frame.get("DerivationImageSequence", ()):
+            sources = derivation.SourceImageSequence
+            derivation.SourceImageSequence = [item for item in sources if item.ReferencedFrameNumber in record.frames]
 
 
 def identity_hash(source: Dataset) -> str:

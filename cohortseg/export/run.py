@@ -28,7 +28,7 @@ from cohortseg.identity import without_path
 from cohortseg.progress import Progress, no_progress
 from cohortseg.store.documents import parse_json
 from cohortseg.store.files import held, replacing_folder, store_errors, write_file
-from cohortseg.store.layout import MASKS
+from cohortseg.store.layout import MASKS, RUN_JSON, STATE
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
 from cohortseg.store.output import require_output
 from cohortseg.store.provenance import read_run_json, write_run_json
@@ -111,8 +111,8 @@ def export_masks(
         raise ConfigError(f"{target}: the output must not lie inside the cohort, which is only read; choose another -o")
     if target.resolve().is_relative_to(out.resolve()):
         raise ConfigError(f"{target}: the files must not lie inside {out}, which is only read; choose another -o")
-    if (other := read_run_json(target).get("command", _COMMAND)) != _COMMAND:
-        raise ConfigError(f"{target}: holds the output of {other}; choose another -o")
+    if (target / STATE).exists() or ((target / RUN_JSON).exists() and read_run_json(target).get("command") != _COMMAND):
+        raise ConfigError(f"{target}: holds the output of another command; choose another -o")
     burden = read_table(out / BURDEN.file_name, BURDEN)
     measured: list[str] = burden.filter(pl.col("status") == "ok")["series_key"].to_list()
     chosen = _named(burden, measured, only) if only else measured
@@ -133,6 +133,8 @@ def export_masks(
         progress("Exporting") as report,
         quiet_pydicom(),
     ):
+        facts = {"series": sorted(chosen) if only else None, "model": read_run_json(out).get("model")}
+        _record(target, form, facts, finished=False)
         for done, row in enumerate(manifest.iter_rows(named=True)):
             report(done, len(manifest), "")
             record = record_from_row(row)
@@ -144,14 +146,8 @@ def export_masks(
         exported = {path.name.removesuffix(f"-{form}.json") for path in (target / _MARKERS).glob(f"*-{form}.json")}
         unmeasured = sorted(exported - set(measured))
         left_over = [key for key in unmeasured if _sizes(_paths(target, key, form, with_ct=True))]
-        facts = {
-            "series": list(only) or None,
-            "counts": dict(fates),
-            "model": read_run_json(out).get("model"),
-            "version": __version__,
-            "timings": {"total_s": round(time.perf_counter() - start, 1)},
-        }
-        write_run_json(target, _COMMAND, {"formats": _recorded_formats(target) | {form: facts}})
+        timings = {"total_s": round(time.perf_counter() - start, 1)}
+        _record(target, form, facts | {"counts": dict(fates), "timings": timings}, finished=True)
     return ExportSummary(fates=fates, failures=failures, left_over=tuple(left_over))
 
 
@@ -184,10 +180,12 @@ def _export_one(
     return ("written" if contents else "without lesion"), None
 
 
-def _recorded_formats(target: Path) -> dict[str, Any]:
-    """Return what earlier exports into a folder told in its ``run.json``, by format."""
-    formats = read_run_json(target).get("formats")
-    return formats if isinstance(formats, dict) else {}
+def _record(target: Path, form: ExportFormat, facts: Mapping[str, Any], *, finished: bool) -> None:
+    """Write ``run.json``, which tells of the last export in each format."""
+    earlier = read_run_json(target).get("formats")
+    last = {"finished": finished, "version": __version__, **facts}
+    formats = (earlier if isinstance(earlier, dict) else {}) | {form: last}
+    write_run_json(target, _COMMAND, {"formats": formats}, finished=finished)
 
 
 def _holds_any(cohort: Path, files: pl.Series) -> bool:

@@ -15,7 +15,7 @@ from cohortseg.errors import ModelError, WorkerError
 from cohortseg.infer.attempts import suspects
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, attempts_of, give_up, segment_and_commit
-from cohortseg.processors import process_pool, uninterrupted
+from cohortseg.processors import can_begin_processes, process_pool, uninterrupted
 from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
@@ -105,6 +105,9 @@ def segment_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -
 
 def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
     while not give_up(job, model.sha256, record):
+        if not can_begin_processes():  # in this one then: if it dies again, that is one more attempt
+            (done,) = segment_many(job, model, [record])
+            return done
         attempts = attempts_of(job, record)
         others = multiprocessing.active_children()
         with process_pool(1) as pool:
