@@ -24,9 +24,12 @@ _ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
 """Options of the program that are also accepted after a command, where most people write them."""
 _EMPTY: Final = re.compile(r"(--[a-z-]+=)?")
 """An argument that an unset variable of the shell leaves."""
-_OF_PATHS: Final = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
-_OF_STORAGE: Final = frozenset({errno.ENOTCONN, errno.ESTALE, errno.EIO})
-"""Errors of paths that a user gives, and of storage that has gone."""
+_ADVICE: Final = dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), ("give another path", ConfigError.exit_code)) | (
+    dict.fromkeys(
+        (errno.ENOTCONN, errno.ESTALE, errno.EIO), ("make its storage readable and run the same command again", 1)
+    )
+)
+"""What to do about errors of paths that a user gives and of storage that has gone, and the exit code."""
 _EPILOG: Final = "Every command takes -q (results and errors only) and -v (details), too."
 
 
@@ -54,12 +57,10 @@ class _Group(typer.core.TyperGroup):
             print_error(f"{error.filename or 'a file'}: {error.strerror}; you have no rights to it or to its folder")
             raise typer.Exit(ConfigError.exit_code) from None
         except OSError as error:
-            if error.filename is None or error.errno not in _OF_PATHS | _OF_STORAGE:
+            if error.filename is None or error.errno not in _ADVICE:
                 raise
-            what, code = "give another path", ConfigError.exit_code
-            if error.errno in _OF_STORAGE:
-                what, code = "make its storage readable and run the same command again", 1
-            print_error(f"{error.filename}: {error.strerror}; {what}")
+            advice, code = _ADVICE[error.errno]
+            print_error(f"{error.filename}: {error.strerror}; {advice}")
             raise typer.Exit(code) from None
         except MemoryError:
             print_error("memory ran out; give the program more, or let less run beside it")

@@ -91,25 +91,17 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
     slices: list[Dataset] = [Dataset()] * len(record.files)
     volume_hu: NDArray[np.int16] = np.empty(0, dtype=np.int16)
     for path, indices in _by_file(record).items():
-        dataset, frames = _read_dataset(root, path, record), []
-        if record.frames:
-            frames = _frames(dataset, path)
-            if max(record.frames[z] for z in indices) > len(frames):
-                raise DicomError(f"{path}: holds fewer frames than the scan saw; {_REMEDY}")
-        for z in indices:
-            frame = record.frames[z] - 1 if record.frames else 0
-            slices[z] = frames[frame] if frames else dataset
-            image = slice_hu(dataset, path, frame, slices[z])
+        dataset = _read_dataset(root, path, record)
+        for z, slice_ in zip(indices, _slices_in(dataset, path, record, indices), strict=True):
+            slices[z] = slice_
+            image = slice_hu(dataset, path, record.frames[z] - 1 if record.frames else 0, slice_)
             if not volume_hu.size:
                 volume_hu = np.empty((len(record.files), *image.shape), dtype=np.int16)
             volume_hu[z] = image
         del dataset.PixelData  # only the header is needed from here on
     stack = _checked_stack(slices, record)
-    spacing_z, affine, uids = (
-        stack.spacing_z_mm,
-        stack.affine,
-        [str(Attributes.of(item).text("SOPInstanceUID")) for item in slices],
-    )
+    spacing_z, affine = stack.spacing_z_mm, stack.affine
+    uids = [str(Attributes.of(item).text("SOPInstanceUID")) for item in slices]
     flags = record.qc_flags
     if fill_undeclared_padding(volume_hu):
         flags = (*flags, qc.UNDECLARED_PADDING)
@@ -140,6 +132,28 @@ def read_source_headers(record: SeriesRecord, root: Path) -> list[Dataset]:
     return [_read_dataset(root, path, record, headers_only=True) for path in dict.fromkeys(record.files)]
 
 
+def slices_of(record: SeriesRecord, sources: Sequence[Dataset]) -> list[Dataset]:
+    """Return the attributes of each slice of a series, in slice order.
+
+    Parameters
+    ----------
+    record
+        The series as the scan saw it.
+    sources
+        What `read_source_headers` returned.
+
+    Raises
+    ------
+    DicomError
+        If the functional groups of a multi-frame file are damaged, or fewer than the scan saw.
+    """
+    slices: list[Dataset] = [Dataset()] * len(record.files)
+    for (path, indices), dataset in zip(_by_file(record).items(), sources, strict=True):
+        for z, slice_ in zip(indices, _slices_in(dataset, path, record, indices), strict=True):
+            slices[z] = slice_
+    return slices
+
+
 def read_first_header(record: SeriesRecord, root: Path) -> Dataset:
     """Return all attributes but the pixels of a series' first file.
 
@@ -159,11 +173,17 @@ def _by_file(record: SeriesRecord) -> dict[str, list[int]]:
     return found
 
 
-def _frames(dataset: Dataset, path: str) -> list[Dataset]:
+def _slices_in(dataset: Dataset, path: str, record: SeriesRecord, indices: Sequence[int]) -> list[Dataset]:
+    """Return the attributes of the slices that a file holds: those of its frames, if it is a multi-frame file."""
+    if not record.frames:
+        return [dataset] * len(indices)
     try:
-        return frame_datasets(dataset)
+        frames = frame_datasets(dataset)
     except READ_ERRORS as error:
         raise DicomError(f"{path}: damaged functional groups; {_REMEDY}") from error
+    if max(record.frames[z] for z in indices) > len(frames):
+        raise DicomError(f"{path}: holds fewer frames than the scan saw; {_REMEDY}")
+    return [frames[record.frames[z] - 1] for z in indices]
 
 
 def _repaired(

@@ -17,8 +17,8 @@ from pydicom.tag import BaseTag
 from pydicom.uid import CTImageStorage, generate_uid
 from pydicom.valuerep import DA, TM, DSfloat
 
+from cohortseg.dicom.decode import slices_of
 from cohortseg.dicom.elements import READ_ERRORS
-from cohortseg.dicom.frames import frame_datasets
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DicomError
 from cohortseg.labels import LESIONS, Lesion
@@ -76,7 +76,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], record: S
         raise DicomError(
             f"series {series_key}: a DICOM SEG can refer to one multi-frame file only; use --format nifti or png"
         )
-    slices = _slices(sources, record)
+    slices = slices_of(record, sources)
     if single and not np.isfinite(_number(slices[0], "SliceThickness")):
         raise DicomError(
             f"series {series_key}: a single slice without SliceThickness, which a DICOM SEG must say; "
@@ -97,7 +97,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], record: S
     segments = [_segment(number, label, facts.version) for number, label in enumerate(present, start=1)]
     file = io.BytesIO()
     try:
-        _complete(sources)
+        _complete(sources, facts.frame_of_reference_uid)
         segmentation = Segmentation(
             source_images=sources,
             pixel_array=numbered,
@@ -165,11 +165,11 @@ def _text(source: Dataset, tag: BaseTag) -> str | None:
         return None
 
 
-def _complete(sources: Sequence[Dataset]) -> None:
+def _complete(sources: Sequence[Dataset], frame_of_reference_uid: str | None) -> None:
     """Add required attributes that may be empty, and mend what highdicom refuses but the masks do not depend on.
 
     Invalid dates, times, sexes and thicknesses become empty. All slices get the orientation of the first, from which
-    they differ by rounding only (the scan has checked this), and the frame of reference that any of them states. What
+    they differ by rounding only (the scan has checked this), and the frame of reference of the volume. What
     each frame of a multi-frame file states of their common grid (the scan has checked that it is common) moves to the
     shared groups. Text is written as UTF-8 where the standard does not know the name of its character set.
     """
@@ -186,11 +186,9 @@ def _complete(sources: Sequence[Dataset]) -> None:
             setattr(source, keyword, None)
     sex = str(source.PatientSex or "").strip().upper()
     source.PatientSex = sex if sex in _SEXES else None
-    references = filter(None, (slice_.get("FrameOfReferenceUID") for slice_ in sources))
-    reference = next(references, None)
     for slice_ in sources:
-        if reference is not None:
-            slice_.FrameOfReferenceUID = reference
+        if frame_of_reference_uid is not None:  # some of them may lack it
+            slice_.FrameOfReferenceUID = frame_of_reference_uid
         if "ImageOrientationPatient" in source:
             slice_.ImageOrientationPatient = source.ImageOrientationPatient
         if not np.isfinite(_number(slice_, "SliceThickness")):
@@ -219,23 +217,6 @@ def _number(source: Dataset, keyword: str) -> float:
         return float(source.get(keyword))
     except READ_ERRORS:
         return np.nan
-
-
-def _slices(sources: Sequence[Dataset], record: SeriesRecord) -> Sequence[Dataset]:
-    """Return the attributes of each slice, in slice order.
-
-    Raises
-    ------
-    DicomError
-        If the functional groups of a multi-frame file are damaged.
-    """
-    if not record.frames:
-        return sources
-    try:
-        frames = frame_datasets(sources[0])
-        return [frames[number - 1] for number in record.frames]
-    except READ_ERRORS as error:
-        raise DicomError(f"series {record.series_key}: damaged functional groups") from error
 
 
 def _positions(slices: Sequence[Dataset]) -> NDArray[np.float64]:
