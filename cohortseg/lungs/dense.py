@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 import cv2
 import numpy as np
 
-from cohortseg.lungs.aerated import LungSlice
+from cohortseg.lungs.aerated import AIR_HU, LungSlice
 from cohortseg.lungs.cage import SIGN_HU, wall_room
 from cohortseg.lungs.morphology import (
     Mask,
@@ -33,6 +33,11 @@ _JOIN_MM: Final = 4.0
 """Gaps between signs of air into which no disc of this radius fits are lung."""
 _BESIDE_HEART_MM: Final = 50.0
 """Distance from the midline beyond which there is mostly neither heart nor mediastinum."""
+_GAS_HU: Final = -850.0
+_GAS_MM: Final = 4.0
+"""Gas is darker than this, and a disc of this radius fits into it."""
+_GAS_WALL_MM: Final = 4.0
+"""Thickness of the wall between gas and lung, which is gray because it is thin."""
 _BONE_HU: Final = 250.0
 _WALL_HU: Final = 40.0
 """HU of muscle in the chest wall."""
@@ -122,11 +127,12 @@ def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
     """Return the signs of lung in the cavity: aerated lung, dense ground glass, and thin dark inclusions.
 
     Inclusions (air bronchograms, bubbles) are 130 HU darker than the tissue that closes over them. Signs apart from the
-    aerated lung are left out near the midline (oesophagus, bronchi) and where they are black (bowel gas).
+    aerated lung are left out near the midline (oesophagus, bronchi) and where they are black (bowel gas). Gas under a
+    thin diaphragm is not apart: its wall is no darker than ground glass.
     """
     px = item.pixel_mm
     airway = item.airway if item.cropped else dilate(item.airway, 2.5)
-    signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~airway)
+    signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~airway & ~_gas(item))
     pieces = Pieces.of(signs)
     rows, columns = pieces.centres().T
     behind = np.any(regions.dorsal, axis=1)[rows.astype(int)]
@@ -141,6 +147,20 @@ def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
     dark = (contrast > 130) & (item.hu < np.where(regions.dorsal, -130, -200)) & cavity & regions.lateral & ~item.airway
     crowded = cv2.blur(dark.astype(np.float32), (3, 3), borderType=cv2.BORDER_REFLECT) > 0.25
     return signs | (dark & crowded)
+
+
+def _gas(item: LungSlice) -> Mask:
+    """Return the black air that step 1 left out (gas in stomach or bowel), with its wall.
+
+    In a cropped slice there is none: black air there is a bulla rather than stomach.
+    """
+    if item.cropped:
+        return np.zeros_like(item.body)
+    px = item.pixel_mm
+    air = (item.smooth < AIR_HU) & item.body & ~item.aerated & ~item.airway
+    pieces = Pieces.of(air)
+    gas = pieces.chosen(pieces.touching(opening(air & (item.smooth < _GAS_HU), _GAS_MM / px)))
+    return dilate(gas, _GAS_WALL_MM / px) & ~item.aerated
 
 
 def _homogeneous_cores(item: LungSlice, dense: Mask, regions: _Regions) -> _Cores:

@@ -28,7 +28,7 @@ from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, workin
 from cohortseg.lungs.morphology import Mask, Pieces, blur, dilate, frame_pixels, opening, padded_box
 from cohortseg.lungs.zones import split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 13"
+LUNG_METHOD: Final = "cohortseg-threshold 14"
 """Name and version of the method; the version rises whenever masks change."""
 _MARGIN_MM: Final = 15.0
 """Margin that is cut out with a cavity: pixels farther away do not change the lung found within."""
