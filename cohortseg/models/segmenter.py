@@ -40,14 +40,12 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder = build_encoder(config)
         channels = self.encoder.out_channels
-        self.vq = (
-            VQBranch(channels[_BOTTOM], channels[_TOP], config.codebook_size, config.code_dim)
-            if config.vq_branch
-            else None
-        )
-        if self.vq is not None:
+        self.vq: VQBranch | None = None
+        if config.vq_branch:
+            with torch.random.fork_rng(devices=[]):  # so that all that is built later begins as without the branch
+                self.vq = VQBranch(channels[_BOTTOM], channels[_TOP], config.codebook_size, config.code_dim)
+                self.fusion = nn.Conv2d(self.vq.out_channels, channels[_BOTTOM], kernel_size=1)
             # Starts at zero: the decoder first learns without the codes, which change fast until the codebook settles.
-            self.fusion = nn.Conv2d(self.vq.out_channels, channels[_BOTTOM], kernel_size=1)
             for parameter in self.fusion.parameters():
                 nn.init.zeros_(parameter)
         self.decoder = Decoder(channels, config.decoder_channels)

@@ -140,11 +140,13 @@ def check_resumable(run: Path, config: TrainConfig, options: DataOptions) -> Dat
     """
     settings = saved_settings(run)
     check_same_settings(asdict(settings), config)
-    if config.batch_pseudo * settings.batch_labeled != settings.batch_pseudo * config.batch_labeled:
-        raise ConfigError(
-            f"cannot resume with batch_labeled {config.batch_labeled}, batch_pseudo {config.batch_pseudo}: they were "
-            f"{settings.batch_labeled} and {settings.batch_pseudo}, and must stay in proportion"
-        )
+    for name, uses in (("batch_pseudo", True), ("batch_unlabeled", config.uses_unlabeled)):
+        size, was = getattr(config, name), getattr(settings, name)
+        if uses and size * settings.batch_labeled != was * config.batch_labeled:
+            raise ConfigError(
+                f"cannot resume with batch_labeled {config.batch_labeled}, {name} {size}: they were "
+                f"{settings.batch_labeled} and {was}, and must stay in proportion"
+            )
     before = saved_options(run)
     differing = [
         f"{item.name} was {was!r}, is {value!r}"

@@ -43,7 +43,7 @@ FREE_TO_CHANGE: Final = frozenset(
     }
 )
 """Settings that may differ on resume, as they do not change what is being minimised: with other numbers of workers the
-batches of each are others (those with labels in the same proportion, see `check_resumable`)."""
+batches of each are others (in the same proportion to each other, see `check_resumable`)."""
 
 
 @dataclass(kw_only=True)

@@ -507,6 +507,15 @@ def test_slices_of_readers_and_of_teachers_stay_in_proportion(tmp_path):
     assert reopen_run(tmp_path / "run", replace(began, batch_labeled=2, batch_pseudo=2)).teachers == ("t.safetensors",)
 
 
+def test_labelled_and_unlabelled_slices_stay_in_proportion(tmp_path):
+    """L_adv and the loss of the VQ-VAE are means over both: their share would change what is minimised."""
+    began = replace(TrainConfig(), batch_labeled=4, batch_unlabeled=4)
+    begin_run(tmp_path / "run", began, DataOptions(data=str(write_covid_semiseg(tmp_path / "COVID-SemiSeg"))))
+    with pytest.raises(ConfigError, match="batch_unlabeled 28: they were 4 and 4, and must stay in proportion"):
+        reopen_run(tmp_path / "run", replace(began, batch_unlabeled=28))
+    reopen_run(tmp_path / "run", replace(began, batch_labeled=2, batch_unlabeled=2))
+
+
 def test_a_run_of_another_version_is_not_gone_on_with(tmp_path):
     begin_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(write_covid_semiseg(tmp_path / "COVID-SemiSeg"))))
     options = tmp_path / "run" / "data-options.json"
