@@ -25,17 +25,18 @@ from cohortseg.compare import fold
 from cohortseg.compare import run as compare_run
 from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
-from cohortseg.config import TrainConfig, resolve_config
-from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, labeled_slices, unlabeled_slices
+from cohortseg.config import ModelConfig, TrainConfig, resolve_config
+from cohortseg.datasets.covid_semiseg import SAME_SCAN, labeled_slices, unlabeled_slices
 from cohortseg.datasets.preparation import prepare
 from cohortseg.datasets.prepared import write_prepared
 from cohortseg.errors import ConfigError, WorkerError
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, table_from_rows
+from cohortseg.train.state import build_state
 from cohortseg.weights import load_model
 
-FOLD_1, FOLD_2 = ("2", "3", "5"), ("14", "19")
+FOLD_1, FOLD_2, OTHER = ("0", "1", "11"), ("2", "3"), "4"
 TINY = """
 supervised_iterations = 2
 adversarial_iterations = 2
@@ -62,12 +63,23 @@ def line(table: pl.DataFrame, row: str, class_name: str = "ggo") -> dict[str, ob
     return table.filter(pl.col("row") == row, pl.col("class_name") == class_name).row(0, named=True)
 
 
-def test_folds_hold_each_of_the_50_images_out_once_and_keep_near_duplicates_together():
+def test_folds_hold_each_of_the_50_images_out_once_and_keep_slices_of_one_scan_together():
     names = [name for fold in FOLDS for name in fold]
     assert [len(fold) for fold in FOLDS] == [10] * 5
     assert len(set(names)) == 50
-    for group in NEAR_DUPLICATES:
+    for group in SAME_SCAN:
         assert sum(not group.isdisjoint(fold) for fold in FOLDS) == 1
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_begins_with_the_weights_of_plain(row):
+    """Else a gain over it would be one of another seed, too."""
+    base = TrainConfig(model=ModelConfig(encoder_width=16, decoder_channels=(16, 16, 16, 16), codebook_size=8))
+    state, plain = (build_state(row_config(base, name), torch.device("cpu")) for name in (row, "plain"))
+    for network in ("segmenter", "discriminator"):
+        weights = getattr(state, network).state_dict()
+        for name, value in getattr(plain, network).state_dict().items():
+            assert torch.equal(weights[name], value), name
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -88,10 +100,23 @@ def test_gains_are_paired_over_the_images_that_both_rows_have():
     assert plain["dice_gain"] is None
     assert (full["n_images"], full["n_paired"]) == (3, 3)
     assert full["dice_gain"] == pytest.approx((0.1 - 0.1 + 0.3) / 3)
-    # Of three images, more than one resample in forty is one image three times (1 in 27): the ends are their gains.
-    assert full["dice_gain_low"] == pytest.approx(-0.1)
-    assert full["dice_gain_high"] == pytest.approx(0.3)
+    half = 4.30265 * 0.2 / 3**0.5  # t of two degrees of freedom, standard deviation 0.2
+    assert full["dice_gain_low"] == pytest.approx(0.1 - half, rel=1e-5)
+    assert full["dice_gain_high"] == pytest.approx(0.1 + half, rel=1e-5)
     assert table["row"].unique(maintain_order=True).to_list() == ["plain", "full"]
+
+
+def test_images_of_one_scan_count_as_one_in_the_interval():
+    gains = {"0": 0.1, "1": -0.1, "2": 0.0, "35": 0.2, "67": 0.3}  # the last two show one scan
+    rows = scores("plain", dict.fromkeys(gains, 0.5)) + scores(
+        "full", {name: 0.5 + gain for name, gain in gains.items()}
+    )
+    full = line(comparison_table(table_from_rows(rows, HELD_OUT)), "full")
+    # deviations from .1 by scan: 0, -.2, -.1, .1 + .2; t of three degrees of freedom
+    half = 3.18245 * (4 / 3 * (0.04 + 0.01 + 0.09)) ** 0.5 / 5
+    assert (full["dice_gain_low"], full["dice_gain_high"]) == pytest.approx((0.1 - half, 0.1 + half), rel=1e-5)
+    few = [one for one in rows if one["image"] in ("0", "35", "67")]
+    assert line(comparison_table(table_from_rows(few, HELD_OUT)), "full")["dice_gain_low"] is None
 
 
 def test_what_was_not_measured_is_null():
@@ -141,7 +166,7 @@ class Tiny:
     """A tiny data set with images of two folds, and the command over it."""
 
     def __init__(self, folder: Path) -> None:
-        self.data = write_covid_semiseg(folder / "COVID-SemiSeg", names=(*FOLD_1, *FOLD_2, "0"))
+        self.data = write_covid_semiseg(folder / "COVID-SemiSeg", names=(*FOLD_1, *FOLD_2, OTHER))
         self.config = folder / "tiny.toml"
         self.config.write_text(TINY, encoding="utf-8")
 
@@ -200,7 +225,7 @@ def test_each_row_is_trained_on_each_fold_and_scored_on_the_images_held_out(comp
         assert not images["in_training"].any()
     for number, names in ((1, FOLD_1), (2, FOLD_2)):
         trained_on = load_model(compared / f"folds/full-{number}/model.safetensors").training_images
-        for name in (*FOLD_1, *FOLD_2, "0"):
+        for name in (*FOLD_1, *FOLD_2, OTHER):
             image = tiny.data / f"TrainingSet/MultiClassInfection-Train/Imgs/{name}.jpg"
             assert (hashlib.sha256(image.read_bytes()).hexdigest() in trained_on) == (name not in names)
     assert "full-phase1" in (compared / "page.html").read_text(encoding="utf-8")
@@ -291,14 +316,18 @@ def test_data_prepared_again_for_a_comparison_must_be_of_the_same_unlabelled_ima
     assert again.exit_code == 0, again.output
 
 
-def test_a_comparison_does_not_go_on_with_other_imagenet_weights(compared, tiny):
+@pytest.mark.parametrize(
+    ("begun_with", "what"),
+    [({"imagenet_sha256": "0" * 64}, "other ImageNet weights"), ({"folds": [["2", "3"]]}, "other folds")],
+)
+def test_a_comparison_does_not_go_on_with_other_weights_or_folds(compared, tiny, begun_with, what):
     settings = compared / "comparison.json"
     begun = settings.read_text()
-    settings.write_text(json.dumps(json.loads(begun) | {"imagenet_sha256": "0" * 64}))
+    settings.write_text(json.dumps(json.loads(begun) | begun_with))
     other = CliRunner().invoke(app, tiny.arguments(compared, "plain"))
     settings.write_text(begun)
     assert other.exit_code == 2
-    assert "was begun with other ImageNet weights" in other.output
+    assert f"was begun with {what}" in other.output
 
 
 def test_held_out_images_are_not_trained_on(tmp_path, tiny, monkeypatch):

@@ -18,7 +18,7 @@ from training_data import canonical_of, lesion_slice, prepared, write_covid_semi
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.datasets import covid_semiseg
-from cohortseg.datasets.covid_semiseg import NEAR_DUPLICATES, VALIDATION, find_data, labeled_slices, unlabeled_slices
+from cohortseg.datasets.covid_semiseg import SAME_SCAN, VALIDATION, find_data, labeled_slices, unlabeled_slices
 from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
 from cohortseg.datasets.preparation import prepare
 from cohortseg.datasets.prepared import load_prepared, write_prepared
@@ -45,7 +45,7 @@ def test_splits_share_no_image_and_the_validation_names_are_fixed(data):
     assert names(labeled_slices(data, "all")) == ["1", "2", "3", "14"]
     assert names(labeled_slices(data, "test")) == ["1"]
     assert len(VALIDATION) == 5
-    assert all(not group & VALIDATION for group in NEAR_DUPLICATES)
+    assert all(not group & VALIDATION for group in SAME_SCAN)
 
 
 def test_hidden_files_of_an_archive_are_no_images(data):

@@ -6,7 +6,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cohortseg.compare.rows import BASELINE
+from cohortseg.compare.rows import BASELINE, PHASE_1
 from cohortseg.compare.tables import paired_gains
 from cohortseg.evaluate.tables import TOOLBOX_METRICS
 from cohortseg.labels import LESIONS
@@ -31,8 +31,9 @@ def comparison_html(table: pl.DataFrame, held_out: pl.DataFrame) -> str:
     )
     parts = [
         "<p><strong>Research software, not a medical device.</strong> Toolbox protocol on label maps, means over the "
-        f"images that the folds hold out. Gain: paired, over the row {BASELINE}, with its 95 % interval by "
-        "resampling images. A dash means not defined.</p>",
+        f"images that the folds hold out. Gain: paired, over the row {BASELINE}, with its 95 % interval (images of one "
+        f"scan counted together). Rows that end in {PHASE_1} learned for fewer iterations than {BASELINE}. "
+        "A dash means not defined.</p>",
         table_html(header, rows, num_text=2),
     ]
     others = [row for row in table["row"].unique(maintain_order=True) if row != BASELINE]
@@ -48,7 +49,7 @@ def _gains_png(table: pl.DataFrame, held_out: pl.DataFrame, rows: list[str]) -> 
     figure = Figure(figsize=(13, 1.5 + 0.6 * len(rows)), layout="constrained")
     for axes, label in zip(figure.subplots(1, len(LESIONS), sharex=True, sharey=True), LESIONS, strict=True):
         for height, row in enumerate(rows):
-            gains = paired_gains(held_out, row, label.name).to_list()
+            gains = paired_gains(held_out, row, label.name)["gain"].to_list()
             axes.plot(gains, [height] * len(gains), "o", color="C0", alpha=0.35, markersize=5)
             _draw_interval(axes, height, table.filter(pl.col("row") == row, pl.col("class_name") == label.name))
         axes.axvline(0, color="0.6", linewidth=1)

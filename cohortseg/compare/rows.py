@@ -44,7 +44,7 @@ ROWS: Final = {
 FOLDS: Final[tuple[frozenset[str], ...]] = tuple(
     map(frozenset, parse_json((Path(__file__).parent / "folds.json").read_text(encoding="utf-8"))["folds"])
 )
-"""Names of the images that each fold holds out; near-duplicates lie in one fold."""
+"""Names of the images that each fold holds out; slices of one scan lie in one fold."""
 
 
 def row_config(base: TrainConfig, row: str) -> TrainConfig:

@@ -169,6 +169,7 @@ def _begin(
     begun = {
         "version": __version__,
         "config": asdict(config),
+        "folds": [sorted(fold) for fold in FOLDS],
         "images": {item.name: _content_hash(item) for item in images},
         "imagenet_sha256": imagenet_sha256(config),
         "unlabeled_sha256": None,
@@ -210,7 +211,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> str | None:
-    """Refuse to continue a comparison begun with another version, other settings, labelled images or weights.
+    """Refuse to continue a comparison begun with another version, other settings, folds, labelled images or weights.
 
     Returns
     -------
@@ -221,7 +222,9 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
         before = parse_json(settings.read_bytes())
         if before["version"] != now["version"]:
             raise ConfigError(f"{settings.parent}: was begun by cohortseg {before['version']}; choose another -o")
-        _, saved, images, weights, unlabeled = (before[name] for name in now)
+        if before.get("folds") != now["folds"]:
+            raise ConfigError(f"{settings.parent}: was begun with other folds; choose another -o")
+        _, saved, _, images, weights, unlabeled = (before[name] for name in now)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
     check_same_settings(saved, config, free_to_change=_FREE_TO_CHANGE)
