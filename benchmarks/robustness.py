@@ -91,7 +91,7 @@ def changed(source: ImageSlice, copy: Copy, folder: Path) -> ImageSlice:
 
 def mean_dice(slices: list[ImageSlice], model: LoadedModel) -> dict[str, float]:
     """Return each class's mean Dice over the images that have it."""
-    metrics = summarise(score_images(case for _, case in predicted_cases(slices, model)))
+    metrics = summarise(score_images(item.case for item in predicted_cases(slices, model)))
     rows = metrics.filter(protocol="per_image").iter_rows(named=True)
     return {row["class_name"]: round(row["dice"], 3) for row in rows if row["dice"] is not None}
 

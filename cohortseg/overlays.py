@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import cv2
@@ -30,6 +30,7 @@ _FEW_TILE_HEIGHT: Final = 440
 _GAP: Final = 6
 _PAIRS_A_ROW: Final = 3
 _TEXT_HEIGHT: Final = 20
+_CAPTION_SIZE: Final = 13
 _INK: Final = (235, 235, 235)
 _PAPER: Final = (16, 16, 16)
 
@@ -144,8 +145,17 @@ def overview(
 
 def compared(cases: Sequence[Compared]) -> Image.Image:
     """Return a picture with a row per case: the CT, the CT with the truth, and the CT with the prediction."""
-    rows = [(gray_slice(hu), overlay_slice(hu, truth), overlay_slice(hu, predicted)) for hu, truth, predicted in cases]
-    return contact_sheet(rows, ("input", "truth", "prediction"))
+    rows = [compared_tiles(case) for case in cases]
+    return contact_sheet([list(row.values()) for row in rows], list(rows[0]))
+
+
+def compared_tiles(case: Compared) -> dict[str, NDArray[np.uint8]]:
+    """Return a row of `compared`: captions and their pictures, (Y, X) gray or (Y, X, 3) RGB."""
+    return {
+        "input": gray_slice(case.slice_hu),
+        "truth": overlay_slice(case.slice_hu, case.truth),
+        "prediction": overlay_slice(case.slice_hu, case.predicted),
+    }
 
 
 def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Image.Image:
@@ -158,12 +168,33 @@ def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequenc
     captions
         One per column.
     """
-    font = ImageFont.load_default(13)
-    factor = math.ceil(max(font.getlength(caption) for caption in captions) / rows[0][0].shape[1])
+    return _contact_sheet(rows, captions, _enlargement(captions, rows[0][0]))
+
+
+def wrapped_sheet(tiles: Mapping[str, NDArray[np.uint8]], in_a_row: int) -> Image.Image:
+    """Return pictures with so many in a row, each under its caption, drawn as by `contact_sheet`."""
+    captions = list(tiles)
+    factor = _enlargement(captions, tiles[captions[0]])
+    rows = [captions[start : start + in_a_row] for start in range(0, len(captions), in_a_row)]
+    sheets = [_contact_sheet([[tiles[caption] for caption in row]], row, factor) for row in rows]
+    whole = Image.new("RGB", (sheets[0].width, sum(sheet.height for sheet in sheets)), _PAPER)
+    for number, sheet in enumerate(sheets):
+        whole.paste(sheet, (0, number * sheet.height))
+    return whole
+
+
+def _enlargement(captions: Sequence[str], picture: NDArray[np.uint8]) -> int:
+    """Return how many times pictures must be enlarged to be as wide as the captions."""
+    font = ImageFont.load_default(_CAPTION_SIZE)
+    columns: int = picture.shape[1]
+    return math.ceil(max(font.getlength(caption) for caption in captions) / columns)
+
+
+def _contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str], factor: int) -> Image.Image:
     height, width = (factor * size for size in rows[0][0].shape[:2])
     shape = (len(captions) * (width + _GAP) + _GAP, _TEXT_HEIGHT + len(rows) * (height + _GAP))
     sheet = Image.new("RGB", shape, _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_CAPTION_SIZE)
     for column, caption in enumerate(captions):
         x = _GAP + column * (width + _GAP)
         draw.text((x, 2), caption, fill=_INK, font=font)

@@ -28,6 +28,7 @@ from cohortseg.evaluate.page import evaluation_html
 from cohortseg.evaluate.run import Evaluation, evaluate_images
 from cohortseg.evaluate.score import Case, eight_bit, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS, TOOLBOX_METRICS
+from cohortseg.figures import codebook_png
 from cohortseg.metrics import toolbox_scores
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
@@ -39,6 +40,7 @@ from cohortseg.store.tables import read_table
 from cohortseg.weights import ModelCard, load_model, save_model
 
 SIZE = (132, 96)  # stored height and width: upright the image is 96 high and 132 wide
+CAPTION, GAP = 20, 6  # of a picture: height of its captions, distance of its tiles
 
 
 def chest(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -113,15 +115,14 @@ def test_output_holds_tables_pictures_and_provenance(data: Path, model_path: Pat
     assert (run["counts"], run["arguments"]["split"]) == ({"images": 5, "images_in_training": 1}, "val")
     assert {path.stem for path in (output / "pictures").iterdir()} == VALIDATION
     assert not (output / "labels").exists()
-    with Image.open(output / "pictures" / "2.png") as picture:  # upright: input, truth, prediction
-        assert picture.width > 3 * SIZE[0]
-        assert SIZE[1] <= picture.height < 2 * SIZE[1]
+    with Image.open(output / "pictures" / "2.png") as picture:  # upright
+        assert picture.size == (3 * (SIZE[0] + GAP) + GAP, 2 * (CAPTION + SIZE[1] + GAP))
 
 
 def test_page_shows_every_image_the_worst_first(data: Path, model_path: Path, tmp_path: Path):
     result = evaluated(data, "val", model_path=model_path, output=tmp_path)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count('src="data:image/jpeg;base64,') == page.count("<img") == 5
+    assert page.count('src="data:image/jpeg;base64,') == page.count("<img") == 6  # one of the codebook
     assert page.count("The model was trained on this image.") == 1
     assert hashlib.sha256(model_path.read_bytes()).hexdigest() in page
     shown = re.findall(r"<h3>(\d+)</h3><p>ggo Dice ([0-9.\u2013]+).*?consolidation Dice ([0-9.\u2013]+)", page)
@@ -147,6 +148,115 @@ def test_page_of_many_images_shows_the_worst_in_a_fixed_order(tmp_path: Path):
     assert pages[0] == pages[1]
     assert re.findall(r"<h3>(.*?)</h3>", pages[0]) == names[5:], "an image without lesion has no Dice, and comes last"
     assert "<p>5 more in pictures/.</p>" in pages[0]
+
+
+def saved_model(path: Path, recipe: dict[str, Any], *, vq_branch: bool) -> Path:
+    """A model that finds GGO everywhere and reconstructs middle gray; its discriminator trusts nothing."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder_width=16,
+        decoder_channels=(16, 16, 8, 8),
+        vq_branch=vq_branch,
+        codebook_size=8,
+        code_dim=8,
+        discriminator_channels=4,
+    )
+    segmenter, discriminator = Segmenter(config), Discriminator(config.discriminator_channels)
+    layers = [(segmenter.head, torch.tensor([0.0, 9.0, 0.0])), (discriminator.layers[-1], torch.tensor([-9.0]))]
+    if segmenter.vq is not None:
+        layers.append((segmenter.vq.decoder[-1], torch.tensor([0.0])))
+    with torch.no_grad():
+        for layer, bias in layers:
+            layer.get_parameter("weight").zero_()
+            layer.get_parameter("bias").copy_(bias)
+    card = ModelCard(name="known", model=config, canonical=CanonicalConfig(size=64), recipe=recipe)
+    save_model(path, segmenter, discriminator, card)
+    return path
+
+
+def test_pictures_show_reconstruction_trust_and_the_page_the_use_of_the_codebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = saved_model(tmp_path / "model.safetensors", {"phase": 2, "confidence_threshold": 0.3}, vq_branch=True)
+    rng, frame = np.random.default_rng(0), 12
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(5):  # more than a batch
+        for folder, pixels in zip(("images", "masks"), chest(rng), strict=True):
+            Image.fromarray(np.pad(pixels, frame)).save(tmp_path / folder / f"{number}.png")
+    drawn = []
+
+    def keep(usage: torch.Tensor, counts: torch.Tensor, slices: str) -> bytes:
+        drawn.append(counts.tolist())
+        return codebook_png(usage, counts, slices)
+
+    monkeypatch.setattr("cohortseg.evaluate.run.codebook_png", keep)
+    assert run("evaluate", "--labeled", tmp_path, "--model", model, "-o", tmp_path / "out")[0] == 0
+    picture = np.asarray(Image.open(tmp_path / "out/pictures/4.png")).astype(int)
+    height, width = SIZE[1] + 2 * frame, SIZE[0] + 2 * frame
+    assert picture.shape == (2 * (CAPTION + height + GAP), 3 * (width + GAP) + GAP, 3)
+    tops = (CAPTION, 2 * CAPTION + height + GAP)
+    lefts = [GAP + number * (width + GAP) for number in range(3)]
+    _, _, prediction, *inner = (picture[y : y + height, x : x + width] for y in tops for x in lefts)
+    seen = prediction[..., 0] > prediction[..., 1] + 20
+    assert seen[frame:-frame, frame:-frame].mean() > 0.9
+    assert seen.sum() <= SIZE[0] * SIZE[1]
+    for tile in inner:
+        assert not tile[~seen].any(), "black outside the networks' view"
+    reconstruction, confidence, pseudo_label = (tile[seen] for tile in inner)
+    assert (abs(reconstruction - 127.5) < 1).all()
+    assert (confidence == confidence[0]).all()
+    assert 0 < confidence[0].sum() < 200, "dark: near 0"
+    assert (pseudo_label == 128).all(), "gray: nothing is trusted"
+    assert [sum(level) for level in drawn[0]] == [5 * 2 * 2, 5 * 8 * 8], "five images at strides 32 and 8"
+    page = (tmp_path / "out/page.html").read_text(encoding="utf-8")
+    assert "<h2>Use of the codebook</h2>" in page
+    assert "gray where the confidence is not above 0.3" in page
+    assert "Left out" not in page
+    assert page.count("<img") == 6, "five images, and the codebook"
+    with Image.open(tmp_path / "out/codebook.png") as codebook:
+        assert codebook.width > 3 * codebook.height
+
+
+@pytest.mark.parametrize(
+    ("recipe", "vq_branch", "tiles", "told"),
+    [
+        (
+            {"phase": 1},
+            False,
+            (3, 1),
+            "Left out: reconstruction and use of the codebook (the model has no VQ-VAE branch); "
+            "confidence map and refined pseudo label (the discriminator was not trained).",
+        ),
+        (
+            {"phase": 2, "semi_weight": 0.0},
+            False,
+            (4, 1),
+            "Left out: reconstruction and use of the codebook (the model has no VQ-VAE branch); "
+            "refined pseudo label (the model learned from none).",
+        ),
+        (
+            {"phase": 2, "semi_weight": 0.0},
+            True,
+            (3, 2),
+            "Left out: refined pseudo label (the model learned from none).",
+        ),
+    ],
+)
+def test_what_a_model_lacks_is_left_out_and_the_page_says_so(
+    data: Path, tmp_path: Path, recipe: dict[str, Any], vq_branch: bool, tiles: tuple[int, int], told: str
+):
+    model = saved_model(tmp_path / "model.safetensors", recipe, vq_branch=vq_branch)
+    command = ["evaluate", "--data", data, "--split", "test", "-o", tmp_path / "out"]
+    whole = saved_model(tmp_path / "whole.safetensors", {"phase": 2}, vq_branch=True)
+    for path in (whole, model):
+        assert run(*command, "--model", path)[0] == 0
+    page = (tmp_path / "out/page.html").read_text(encoding="utf-8")
+    assert f"<p>{told}</p>" in page
+    assert ("Use of the codebook" in page) == (tmp_path / "out/codebook.png").exists() == vq_branch
+    with Image.open(tmp_path / "out/pictures/1.png") as picture:
+        width, height = tiles
+        assert picture.size == (width * (SIZE[0] + GAP) + GAP, height * (CAPTION + SIZE[1] + GAP))
 
 
 def test_saved_maps_give_the_same_numbers_at_the_images_own_size(data: Path, model_path: Path, tmp_path: Path):
@@ -286,6 +396,11 @@ def test_dicom_of_ones_own_is_predicted_as_infer_does(model_path: Path, tmp_path
     empty = images.filter(pl.col("image").str.ends_with("-0005"))
     assert (len(empty), empty["predicted_pixels"].sum()) == (6, 0)
     key = manifest["series_key"][0]
+    with (
+        Image.open(tmp_path / f"scores/pictures/{key}-0004.png") as seen,
+        Image.open(tmp_path / f"scores/pictures/{key}-0005.png") as without_lung,
+    ):
+        assert seen.height > 2 * without_lung.height, "of which the networks have nothing to tell"
     stored = np.asarray(Image.open(tmp_path / f"scores/labels/{key}-0002.png"))
     assert (stored == read_masks(tmp_path / "out/masks.zarr", key).labels[2]).mean() > 0.999
     before = {path: path.read_bytes() for path in (tmp_path / "scores").rglob("*.*")}

@@ -70,6 +70,22 @@ def test_flips_tell_where_the_mirror_image_is_called_otherwise_at_no_further_pas
     assert model.predict(images).flip_change is None
 
 
+def test_an_inspection_gives_the_same_probabilities_at_no_further_pass(model_file):
+    model = load_model(model_file, bf16=False)
+    images = torch.rand(2, 1, 64, 64)
+    prediction, branch = model.predict(images, flips=True), model.segmenter(images)
+    passes = []
+    model.segmenter.register_forward_hook(lambda *_: passes.append(1))
+    inspection = model.inspect(images, flips=True)
+    assert len(passes) == 2
+    assert torch.equal(inspection.prob, prediction.prob)
+    assert torch.equal(inspection.confidence, prediction.confidence)
+    torch.testing.assert_close(inspection.reconstruction, branch.reconstruction)
+    for index in range(2):
+        for level, counts in zip(branch.levels, inspection.code_counts[index], strict=True):
+            assert counts.tolist() == level.indices[index].flatten().bincount(minlength=SMALL.codebook_size).tolist()
+
+
 def test_bf16_agrees_with_float32(model_file):
     images = torch.rand(4, 1, 64, 64)
     exact = load_model(model_file, bf16=False).predict(images).prob
@@ -169,6 +185,8 @@ def _header(path: Path) -> dict:
         {"recipe": {"class_offsets": None}},
         {"recipe": {"class_offsets": [0.0, 1.0]}},
         {"recipe": {"class_offsets": [0.0, "a", 1.0]}},
+        {"recipe": {"confidence_threshold": "a"}},
+        {"recipe": {"semi_weight": None}},
         {"name": 5},
         {"versions": [1]},
         {"more": 1},

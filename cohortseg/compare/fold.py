@@ -132,7 +132,7 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     facts = {"train_s": round(time.perf_counter() - started, 1)}
     models = {job.row: MODEL} | ({job.row + PHASE_1: PHASE_1_MODEL} if config.semi_supervised else {})
     scores = [
-        score_images(case for _, case in predicted_cases(held_out, load_model(job.folder / name))).select(
+        score_images(item.case for item in predicted_cases(held_out, load_model(job.folder / name))).select(
             pl.lit(row).alias("row"), pl.lit(job.fold, pl.Int64).alias("fold"), pl.all()
         )
         for row, name in models.items()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cohortseg.evaluate.score import eight_bit, label_map
 from cohortseg.labels import LESIONS
+from cohortseg.overlays import png_bytes
 from cohortseg.store.files import store_errors
 from cohortseg.store.layout import PICTURES
 
@@ -69,4 +70,4 @@ def remove_pictures(folder: Path, names: Iterable[str]) -> None:
 def _save(path: Path, picture: Image.Image) -> None:
     with store_errors(path, "cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        path.write_bytes(png_bytes(picture))

@@ -1,7 +1,7 @@
 """The page of an evaluation: the numbers, and images beside their truth and their prediction."""
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +30,16 @@ _NUM_TEXTS: Final = 3
 _MOST_IMAGES: Final = 200
 
 
-def evaluation_html(title: str, model_sha256: str, metrics: pl.DataFrame, images: pl.DataFrame, pictures: Path) -> str:
+def evaluation_html(
+    title: str,
+    model_sha256: str,
+    metrics: pl.DataFrame,
+    images: pl.DataFrame,
+    pictures: Path,
+    *,
+    notes: Sequence[str] = (),
+    codebook: bytes | None = None,
+) -> str:
     """Return the page, with the 200 images of the lowest Dice, the lowest first.
 
     Parameters
@@ -43,6 +52,10 @@ def evaluation_html(title: str, model_sha256: str, metrics: pl.DataFrame, images
         Tables ``METRICS`` and ``IMAGES``.
     pictures
         Folder of ``<image>.png``.
+    notes
+        Paragraphs about the pictures, plain text.
+    codebook
+        The use of the codebook as PNG; None: the model has no codebook.
     """
     texts, numbers = list(_METRICS)[:_NUM_TEXTS], list(_METRICS)[_NUM_TEXTS:]
     rows = (
@@ -56,11 +69,20 @@ def evaluation_html(title: str, model_sha256: str, metrics: pl.DataFrame, images
             "green. A dash means not defined. docs/evaluation.md explains the protocols.</p>",
             f"<p>SHA-256 of the model: {model_sha256}; cohortseg {__version__}.</p>",
             table_html([_METRICS[name] for name in (*numbers, *texts)], rows, num_text=_NUM_TEXTS),
+            *_codebook(codebook),
             "<h2>Images, the lowest Dice first</h2>",
             "<p>Sorted by the mean Dice of the classes that the truth or the prediction has.</p>",
+            *(f"<p>{html.escape(note)}</p>" for note in notes),
             *_figures(images, pictures),
         ],
     )
+
+
+def _codebook(codebook: bytes | None) -> Iterator[str]:
+    if codebook is not None:
+        yield "<h2>Use of the codebook</h2>"
+        yield "<p>How often each code is used: at the end of training, and by all images. Dotted: all alike.</p>"
+        yield image_html(smaller_jpeg(codebook), "use of the codebook", "jpeg")
 
 
 def _figures(images: pl.DataFrame, pictures: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -25,11 +25,12 @@ from cohortseg.datasets.slices import (
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
-from cohortseg.evaluate.score import Case, label_map, score_images, summarise
+from cohortseg.evaluate.pictures import Inside, notes, slice_picture, trust_threshold
+from cohortseg.evaluate.score import Case, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
+from cohortseg.figures import codebook_png
 from cohortseg.labels import BACKGROUND, LESIONS, NUM_CLASSES
 from cohortseg.models.device import batch_size_for
-from cohortseg.overlays import Compared, compared
 from cohortseg.progress import Report, silent
 from cohortseg.store.files import held, store_errors, visible_files, write_file
 from cohortseg.store.layout import PAGE, PICTURES
@@ -42,6 +43,7 @@ _log: Final = logging.getLogger(__name__)
 COMMAND: Final = "evaluate"
 """Command in ``run.json`` that marks an evaluation's folder."""
 _TABLES: Final = (IMAGES, METRICS)
+_CODEBOOK: Final = "codebook.png"
 _IMAGE_NAMES: Final = "image_names"
 """Key in ``run.json`` of the images whose pictures and maps lie in the folder."""
 
@@ -83,8 +85,8 @@ def evaluate_images(
     model_path
         A model file; None: the packaged model.
     output
-        Folder for ``metrics.parquet``, ``images.parquet``, ``run.json``, ``pictures/`` and ``page.html``; None:
-        nothing is written.
+        Folder for ``metrics.parquet``, ``images.parquet``, ``run.json``, ``pictures/``, ``page.html`` and, of a model
+        with a VQ-VAE branch, ``codebook.png``; None: nothing is written.
     save_maps
         Also write ``labels/`` and ``maps/``; needs ``output``.
     report
@@ -107,9 +109,11 @@ def evaluate_images(
     _check_labels(set().union(*map(check_source, sources)))  # before an earlier evaluation is replaced
     with _held(output, [name for source in sources for name in slice_names(source)]):
         started = time.perf_counter()
-        pairs = predicted_cases(sources, model, report=report)
-        cases = (case for _, case in pairs) if output is None else _written(pairs, output, save_maps=save_maps)
-        images = score_images(cases)
+        predicted = predicted_cases(sources, model, inspect=output is not None, report=report)
+        code_counts = torch.zeros(2, model.card.model.codebook_size, dtype=torch.int64)
+        if output is not None:
+            predicted = _written(predicted, output, model, code_counts, save_maps=save_maps)
+        images = score_images(item.case for item in predicted)
         seen = tuple(images.filter(pl.col("in_training"))["image"].unique(maintain_order=True).to_list())
         result = Evaluation(metrics=summarise(images), images=images, model=model.name, seen=seen)
         if output is not None:
@@ -124,16 +128,32 @@ def evaluate_images(
                 "timings": {"total_s": round(time.perf_counter() - started, 3)},
                 _IMAGE_NAMES: images["image"].unique(maintain_order=True).to_list(),
             }
-            _write(output, result, facts)
+            vq = model.segmenter.vq
+            codebook = None if vq is None else codebook_png(vq.quantizer.usage, code_counts, "all images")
+            _write(output, result, facts, notes(model), codebook)
     return result
 
 
+class Predicted(NamedTuple):
+    """One slice with its prediction."""
+
+    source: SourceSlice
+    case: Case
+    inside: Inside | None
+    """None: not asked for, or a slice without lung, which the networks do not see."""
+
+
 def predicted_cases(
-    sources: Sequence[ImageSlice | DicomSlices], model: LoadedModel, *, report: Report = silent
-) -> Iterator[tuple[SourceSlice, Case]]:
+    sources: Sequence[ImageSlice | DicomSlices],
+    model: LoadedModel,
+    *,
+    inspect: bool = False,
+    report: Report = silent,
+) -> Iterator[Predicted]:
     """Yield each labelled slice and its prediction on its own grid, with one batch in memory at a time.
 
-    Slices of a series are predicted as by ``infer``: slices without lung, and pixels outside it, hold no lesion.
+    Slices of a series are predicted as by ``infer``: slices without lung, and pixels outside it, hold no lesion. With
+    ``inspect``, what the same passes of the networks tell of their inside comes with it.
 
     Raises
     ------
@@ -147,9 +167,10 @@ def predicted_cases(
     done, uncropped, size = 0, 0, batch_size_for(model.device)
     while batch := list(islice(slices, size)):
         inputs = [item.canonical.image for item in batch if item.canonical is not None]
-        probs = iter(model.probabilities(torch.stack(inputs), flips=InferConfig.flips) if inputs else ())
+        outputs = iter(_outputs(torch.stack(inputs), model, inspect=inspect) if inputs else ())
         for item in batch:
-            yield item, _case(item, None if item.canonical is None else next(probs), model)
+            prob, inside = (None, None) if item.canonical is None else next(outputs)
+            yield Predicted(item, _case(item, prob, model), inside)
             done += 1
             uncropped += item.canonical is not None and not item.canonical.lungs_found
             report(done, total, item.name)
@@ -160,6 +181,19 @@ def predicted_cases(
             uncropped,
             total,
         )
+
+
+def _outputs(
+    images: torch.Tensor, model: LoadedModel, *, inspect: bool
+) -> Iterator[tuple[torch.Tensor, Inside | None]]:
+    """Yield the canonical probabilities of each image, and what else the networks tell of it if that is asked for."""
+    if not inspect:
+        for prob in model.probabilities(images, flips=InferConfig.flips):
+            yield prob, None
+        return
+    output = model.inspect(images, flips=InferConfig.flips)
+    for index, prob in enumerate(output.prob):
+        yield prob, Inside(*(None if maps is None else maps[index] for maps in output[1:]))
 
 
 def _case(item: SourceSlice, canonical_prob: torch.Tensor | None, model: LoadedModel) -> Case:
@@ -194,16 +228,19 @@ def _check_labels(present: set[int]) -> None:
         )
 
 
-def _written(pairs: Iterable[tuple[SourceSlice, Case]], output: Path, *, save_maps: bool) -> Iterator[Case]:
-    """Write each slice and yield its case: the picture upright, as a radiologist reads it, the maps as stored."""
-    for item, case in pairs:
+def _written(
+    predicted: Iterable[Predicted], output: Path, model: LoadedModel, code_counts: torch.Tensor, *, save_maps: bool
+) -> Iterator[Predicted]:
+    """Write each slice and yield it: the picture upright, the maps as stored; the use of each code is added up."""
+    config, threshold = model.card.canonical, trust_threshold(model)
+    for item in predicted:
+        source, case, inside = item
         if save_maps:
             write_maps(output, case.name, case.prob)
-        truth, labels = (
-            item.orientation.to_upright(array).astype(np.uint8) for array in (case.truth, label_map(case.prob))
-        )
-        write_picture(output, case.name, compared([Compared(item.upright_hu, truth, labels)]))
-        yield case
+        write_picture(output, case.name, slice_picture(source, case, inside, config, threshold))
+        if inside is not None and inside.code_counts is not None:
+            code_counts += inside.code_counts
+        yield item
 
 
 @contextmanager
@@ -229,17 +266,29 @@ def _clear(folder: Path, names: Sequence[str]) -> None:
     # First, so that the folder of an interrupted evaluation is known as one.
     write_run_json(folder, COMMAND, {_IMAGE_NAMES: sorted(earlier.union(names))}, finished=False)
     with store_errors(folder, "what an earlier evaluation left cannot be removed"):
-        for name in (*(schema.file_name for schema in _TABLES), PAGE):
+        for name in (*(schema.file_name for schema in _TABLES), PAGE, _CODEBOOK):
             (folder / name).unlink(missing_ok=True)
     remove_pictures(folder, earlier)
 
 
-def _write(output: Path, result: Evaluation, facts: dict[str, Any]) -> None:
+def _write(
+    output: Path, result: Evaluation, facts: dict[str, Any], notes: Sequence[str], codebook: bytes | None
+) -> None:
     provenance = {"model_sha256": facts["model"]["sha256"], "arguments": facts["arguments"]}
     for schema, frame in zip(_TABLES, (result.images, result.metrics), strict=True):
         write_table(output / schema.file_name, frame, schema, provenance)
     split = facts["arguments"]["split"]
     title = result.model if split is None else f"{result.model}: split {split}"
-    page = evaluation_html(title, facts["model"]["sha256"], result.metrics, result.images, output / PICTURES)
+    page = evaluation_html(
+        title,
+        facts["model"]["sha256"],
+        result.metrics,
+        result.images,
+        output / PICTURES,
+        notes=notes,
+        codebook=codebook,
+    )
+    if codebook is not None:
+        write_file(output / _CODEBOOK, codebook)
     write_file(output / PAGE, page.encode())
     write_run_json(output, COMMAND, facts)

@@ -5,6 +5,7 @@ Layout as in VQ-VAE-2 (Razavi et al. 2019), which the paper follows: the top lev
 intermediate layer" (3.1) and at "the endpoint of the encoder" (3.2); two levels need both places.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -174,6 +175,15 @@ def revive_codes(quantizer: VectorQuantizer, latents: torch.Tensor, generator: t
 def update_usage(quantizer: VectorQuantizer, counts: torch.Tensor) -> None:
     """Add the counts of one batch, (K,) over all ranks, to the running use of each code."""
     quantizer.usage.mul_(_USAGE_DECAY).add_(counts, alpha=1 - _USAGE_DECAY)
+
+
+def code_counts(levels: Sequence[Quantized], size: int) -> torch.Tensor:
+    """Return how often each slice uses each of ``size`` codes: (B, levels, size) int64, levels in the order given."""
+    counts = []
+    for level in levels:
+        indices = level.indices.flatten(1)
+        counts.append(indices.new_zeros(len(indices), size).scatter_add_(1, indices, torch.ones_like(indices)))
+    return torch.stack(counts, dim=1)
 
 
 def codebook_use(usage: torch.Tensor) -> tuple[int, float]:

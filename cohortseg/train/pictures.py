@@ -1,26 +1,24 @@
 """Pictures of the networks' output on a few fixed slices: the paper's figures 2 to 4, and the use of the codebook."""
 
-from typing import Final
-
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from cohortseg.config import CanonicalConfig
-from cohortseg.labels import LABELS
-from cohortseg.losses import IGNORE, refined_pseudo_labels
-from cohortseg.models.vqvae import codebook_use
+from cohortseg.figures import (
+    CONFIDENCE,
+    PSEUDO_LABEL,
+    RECONSTRUCTION,
+    Tiles,
+    codebook_png,
+    confidence_rgb,
+    hu_from_canonical,
+    pseudo_label_rgb,
+)
+from cohortseg.losses import refined_pseudo_labels
+from cohortseg.models.vqvae import code_counts
 from cohortseg.overlays import Compared, compared, contact_sheet, gray_slice, overlay_slice
-from cohortseg.pages import figure_png, own_style
 from cohortseg.train.state import ADVERSARIAL, TrainState
-
-Tiles = dict[str, NDArray[np.uint8]]
-"""One row of a picture: caption to (size, size) gray or (size, size, 3) RGB."""
-
-_UNTRUSTED_RGB: Final = (128, 128, 128)
 
 
 @torch.no_grad()
@@ -44,7 +42,7 @@ def draw_labeled(state: TrainState, images: torch.Tensor, labels: torch.Tensor, 
     predicted = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
     return compared(
         [
-            Compared(_hu(image, state.config.canonical), truth, prediction)
+            Compared(_hu(image, state), truth, prediction)
             for image, truth, prediction in zip(images, labels.cpu().numpy(), predicted, strict=True)
         ]
     )
@@ -78,23 +76,22 @@ def draw_unlabeled(
     sure = confidence[:, 0].float().sigmoid().cpu().numpy()
     rows: list[Tiles] = []
     for index, image in enumerate(images):
-        slice_hu = _hu(image, state.config.canonical)
+        slice_hu = _hu(image, state)
         row = {"input": gray_slice(slice_hu)}
         if output.reconstruction is not None:
-            row["reconstruction"] = gray_slice(_hu(output.reconstruction[index], state.config.canonical))
+            row[RECONSTRUCTION] = gray_slice(_hu(output.reconstruction[index], state))
         row["prediction"] = overlay_slice(slice_hu, predicted[index])
         if pseudo_labels is not None:
             row["label of teachers"] = overlay_slice(slice_hu, pseudo_labels[index].cpu().numpy())
         if state.phase == ADVERSARIAL:
-            row["confidence, 0 to 1"] = (255 * mpl.colormaps["viridis"](sure[index])[..., :3]).astype(np.uint8)
+            row[CONFIDENCE] = confidence_rgb(sure[index])
         if state.phase == ADVERSARIAL and state.config.semi_weight:
-            row["refined pseudo label"] = _pseudo_label_rgb(pseudo[index])
+            row[PSEUDO_LABEL] = pseudo_label_rgb(pseudo[index])
         rows.append(row)
     return contact_sheet([list(row.values()) for row in rows], list(rows[0]))
 
 
 @torch.no_grad()
-@own_style()
 def draw_codebook(state: TrainState, images: torch.Tensor, *, bf16: bool) -> bytes:
     """Return the running share of each code, and the codes that the given slices use at each level, as PNG.
 
@@ -112,21 +109,7 @@ def draw_codebook(state: TrainState, images: torch.Tensor, *, bf16: bool) -> byt
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         levels = state.segmenter(images, reconstruct=False).levels
     usage = state.segmenter.vq.quantizer.usage
-    size = len(usage)
-    alive, perplexity = codebook_use(usage)
-    panels = {f"running use of both levels: {alive} of {size} alive, perplexity {perplexity:.1f}": usage}
-    for name, level in zip(("top", "bottom"), levels, strict=True):
-        counts = torch.bincount(level.indices.flatten(), minlength=size).float()
-        used, perplexity = int((counts > 0).sum()), codebook_use(counts)[1]
-        panels[f"{name} level, these slices: {used} used, perplexity {perplexity:.1f}"] = counts
-    figure = Figure(figsize=(15, 2.8), layout="constrained")
-    for axes, (title, counts) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        share = (100 * counts / counts.sum().clamp_min(1e-12)).sort(descending=True).values.cpu().numpy()
-        axes.bar(np.arange(size), share, width=1.0)
-        axes.axhline(100 / size, color="0.4", linestyle=":", linewidth=1)
-        axes.set(xlabel="code, the most used first", ylabel="share, %", xlim=(-0.5, size - 0.5))
-        axes.set_title(title, fontsize="medium")
-    return figure_png(figure)
+    return codebook_png(usage, code_counts(levels, len(usage)).sum(dim=0), "these slices")
 
 
 def evenly_spread(count: int, total: int) -> list[int]:
@@ -135,17 +118,6 @@ def evenly_spread(count: int, total: int) -> list[int]:
     return [int(place) for place in places]
 
 
-def _hu(image: torch.Tensor, config: CanonicalConfig) -> NDArray[np.int16]:
-    """Return (1, H, W) in [0, 1] as (H, W) in HU, the inverse of the canonical window."""
-    low, high = config.window_hu
-    shown = torch.nan_to_num(image[0].float()).cpu().numpy()  # a run that diverges must survive this to report it
-    slice_hu: NDArray[np.int16] = np.rint(low + (high - low) * shown).astype(np.int16)
-    return slice_hu
-
-
-def _pseudo_label_rgb(pseudo: NDArray[np.int64]) -> NDArray[np.uint8]:
-    rgb = np.zeros((*pseudo.shape, 3), np.uint8)
-    rgb[pseudo == IGNORE] = _UNTRUSTED_RGB
-    for label in LABELS:
-        rgb[pseudo == label.value] = label.rgb
-    return rgb
+def _hu(image: torch.Tensor, state: TrainState) -> NDArray[np.int16]:
+    """Return (1, H, W) in [0, 1] as (H, W) in HU."""
+    return hu_from_canonical(image[0].float().cpu().numpy(), state.config.canonical)

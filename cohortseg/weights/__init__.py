@@ -1,6 +1,7 @@
 """Model files: the one inside the package, and any that training wrote."""
 
 from cohortseg.weights.model_file import (
+    Inspection,
     LoadedModel,
     ModelCard,
     Prediction,
@@ -11,6 +12,7 @@ from cohortseg.weights.model_file import (
 )
 
 __all__ = [
+    "Inspection",
     "LoadedModel",
     "ModelCard",
     "Prediction",

@@ -21,6 +21,7 @@ from cohortseg.models.device import find_device, has_fast_bf16, limit_threads, r
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.segmenter import Segmenter, SegmenterOutput
+from cohortseg.models.vqvae import code_counts
 from cohortseg.store.documents import parse_json
 from cohortseg.store.files import write_file
 
@@ -29,6 +30,8 @@ _HEADER_KEY: Final = "cohortseg"
 _DIGEST: Final = "sha256"
 _HASHES: Final = ("training_images", "teachers")
 """Header values that are lists of hashes."""
+_NUMBERS: Final = ("semi_weight", "confidence_threshold")
+"""Settings of training that are read from the header, beside ``class_offsets`` and ``phase``."""
 _DEFAULT_NAME: Final = "default.safetensors"
 
 
@@ -63,6 +66,20 @@ class Prediction(NamedTuple):
     """(B, 1, size, size) float32 on the CPU: the discriminator's probability that a pixel is ground truth."""
     flip_change: torch.Tensor | None = None
     """(B, 1, size, size) float32 on the CPU: 1 where slice and mirror image differ in class, else 0; None: no flips."""
+
+
+class Inspection(NamedTuple):
+    """A prediction, with what the VQ-VAE branch and the discriminator make of the slices."""
+
+    prob: torch.Tensor
+    """(B, 3, size, size) float32 on the CPU, as in `Prediction`."""
+    confidence: torch.Tensor | None
+    """(B, 1, size, size) float32 on the CPU, as in `Prediction`; None: the discriminator was not trained."""
+    reconstruction: torch.Tensor | None
+    """(B, 1, size, size) float32 in [0, 1] on the CPU, of the slices without their mirror images; None: there is no
+    VQ-VAE branch."""
+    code_counts: torch.Tensor | None
+    """(B, 2, codes) int64 on the CPU: how often the top and the bottom level use each code; None likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,36 +126,61 @@ class LoadedModel:
         ValueError
             If the images have other dimensions or another type, or values out of range (HU, not a number).
         """
-        prob, flip_change = self._averaged(images, flips=flips)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            confidence = self.discriminator(prob).sigmoid()
-        return Prediction(prob.cpu(), confidence.float().cpu(), flip_change)
+        prob, flip_change, _ = self._averaged(images, flips=flips)
+        return Prediction(prob.cpu(), self._confidence(prob), flip_change)
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor, *, flips: bool = False) -> torch.Tensor:
         """Return the probabilities (B, 3, size, size) of `predict` alone: a seventh faster."""
         return self._averaged(images, flips=flips)[0].cpu()
 
-    def _averaged(self, images: torch.Tensor, *, flips: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return probabilities on the device, and where the mirror images' classes differ, if they are used."""
+    @torch.inference_mode()
+    def inspect(self, images: torch.Tensor, *, flips: bool = False) -> Inspection:
+        """Segment canonical slices, with the same number of passes and the same probabilities, and tell of the inside.
+
+        Parameters and errors are those of `predict`.
+        """
+        prob, _, output = self._averaged(images, flips=flips, reconstruct=True)
+        counts = code_counts(output.levels, self.card.model.codebook_size).cpu() if output.levels else None
+        return Inspection(
+            prob=prob.cpu(),
+            confidence=self._confidence(prob) if self.has_trained_discriminator else None,
+            reconstruction=None if output.reconstruction is None else output.reconstruction.float().cpu(),
+            code_counts=counts,
+        )
+
+    def _averaged(
+        self, images: torch.Tensor, *, flips: bool, reconstruct: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None, SegmenterOutput]:
+        """Return probabilities, where the mirror images' classes differ, if they are used, and the first pass's output.
+
+        All but the second is on the device.
+        """
         if images.ndim != 4 or images.shape[1] != 1 or not len(images) or images.dtype != torch.float32:
             raise ValueError(f"images must be (B, 1, size, size) float32, got {tuple(images.shape)} {images.dtype}")
         low, high = images.aminmax()
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # resizing rounds; NaN fails both
             raise ValueError(f"images must lie in [0, 1], as canonical_batch gives them; got {low:g} to {high:g}")
         batch = images.to(self.device, memory_format=torch.channels_last)
-        prob = self._probabilities(batch)
+        output = self._output(batch, reconstruct=reconstruct)
+        prob = output.logits.softmax(dim=1)
         if not flips:
-            return prob, None
-        mirrored = self._probabilities(batch.flip(-1)).flip(-1)
+            return prob, None, output
+        mirrored = self._output(batch.flip(-1), reconstruct=False).logits.softmax(dim=1).flip(-1)
         # max, not argmax: over three channels it takes a tenth of the time on the CPU
         classes, mirrored_classes = (item.max(dim=1, keepdim=True).indices for item in (prob, mirrored))
-        return (prob + mirrored) / 2, (classes != mirrored_classes).float().cpu()
+        return (prob + mirrored) / 2, (classes != mirrored_classes).float().cpu(), output
 
-    def _probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+    def _output(self, batch: torch.Tensor, *, reconstruct: bool) -> SegmenterOutput:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output: SegmenterOutput = self.segmenter(batch, reconstruct=False)
-        return output.logits.softmax(dim=1)
+            output: SegmenterOutput = self.segmenter(batch, reconstruct=reconstruct)
+        return output
+
+    def _confidence(self, prob: torch.Tensor) -> torch.Tensor:
+        """Return the confidence map (B, 1, size, size) of probabilities on the device, on the CPU."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            confidence: torch.Tensor = self.discriminator(prob).sigmoid()
+        return confidence.float().cpu()
 
 
 def default_model_path() -> Path:
@@ -289,5 +331,6 @@ def _check_types(header: Mapping[str, Any]) -> None:
     if not wrong:
         offsets = header["recipe"].get("class_offsets", [0.0] * NUM_CLASSES)
         wrong = [] if len(offsets) == NUM_CLASSES and all(map(math.isfinite, offsets)) else ["class_offsets"]
+        wrong += [name for name in _NUMBERS if not math.isfinite(header["recipe"].get(name, 0.0))]
     if wrong:
         raise TypeError(f"{', '.join(wrong)}: of a wrong type")
