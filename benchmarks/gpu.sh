@@ -4,11 +4,12 @@
 #   benchmarks/gpu.sh                list the stages
 # Settings by environment: COHORTSEG_DATA (the data), OUT (results, runs/gpu), PRESET (recipe, cpu), SEEDS ("0 1 2"),
 # CONFIG (TOML with settings over the recipe), LIMIT (540). SMOKE=1: tiny settings, to try the stages on a CPU.
+# The stage `package` trains the model that ships, so PRESET and SEEDS do not matter to it; leave CONFIG empty.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/gpu} PRESET=${PRESET:-cpu} SEEDS=${SEEDS:-0 1 2} LIMIT=${LIMIT:-540} CONFIG=${CONFIG:-}
 python=${PYTHON:-python}
-stages="throughput memory recipe seeds table2 student robustness collect"
+stages="throughput memory recipe seeds table2 student robustness package collect"
 rows=plain,vvm,prop,ssa,vvm+prop,ssa+prop,full folds=1,2,3,4,5 sizes="8 32 128" step="--size 192 --repeats 20"
 if [[ " $stages " != *" ${1:-no stage} "* ]]; then
     echo "usage: benchmarks/gpu.sh STAGE, one of: $stages" >&2
@@ -32,13 +33,29 @@ timed() {
     timeout -s INT -k 20 $((end - SECONDS)) "$@" 2>&1 | tee "$OUT/$name.log"
 }
 
-# Train one seed of the recipe, unless it is there, and measure it on the validation images.
-recipe() {
-    local run=$OUT/seed$1 resume=()
+# Train into a folder of OUT, unless the model is there; a run that was stopped goes on.
+trained() {
+    local run=$OUT/$1 resume=()
     [[ -f $run/settings.json ]] && resume=(--resume)
-    [[ -f $run/model.safetensors ]] ||
-        timed "seed$1" "$python" -m cohortseg train --preset "$PRESET" "${config[@]}" --seed "$1" -o "$run" "${resume[@]}"
-    timed "seed$1-val" "$python" -m cohortseg evaluate --model "$run/model.safetensors" -o "$run/val"
+    [[ -f $run/model.safetensors ]] || timed "$1" "$python" -m cohortseg train "${@:2}" -o "$run" "${resume[@]}"
+}
+
+# Train one seed of the recipe, and measure it on the validation images.
+recipe() {
+    trained "seed$1" --preset "$PRESET" "${config[@]}" --seed "$1"
+    timed "seed$1-val" "$python" -m cohortseg evaluate --model "$OUT/seed$1/model.safetensors" -o "$OUT/seed$1/val"
+}
+
+# Train the four teachers of the packaged model, two with painted foci and two without, and then their student.
+package() {
+    local no_foci=$OUT/no-foci.toml seed name teachers=()
+    { echo "painted_foci = 0.0" && sed '/^painted_foci\b/d' "${CONFIG:-/dev/null}"; } > "$no_foci"
+    for seed in 0 1; do
+        trained "package-foci-$seed" --preset labels --no-holdout --seed "$seed" "${config[@]}"
+        trained "package-plain-$seed" --preset labels --no-holdout --seed "$seed" --config "$no_foci"
+    done
+    for name in foci-0 foci-1 plain-0 plain-1; do teachers+=(--teacher "$OUT/package-$name/model.safetensors"); done
+    trained package-student --preset student --no-holdout "${teachers[@]}" "${config[@]}"
 }
 
 case $1 in
@@ -52,6 +69,7 @@ table2)
 student) # like the packaged model: with CONFIG holding painted_foci = 0.35 and class_offsets = [0.0, 0.8, 1.6]
     timed student "$python" -m cohortseg compare -o "$OUT/student" --preset "$PRESET" "${config[@]}" --rows plain,student --folds $folds
     ;;
+package) package ;;
 robustness) timed robustness "$python" benchmarks/robustness.py --model "$OUT/seed${SEEDS%% *}/model.safetensors" ;;
 collect) (cd "$OUT" && find . \( -name '*.log' -o -name '*.parquet' -o -name '*.json' -o -name page.html \) \
     -not -path '*/checkpoints/*' -print0 | tar -czf results.tar.gz --null -T -) && echo "$OUT/results.tar.gz" ;;

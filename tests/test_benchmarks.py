@@ -3,10 +3,12 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -14,15 +16,23 @@ import pytest
 import torch
 from lung_phantoms import make_chest
 from training_data import canonical_of, write_covid_semiseg
+from typer.testing import CliRunner
 
-from cohortseg.config import CanonicalConfig
+from cohortseg.cli import app
+from cohortseg.config import CanonicalConfig, TrainConfig
 from cohortseg.datasets.covid_semiseg import labeled_slices
 from cohortseg.datasets.prepared import load_prepared
 from cohortseg.store.layout import DATA
 from cohortseg.train.history import HISTORY
+from cohortseg.train.loop import MODEL, train
+from cohortseg.weights import load_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SERIES = Path(__file__).parents[1] / "sample_data/cohort/dicom/SYN-001/20200302"
+RECORDER = """#!/usr/bin/env bash
+printf '%s\\n' "${@:3}" > "$COMMANDS/$(ls "$COMMANDS" | wc -l)"
+"""
+"""In place of Python: it runs nothing, but notes the arguments of cohortseg."""
 
 
 def gpu_script(*arguments: str, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +58,69 @@ def test_the_gpu_script_lists_its_stages_and_says_when_time_is_up(tmp_path):
     assert "table2" in listed.stderr
     assert not (tmp_path / "none").exists()
     assert gpu_script("throughput", out=tmp_path, LIMIT="0").returncode == 124
+
+
+def train_in_this_process(config: TrainConfig, run: Path, **_: Any) -> Path:
+    """Stand in for `fit`: to start Ray for every training takes minutes."""
+    train(
+        config,
+        load_prepared(run / DATA),
+        run,
+        wrap=lambda module: module,
+        sum_over_workers=lambda values: values,
+        report=lambda _metrics, _save: None,
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
+        restore=None,
+    )
+    return run / MODEL
+
+
+def test_the_gpu_script_trains_what_the_packaged_model_is(tmp_path, monkeypatch):
+    """But for the tiny settings; a stage that was stopped trains only what is not there."""
+    monkeypatch.setattr("cohortseg.train.run.fit", train_in_this_process)
+    monkeypatch.setattr("cohortseg.train.page.RunPage.draw", lambda *_, **__: None)  # it takes most of the time
+    monkeypatch.setenv("COHORTSEG_DATA", str(write_covid_semiseg(tmp_path / "COVID-SemiSeg")))
+    out, recorder, commands = tmp_path / "out", tmp_path / "python", tmp_path / "commands"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+
+    def stage() -> list[str]:
+        """Run the stage, then its commands here; return the names of the folders they train into."""
+        commands.mkdir()
+        done = gpu_script("package", out=out, PYTHON=str(recorder), COMMANDS=str(commands))
+        assert done.returncode == 0, done.stdout + done.stderr
+        recorded = [path.read_text().splitlines() for path in sorted(commands.iterdir())]
+        shutil.rmtree(commands)
+        for command in recorded:
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 0, result.stderr
+        return [Path(command[command.index("-o") + 1]).name for command in recorded]
+
+    assert stage() == [f"package-{name}" for name in ("foci-0", "plain-0", "foci-1", "plain-1", "student")]
+    models = {path.parent.name: load_model(path) for path in out.glob(f"package-*/{MODEL}")}
+    student, packaged = models.pop("package-student"), load_model()
+    tiny = {line.split(" ")[0] for line in (out / "smoke.toml").read_text().splitlines()}
+    apart = {*tiny, "canonical", "model", "iterations_done"}
+    shipped = {name: value for name, value in packaged.card.recipe.items() if name not in apart}
+    assert {name: student.card.recipe[name] for name in shipped} == shipped
+    assert student.card.model == packaged.card.model
+    assert len(student.training_images) == 4 + 4, "none is held out"
+    labels = {name: (model.card.recipe["seed"], model.card.recipe["painted_foci"]) for name, model in models.items()}
+    assert labels == {
+        "package-foci-0": (0, 0.35),
+        "package-foci-1": (1, 0.35),
+        "package-plain-0": (0, 0.0),
+        "package-plain-1": (1, 0.0),
+    }
+    assert sorted(student.card.teachers) == sorted(model.sha256 for model in models.values())
+    assert len(packaged.card.teachers) == len(models)
+    assert stage() == []
+    (out / "package-student" / MODEL).unlink()
+    assert gpu_script("package", out=out, LIMIT="0").returncode == 124
+    assert stage() == ["package-student"]
+    assert load_model(out / "package-student" / MODEL).card == student.card
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
