@@ -132,9 +132,10 @@ _ZONE_SCORE = Column(
     "zone_score",
     _INT,
     "0 to 24: sum over the six zones of 0 (< 1 % opacity), 1 (< 25 %), 2 (< 50 %), 3 (< 75 %) or 4 (>= 75 %), the "
-    "bands that readers use to score six zones. Zones are thirds by height (a slice belongs to the third that holds "
-    "its middle) instead of being divided at the carina and the lower pulmonary vein. This is not the lobar 0 to 25 "
-    "severity score, which needs lobes. Null unless all six zones hold lung",
+    "bands by which Bernheim et al. (Radiology 2020) score lobes, and other readers six zones. Zones are thirds by "
+    "height (a slice belongs to the third that holds its middle) instead of being divided at the carina and the lower "
+    "pulmonary vein. This is not the lobar 0 to 25 severity score, which needs lobes. Null unless all six zones hold "
+    "lung",
 )
 _HU = tuple(
     column
