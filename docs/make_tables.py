@@ -1,12 +1,18 @@
-"""Write docs/tables.md from the schemas: run this after changing one; a test compares them."""
+"""Write docs/tables.md from the schemas, docs/quirks.md from the quirks: run this after changing one; tests compare."""
 
+import tempfile
 from pathlib import Path
+
+import polars as pl
 
 from cohortseg import qc
 from cohortseg.compare.tables import COMPARISON
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.labels import LABELS
-from cohortseg.store.schemas import TABLES, TableSchema
+from cohortseg.progress import silent
+from cohortseg.store.schemas import QUIRKS, TABLES, TableSchema
+from cohortseg.store.tables import read_table
+from cohortseg.synthetic.quirks import write_quirks
 from cohortseg.volume import HU_MAX, HU_MIN
 
 _INTRO = """# The tables and masks
@@ -105,5 +111,45 @@ def _table(schema: TableSchema) -> str:
     return f"{head}\n\n| column | type | meaning |\n|---|---|---|\n{rows}\n"
 
 
+_QUIRKS_INTRO = """# Odd DICOM, and what becomes of it
+
+Made by `docs/make_tables.py` from the table that `cohortseg sample OUT --quirks` writes, `OUT/quirks.parquet`; do not
+edit. The files of a quirk are in `OUT/dicom/<quirk>`. `tests/test_dicom_quirks.py` checks that each becomes what stands
+here.
+
+A row is a volume, or a group of other files; one without a name belongs to the quirk above it. "Becomes" is its
+decision in `manifest.parquet` ([selection.md](selection.md) has the rules), or where its files went to in
+`files.parquet`, and after a colon the status of a selected series once its pixels were read. The reason is a part of
+the text in the column `reason`; the flags are those in `qc_flags` ([tables.md](tables.md#flags-in-qc_flags) explains
+them). A row with a repair holds for `--repair` with that value, any other without.
+
+| quirk | what is odd | repair | becomes | reason | flags |
+|---|---|---|---|---|---|
+"""
+
+
+def quirks_markdown(quirks: pl.DataFrame) -> str:
+    """Return the whole page from the table ``quirks.parquet``."""
+    lines, before = [], None
+    for row in quirks.iter_rows(named=True):
+        is_new, before = row["quirk"] != before, row["quirk"]
+        cells = (
+            f"`{row['quirk']}`" if is_new else "",
+            row["meaning"][0].upper() + row["meaning"][1:] if is_new else "",
+            ", ".join(row["repair"]),
+            ": ".join(filter(None, (row["decision"], row["status"]))),
+            row["reason"] or "",
+            ", ".join(f"`{flag}`" for flag in row["qc_flags"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return _QUIRKS_INTRO + "".join(lines)
+
+
+def _written_quirks() -> pl.DataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        return read_table(write_quirks(Path(folder), silent), QUIRKS)
+
+
 if __name__ == "__main__":
     Path(__file__).with_name("tables.md").write_text(tables_markdown(), encoding="utf-8")
+    Path(__file__).with_name("quirks.md").write_text(quirks_markdown(_written_quirks()), encoding="utf-8")

@@ -14,7 +14,7 @@ from cohortseg.cli import app
 from cohortseg.config import PREFERENCES
 from cohortseg.longitudinal import LESS_SHARE
 from cohortseg.noise import NOISY_HU
-from cohortseg.store.schemas import BURDEN, PATIENTS, SLICES, TIMELINE, TableSchema
+from cohortseg.store.schemas import BURDEN, PATIENTS, QUIRKS, SLICES, TIMELINE, TableSchema
 from cohortseg.store.tables import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +24,12 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_page_of_the_tables_is_up_to_date() -> None:
     expected = runpy.run_path(str(DOCS / "make_tables.py"))["tables_markdown"]()
     assert (DOCS / "tables.md").read_text(encoding="utf-8") == expected, "run: python docs/make_tables.py"
+
+
+def test_page_of_the_quirks_is_up_to_date(quirks_sample: Path) -> None:
+    table = read_table(quirks_sample / "quirks.parquet", QUIRKS)
+    expected = runpy.run_path(str(DOCS / "make_tables.py"))["quirks_markdown"](table)
+    assert (DOCS / "quirks.md").read_text(encoding="utf-8") == expected, "run: python docs/make_tables.py"
 
 
 def test_page_of_the_settings_is_up_to_date() -> None:
