@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from cohortseg import cluster
 from cohortseg.cluster import (
@@ -22,9 +23,23 @@ from cohortseg.cluster import (
 from cohortseg.errors import ConfigError
 from cohortseg.processors import num_processors
 
-SLURM = Path(__file__).parents[1] / "cluster/slurm.sbatch"
+ROOT = Path(__file__).parents[1]
+SLURM = ROOT / "cluster/slurm.sbatch"
 KUBERAY = ((4.0, 0.0), (8.0, 1.0), (8.0, 1.0))
 """cluster/kuberay.yaml: a head without GPU and two workers with one each."""
+
+
+def test_the_manifest_for_kubernetes_has_these_nodes_the_tested_ray_and_a_token():
+    manifest = yaml.safe_load((ROOT / "cluster/kuberay.yaml").read_text(encoding="utf-8"))
+    ray_cluster = manifest["spec"]["rayClusterSpec"]
+    assert ray_cluster["authOptions"] == {"mode": "token"}
+    assert f"ray=={ray_cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    nodes = []
+    for group in (ray_cluster["headGroupSpec"], *ray_cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        nodes += [(float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)))] * group.get("replicas", 1)
+    assert tuple(nodes) == KUBERAY
 
 
 @pytest.mark.parametrize(
