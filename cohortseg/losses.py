@@ -90,9 +90,31 @@ def proportion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     labels
         (B, H, W) int64; `IGNORE` pixels are left out of both y and p. An image with no other pixels costs 0.
     """
-    valid = (labels != IGNORE).float()[:, None]
-    predicted = (logits.softmax(dim=1) * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3)).clamp_min(1)
+    predicted = _predicted_proportions(logits, labels)
     return (class_proportions(labels, logits.shape[1]) - predicted).square().sum(dim=1).mean()
+
+
+def label_marginal_divergence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return D_KL(y || p) of the proportions of each image, equation (9), averaged over images.
+
+    It is the part of the cross-entropy that concerns proportions alone, equation (10) with its constant:
+    CE = H(F|K) + D_KL(y || p) + H(y). Training minimises `proportion_loss` in its place; this is for analysis.
+
+    Parameters
+    ----------
+    logits
+        (B, K, H, W).
+    labels
+        (B, H, W) int64; as in `proportion_loss`.
+    """
+    truth, predicted = class_proportions(labels, logits.shape[1]), _predicted_proportions(logits, labels)
+    return (torch.xlogy(truth, truth) - torch.xlogy(truth, predicted)).sum(dim=1).mean()
+
+
+def _predicted_proportions(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean softmax over the labelled pixels of each image: (B, K); zeros without any."""
+    valid = (labels != IGNORE).float()[:, None]
+    return (logits.softmax(dim=1) * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3)).clamp_min(1)
 
 
 def adversarial_loss(confidence_logits: torch.Tensor) -> torch.Tensor:

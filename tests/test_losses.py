@@ -56,8 +56,17 @@ def test_equations_8_to_10_cross_entropy_is_conditional_entropy_plus_the_label_m
     picked = prob.gather(1, labels[:, None])[:, 0]
     entropy = -(picked / marginal[0][labels]).log().mean()  # equation (8), first line
     y = losses.class_proportions(labels).double()
-    divergence = (torch.xlogy(y, y) - torch.xlogy(y, marginal)).sum()  # equation (9)
+    divergence = losses.label_marginal_divergence(logits, labels)
     torch.testing.assert_close(losses.cross_entropy(logits, labels), entropy + divergence - torch.xlogy(y, y).sum())
+
+
+def test_equation_9_by_hand():
+    # p = (0.6, 0.25, 0.15) and y = (0.5, 0.5, 0) as for equation (11); an image without labels adds 0 to the mean
+    logits = logits_of([[0.8, 0.1, 0.1], [0.4, 0.4, 0.2]])
+    by_hand = 0.5 * math.log(0.5 / 0.6) + 0.5 * math.log(0.5 / 0.25)
+    assert losses.label_marginal_divergence(logits, labels_of(0, 1)).item() == pytest.approx(by_hand)
+    both = torch.cat([logits, logits]), torch.cat([labels_of(0, 1), labels_of(IGNORE, IGNORE)])
+    assert losses.label_marginal_divergence(*both).item() == pytest.approx(by_hand / 2)
 
 
 def test_equation_11_squares_the_error_of_the_proportions():
