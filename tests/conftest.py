@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let Ray leave sockets and files of its processes to the garbage collector; ours close what they open."""
     for item in items:
         if item.get_closest_marker("ray"):
+            if item.path.parent.name != "e2e":  # where the test command looks for them
+                raise pytest.UsageError(f"{item.nodeid}: tests that start Ray belong into tests/e2e")
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
 

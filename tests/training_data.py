@@ -10,6 +10,23 @@ from cohortseg.config import CanonicalConfig
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.datasets.slices import CanonicalSlice, ImageSlice, read_slices
 
+COMPARED_FOLDS = (("0", "1", "11"), ("2", "3"), ("4",))
+"""Names of images of the first three folds."""
+TINY_RECIPE = """
+supervised_iterations = 2
+adversarial_iterations = 2
+warmup_iterations = 1
+batch_labeled = 2
+batch_unlabeled = 2
+[canonical]
+size = 64
+[model]
+encoder_width = 16
+decoder_channels = [16, 16, 16, 16]
+codebook_size = 8
+"""
+"""Settings of a training that takes a second."""
+
 
 def lesion_slice(seed: int, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """Return an upright 8-bit chest slice (lung window) and its label map: two lungs, one GGO and one consolidation."""
@@ -73,3 +90,16 @@ def write_covid_semiseg(root: Path, *, num_unlabeled: int = 4, names: tuple[str,
         stored = np.rot90(gray, -1) if number % 2 else gray.T
         Image.fromarray(stored).save(folder / f"Data-1_{source}_{number}.jpg", quality=95)
     return root
+
+
+class TinyComparison:
+    """A tiny data set with images of three folds, and the command over two of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = write_covid_semiseg(folder / "COVID-SemiSeg", names=sum(COMPARED_FOLDS, ()))
+        self.config = folder / "tiny.toml"
+        self.config.write_text(TINY_RECIPE, encoding="utf-8")
+
+    def arguments(self, out: Path, rows: str, folds: str = "1,2") -> list[str]:
+        fixed = ["compare", "--data", str(self.data), "--config", str(self.config)]
+        return [*fixed, "--rows", rows, "--folds", folds, "-o", str(out)]

@@ -219,14 +219,14 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
         The hash of the unlabelled images that it was begun with; None if it has not used any.
     """
     try:
-        before = parse_json(settings.read_bytes())
-        if before["version"] != now["version"]:
-            raise ConfigError(f"{settings.parent}: was begun by cohortseg {before['version']}; choose another -o")
-        if before.get("folds") != now["folds"]:
-            raise ConfigError(f"{settings.parent}: was begun with other folds; choose another -o")
-        _, saved, _, images, weights, unlabeled = (before[name] for name in now)
+        before = {"folds": None} | parse_json(settings.read_bytes())  # which were fixed, and not recorded, at first
+        version, saved, folds, images, weights, unlabeled = (before[name] for name in now)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error
+    if version != now["version"]:
+        raise ConfigError(f"{settings.parent}: was begun by cohortseg {version}; choose another -o")
+    if folds != now["folds"]:
+        raise ConfigError(f"{settings.parent}: was begun with other folds; choose another -o")
     check_same_settings(saved, config, free_to_change=_FREE_TO_CHANGE)
     if images != now["images"]:
         raise ConfigError(f"{settings.parent}: was begun with other labelled images; choose another -o")
