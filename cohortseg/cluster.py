@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import psutil
 import torch
 
 from cohortseg import __version__
@@ -50,6 +51,8 @@ WATCH_EVERY_S: Final = 5.0
 _HERE: Final = "local"
 """Ray's address for a cluster that is to be started on this machine."""
 _RUNNING_HERE: Final = "auto"
+_EXIT_S: Final = 5.0
+"""Longest wait for a process to end, first by itself, then as it is told."""
 
 
 def _package_sha256() -> str:
@@ -242,7 +245,29 @@ def connected(address: str | None = None) -> Iterator[Resources]:
     try:
         yield connected_resources("the cluster" if address else "this machine")
     finally:
+        workers = [] if address else _workers()
         ray.shutdown()
+        _end(workers)
+
+
+def _workers() -> list[psutil.Process]:
+    """Return Ray's workers that this process, or one below it, has started."""
+    workers = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            if "".join(process.cmdline()).startswith("ray::"):
+                workers.append(process)
+    return workers
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """See to it that processes end: now and then a worker waits for ever on its way out, and outlives its cluster."""
+    _, left = psutil.wait_procs(processes, timeout=_EXIT_S)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in left:
+            with suppress(psutil.Error):
+                end(process)
+        _, left = psutil.wait_procs(left, timeout=_EXIT_S)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Which workers fit on which nodes, and what one gets who asks for nothing."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import yaml
 
@@ -124,26 +126,6 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once(monkeypatch):
         require_answer(None)
 
 
-CONNECT = """
-import signal
-from cohortseg.cluster import connected
-mine = lambda *_: None
-signal.signal(signal.SIGTERM, mine)
-with connected(None):
-    assert signal.getsignal(signal.SIGTERM) is mine
-"""
-
-
-@pytest.mark.ray
-def test_the_token_that_ray_makes_is_for_its_owner_and_the_handler_of_sigterm_stays(tmp_path):
-    """In a process of its own: Ray reads where the token lies once."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment["HOME"] = str(tmp_path)
-    subprocess.run([sys.executable, "-c", CONNECT], check=True, env=environment, umask=0o022)
-    token = tmp_path / ".ray/auth_token"
-    assert (token.stat().st_mode & 0o777, len(token.read_text()) > 30) == (0o600, True)
-
-
 def test_a_ray_that_was_imported_too_early_to_listen_on_loopback_is_refused(monkeypatch):
     for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -219,3 +201,21 @@ def test_ray_of_another_version_is_named_as_such(monkeypatch):
     ) as raised:
         cluster._init(ray, "here:1")
     assert "RAY_AUTH_MODE" not in str(raised.value)
+
+
+def test_a_worker_that_does_not_end_with_its_cluster_is_ended(monkeypatch):
+    """Here it is stopped, so that only a kill ends it; what is not Ray's is left alone."""
+    monkeypatch.setattr(cluster, "_EXIT_S", 0.2)
+    with (
+        subprocess.Popen(["ray::Hung", "60"], executable="/bin/sleep") as hung,
+        subprocess.Popen(["sleep", "60"]) as other,
+    ):
+        os.kill(hung.pid, signal.SIGSTOP)
+        workers = cluster._workers()
+        while not workers:  # its name is set once it runs
+            workers = cluster._workers()
+        assert [worker.pid for worker in workers] == [hung.pid]
+        cluster._end(workers)
+        assert not psutil.pid_exists(hung.pid)
+        assert other.poll() is None
+        other.kill()

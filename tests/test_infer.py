@@ -595,26 +595,6 @@ def test_the_address_of_no_cluster_is_refused_before_results_are_removed(
     assert nothing.num_done == 0, "no cluster is needed to do nothing"
 
 
-@pytest.mark.ray
-def test_where_ray_does_not_start_a_run_that_did_not_ask_for_it_goes_on_without(
-    cohort: Path, model_path: Path, unbroken: Path, tmp_path: Path
-) -> None:
-    out, away = tmp_path / "out", tmp_path / ("x" * 100)
-    away.mkdir()
-    settings = tmp_path / "infer.toml"
-    settings.write_text("auto_ray_series = 2\n")
-    command = [sys.executable, "-m", "cohortseg", "infer", cohort, "-o", out, "--model", model_path]
-    without = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment = without | {"RAY_TMPDIR": str(away), "LOKY_MAX_CPU_COUNT": "2"}
-    for more, code in ((["--config", settings], 3), (["--engine", "ray", "--retry-failed"], 1)):
-        done = subprocess.run(
-            [*map(str, (*command, *more))], env=environment, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, "Ray cannot be started on this machine" in done.stderr) == (code, True), done.stderr
-        assert "Traceback" not in done.stderr
-        assert differences(out, unbroken) == []
-
-
 def test_local_engine_refuses_workers(cohort: Path, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="engine local is one process, got 4 workers"):
         run(cohort, tmp_path / "out", model_path, workers=4)
