@@ -11,6 +11,7 @@ images.
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.slices import ImageSlice, read_image, read_mask
 from cohortseg.evaluate.run import predicted_cases
 from cohortseg.evaluate.score import score_images, summarise
+from cohortseg.hashes import file_sha256
 from cohortseg.preprocess import UPRIGHT, Orientation, hu_from_image
 from cohortseg.weights import LoadedModel, load_model
 
@@ -116,6 +118,8 @@ def main() -> None:
     ]
     if not slices:
         parser.error(f"no labelled image is named {', '.join(sorted(names))}")
+    if seen := [item.name for item in slices if file_sha256(item.image_path) in model.training_images]:
+        print(f"the model was trained on {', '.join(seen)}: these numbers say little of other images", file=sys.stderr)
     result: dict[str, dict[str, float]] = {}
     worst = 0.0
     for name, copy in COPIES.items():

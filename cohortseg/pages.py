@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -75,8 +76,10 @@ def figure_png(figure: Figure) -> bytes:
 
 def smaller_jpeg(png: bytes) -> bytes:
     """Return a picture as JPEG, at most 1320 pixels wide: small enough to put dozens into one page."""
-    with Image.open(io.BytesIO(png)) as image:
-        image.thumbnail(_JPEG_SIZE, Image.Resampling.BILINEAR)
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, format="JPEG", quality=82)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is ours, however large
+        with Image.open(io.BytesIO(png)) as image:
+            image.thumbnail(_JPEG_SIZE, Image.Resampling.BILINEAR)
+            image.convert("RGB").save(buffer, format="JPEG", quality=82)
     return buffer.getvalue()

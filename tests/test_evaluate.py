@@ -1,6 +1,7 @@
 """Evaluation of a model over a split of COVID-SemiSeg: tables, pictures, the command."""
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -32,6 +33,8 @@ from cohortseg.figures import codebook_png
 from cohortseg.metrics import toolbox_scores
 from cohortseg.models.discriminator import Discriminator
 from cohortseg.models.segmenter import Segmenter
+from cohortseg.overlays import png_bytes
+from cohortseg.pages import smaller_jpeg
 from cohortseg.preprocess import TRANSPOSED
 from cohortseg.store.masks import read_masks
 from cohortseg.store.provenance import read_run_json
@@ -541,6 +544,14 @@ def test_command_refuses_wrong_usage(data: Path, arguments: list[str], message: 
     assert code == 2
     assert stdout == ""
     assert message in stderr
+
+
+def test_a_picture_of_huge_images_is_shown_without_a_warning(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        jpeg = smaller_jpeg(png_bytes(Image.new("RGB", (30, 40))))
+    shown = Image.open(io.BytesIO(jpeg))
+    assert (shown.format, shown.size) == ("JPEG", (30, 40))
 
 
 @pytest.mark.realdata

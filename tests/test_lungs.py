@@ -309,6 +309,21 @@ def test_gas_of_the_stomach_is_no_lung_however_thin_the_diaphragm(fine_chest: Ch
     assert (found.mask[lung] > 0).mean() > 0.95
 
 
+def bulla(chest: Chest) -> tuple[Lungs, NDArray[np.bool_]]:
+    """Return the lungs found, and a bulla at the pleura in the upper half of the right one; its wall is 3 mm thick."""
+    z, y, x = positions_mm(chest)
+    distance = np.sqrt((x + 85) ** 2 + (y + 60) ** 2 + (z - 30) ** 2)
+    wall, air = ((distance < radius) & (chest.truth == RIGHT) for radius in (30, 27))
+    volume_hu = np.where(air, -985.0, np.where(wall, 30.0, chest.volume_hu))
+    volume_hu = ndimage.gaussian_filter(volume_hu, (0, 0.8 / chest.spacing_mm[1], 0.8 / chest.spacing_mm[2]))
+    return segment_lungs(volume_hu.astype(np.int16), chest.spacing_mm), wall
+
+
+def test_a_bulla_is_lung() -> None:
+    found, inside = bulla(make_chest((5.0, 1.2, 1.2), shape=(44, 224, 320)))
+    assert (found.mask[inside] > 0).mean() > 0.85
+
+
 @pytest.mark.parametrize("width_mm", [4, 9])
 def test_a_drain_through_the_wall_does_not_cost_the_lung(chest: Chest, width_mm: float) -> None:
     z, y, x = positions_mm(chest)

@@ -187,6 +187,7 @@ def _header(path: Path) -> dict:
         {"recipe": {"class_offsets": [0.0, "a", 1.0]}},
         {"recipe": {"confidence_threshold": "a"}},
         {"recipe": {"semi_weight": None}},
+        {"recipe": {"semi_weight": 10**400}},
         {"name": 5},
         {"versions": [1]},
         {"more": 1},

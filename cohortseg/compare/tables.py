@@ -29,7 +29,7 @@ HELD_OUT: Final = TableSchema(
 
 COMPARISON: Final = TableSchema(
     name="comparison",
-    version=1,
+    version=2,
     row="one row (of table 2, or student) and class",
     columns=(
         _ROW,

@@ -76,14 +76,15 @@ class LeftOut(NamedTuple):
     """Thick tissue beside the mediastinum: its excess on one side over the other."""
 
 
-def dense_lung(item: LungSlice, cavity: Mask) -> tuple[Mask, LeftOut]:
+def dense_lung(item: LungSlice, cavity: Mask, *, near_abdomen: bool) -> tuple[Mask, LeftOut]:
     """Return the lung of a slice that holds aerated lung, and the areas left out that may be lung.
 
     A cropped slice often lacks the ribs and spine that a tight outline needs; there, all that may be lung is kept.
+    ``near_abdomen`` says that black air beside the lung is gas in stomach or bowel rather than a bulla.
     """
     px = item.pixel_mm
     regions = _regions(item, cavity)
-    signs = _air_signs(item, cavity, regions)
+    signs = _air_signs(item, cavity, regions, near_abdomen=near_abdomen)
     dense = cavity & ~signs & ~item.airway
     cores = _homogeneous_cores(item, dense, regions)
     barred = cores.both | (item.airway if item.cropped else dilate(item.airway, 1.5))
@@ -123,7 +124,7 @@ def _regions(item: LungSlice, cavity: Mask) -> _Regions:
     return _Regions(dorsal, lateral, ~dorsal | (np.abs(lateral_mm) < strip))
 
 
-def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
+def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions, *, near_abdomen: bool) -> Mask:
     """Return the signs of lung in the cavity: aerated lung, dense ground glass, and thin dark inclusions.
 
     Inclusions (air bronchograms, bubbles) are 130 HU darker than the tissue that closes over them. Signs apart from the
@@ -132,7 +133,9 @@ def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
     """
     px = item.pixel_mm
     airway = item.airway if item.cropped else dilate(item.airway, 2.5)
-    signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~airway & ~_gas(item))
+    signs = item.aerated | ((item.smooth < SIGN_HU) & cavity & item.body & ~airway)
+    if near_abdomen and not item.cropped:
+        signs &= ~_gas(item)
     pieces = Pieces.of(signs)
     rows, columns = pieces.centres().T
     behind = np.any(regions.dorsal, axis=1)[rows.astype(int)]
@@ -150,12 +153,7 @@ def _air_signs(item: LungSlice, cavity: Mask, regions: _Regions) -> Mask:
 
 
 def _gas(item: LungSlice) -> Mask:
-    """Return the black air that step 1 left out (gas in stomach or bowel), with its wall.
-
-    In a cropped slice there is none: black air there is a bulla rather than stomach.
-    """
-    if item.cropped:
-        return np.zeros_like(item.body)
+    """Return the black air that step 1 left out, with its wall."""
     px = item.pixel_mm
     air = (item.smooth < AIR_HU) & item.body & ~item.aerated & ~item.airway
     pieces = Pieces.of(air)

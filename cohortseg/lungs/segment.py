@@ -41,7 +41,7 @@ _DORSAL_MM2: Final = 1500.0
 _ONE_SIDED_MM2: Final = 4500.0
 """Areas of dense tissue left out above which it may be lung: a lobe."""
 _FEWEST_SLICES: Final = 3
-"""With fewer slices of lung it is not known which lie above the liver."""
+"""With fewer slices of lung it is not known which lie above the liver, or near the stomach."""
 _NEXT_MM: Final = 6.0
 """Between slices farther apart, lungs may end at any width."""
 _END_SHARE: Final = 0.25
@@ -110,9 +110,11 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     boxes, left_out = {}, [LeftOut()] * len(slices)
     depths = lung_depths([slices[z] for z in held])
     cavities = rib_cage_cavities([slices[z] for z in held], heights_mm[held], dense_behind(depths))
+    middle_mm = heights_mm[[held[0], held[-1]]].mean()
     for z, cavity in zip(held, cavities, strict=True):
         boxes[z] = box = padded_box(cavity, int(_MARGIN_MM / pixel_mm) + 1)
-        lung[z][box], left_out[z] = dense_lung(slices[z].part(box), cavity[box])
+        low = len(held) >= _FEWEST_SLICES and heights_mm[z] < middle_mm
+        lung[z][box], left_out[z] = dense_lung(slices[z].part(box), cavity[box], near_abdomen=low)
     lung = without_domes(lung, slices, heights_mm)
     box = padded_box(np.logical_or.reduce(lung), 1)
     lung[:, *box] |= _enclosed(lung[:, *box], np.stack([item.airway[box] for item in slices]))

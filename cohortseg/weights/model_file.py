@@ -319,7 +319,7 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
         _check_types(header)
         header |= {name: tuple(header[name]) for name in _HASHES}
         return ModelCard(**header), tensors, hashlib.sha256(content).hexdigest()
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ModelError(f"{path}: the header does not describe a model: {error}") from error
 
 
