@@ -225,6 +225,8 @@ def connected(address: str | None = None) -> Iterator[Resources]:
             f"ray was imported before cohortseg could tell it to listen on loopback only; set {_LOOPBACK}=0, or import "
             "ray later"
         )
+    if address:
+        require_answer(address)  # before ray is imported, which takes seconds
     for name, value in {**_EVERYWHERE, **({} if address else _LOCAL)}.items():
         os.environ.setdefault(name, value)
     import ray
@@ -364,7 +366,6 @@ def _token_path() -> Path:
 def _init(ray: "ModuleType", address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is not None:
-        require_answer(address)
         try:
             with followed(partial(_tell_of_wait, address)):
                 ray.init(address=address, **quiet)

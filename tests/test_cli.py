@@ -117,6 +117,13 @@ def test_info_tells_versions_devices_and_the_model_with_its_terms():
     assert facts["model"]["sha256"][:20] in stdout
 
 
+def test_info_tells_the_rest_where_no_cluster_answers():
+    code, stdout, stderr = run("info", "--json", "--address", "127.0.0.1:1")
+    facts = json.loads(stdout)
+    assert (code, facts["device"]["ray_address"], "cluster" in facts) == (2, "127.0.0.1:1", False)
+    assert "no Ray cluster answers at 127.0.0.1:1" in stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

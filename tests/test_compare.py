@@ -16,6 +16,7 @@ from unittest.mock import patch
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_data import COMPARED_FOLDS, TINY_RECIPE, TinyComparison, write_covid_semiseg
 from typer.testing import CliRunner
 
@@ -70,13 +71,13 @@ def test_a_row_begins_with_the_weights_of_plain(row):
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_row_has_its_contributions_and_learns_as_long_as_the_others(row):
+def test_a_row_has_its_contributions_and_learns_as_long_as_the_others_a_student_longer(row):
     base = TrainConfig(supervised_iterations=50, adversarial_iterations=30, warmup_iterations=5)
     config = row_config(base, row)
     assert config.model.vq_branch == ("vvm" in row or row == "full")
     assert (config.proportion_weight > 0) == ("prop" in row or row == "full")
     assert config.semi_supervised == ("ssa" in row or row == "full")
-    assert config.supervised_iterations + config.semi_supervised * config.adversarial_iterations == 80
+    assert config.planned_iterations == (120 if row == "student" else 80)
 
 
 def test_gains_are_paired_over_the_images_that_both_rows_have():
@@ -224,6 +225,20 @@ def test_a_student_is_taught_by_networks_that_saw_none_of_the_images_held_out(co
             assert (
                 hashlib.sha256(image.read_bytes()).hexdigest() not in teacher.training_images | student.training_images
             )
+
+
+def test_the_first_teacher_of_a_student_is_the_network_of_row_plain_trained_once(compared, tiny, tmp_path):
+    with_plain, alone = shutil.copytree(compared, tmp_path / "with-plain"), tmp_path / "alone"
+    for out in (with_plain, alone):
+        ended = CliRunner().invoke(app, tiny.arguments(out, "student", folds="1"))
+        assert ended.exit_code == 0, ended.output
+    plain = with_plain / "folds/plain-1/model.safetensors"
+    assert (with_plain / "folds/student-1/teacher-0/model.safetensors").read_bytes() == plain.read_bytes()
+    assert not (with_plain / "folds/student-1/teacher-0/history.jsonl").exists()
+    assert (alone / "folds/student-1/teacher-0/history.jsonl").exists()
+    weights, trained = (load_file(path) for path in (plain, alone / "folds/student-1/teacher-0/model.safetensors"))
+    for name, value in weights.items():
+        assert torch.equal(value, trained[name]), name
 
 
 def test_a_finished_comparison_is_not_trained_again(compared, tiny):

@@ -10,7 +10,7 @@ from typing import Final
 import polars as pl
 import torch
 
-from cohortseg.compare.rows import FOLDS, PHASE_1, row_config, teacher_configs
+from cohortseg.compare.rows import BASELINE, FOLDS, PHASE_1, row_config, teacher_configs
 from cohortseg.compare.tables import HELD_OUT
 from cohortseg.config import TrainConfig
 from cohortseg.datasets.prepared import PreparedData, load_prepared
@@ -82,6 +82,8 @@ def scores_in(out: Path) -> list[Path]:
 def run_fold(job: FoldJob, report: Callable[[int], None]) -> None:
     """Train and score one row on one fold; a job that an earlier start left half done begins again.
 
+    A teacher that the row plain has trained already, with the same seed and images, is not trained again.
+
     Parameters
     ----------
     job
@@ -123,7 +125,11 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     for number, teacher in enumerate(teacher_configs(job.config, job.row)):
         folder = job.folder / f"teacher-{number}"
         folder.mkdir()
-        _train(teacher, data, folder, _after(done, report))
+        plain = replace(job, row=BASELINE)
+        if teacher == row_config(job.config, BASELINE) and plain.scores.is_file():
+            shutil.copy(plain.folder / MODEL, folder / MODEL)
+        else:
+            _train(teacher, data, folder, _after(done, report))
         done += teacher.planned_iterations
         teachers.append(load_model(folder / MODEL))
     if teachers:

@@ -10,7 +10,8 @@ from cohortseg.errors import ConfigError
 from cohortseg.store.documents import parse_json
 
 BASELINE: Final = "plain"
-"""The row that gains are measured against: supervised training of the same network, with as many iterations."""
+"""The row that gains are measured against: supervised training of the same network, with as many iterations as the
+rows of table 2 have."""
 PHASE_1: Final = "-phase1"
 """Suffix of a row's model as it stood before phase 2."""
 
@@ -48,8 +49,12 @@ FOLDS: Final[tuple[frozenset[str], ...]] = tuple(
 
 
 def row_config(base: TrainConfig, row: str) -> TrainConfig:
-    """Return the settings of a row; without phase 2, phase 1 also gets that phase's iterations, so none trains less."""
+    """Return the settings of a row; without phase 2, phase 1 also gets that phase's iterations, so none trains less.
+
+    A student gets half as many again: only half of each of its batches has readers' labels.
+    """
     has = ROWS[row]
+    iterations = base.supervised_iterations + (0 if has.semi_supervised else base.adversarial_iterations)
     batch_pseudo = base.batch_labeled // 2 if has.num_teachers else 0
     return replace(
         base,
@@ -58,7 +63,7 @@ def row_config(base: TrainConfig, row: str) -> TrainConfig:
         model=replace(base.model, vq_branch=has.vq_branch),
         proportion_weight=base.proportion_weight if has.proportion else 0.0,
         semi_supervised=has.semi_supervised,
-        supervised_iterations=base.supervised_iterations + (0 if has.semi_supervised else base.adversarial_iterations),
+        supervised_iterations=iterations * 3 // 2 if has.num_teachers else iterations,
     )
 
 

@@ -1,5 +1,6 @@
 """Actors, nodes and the run itself are killed on a cluster of three nodes; the same command goes on to the same end."""
 
+import json
 import os
 import random
 import runpy
@@ -91,6 +92,14 @@ def infer(cohort: Path, out: Path, cluster: Any, options: Sequence[str] = ()) ->
     """Run here the command that `kill_log.start` starts in a process of its own."""
     where = ["--workers", "2", "--engine", "ray", "--address", cluster.address]
     return CliRunner().invoke(app, ["infer", str(cohort), "-o", str(out), *where, *options])
+
+
+def test_info_shows_the_nodes_of_a_cluster(cluster: Any) -> None:
+    shown = CliRunner().invoke(app, ["info", "--json", "--address", cluster.address])
+    assert shown.exit_code == 0, shown.output
+    alive = json.loads(shown.stdout)["cluster"]
+    assert len(alive["nodes"]) == 3
+    assert (alive["cpus"], alive["gpus"]) == (sum(float(node.split()[0]) for node in alive["nodes"]), 0)
 
 
 def work_begins(kill_log: Any, run: subprocess.Popen[str], out: Path, done: int) -> None:
