@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.cluster import Resources, WorkerRequest
-from cohortseg.compare import fold
-from cohortseg.compare import run as compare_run
+from cohortseg.compare import fold, on_ray
 from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import ModelConfig, TrainConfig, resolve_config
@@ -411,10 +410,10 @@ def test_where_no_node_has_room_any_more_the_wait_is_told_and_ends(monkeypatch, 
     room = iter([0.0, 1.0, 0.0, 0.0])
     ray = SimpleNamespace(wait=lambda references, timeout: ([], references))
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(compare_run, "connected_resources", lambda: Resources(((next(room), 0.0),), "the cluster"))
-    monkeypatch.setattr(compare_run, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(on_ray, "connected_resources", lambda: Resources(((next(room), 0.0),), "the cluster"))
+    monkeypatch.setattr(on_ray, "LONGEST_WAIT_S", 0.0)
     with pytest.raises(WorkerError, match="run the same command again"):
-        compare_run._next_ended({}, WorkerRequest(num_workers=1, cpus_per_worker=1, gpus_per_worker=0))
+        on_ray._next_ended({}, WorkerRequest(num_workers=1, cpus_per_worker=1, gpus_per_worker=0))
     assert caplog.messages == ["Ray has no room for a worker now; waiting up to 0 minutes for more"] * 2, "it came back"
 
 

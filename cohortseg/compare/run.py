@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,23 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
-import torch
 
 from cohortseg import __version__
-from cohortseg.cluster import (
-    LONGEST_WAIT_S,
-    PACKAGE_SHA256,
-    WATCH_EVERY_S,
-    WorkerRequest,
-    check_here,
-    cluster_address,
-    cluster_with_room,
-    connected,
-    connected_resources,
-    require_same_package,
-    worker_request,
-)
+from cohortseg.cluster import check_here, cluster_address, cluster_with_room
 from cohortseg.compare.fold import LABELED_DATA, FoldJob, run_fold, scores_in
+from cohortseg.compare.on_ray import run_ray
 from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, check_rows
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
@@ -36,7 +23,7 @@ from cohortseg.datasets import covid_semiseg
 from cohortseg.datasets.preparation import prepare
 from cohortseg.datasets.prepared import PreparedData, write_prepared
 from cohortseg.datasets.slices import ImageSlice
-from cohortseg.errors import CohortSegError, ConfigError, SchemaError, StoreError, WorkerError
+from cohortseg.errors import ConfigError, SchemaError, StoreError
 from cohortseg.models.device import limit_threads
 from cohortseg.progress import Progress, Report, no_progress
 from cohortseg.store.documents import parse_json
@@ -45,8 +32,6 @@ from cohortseg.store.layout import DATA, PAGE
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, write_table
 from cohortseg.train.state import check_imagenet, check_same_settings, imagenet_sha256
-
-_log: Final = logging.getLogger(__name__)
 
 _SETTINGS: Final = "comparison.json"
 """File that marks a comparison's folder: the settings and labelled images it was begun with."""
@@ -130,7 +115,7 @@ def compare_rows(
                 write_run_json(out, "compare", {}, finished=False)
                 with progress("Comparing") as report:
                     if on_ray:
-                        _run_ray(jobs, num_workers, address, report)
+                        run_ray(jobs, num_workers, address, report)
                     else:
                         _run_here(jobs, report)
         table = _write_tables(out, {"config": asdict(config)})
@@ -260,69 +245,6 @@ def _run_here(jobs: Sequence[FoldJob], report: Report) -> None:
 def _told(report: Report, before: int, total: int, title: str) -> Callable[[int], None]:
     report(before, total, title)
     return lambda iteration: report(before + iteration, total, title)
-
-
-def _run_ray(jobs: Sequence[FoldJob], num_workers: int | None, address: str | None, report: Report) -> None:
-    """Train on Ray, each job a task of its own; a task whose process or node dies is started again."""
-    with connected(address) as resources:
-        request = worker_request(num_workers, None, resources)
-        request.check(resources)
-        import ray  # after `connected`, which sets what ray reads while it is imported
-        import ray.exceptions
-
-        task = ray.remote(num_cpus=request.cpus_per_worker, num_gpus=request.gpus_per_worker)(_run_on_worker)
-        waiting = list(jobs)
-        running: dict[Any, FoldJob] = {}
-        total, done = sum(job.iterations for job in jobs), 0
-        while waiting or running:
-            while waiting and len(running) < request.num_workers:
-                job = waiting.pop(0)
-                running[task.remote(job, request, PACKAGE_SHA256)] = job
-            report(done, total, "; ".join(job.title for job in running.values()))
-            ended = _next_ended(running, request)
-            job = running.pop(ended)
-            try:
-                ray.get(ended)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, CohortSegError):
-                    raise error.cause from error
-                said = str(error.cause).strip().partition("\n")[0]
-                raise WorkerError(f"{job.title} failed on its worker: {type(error.cause).__name__}: {said}") from error
-            except ray.exceptions.RayError as error:
-                raise WorkerError(
-                    f"{job.title}: its worker was lost ({type(error).__name__}); run the same command again"
-                ) from error
-            done += job.iterations
-
-
-def _next_ended(running: Mapping[Any, FoldJob], request: WorkerRequest) -> Any:
-    """Wait for the next task to end and return its reference; without room for any, wait for nodes that come back.
-
-    Raises
-    ------
-    WorkerError
-        If none has come back in half an hour.
-    """
-    import ray
-
-    lost_at: float | None = None
-    while True:
-        ended, _ = ray.wait(list(running), timeout=WATCH_EVERY_S)
-        if ended:
-            return ended[0]
-        if connected_resources().fitting(request.cpus_per_worker, request.gpus_per_worker):
-            lost_at = None
-        elif lost_at is None:
-            lost_at = time.monotonic()
-            _log.warning("Ray has no room for a worker now; waiting up to %g minutes for more", LONGEST_WAIT_S / 60)
-        elif time.monotonic() - lost_at > LONGEST_WAIT_S:
-            raise WorkerError("Ray has had no room for a worker for too long: run the same command again")
-
-
-def _run_on_worker(job: FoldJob, request: WorkerRequest, package_sha256: str) -> None:
-    require_same_package(package_sha256)
-    torch.set_num_threads(request.num_threads)
-    run_fold(job, lambda _iteration: None)
 
 
 def _read_scores(out: Path) -> list[pl.DataFrame]:
