@@ -2,15 +2,16 @@
 
 The baseline of a patient is the earliest study date among the chosen series. If a date has several series, one of them
 stands for it. The following criteria choose it, in this order: ok before not ok; a plausible lung volume before an
-implausible one; all of the lungs (at least 80 % of the most lung found that day) before part of them; series that are
-neither computed from several energies, nor called a projection or an expiration, nor noisy before those that are;
-lungs that end within slices and field of view before those that go on beyond; most slices with lung (where none was
-looked for: most slices); smallest slice spacing; a soft kernel before an unknown one, and that before a sharp one;
-series UID. Percents of single slices are of area: where a patient has volumes at any date, single slices are left out
-of changes, first, last and peak. So are parts of the lungs, as a scan of the abdomen shows them, where a patient has
-whole lungs at any date. A series without a study date is kept as a row of its own (one per study), with null in every
-column that counts days and in every change. Series without a patient identifier are never combined into one patient:
-each study counts as a patient, and where no study is named either, each series.
+implausible one, and that before none (a single slice); all of the lungs (at least 80 % of the most lung found that day;
+implausible volumes are compared with each other) before part of them; series that are neither computed from several
+energies, nor called a projection or an expiration, nor noisy before those that are; lungs that end within slices and
+field of view before those that go on beyond one, and these before both; most slices with lung (where none was looked
+for: most slices); smallest slice spacing; a soft kernel before an unknown one, and that before a sharp one; series UID.
+Percents of single slices are of area: where a patient has volumes at any date, single slices are left out of changes,
+first, last and peak. So are parts of the lungs, as a scan of the abdomen shows them, where a patient has whole lungs at
+any date. A series without a study date is kept as a row of its own (one per study), with null in every column that
+counts days and in every change. Series without a patient identifier are never combined into one patient: each study
+counts as a patient, and where no study is named either, each series.
 """
 
 from typing import Final
@@ -159,11 +160,12 @@ def _standing_for_their_dates(rows: pl.DataFrame) -> pl.DataFrame:
     """Return the one series that stands for each person and date, in order of person and date."""
     keys = [_PERSON, "study_date", _UNDATED]
     implausible = _has(qc.LUNG_VOLUME_IMPLAUSIBLE)
-    lung_ml = pl.when(~implausible).then("lung_volume_ml")
-    whole = (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(keys)).fill_null(value=False)
+    lung_ml = pl.col("lung_volume_ml")
+    whole = (lung_ml >= _WHOLE_SHARE * lung_ml.max().over(*keys, implausible)).fill_null(value=False)
     # The criteria at the top of this module, in their order; the lowest value of each comes first.
     order = (
         pl.col("status") != "ok",
+        lung_ml.is_null(),
         implausible,
         ~whole,
         pl.any_horizontal(_has(flag) for flag in _UNLIKE),

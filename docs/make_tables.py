@@ -35,12 +35,13 @@ have the same date, one of them represents it in `timeline.parquet`. The first o
 decides:
 
 1. status `ok` before any other status,
-2. a plausible lung volume before an implausible one,
-3. all of the lungs (at least 80 % of the largest lung volume found that day) before part of them,
+2. a plausible lung volume before an implausible one, and that before none (a single slice has none),
+3. all of the lungs (at least 80 % of the largest lung volume found that day; implausible ones are compared with each
+   other) before part of them,
 4. plain scans before series computed from several energies, called a projection, called an expiration, or noisy
    (`spectral_image`, `maybe_projection`, `expiration`, `noisy`),
-5. lungs that end within the slices and the field of view before lungs that extend beyond (`lung_cut_at_end_slice`,
-   `lung_cut_by_field_of_view`),
+5. lungs that end within the slices and the field of view before lungs that extend beyond one of them, and these before
+   both (`lung_cut_at_end_slice`, `lung_cut_by_field_of_view`),
 6. more slices with lung (where lung was not looked for: more slices),
 7. smaller slice spacing,
 8. a soft kernel before an unknown one before a sharp one,

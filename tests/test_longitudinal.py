@@ -122,6 +122,15 @@ def test_an_implausible_lung_makes_no_part_of_the_others_of_its_date() -> None:
     assert timeline_table(burden(air, chest, abdomen))["series_instance_uid"].to_list() == ["chest"]
 
 
+def test_of_a_childs_series_the_whole_chest_stands_for_the_date() -> None:
+    """All volumes of small children count as implausible."""
+    chest = series("A", 8, "chest", 5.0, n_lung_slices=50, lung_volume_ml=630.0, qc_flags=[PART[1], "noisy"])
+    abdomen = series("A", 8, "abdomen", 40.0, n_lung_slices=60, lung_volume_ml=150.0, qc_flags=PART)
+    area = series("A", 8, "slice", 12.0, n_slices=1, n_lung_slices=1, lung_volume_ml=None, qc_flags=["single_slice"])
+    for rows in ((chest, abdomen), (chest, area), (area, abdomen, chest)):
+        assert timeline_table(burden(*rows))["series_instance_uid"].to_list() == ["chest"]
+
+
 def test_of_two_whole_lungs_the_one_on_more_slices_stands_for_the_date() -> None:
     """However many slices of abdomen the other one has."""
     long = series("A", 1, "long", 5.0, n_slices=180, n_lung_slices=50, lung_volume_ml=4200.0)

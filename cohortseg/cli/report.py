@@ -30,9 +30,16 @@ def report(
     from cohortseg.pipeline import report_cohort
 
     written = report_cohort(out, clinical)
-    table = Table("Patients", "With onset", "Time points", "Series", title="Report", title_justify="left")
-    onsets = written.patients["onset_date"].drop_nulls()
-    dated = written.timeline["study_date"].drop_nulls()  # a series without a date is no time point
-    table.add_row(*(str(len(rows)) for rows in (written.patients, onsets, dated, written.burden)))
+    patients = written.patients["patient_id"]
+    counts = {
+        "Patients": patients.count(),  # without nulls, like those below
+        "With onset": written.patients["onset_date"].count(),
+        "Studies without identifier": patients.null_count(),
+        "Time points": written.timeline["study_date"].count(),  # a series without a date is none
+        "Series": len(written.burden),
+    }
+    shown = {name: str(count) for name, count in counts.items() if count or name != "Studies without identifier"}
+    table = Table(*shown, title="Report", title_justify="left")
+    table.add_row(*shown.values())
     console.print(table)
     say(f"timeline.parquet, patients.parquet and {written.page.name} are in {out}")
