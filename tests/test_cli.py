@@ -90,6 +90,14 @@ def test_paths_that_can_be_none_are_refused_by_name(arguments, said):
     assert said in " ".join(stderr.split())
 
 
+def test_an_output_that_is_a_link_to_itself_is_refused_by_name(tmp_path, cohort):
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    code, stdout, stderr = run("infer", str(cohort), "-o", str(link))
+    assert (code, stdout) == (2, "")
+    assert str(link) in "".join(stderr.split())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command):
     code, stdout, _ = run(command, "--help")

@@ -24,6 +24,8 @@ _ANYWHERE: Final = frozenset({"-q", "--quiet", "-v", "--verbose"})
 """Options of the program that are also accepted after a command, where most people write them."""
 _EMPTY: Final = re.compile(r"(--[a-z-]+=)?")
 """An argument that an unset variable of the shell leaves."""
+_LINKS: Final = "Symlink loop"
+"""How the message of `Path.resolve` begins where links lead to themselves, before Python 3.13."""
 _ADVICE: Final = dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), ("give another path", ConfigError.exit_code)) | (
     dict.fromkeys(
         (errno.ENOTCONN, errno.ESTALE, errno.EIO), ("make its storage readable and run the same command again", 1)
@@ -62,6 +64,11 @@ class _Group(typer.core.TyperGroup):
             advice, code = _ADVICE[error.errno]
             print_error(f"{error.filename}: {error.strerror}; {advice}")
             raise typer.Exit(code) from None
+        except RuntimeError as error:
+            if not str(error).startswith(_LINKS):
+                raise
+            print_error(f"{error}; give another path")
+            raise typer.Exit(ConfigError.exit_code) from None
         except MemoryError:
             print_error("memory ran out; give the program more, or let less run beside it")
             raise typer.Exit(1) from None
