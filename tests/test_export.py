@@ -577,6 +577,37 @@ def test_frames_of_another_stack_at_the_same_place_are_not_referred_to(
         assert referred == set(rows[key]["frames"])
 
 
+def test_each_stack_of_an_enhanced_file_keeps_its_own_orientation(
+    quirks_sample: Path, model_path: Path, tmp_path: Path
+) -> None:
+    """The first stack is the second one, stored with its columns from the patient's left to the right."""
+    (path,) = (file for file in (quirks_sample / "dicom/enhanced_grid_a_frame").rglob("*") if file.is_file())
+    dataset = pydicom.dcmread(path)
+    pixels, frames = dataset.pixel_array, list(dataset.PerFrameFunctionalGroupsSequence)
+    mirrored = deepcopy(frames)
+    for frame in mirrored:
+        x, y, z = frame.PlanePositionSequence[0].ImagePositionPatient
+        width_mm = (dataset.Columns - 1) * frame.PixelMeasuresSequence[0].PixelSpacing[1]
+        frame.PlanePositionSequence[0].ImagePositionPatient = [x + width_mm, y, z]
+        frame.PlaneOrientationSequence[0].ImageOrientationPatient = [-1, 0, 0, 0, 1, 0]
+    dataset.PerFrameFunctionalGroupsSequence = [*mirrored, *frames]
+    dataset.NumberOfFrames = 2 * len(frames)
+    dataset.PixelData = np.concatenate([pixels[:, :, ::-1], pixels]).tobytes()
+    (tmp_path / "cohort").mkdir()
+    dataset.save_as(tmp_path / "cohort/two")
+    out = tmp_path / "out"
+    run(tmp_path / "cohort", out, model_path, select=("all",))
+    paint_lesions(out)
+    assert export(out, tmp_path / "seg", "dicom-seg", "--cohort", tmp_path / "cohort")[0] == 0
+    assert len(keys_of(out)) == 2
+    for key in keys_of(out):
+        masks = read_masks(out / "masks.zarr", key)
+        volume = hd.seg.segread(tmp_path / f"seg/{key}.dcm").get_volume(segment_numbers=[1], combine_segments=True)
+        found = places(volume.affine, np.argwhere(volume.array > 0))
+        expected = places(own_affine(masks), np.argwhere(masks.labels == 1))
+        np.testing.assert_allclose(found, expected, atol=0.02)
+
+
 def test_series_are_named_by_uid_or_by_the_beginning_of_their_key(small: Run, tmp_path: Path) -> None:
     _, out = small
     burden = pl.read_parquet(out / "burden.parquet")

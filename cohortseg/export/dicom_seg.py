@@ -97,7 +97,7 @@ def segmentation_bytes(masks: SeriesMasks, sources: Sequence[Dataset], record: S
     segments = [_segment(number, label, facts.version) for number, label in enumerate(present, start=1)]
     file = io.BytesIO()
     try:
-        _complete(sources, facts.frame_of_reference_uid)
+        _complete(sources, facts.frame_of_reference_uid, record.frames)
         segmentation = Segmentation(
             source_images=sources,
             pixel_array=numbered,
@@ -165,17 +165,18 @@ def _text(source: Dataset, tag: BaseTag) -> str | None:
         return None
 
 
-def _complete(sources: Sequence[Dataset], frame_of_reference_uid: str | None) -> None:
+def _complete(sources: Sequence[Dataset], frame_of_reference_uid: str | None, frames: Sequence[int]) -> None:
     """Add required attributes that may be empty, and mend what highdicom refuses but the masks do not depend on.
 
     Invalid dates, times, sexes and thicknesses become empty. All slices get the orientation of the first, from which
-    they differ by rounding only (the scan has checked this), and the frame of reference of the volume. What
-    each frame of a multi-frame file states of their common grid (the scan has checked that it is common) moves to the
-    shared groups. Text is written as UTF-8 where the standard does not know the name of its character set.
+    they differ by rounding only (the scan has checked this), and the frame of reference of the volume. What the frames
+    of the volume (numbers from 1; none: all) state of their common grid, as the scan has checked, moves to the shared
+    groups; a multi-frame file may hold other stacks, with grids of their own. Text is written as UTF-8 where the
+    standard does not know the name of its character set.
     """
     source = sources[0]
     if "PerFrameFunctionalGroupsSequence" in source:
-        _share_grid(source)
+        _share_grid(source, frames[0] - 1 if frames else 0)
     for keyword in _MAY_BE_EMPTY:
         if keyword not in source:
             setattr(source, keyword, None)
@@ -201,12 +202,12 @@ def _complete(sources: Sequence[Dataset], frame_of_reference_uid: str | None) ->
         source.SpecificCharacterSet = "ISO_IR 192"
 
 
-def _share_grid(source: Dataset) -> None:
-    """Move the functional groups of orientation and pixel spacing from the frames to the shared ones."""
+def _share_grid(source: Dataset, first: int) -> None:
+    """Move the functional groups of orientation and pixel spacing of one frame (from 0) to the shared ones."""
     shared, frames = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence
     for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
         if keyword not in shared:
-            shared[keyword] = frames[0][keyword]
+            shared[keyword] = frames[first][keyword]
             for frame in frames:
                 del frame[keyword]
 
