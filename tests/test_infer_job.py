@@ -10,7 +10,7 @@ from phantoms import write_series
 from runs import only_series
 
 from cohortseg.cluster import PACKAGE_SHA256, require_same_package
-from cohortseg.compare.run import _run_on_worker
+from cohortseg.compare.on_ray import _run_on_worker
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig, ScanConfig
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, ModelError
