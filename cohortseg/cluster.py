@@ -220,19 +220,20 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         If Ray cannot be started on this machine.
     """
     address = cluster_address(address)
-    if not address and "ray" in sys.modules and not sys.modules["ray"].is_initialized() and _LOOPBACK not in os.environ:
+    is_connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if not address and "ray" in sys.modules and not is_connected and _LOOPBACK not in os.environ:
         raise ConfigError(
             f"ray was imported before cohortseg could tell it to listen on loopback only; set {_LOOPBACK}=0, or import "
             "ray later"
         )
-    if address:
+    if address and not is_connected:
         require_answer(address)  # before ray is imported, which takes seconds
     for name, value in {**_EVERYWHERE, **({} if address else _LOCAL)}.items():
         os.environ.setdefault(name, value)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if ray.is_initialized():
+    if is_connected:
         yield connected_resources()
         return
     if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
