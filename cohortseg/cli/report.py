@@ -31,15 +31,15 @@ def report(
 
     written = report_cohort(out, clinical)
     patients = written.patients["patient_id"]
+    unnamed = patients.null_count()
     counts = {
         "Patients": patients.count(),  # without nulls, like those below
         "With onset": written.patients["onset_date"].count(),
-        "Studies without identifier": patients.null_count(),
+        **({"Studies without identifier": unnamed} if unnamed else {}),
         "Time points": written.timeline["study_date"].count(),  # a series without a date is none
         "Series": len(written.burden),
     }
-    shown = {name: str(count) for name, count in counts.items() if count or name != "Studies without identifier"}
-    table = Table(*shown, title="Report", title_justify="left")
-    table.add_row(*shown.values())
+    table = Table(*counts, title="Report", title_justify="left")
+    table.add_row(*map(str, counts.values()))
     console.print(table)
     say(f"timeline.parquet, patients.parquet and {written.page.name} are in {out}")

@@ -122,11 +122,12 @@ def _train_and_score(job: FoldJob, report: Callable[[int], None]) -> None:
     started = time.perf_counter()
     done = 0
     teachers = []
+    plain = replace(job, row=BASELINE)
+    plain_config = row_config(job.config, BASELINE)
     for number, teacher in enumerate(teacher_configs(job.config, job.row)):
         folder = job.folder / f"teacher-{number}"
         folder.mkdir()
-        plain = replace(job, row=BASELINE)
-        if teacher == row_config(job.config, BASELINE) and plain.scores.is_file():
+        if teacher == plain_config and plain.scores.is_file():
             shutil.copy(plain.folder / MODEL, folder / MODEL)
         else:
             _train(teacher, data, folder, _after(done, report))

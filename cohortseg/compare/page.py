@@ -32,8 +32,8 @@ def comparison_html(table: pl.DataFrame, held_out: pl.DataFrame) -> str:
     parts = [
         "<p><strong>Research software, not a medical device.</strong> Toolbox protocol on label maps, means over the "
         f"images that the folds hold out. Gain: paired, over the row {BASELINE}, with its 95 % interval (images of one "
-        f"scan counted together). Rows that end in {PHASE_1} learned for fewer iterations than {BASELINE}. "
-        "A dash means not defined.</p>",
+        f"scan counted together). Rows that end in {PHASE_1} learned for fewer iterations than {BASELINE}, "
+        "student for more. A dash means not defined.</p>",
         table_html(header, rows, num_text=2),
     ]
     others = [row for row in table["row"].unique(maintain_order=True) if row != BASELINE]
