@@ -74,7 +74,7 @@ HEADER_FLAGS: Final = {
     SPLIT_SERIES: "its UID holds several volumes (of other plane, space, kernel, size, acquisition); this is one",
     PARTIAL_COVERAGE: "other volumes of its series reach where this one does not: part of the lungs may be missing",
     FILES_UNREADABLE: "files beside its own could not be read, or lack a position (files.parquet): slices may be lost",
-    CONCATENATION_INCOMPLETE: "its multi-frame files are parts of a longer one (InConcatenationTotalNumber), of which "
+    CONCATENATION_INCOMPLETE: "its multi-frame files are parts of a longer one (ConcatenationUID), of which "
     "others are not here: slices may be lost",
     TRANSFER_SYNTAX_MISSING: "no TransferSyntaxUID (a bare data set): pixels taken as uncompressed, as they stand",
     MONOCHROME1: "PhotometricInterpretation is MONOCHROME1 (shown inverted): HU are what the rescale says",

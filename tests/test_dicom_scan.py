@@ -14,10 +14,15 @@ from unittest.mock import patch
 import polars as pl
 import pydicom
 import pytest
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from phantoms import CORONAL, write_series
+from pydicom.config import disable_value_validation
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.tag import Tag
 from runs import only_series
 from typer.testing import CliRunner
 
@@ -410,20 +415,119 @@ def test_a_scan_taken_on_another_date_than_that_of_its_study_is_flagged(tmp_path
     }
 
 
-@pytest.mark.parametrize("phases", [False, True])
-@pytest.mark.parametrize("kept", [1, 2])
-def test_a_part_of_a_concatenation_that_is_not_there_is_told(tmp_path: Path, kept: int, *, phases: bool) -> None:
-    slices = chest_slices("enhanced")
+def test_what_an_enhanced_file_tells_in_codes_or_of_two_tubes(tmp_path: Path) -> None:
+    file = enhanced_file(chest_slices("enhanced"))
+    agents, (shared,) = [Dataset(), Dataset()], file.SharedFunctionalGroupsSequence
+    agents[0].CodeMeaning, agents[1].CodeMeaning = "Iohexol", "Barium sulfate"
+    file.ContrastBolusAgentSequence = agents
+    tubes = [Dataset(), Dataset()]
+    tubes[0].KVP, tubes[1].KVP = 80, 140
+    del file.KVP
+    shared.CTXRayDetailsSequence = tubes
+    for index, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
+        region, anatomy = Dataset(), Dataset()
+        region.CodeMeaning = "Abdomen" if index < 3 else "Chest"
+        anatomy.AnatomicRegionSequence = [region]
+        frame.FrameAnatomySequence = [anatomy]
+    write_files(tmp_path, [file])
+    record = only_series(tmp_path)
+    assert (record.kvp, record.contrast_agent) == (None, "Iohexol; Barium sulfate")
+    assert (record.body_part, "other_body_part" in record.qc_flags) == ("Abdomen; Chest", False)
+
+
+def test_an_odd_value_in_a_functional_group_costs_no_more_than_itself(tmp_path: Path) -> None:
+    (path,) = write_files(tmp_path, [enhanced_file(chest_slices("enhanced"))])
+    dataset = pydicom.dcmread(path)
+    (shared,) = dataset.SharedFunctionalGroupsSequence
+    shared.CTXRayDetailsSequence = [Dataset()]
+    with disable_value_validation():
+        shared.CTXRayDetailsSequence[0]["KVP"] = RawDataElement(Tag("KVP"), "DS", 6, b"120 kV", 0, False, True)
+        shared.PixelMeasuresSequence[0]["SliceThickness"] = RawDataElement(
+            Tag("SliceThickness"), "DS", 4, b"5 mm", 0, False, True
+        )
+        dataset.save_as(path)
+    record = only_series(tmp_path)
+    assert (record.decision, record.kvp, record.slice_thickness_mm) == ("selected", None, None)
+    assert record.n_slices == len(dataset.PerFrameFunctionalGroupsSequence)
+
+
+def test_a_converted_series_tells_what_its_files_told(tmp_path: Path) -> None:
+    """The converter is highdicom's: it leaves what has no macro among the unassigned attributes."""
+    slices = [*chest_slices("gated"), *chest_slices("gated")]
+    half = len(slices) // 2
+    for index, item in enumerate(slices):
+        item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{index}"
+        item.PatientName, item.PatientBirthDate, item.PatientSex, item.AccessionNumber = "A^B", "", "", ""
+        item.ReferringPhysicianName = item.StudyID = item.StudyTime = ""
+        item.InstanceNumber, item.BodyPartExamined, item.KVP = index + 1, "ABDOMEN", 100
+        item.ContrastBolusAgent, item.LossyImageCompression = "OMNIPAQUE", "01"
+        item.TemporalPositionIdentifier = 1 + index // half
+        item.NominalPercentageOfRespiratoryPhase = 50.0 * (index // half)
+        if index >= half:
+            item.PixelData = bytes(reversed(item.PixelData))
+    write_files(tmp_path / "files", slices)
+    converted = LegacyConvertedEnhancedCTImage(
+        slices, series_instance_uid="1.2.4", series_number=9, sop_instance_uid="1.2.5", instance_number=1
+    )
+    (tmp_path / "converted").mkdir()
+    converted.save_as(tmp_path / "converted/one")
+    told = [
+        (
+            *(record.n_slices, record.phase, record.kvp, record.contrast_agent, record.convolution_kernel),
+            *((record.body_part or "").upper(), {"lossy_compression", "other_body_part"} & {*record.qc_flags}),
+        )
+        for folder in ("files", "converted")
+        for record in scan_cohort(tmp_path / folder).series
+    ]
+    assert told[:2] == told[2:]
+    assert [one[1] for one in told[:2]] == [
+        f"temporal position {n}; respiratory {pct} %" for n, pct in ((1, 0), (2, 50))
+    ]
+
+
+def concatenation(uid: str, slices: list[FileDataset], total: int | None = 2) -> list[FileDataset]:
+    """Return an enhanced file in two parts, of every other slice each."""
     parts = [enhanced_file(slices[::2]), enhanced_file(slices[1::2])]
     for number, part in enumerate(parts, start=1):
-        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = f"1.2.{number}"
-        part.ConcatenationUID, part.InConcatenationNumber, part.InConcatenationTotalNumber = "1.2", number, 2
+        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{number}"
+        part.ConcatenationUID, part.InConcatenationNumber = uid, number
+        if total is not None:
+            part.InConcatenationTotalNumber = total
+    return parts
+
+
+@pytest.mark.parametrize("total", [2, None])
+@pytest.mark.parametrize("phases", [False, True])
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_part_of_a_concatenation_that_is_not_there_is_told(
+    tmp_path: Path, kept: int, total: int | None, *, phases: bool
+) -> None:
+    slices = chest_slices("enhanced")
+    parts = concatenation("1.2", slices, total)
+    for number, part in enumerate(parts, start=1):
         for frame in part.PerFrameFunctionalGroupsSequence if phases else ():
             frame.FrameContentSequence[0].TemporalPositionIndex = number
-    write_files(tmp_path, parts[:kept])
+    write_files(tmp_path, parts[2 - kept :])
     records = scan_cohort(tmp_path).series
     assert sum(record.n_slices for record in records) == len(slices[:: 3 - kept])
     assert {"concatenation_incomplete" in record.qc_flags for record in records} == {kept == 1}
+
+
+def test_a_concatenation_exported_twice_lacks_no_part(tmp_path: Path) -> None:
+    first, second = (concatenation(uid, chest_slices("enhanced")) for uid in ("1.2", "1.3"))
+    for name, part in zip("abcd", (first[0], second[0], second[1], first[1]), strict=True):
+        write_files(tmp_path / name, [part])  # of the second part, the copy of the other export is kept
+    record = only_series(tmp_path)
+    assert (record.n_slices, record.n_duplicates, record.decision) == (len(chest_slices("enhanced")), 2, "selected")
+    assert "concatenation_incomplete" not in record.qc_flags
+
+
+def test_frames_that_repeat_a_position_are_not_said_to_differ(tmp_path: Path) -> None:
+    slices = chest_slices("enhanced")
+    write_files(tmp_path, [enhanced_file([*slices, *slices[:2]])])
+    record = only_series(tmp_path)
+    count = f"2 of {len(slices) + 2} slices"
+    assert (record.decision, record.reason) == ("skipped", f"several frames at the same position ({count})")
 
 
 def test_a_file_that_lost_its_preamble_but_not_its_prefix_is_told_of(tmp_path: Path) -> None:

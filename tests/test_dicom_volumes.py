@@ -289,11 +289,19 @@ def test_frames_of_an_enhanced_file_told_apart_by_themselves_are_volumes(
     assert [record.n_duplicates for record in records] == [1, 0], "a copy of the file counts once"
 
 
-def test_the_type_of_its_frames_tells_an_enhanced_file_of_projections(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"FrameType": ["DERIVED", "PRIMARY", "VOLUME", "MAXIMUM"]},
+        {"FrameType": ["DERIVED", "PRIMARY", "VOLUME", "NONE"], "VolumeBasedCalculationTechnique": "CURVED_MPR"},
+    ],
+)
+def test_the_type_of_its_frames_tells_an_enhanced_file_of_projections(tmp_path: Path, told: dict[str, Any]) -> None:
     file = enhanced_file(chest_slices("projections"))
     file.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     (frame_type,) = file.SharedFunctionalGroupsSequence[0].CTImageFrameTypeSequence
-    frame_type.FrameType = ["DERIVED", "PRIMARY", "VOLUME", "MAXIMUM"]
+    for keyword, value in told.items():
+        setattr(frame_type, keyword, value)
     write_files(tmp_path, [file])
     assert (only_series(tmp_path).reason or "").startswith("projection")
 

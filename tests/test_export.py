@@ -577,6 +577,24 @@ def test_frames_of_another_stack_at_the_same_place_are_not_referred_to(
         assert referred == set(rows[key]["frames"])
 
 
+def test_an_enhanced_file_without_shared_groups_becomes_a_segmentation(
+    quirks_sample: Path, model_path: Path, tmp_path: Path
+) -> None:
+    (path,) = (file for file in (quirks_sample / "dicom/enhanced").rglob("*") if file.is_file())
+    dataset = pydicom.dcmread(path)
+    (shared,) = dataset.SharedFunctionalGroupsSequence
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        frame.update(deepcopy(shared))
+    del dataset.SharedFunctionalGroupsSequence
+    (tmp_path / "cohort").mkdir()
+    dataset.save_as(tmp_path / "cohort/one")
+    out = tmp_path / "out"
+    run(tmp_path / "cohort", out, model_path)
+    paint_lesions(out)
+    code, messages = export(out, tmp_path / "seg", "dicom-seg", "--cohort", tmp_path / "cohort")
+    assert (code, len([*(tmp_path / "seg").glob("*.dcm")])) == (0, 1), messages
+
+
 def test_each_stack_of_an_enhanced_file_keeps_its_own_orientation(
     quirks_sample: Path, model_path: Path, tmp_path: Path
 ) -> None:

@@ -141,7 +141,7 @@ class Header:
 _READ: Final = [(item.name, *item.metadata.values()) for item in fields(Header) if item.metadata]
 _UIDS: Final = ("SOPInstanceUID", "SeriesInstanceUID")
 _KEYWORDS: Final = (
-    *("SpecificCharacterSet", *_UIDS, "LossyImageCompression", *GROUP_SEQUENCES),
+    *("SpecificCharacterSet", *_UIDS, "LossyImageCompression", "ContrastBolusAgentSequence", *GROUP_SEQUENCES),
     *(keyword for _, _, asked in _READ for keyword in ((asked,) if isinstance(asked, str) else asked)),
 )
 _TAGS: Final = [tag_of(keyword) for keyword in _KEYWORDS]

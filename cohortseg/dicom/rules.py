@@ -51,7 +51,7 @@ REFORMAT_WORDS: Final = {"DERIVED", "REFORMATTED", "MPR"}
 _PROJECTION_WORDS: Final = {
     *("MIP", "MINIP", "MAXIP", "MPROJECTION", "PROJECTION", "PROJECTIONIMAGE", "MAXIMUM", "MINIMUM", "MAX", "MIN"),
     *("VRT", "SSD", "VOLUMERENDERED", "VOLUMERENDER", "SURFACERENDER", "RENDERED"),
-    *("SUBTRACTION", "STDDEVIATION", "MULTIPLICATION", "DIVISION", "PERFUSION"),
+    *("CURVEDMPR", "SUBTRACTION", "STDDEVIATION", "MULTIPLICATION", "DIVISION", "PERFUSION"),
 }
 # ImageType of images computed from several energies (PS3.3 C.8.15.2.1.1.5). Those of the first set are not in HU.
 _MATERIAL_WORDS: Final = {"MATSPECIFIC", "MATFRACTIONAL", "MATVALUEBASED", "EFFATOMICNUM", "ELECTRONDENSITY"}
@@ -237,7 +237,7 @@ def geometry_problem(
     if stack is None:
         missing = sum(header.image_position_patient is None for header in headers)
         return Problem(f"ImagePositionPatient is missing in {missing} of {len(headers)} files")
-    checks: list[Callable[[Stack], Problem | None]] = [_conflict]
+    checks: list[Callable[[Stack], Problem | None]] = [_conflict if headers[0].frame is None else _conflict_of_frames]
     checks += [] if UNTILT in repair and stack.tilt_deg <= MAX_UNTILTED_DEG else [_tilt]
     checks += [_shifted, _far_apart]
     checks += [] if RESAMPLE in repair and _can_be_resampled(stack.distances_mm) else [_uneven]
@@ -294,6 +294,12 @@ def _conflict(stack: Stack) -> Problem | None:
     return Problem(
         f"different pixels at the same position ({count} of {len(stack.order)} slices)", qc.CONFLICTING_SLICES
     )
+
+
+def _conflict_of_frames(stack: Stack) -> Problem | None:
+    """Return the same for frames, of which only whole files in one order are compared."""
+    problem = _conflict(stack)
+    return problem and replace(problem, reason=problem.reason.replace("different pixels", "several frames"))
 
 
 def _tilt(stack: Stack) -> Problem | None:

@@ -4,7 +4,7 @@ import logging
 import os
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -128,12 +128,12 @@ def scan_cohort(
         for number, headers in enumerate(by_series.values()):
             report(number, len(by_series), "series: order of slices, and copies by their pixels")
             with _costing_no_other(headers, skipped):
-                sorted_out.append(drop_copies(root, headers, apart))
-        copies = [copy.file for _, dropped in sorted_out for copy in dropped]
+                sorted_out.append((*drop_copies(root, headers, apart), _incomplete(headers)))
+        copies = [copy.file for _, dropped, _ in sorted_out for copy in dropped]
         unreadable |= {posixpath.dirname(copy.path) for copy in copies if copy.unreadable}
-        for kept, dropped in sorted_out:
+        for kept, dropped, incomplete in sorted_out:
             with _costing_no_other(kept, skipped):
-                series += _describe(kept, dropped, config.repair, persons, unreadable)
+                series += _describe(kept, dropped, incomplete, config.repair, persons, unreadable)
         report(len(by_series), len(by_series), "series")
     series.sort(
         key=lambda record: (
@@ -166,11 +166,15 @@ def require_folder(root: Path) -> None:
 def _describe(
     kept: Sequence[Header],
     dropped: Sequence[Copy],
+    incomplete: Collection[str],
     repair: Sequence[str],
     persons: Persons,
     unreadable: Collection[str],
 ) -> list[SeriesRecord]:
-    """Return a record for each volume of one series, from its kept headers and its dropped copies."""
+    """Return a record for each volume of one series, from its kept headers and its dropped copies.
+
+    ``incomplete`` are the ConcatenationUIDs of files of which parts are not there.
+    """
     volumes = split_volumes(kept)
     of_study: defaultdict[Hashable, list[list[Header]]] = defaultdict(list)
     for volume in volumes:
@@ -187,7 +191,7 @@ def _describe(
             n_duplicates=sum(copies.pop(header.path, 0) for header in volume),
             volume=number,
             repair=repair,
-            findings=_findings(volume, beside, alike, persons, unreadable, otherwise_dated)
+            findings=_findings(volume, beside, alike, persons, unreadable, otherwise_dated, incomplete)
             | ({qc.SPLIT_SERIES} if len(volumes) > 1 else set()),
         )
         if record.decision == "selected" and _is_fragment(volume, alike):
@@ -240,12 +244,13 @@ def _findings(
     persons: Persons,
     unreadable: Collection[str],
     otherwise_dated: Collection[str],
+    incomplete: Collection[str],
 ) -> set[str]:
     """Return the flags that other files raise for a volume.
 
     ``beside`` are the volumes of its series and study, itself included, ``alike`` those like it (`volumes_like`),
     ``unreadable`` names folders with unreadable files,
-    ``otherwise_dated`` files whose copies have another date.
+    ``otherwise_dated`` files whose copies have another date, ``incomplete`` concatenations that lack parts.
     """
     same_visit = of_same_visit(volume, alike)
     of_visit = set(map(id, same_visit))  # comparing volumes compares all their headers
@@ -254,7 +259,7 @@ def _findings(
         qc.CONFLICTING_SLICES: is_told_otherwise(volume, beside),
         qc.FILES_UNREADABLE: any(posixpath.dirname(header.path) in unreadable for header in volume)
         or has_strays(volume, beside),
-        qc.CONCATENATION_INCOMPLETE: _lacks_parts(volume, beside),
+        qc.CONCATENATION_INCOMPLETE: any(header.concatenation_uid in incomplete for header in volume),
         qc.STUDY_DATE_CONFLICT: any(header.path in otherwise_dated for header in volume)
         or persons.has_two_dates(volume)
         # wherever they lie: slices of both ends are no fragment, and lacked by the others all the same
@@ -265,14 +270,20 @@ def _findings(
     return {name for name, holds in found.items() if holds}
 
 
-def _lacks_parts(volume: Sequence[Header], beside: Sequence[Sequence[Header]]) -> bool:
-    """Return whether slices are from files that are parts of a longer one, other parts of which are not there."""
-    needed = {header.concatenation_uid: header.parts_of_file for header in volume if header.parts_of_file is not None}
-    if not needed:
-        return False
-    there = {(header.concatenation_uid, header.part_of_file) for other in beside for header in other}
-    counts = Counter(uid for uid, _ in there)
-    return any(counts[uid] < count for uid, count in needed.items())
+def _incomplete(headers: Iterable[Header]) -> set[str]:
+    """Return the ConcatenationUIDs of files that are parts of a longer one, other parts of which are not there.
+
+    ``headers`` are those of one series, copies included: of two exports, parts of either may be kept. If the number of
+    all parts is not stated, it is at least the highest number of a part.
+    """
+    parts: defaultdict[str, set[int]] = defaultdict(set)
+    needed: Counter[str] = Counter()
+    for header in headers:
+        if (uid := header.concatenation_uid) is not None:
+            number = header.part_of_file or 0
+            parts[uid].add(number)
+            needed[uid] = max(needed[uid], number, header.parts_of_file or 0)
+    return {uid for uid, there in parts.items() if len(there) < needed[uid]}
 
 
 def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:

@@ -163,7 +163,7 @@ def series_from_headers(
         series_instance_uid=first.series_instance_uid,
         volume=volume,
         series_description=first.series_description,
-        body_part=first.body_part,
+        body_part=_joined(header.body_part for header in headers),
         modality=first.modality,
         sop_class_uid=first.sop_class_uid,
         image_type=first.image_type,
@@ -173,7 +173,7 @@ def series_from_headers(
         manufacturer=first.manufacturer,
         manufacturer_model=first.manufacturer_model,
         kvp=common(headers, "kvp"),
-        contrast_agent="; ".join(sorted({agent for header in headers if (agent := header.contrast_agent)})) or None,
+        contrast_agent=_joined(header.contrast_agent for header in headers),
         convolution_kernel=first.convolution_kernel,
         slice_thickness_mm=common(headers, "slice_thickness_mm"),
         n_files=len({header.path for header in headers}) + n_duplicates,
@@ -203,6 +203,11 @@ def series_from_headers(
 def _earliest_date(headers: Sequence[Header]) -> date | None:
     """Return the earliest StudyDate: a study that runs past midnight can carry two."""
     return min((header.study_date for header in headers if header.study_date is not None), default=None)
+
+
+def _joined(texts: Iterable[str | None]) -> str | None:
+    """Return the different texts that slices state, joined by a semicolon; None if there are none."""
+    return "; ".join(sorted({text for text in texts if text})) or None
 
 
 def _most_frequent(dates: Iterable[date | None]) -> date | None:

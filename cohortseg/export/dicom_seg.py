@@ -204,6 +204,8 @@ def _complete(sources: Sequence[Dataset], frame_of_reference_uid: str | None, fr
 
 def _share_grid(source: Dataset, first: int) -> None:
     """Move the functional groups of orientation and pixel spacing of one frame (from 0) to the shared ones."""
+    if not source.get("SharedFunctionalGroupsSequence"):
+        source.SharedFunctionalGroupsSequence = [Dataset()]
     shared, frames = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence
     for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
         if keyword not in shared:

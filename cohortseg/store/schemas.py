@@ -90,7 +90,8 @@ _ACQUISITION = (
     Column(
         "contrast_agent",
         _TEXT,
-        "ContrastBolusAgent (0018,0010), as written; several are joined by a semicolon; null if no slice names one, "
+        "ContrastBolusAgent (0018,0010), as written, or in enhanced CT the meanings of ContrastBolusAgentSequence "
+        "(0018,0012); several are joined by a semicolon; null if no slice names one, "
         "which does not prove that there was none. Contrast raises HU of vessels and lesions: compare like with like",
     ),
     Column("convolution_kernel", _TEXT, "ConvolutionKernel (0018,1210)"),
@@ -197,7 +198,12 @@ MANIFEST: Final = TableSchema(
         *_SERIES,
         _VOLUME,
         Column("series_description", _TEXT, "SeriesDescription (0008,103E)"),
-        Column("body_part", _TEXT, "BodyPartExamined (0018,0015)"),
+        Column(
+            "body_part",
+            _TEXT,
+            "BodyPartExamined (0018,0015); in enhanced CT the meaning of AnatomicRegionSequence (0008,2218) if a frame "
+            "states it; several are joined by a semicolon",
+        ),
         Column("modality", _TEXT, "Modality (0008,0060)"),
         Column("sop_class_uid", _TEXT, "SOPClassUID (0008,0016)"),
         Column("image_type", _TEXTS, "ImageType (0008,0008)"),
