@@ -35,6 +35,7 @@ EXPIRATION: Final = "expiration"
 RESAMPLED: Final = "resampled"
 UNTILTED: Final = "untilted"
 COARSE_PIXELS: Final = "coarse_pixels"
+BURNED_IN_ANNOTATION: Final = "burned_in_annotation"
 MAYBE_PROJECTION: Final = "maybe_projection"
 SLICES_APART: Final = "slices_apart"
 CHOSEN_BY_UID: Final = "chosen_by_uid"
@@ -68,6 +69,8 @@ HEADER_FLAGS: Final = {
     "scan",
     LOSSY_COMPRESSION: "pixels were compressed with loss before they came here (LossyImageCompression is 01, or the "
     "transfer syntax is JPEG baseline, extended, or near-lossless JPEG-LS)",
+    BURNED_IN_ANNOTATION: "BurnedInAnnotation is YES: the pixels may show the patient's name, and so would pictures, "
+    "report and exports",
     THICK_SLICES: "slices are thicker, or farther apart, than 5 mm: volumes are coarse",
     SPARSE_SLICES: "slices are farther apart than 1.5 times their thickness: lung between them was not imaged",
     ROTATED_IN_PLANE: "rows are turned by more than 10 degrees in the axial plane: percents are some tenths off",

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from cohortseg import __version__
 from cohortseg.cli import app
+from cohortseg.cli.console import name_of
 from cohortseg.weights import default_model_path
 from tests.phantoms import write_series
 
@@ -96,6 +97,18 @@ def test_an_output_that_is_a_link_to_itself_is_refused_by_name(tmp_path, cohort)
     code, stdout, stderr = run("infer", str(cohort), "-o", str(link))
     assert (code, stdout) == (2, "")
     assert str(link) in "".join(stderr.split())
+
+
+def test_an_output_is_named_after_a_link_and_not_after_its_target(tmp_path, monkeypatch):
+    (tmp_path / "Doe_Jane").mkdir()
+    (tmp_path / "study1").symlink_to(tmp_path / "Doe_Jane")
+    monkeypatch.chdir(tmp_path)
+    assert [name_of(Path(path)) for path in ("study1", "study1/", ".", "Doe_Jane/..")] == [
+        "study1",
+        "study1",
+        tmp_path.name,
+        tmp_path.name,
+    ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -37,6 +37,12 @@ def test_a_row_of_another_table_is_refused_in_any_part(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_value_of_another_type_is_told_by_its_column_and_not_quoted() -> None:
+    rows = [{"path": "1.dcm", "reason": "cut off"}, {"path": "2.dcm", "reason": {"Doe": "Jane"}}]
+    with pytest.raises(SchemaError, match=r"^table files: values of another type in reason$"):
+        table_from_rows(rows, FILES)
+
+
 def test_rows_with_long_lists_make_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest row names all files of its series: by rows alone, 20,000 series would be one part of a gigabyte."""
     monkeypatch.setattr(tables, "ROWS_A_PART", 6)

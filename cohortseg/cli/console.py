@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import posixpath
 import sys
 import time
 from collections.abc import Iterator
@@ -127,6 +128,11 @@ def print_error(message: str) -> None:
 def number(value: float | None, digits: int) -> str:
     """Return a number as text; a dash where nothing was measured."""
     return "-" if value is None else f"{value:z.{digits}f}"
+
+
+def name_of(folder: Path) -> str:
+    """Return the name of a folder as it was given: that of a link, not of its target, whose name nobody typed."""
+    return posixpath.basename(posixpath.normpath(folder.absolute()))
 
 
 def say(message: str) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from cohortseg.cli.console import name_of, progress, say
 from cohortseg.cli.console import out as console
-from cohortseg.cli.console import progress, say
 from cohortseg.config import ExportFormat
 
 
@@ -43,7 +43,7 @@ def export(
     """
     from cohortseg.export.run import export_masks
 
-    target = output or Path(f"{out.resolve().name}-{form}")
+    target = output or Path(f"{name_of(out)}-{form}")
     summary = export_masks(out, target, form=form, cohort=cohort, only=series or (), progress=progress)
     table = Table("Series", "Number", title="Export", title_justify="left")
     table.columns[1].justify = "right"

@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cohortseg.cli.console import number, progress, say
+from cohortseg.cli.console import name_of, number, progress, say
 from cohortseg.cli.console import out as console
 from cohortseg.cli.options import Address, Model, Prefer, Repair, Select, selection_options
 from cohortseg.cli.scan import archives_message
@@ -93,7 +93,7 @@ def infer(
     require_folder(cohort)
     from cohortseg.pipeline import infer_cohort  # this import takes seconds
 
-    target = output or Path(f"{cohort.resolve().name}-cohortseg")
+    target = output or Path(f"{name_of(cohort)}-cohortseg")
     summary = infer_cohort(cohort, target, config=settings, model_path=model, progress=progress, address=address)
     _show(summary, target)
     if not summary.complete:
@@ -123,7 +123,8 @@ def _show(summary: "InferSummary", target: Path) -> None:
     if summary.num_others:
         say(
             f"{summary.num_others} series of earlier runs are not chosen now: the tables leave them out, "
-            "their masks and pictures stay, and onset dates of who has gone (--no-resume removes them)"
+            "their masks, pictures and rows in .state stay, with PatientID and date, and onset dates of who has gone "
+            "(--no-resume removes them)"
         )
     if summary.num_unreadable:
         say(

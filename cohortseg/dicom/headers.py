@@ -126,6 +126,7 @@ class Header:
     frame_of_reference_uid: str | None = _from(Attributes.text, "FrameOfReferenceUID")
     samples_per_pixel: int | None = _from(Attributes.whole, "SamplesPerPixel")
     photometric_interpretation: str | None = _from(Attributes.text, "PhotometricInterpretation")
+    burned_in_annotation: str | None = _from(Attributes.text, "BurnedInAnnotation")
     number_of_frames: int | None = _from(Attributes.whole, "NumberOfFrames")
     rows: int | None = _from(Attributes.whole, "Rows")
     columns: int | None = _from(Attributes.whole, "Columns")

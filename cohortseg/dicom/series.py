@@ -284,6 +284,7 @@ def _flags(
         qc.DERIVED_REFORMAT: selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
         qc.SPECTRAL_IMAGE: selected and any(map(is_spectral, headers)),
         qc.LOSSY_COMPRESSION: any(header.lossy for header in headers),
+        qc.BURNED_IN_ANNOTATION: selected and any(header.burned_in_annotation == "YES" for header in headers),
         qc.THICK_SLICES: selected and max(thickness, spacing) > THICK_MM,
         qc.SPARSE_SLICES: selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
         qc.COARSE_PIXELS: selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,

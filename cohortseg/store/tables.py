@@ -1,7 +1,7 @@
 """Checked Parquet: a table is written whole or not at all, with its schema's version and provenance inside."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,8 +40,17 @@ def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> p
         raise SchemaError(f"table {schema.name}: unknown column(s) {', '.join(unknown)}")
     try:
         return pl.DataFrame(rows, schema=schema.polars_schema, orient="row", strict=True)
-    except (pl.exceptions.PolarsError, TypeError) as error:
-        raise SchemaError(f"table {schema.name}: {error}") from error
+    except (pl.exceptions.PolarsError, TypeError) as error:  # its text can quote a value
+        wrong = [name for name, dtype in schema.polars_schema.items() if not _is_column(rows, name, dtype)]
+        raise SchemaError(f"table {schema.name}: values of another type in {', '.join(wrong)}") from error
+
+
+def _is_column(rows: Sequence[Mapping[str, Any]], name: str, dtype: pl.DataType) -> bool:
+    try:
+        pl.Series(name, [row.get(name) for row in rows], dtype, strict=True)
+    except (pl.exceptions.PolarsError, TypeError):
+        return False
+    return True
 
 
 def tables_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> Iterator[pl.DataFrame]:

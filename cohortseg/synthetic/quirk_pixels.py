@@ -91,6 +91,12 @@ _SIMPLE: Final = (
     _Simple("no_positions", "no positions", {"ImagePositionPatient": None}, "ImagePositionPatient is missing in 12"),
     _Simple("monochrome1", "shown inverted", {"PhotometricInterpretation": "MONOCHROME1"}, flags=("monochrome1",)),
     _Simple(
+        "text_in_pixels",
+        "text drawn into the pixels, by the header",
+        {"BurnedInAnnotation": "YES"},
+        flags=("burned_in_annotation",),
+    ),
+    _Simple(
         "anonymised_away",
         "neither patient nor date",
         {"PatientID": "", "StudyDate": None},
