@@ -370,6 +370,7 @@ def test_how_a_scan_was_taken_is_in_its_row(tmp_path: Path) -> None:
     dataset = pydicom.dcmread(enhanced)
     details = pydicom.Dataset()
     details.KVP, details.ContrastBolusAgent = 80, "of a converted file"
+    del dataset.KVP
     dataset.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence = [details]
     dataset.save_as(enhanced)
     found = {
@@ -417,12 +418,13 @@ def test_a_scan_taken_on_another_date_than_that_of_its_study_is_flagged(tmp_path
 
 def test_what_an_enhanced_file_tells_in_codes_or_of_two_tubes(tmp_path: Path) -> None:
     file = enhanced_file(chest_slices("enhanced"))
-    agents, (shared,) = [Dataset(), Dataset()], file.SharedFunctionalGroupsSequence
-    agents[0].CodeMeaning, agents[1].CodeMeaning = "Iohexol", "Barium sulfate"
+    agents, (shared,) = [Dataset(), Dataset(), Dataset()], file.SharedFunctionalGroupsSequence
+    for agent, meaning in zip(agents, ("Iohexol", "Barium sulfate", "Iohexol"), strict=True):
+        agent.CodeMeaning = meaning
     file.ContrastBolusAgentSequence = agents
+    del file.BodyPartExamined
     tubes = [Dataset(), Dataset()]
     tubes[0].KVP, tubes[1].KVP = 80, 140
-    del file.KVP
     shared.CTXRayDetailsSequence = tubes
     for index, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
         region, anatomy = Dataset(), Dataset()
@@ -435,19 +437,42 @@ def test_what_an_enhanced_file_tells_in_codes_or_of_two_tubes(tmp_path: Path) ->
     assert (record.body_part, "other_body_part" in record.qc_flags) == ("Abdomen; Chest", False)
 
 
+def test_groups_do_not_hide_what_the_top_level_states(tmp_path: Path) -> None:
+    file = enhanced_file(chest_slices("enhanced"))
+    region, anatomy, unassigned = Dataset(), Dataset(), Dataset()
+    region.CodeMeaning = "Abdomen"
+    anatomy.AnatomicRegionSequence = [region]
+    unassigned.ContrastBolusAgent, unassigned.KVP, unassigned.LossyImageCompression = "", None, "00"
+    (shared,) = file.SharedFunctionalGroupsSequence
+    shared.FrameAnatomySequence = [anatomy]
+    shared.UnassignedSharedConvertedAttributesSequence = [unassigned]
+    shared.CTReconstructionSequence[0].ConvolutionKernel = ""
+    file.BodyPartExamined, file.ContrastBolusAgent, file.KVP = "CHEST", "OMNIPAQUE", 120
+    file.ConvolutionKernel, file.LossyImageCompression = "B30f", "01"
+    write_files(tmp_path, [file])
+    record = only_series(tmp_path)
+    found = record.body_part, record.contrast_agent, record.kvp, record.convolution_kernel
+    assert found == ("CHEST", "OMNIPAQUE", 120.0, "B30f")
+    assert {"lossy_compression", "other_body_part"} & {*record.qc_flags} == {"lossy_compression"}
+
+
 def test_an_odd_value_in_a_functional_group_costs_no_more_than_itself(tmp_path: Path) -> None:
     (path,) = write_files(tmp_path, [enhanced_file(chest_slices("enhanced"))])
     dataset = pydicom.dcmread(path)
     (shared,) = dataset.SharedFunctionalGroupsSequence
     shared.CTXRayDetailsSequence = [Dataset()]
+    del dataset.KVP
     with disable_value_validation():
         shared.CTXRayDetailsSequence[0]["KVP"] = RawDataElement(Tag("KVP"), "DS", 6, b"120 kV", 0, False, True)
         shared.PixelMeasuresSequence[0]["SliceThickness"] = RawDataElement(
             Tag("SliceThickness"), "DS", 4, b"5 mm", 0, False, True
         )
         dataset.save_as(path)
+    content = path.read_bytes()
+    assert content.count(b"\x18\x00\x60\x00DS\x06\x00") == 1
+    path.write_bytes(content.replace(b"\x18\x00\x60\x00DS\x06\x00", b"\x18\x00\x60\x00FD\x06\x00"))  # raises if read
     record = only_series(tmp_path)
-    assert (record.decision, record.kvp, record.slice_thickness_mm) == ("selected", None, None)
+    assert (record.decision, record.slice_thickness_mm) == ("selected", None)
     assert record.n_slices == len(dataset.PerFrameFunctionalGroupsSequence)
 
 
@@ -496,21 +521,24 @@ def concatenation(uid: str, slices: list[FileDataset], total: int | None = 2) ->
     return parts
 
 
-@pytest.mark.parametrize("total", [2, None])
 @pytest.mark.parametrize("phases", [False, True])
-@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize(
+    ("kept", "total"), [([1], 2), ([2], 2), ([2], None), ([1, 2], 2), ([1, 2], None), ([1], "no ConcatenationUID")]
+)
 def test_a_part_of_a_concatenation_that_is_not_there_is_told(
-    tmp_path: Path, kept: int, total: int | None, *, phases: bool
+    tmp_path: Path, kept: list[int], total: int | str | None, *, phases: bool
 ) -> None:
     slices = chest_slices("enhanced")
-    parts = concatenation("1.2", slices, total)
+    parts = concatenation("1.2", slices, total if isinstance(total, int | None) else 2)
     for number, part in enumerate(parts, start=1):
+        if isinstance(total, str):
+            del part.ConcatenationUID
         for frame in part.PerFrameFunctionalGroupsSequence if phases else ():
             frame.FrameContentSequence[0].TemporalPositionIndex = number
-    write_files(tmp_path, parts[2 - kept :])
+    write_files(tmp_path, [parts[number - 1] for number in kept])
     records = scan_cohort(tmp_path).series
-    assert sum(record.n_slices for record in records) == len(slices[:: 3 - kept])
-    assert {"concatenation_incomplete" in record.qc_flags for record in records} == {kept == 1}
+    assert sum(record.n_slices for record in records) == len(kept) * len(slices) // 2
+    assert {"concatenation_incomplete" in record.qc_flags for record in records} == {len(kept) == 1}
 
 
 def test_a_concatenation_exported_twice_lacks_no_part(tmp_path: Path) -> None:

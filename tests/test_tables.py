@@ -41,6 +41,8 @@ def test_a_value_of_another_type_is_told_by_its_column_and_not_quoted() -> None:
     rows = [{"path": "1.dcm", "reason": "cut off"}, {"path": "2.dcm", "reason": {"Doe": "Jane"}}]
     with pytest.raises(SchemaError, match=r"^table files: values of another type in reason$"):
         table_from_rows(rows, FILES)
+    with pytest.raises(SchemaError, match=r"^table manifest: values of another type in study_date$"):
+        table_from_rows([{"study_date": True}], MANIFEST)
 
 
 def test_rows_with_long_lists_make_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import posixpath
 import sys
 import time
 from collections.abc import Iterator
@@ -132,7 +131,8 @@ def number(value: float | None, digits: int) -> str:
 
 def name_of(folder: Path) -> str:
     """Return the name of a folder as it was given: that of a link, not of its target, whose name nobody typed."""
-    return posixpath.basename(posixpath.normpath(folder.absolute()))
+    name = folder.absolute().name
+    return folder.resolve().name if name == ".." else name
 
 
 def say(message: str) -> None:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import numpy as np
@@ -237,7 +237,9 @@ def geometry_problem(
     if stack is None:
         missing = sum(header.image_position_patient is None for header in headers)
         return Problem(f"ImagePositionPatient is missing in {missing} of {len(headers)} files")
-    checks: list[Callable[[Stack], Problem | None]] = [_conflict if headers[0].frame is None else _conflict_of_frames]
+    # Of multi-frame files, only wholes with their frames in one order are compared: frames may be equal.
+    there = "different pixels" if headers[0].frame is None else "several frames"
+    checks: list[Callable[[Stack], Problem | None]] = [partial(_conflict, there)]
     checks += [] if UNTILT in repair and stack.tilt_deg <= MAX_UNTILTED_DEG else [_tilt]
     checks += [_shifted, _far_apart]
     checks += [] if RESAMPLE in repair and _can_be_resampled(stack.distances_mm) else [_uneven]
@@ -287,19 +289,11 @@ def _not_axial_reason(header: Header, orientation: str) -> str:
     return f"{orientation} {noun}{angle if orientation == 'oblique' else ''}: only axial series are segmented{limit}"
 
 
-def _conflict(stack: Stack) -> Problem | None:
+def _conflict(there: str, stack: Stack) -> Problem | None:
     count = int((stack.distances_mm < SAME_POSITION_MM).sum())
     if not count:
         return None
-    return Problem(
-        f"different pixels at the same position ({count} of {len(stack.order)} slices)", qc.CONFLICTING_SLICES
-    )
-
-
-def _conflict_of_frames(stack: Stack) -> Problem | None:
-    """Return the same for frames, of which only whole files in one order are compared."""
-    problem = _conflict(stack)
-    return problem and replace(problem, reason=problem.reason.replace("different pixels", "several frames"))
+    return Problem(f"{there} at the same position ({count} of {len(stack.order)} slices)", qc.CONFLICTING_SLICES)
 
 
 def _tilt(stack: Stack) -> Problem | None:

@@ -166,7 +166,7 @@ def require_folder(root: Path) -> None:
 def _describe(
     kept: Sequence[Header],
     dropped: Sequence[Copy],
-    incomplete: Collection[str],
+    incomplete: Collection[str | None],
     repair: Sequence[str],
     persons: Persons,
     unreadable: Collection[str],
@@ -244,7 +244,7 @@ def _findings(
     persons: Persons,
     unreadable: Collection[str],
     otherwise_dated: Collection[str],
-    incomplete: Collection[str],
+    incomplete: Collection[str | None],
 ) -> set[str]:
     """Return the flags that other files raise for a volume.
 
@@ -270,17 +270,17 @@ def _findings(
     return {name for name, holds in found.items() if holds}
 
 
-def _incomplete(headers: Iterable[Header]) -> set[str]:
+def _incomplete(headers: Iterable[Header]) -> set[str | None]:
     """Return the ConcatenationUIDs of files that are parts of a longer one, other parts of which are not there.
 
     ``headers`` are those of one series, copies included: of two exports, parts of either may be kept. If the number of
     all parts is not stated, it is at least the highest number of a part.
     """
-    parts: defaultdict[str, set[int]] = defaultdict(set)
-    needed: Counter[str] = Counter()
+    parts: defaultdict[str | None, set[int]] = defaultdict(set)
+    needed: Counter[str | None] = Counter()
     for header in headers:
-        if (uid := header.concatenation_uid) is not None:
-            number = header.part_of_file or 0
+        if header.part_of_file is not None or header.parts_of_file is not None:
+            uid, number = header.concatenation_uid, header.part_of_file or 0
             parts[uid].add(number)
             needed[uid] = max(needed[uid], number, header.parts_of_file or 0)
     return {uid for uid, there in parts.items() if len(there) < needed[uid]}

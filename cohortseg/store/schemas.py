@@ -201,8 +201,8 @@ MANIFEST: Final = TableSchema(
         Column(
             "body_part",
             _TEXT,
-            "BodyPartExamined (0018,0015); in enhanced CT the meaning of AnatomicRegionSequence (0008,2218) if a frame "
-            "states it; several are joined by a semicolon",
+            "BodyPartExamined (0018,0015); where an enhanced CT lacks it, the meaning of its frames' "
+            "AnatomicRegionSequence (0008,2218); several are joined by a semicolon",
         ),
         Column("modality", _TEXT, "Modality (0008,0060)"),
         Column("sop_class_uid", _TEXT, "SOPClassUID (0008,0016)"),

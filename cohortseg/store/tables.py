@@ -47,7 +47,7 @@ def table_from_rows(rows: Iterable[Mapping[str, Any]], schema: TableSchema) -> p
 
 def _is_column(rows: Sequence[Mapping[str, Any]], name: str, dtype: pl.DataType) -> bool:
     try:
-        pl.Series(name, [row.get(name) for row in rows], dtype, strict=True)
+        pl.DataFrame([{name: row.get(name)} for row in rows], schema={name: dtype}, orient="row", strict=True)
     except (pl.exceptions.PolarsError, TypeError):
         return False
     return True
