@@ -167,20 +167,21 @@ _DOUBT = (
         "confidence",
         _REAL,
         "mean discriminator confidence over lesion pixels, 0 to 1 (computed from probabilities that include the "
-        "model's class offsets); null without lesion, or for a model of phase 1, in which the discriminator does not "
-        "learn",
+        "model's class offsets); it does not tell wrong lesions from right ones (model card). Null without lesion, or "
+        "for a model of phase 1, in which the discriminator does not learn",
     ),
     Column(
         "lung_entropy",
         _REAL,
         "mean over lung pixels of the entropy of the class probabilities (class offsets included) divided by log 3: "
-        "0 means certain, 1 all classes equally likely",
+        "0 means certain, 1 all classes equally likely; it rises with the extent of lesions",
     ),
     Column(
         "flip_disagreement_pct",
         _REAL,
         "100 x the share of pixels whose class differs between the slice and its mirror image, among the lung pixels "
-        "that are lesion in either; null without lesion, or if mirror images were not used",
+        "that are lesion in either. Of the three measures of doubt the one that tells errors: the higher, the less is the "
+        "outline to be trusted (model card). Null without lesion, or if mirror images were not used",
     ),
 )
 

@@ -200,7 +200,7 @@ def undone(state: TrainState) -> Iterator[None]:
     """Undo what the block does to networks, optimisers and PyTorch's random state."""
     modules = [module for name in _MODULES if (module := getattr(state, name)) is not None]
     before = [copy.deepcopy(module.state_dict()) for module in modules]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # no layer draws on a GPU
         yield
     for module, saved in zip(modules, before, strict=True):
         module.load_state_dict(saved)
