@@ -180,8 +180,8 @@ _DOUBT = (
         "flip_disagreement_pct",
         _REAL,
         "100 x the share of pixels whose class differs between the slice and its mirror image, among the lung pixels "
-        "that are lesion in either. Of the three measures of doubt the one that tells errors: the higher, the less is the "
-        "outline to be trusted (model card). Null without lesion, or if mirror images were not used",
+        "that are lesion in either. Of the three measures of doubt the one that tells errors: the higher, the less the "
+        "outline is to be trusted (model card). Null without lesion, or if mirror images were not used",
     ),
 )
 
