@@ -30,6 +30,7 @@ _SERIES_COLUMNS: Final = {
     "ggo_pct": "GGO, %",
     "consolidation_pct": "consolidation, %",
     "po_pct": "opacity, %",
+    "flip_disagreement_pct": "mirror image differs, %",
 }
 _MOST_PICTURES: Final = 40
 
@@ -61,6 +62,8 @@ def report_html(
         "<h2>Patients</h2>",
         table_html(("patient", *_PATIENT_COLUMNS.values()), _patient_rows(patients, numbers)),
         "<h2>Series</h2>",
+        "<p>Where the mirror image differs most (flip_disagreement_pct), the outline of lesions is least certain: look "
+        "at these first.</p>",
         table_html(
             ("patient", "series", *_SERIES_COLUMNS.values(), "stands for its day", "status", "flags"),
             _series_rows(burden, numbers, timeline),
