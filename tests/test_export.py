@@ -324,9 +324,32 @@ def test_a_users_own_file_among_exported_pictures_stays(small: Run, tmp_path: Pa
     note.write_text("mine")
     assert "up to date" in export(out, tmp_path / "png", "png", "--cohort", cohort)[1]
     assert note.read_text() == "mine"
-    next(note.parent.glob("*.png")).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (note.parent / "link").symlink_to(tmp_path / "elsewhere")
+    (note.parent / "9999.png").write_bytes(b"of a slice that no longer has lung")
+    number = note.stat().st_ino
+    lost = next(note.parent.glob("*.png"))
+    lost.unlink()
     assert "written │ 1" in " ".join(export(out, tmp_path / "png", "png", "--cohort", cohort)[1].split())
-    assert note.read_text() == "mine"
+    assert (note.read_text(), note.stat().st_ino) == ("mine", number), "it has never been elsewhere"
+    assert (note.parent / "link").is_symlink()
+    assert lost.exists()
+    assert not (note.parent / "9999.png").exists()
+
+
+def test_masks_of_another_model_than_the_table_says_are_not_exported(small: Run, tmp_path: Path) -> None:
+    """A worker that was stopped for as long as a run with another model took commits late."""
+    _, out = small
+    key = keys_of(out)[0]
+    masks = read_masks(out / "masks.zarr", key)
+    late = replace(masks, facts=replace(masks.facts, model_sha256="0" * 64))
+    write_masks(out / "masks.zarr", key, late)
+    code, said = export(out, tmp_path / "nifti", "nifti")
+    assert code == 3
+    assert f"series {key}: its masks are of another model than its row in burden.parquet; run infer again" in (
+        " ".join(said.split())
+    )
+    assert not list((tmp_path / "nifti").glob(f"{key}*"))
 
 
 def test_an_export_that_dies_between_file_and_marker_is_not_taken_for_an_earlier_one(

@@ -134,6 +134,15 @@ def test_leftovers_of_killed_runs_are_swept(store: Path, name: str) -> None:
     assert [path.name for path in store.iterdir()] == ["zarr.json"]
 
 
+def test_a_store_whose_root_a_power_failure_left_empty_is_used(store: Path) -> None:
+    write_masks(store, KEY, masks(volume()))
+    (store / "zarr.json").write_bytes(b"")
+    (store / f"zarr.{'0' * 32}.partial").write_bytes(b"{")
+    create_mask_store(store)
+    assert sorted(path.name for path in store.iterdir()) == [KEY, "zarr.json"]
+    assert list(zarr.open_group(store, mode="r").group_keys()) == [KEY]
+
+
 def test_removing_and_missing(store: Path) -> None:
     remove_masks(store, KEY)
     write_masks(store, KEY, masks(volume()))

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +26,7 @@ from cohortseg.export.png import slice_pictures
 from cohortseg.identity import without_path
 from cohortseg.progress import Progress, no_progress
 from cohortseg.store.documents import parse_json
-from cohortseg.store.files import held, replacing_folder, store_errors, write_file
+from cohortseg.store.files import held, replacing_folder, store_errors, sweep_temporaries, write_file
 from cohortseg.store.layout import MASKS, RUN_JSON, STATE
 from cohortseg.store.masks import SeriesMasks, masks_hash, read_masks
 from cohortseg.store.output import require_output
@@ -126,6 +125,7 @@ def export_masks(
         raise ConfigError(
             f"{cohort}: holds none of the files of {out}; give the folder that infer was given as --cohort"
         )
+    models: dict[str, str] = dict(burden.select("series_key", "model_sha256").iter_rows())
     fates: Counter[Fate] = Counter()
     failures: dict[str, str] = {}
     with (
@@ -138,7 +138,7 @@ def export_masks(
         for done, row in enumerate(manifest.iter_rows(named=True)):
             report(done, len(manifest), "")
             record = record_from_row(row)
-            fate, failure = _export_one(record, out / MASKS, target, form, cohort)
+            fate, failure = _export_one(record, models[record.series_key], out / MASKS, target, form, cohort)
             fates[fate] += 1
             if failure is not None:
                 failures[record.series_key] = failure
@@ -152,9 +152,12 @@ def export_masks(
 
 
 def _export_one(
-    record: SeriesRecord, store: Path, target: Path, form: ExportFormat, cohort: Path | None
+    record: SeriesRecord, model_sha256: str, store: Path, target: Path, form: ExportFormat, cohort: Path | None
 ) -> tuple[Fate, str | None]:
-    """Export one series unless it is up to date; return what became of it and, if it failed, why."""
+    """Export one series unless it is up to date; return what became of it and, if it failed, why.
+
+    ``model_sha256`` is that of its row in the burden table: masks that a worker of another run wrote late are refused.
+    """
     paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
     marker = target / _MARKERS / f"{record.series_key}-{form}.json"
     try:
@@ -163,6 +166,8 @@ def _export_one(
         if before is not None and before["made_of"] == made_of and _is_unchanged(before["sizes"], paths):
             return "up to date", None
         masks = read_masks(store, record.series_key)
+        if masks.facts.model_sha256 != model_sha256:
+            return "failed", f"its masks are of another model than its row in {BURDEN.file_name}; run infer again"
         contents = _contents(record, masks, form, cohort)
     except CohortSegError as error:
         return "failed", without_path(str(error), record.files)
@@ -317,17 +322,26 @@ def _source(record: SeriesRecord, masks: SeriesMasks, cohort: Path) -> Volume:
     return volume
 
 
+def _write_pictures(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the pictures of a series: a new folder at once, in an older one file by file, among a user's own."""
+    if not folder.is_dir():
+        with replacing_folder(folder) as new:
+            for name, picture in contents.items():
+                (new / name).write_bytes(picture)
+        return
+    with store_errors(folder, "cannot be written"):
+        sweep_temporaries(folder)
+        for name, picture in contents.items():
+            write_file(folder / name, picture)
+        for path in folder.iterdir():
+            if _is_picture(path) and path.name not in contents:
+                path.unlink()
+
+
 def _write(paths: Mapping[str, Path], contents: Mapping[str, bytes], form: ExportFormat) -> None:
     """Write the exported files of a series, in place of those of an earlier export."""
     if form == "png":
-        with replacing_folder(paths["all"]) as folder:
-            for own in paths["all"].iterdir() if paths["all"].is_dir() else ():
-                if own.is_dir():
-                    shutil.copytree(own, folder / own.name, symlinks=True)
-                elif not _is_picture(own):
-                    shutil.copy2(own, folder, follow_symlinks=False)
-            for name, picture in contents.items():
-                (folder / name).write_bytes(picture)
+        _write_pictures(paths["all"], contents)
         return
     for name, path in paths.items():
         if name in contents:

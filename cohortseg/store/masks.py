@@ -181,7 +181,10 @@ def create_mask_store(path: Path) -> None:
     StoreError
         If the store cannot be created or is no Zarr v3 group.
     """
+    root = path / "zarr.json"
     try:
+        if root.is_file() and not root.stat().st_size:  # zarr does not wait for the disk: power failed
+            root.unlink()
         zarr.open_group(path, mode="a", zarr_format=3)
         sweep_masks(path)
     except OSError as error:
@@ -195,6 +198,8 @@ def create_mask_store(path: Path) -> None:
 def sweep_masks(path: Path) -> None:
     """Remove temporary files that killed processes left; ``.tmp-*`` are those of earlier versions."""
     sweep_temporaries(path)
+    for leftover in path.glob("zarr.*.partial"):  # zarr's own
+        leftover.unlink(missing_ok=True)
     for leftover in path.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
