@@ -467,12 +467,14 @@ def test_an_odd_value_in_a_functional_group_costs_no_more_than_itself(tmp_path: 
         shared.PixelMeasuresSequence[0]["SliceThickness"] = RawDataElement(
             Tag("SliceThickness"), "DS", 4, b"5 mm", 0, False, True
         )
+        agents = Tag("ContrastBolusAgentSequence")
+        dataset[agents] = RawDataElement(agents, "LO", 4, b"text", 0, False, True)
         dataset.save_as(path)
     content = path.read_bytes()
     assert content.count(b"\x18\x00\x60\x00DS\x06\x00") == 1
     path.write_bytes(content.replace(b"\x18\x00\x60\x00DS\x06\x00", b"\x18\x00\x60\x00FD\x06\x00"))  # raises if read
     record = only_series(tmp_path)
-    assert (record.decision, record.slice_thickness_mm) == ("selected", None)
+    assert (record.decision, record.slice_thickness_mm, record.contrast_agent) == ("selected", None, None)
     assert record.n_slices == len(dataset.PerFrameFunctionalGroupsSequence)
 
 

@@ -1,6 +1,6 @@
 """Enhanced multi-frame CT: the attributes of each frame, flattened to those of a classic single-slice file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Final
 
@@ -101,7 +101,7 @@ def frame_datasets(dataset: Dataset) -> list[Dataset]:
     top.set_original_encoding(None, None, dataset.original_character_set)
     for tag in dataset.keys() - _LEFT_OUT:
         top[tag] = dataset.get_item(tag)  # as read: text in an undeclared character set is told from the bytes
-    agents = _meanings(dataset.get("ContrastBolusAgentSequence"))
+    agents = _meanings(dataset, "ContrastBolusAgentSequence")
     if agents and Attributes.of(top).text("ContrastBolusAgent") is None:  # an enhanced CT states agents by codes only
         top["ContrastBolusAgent"] = _element("ContrastBolusAgent", "LO", "; ".join(agents))
     return [_flat(top, _stated(group), shared) for group in groups]
@@ -152,7 +152,12 @@ def _stated(groups: Dataset) -> dict[str, DataElement]:
     return found
 
 
-def _meanings(codes: Iterable[Dataset] | None) -> list[str]:
-    """Return the different meanings of the items of a code sequence."""
-    meanings = (Attributes.of(item).text("CodeMeaning") for item in codes or ())
+def _meanings(dataset: Dataset, sequence: str) -> list[str]:
+    """Return the different meanings of the items of a code sequence; none if it cannot be read."""
+    try:
+        meanings = [Attributes.of(item).text("CodeMeaning") for item in dataset.get(sequence) or ()]
+    except MemoryError:
+        raise
+    except READ_ERRORS:
+        return []
     return list(dict.fromkeys(filter(None, meanings)))
