@@ -327,6 +327,7 @@ def test_a_users_own_file_among_exported_pictures_stays(small: Run, tmp_path: Pa
     (tmp_path / "elsewhere").mkdir()
     (note.parent / "link").symlink_to(tmp_path / "elsewhere")
     (note.parent / "9999.png").write_bytes(b"of a slice that no longer has lung")
+    (note.parent / "9998.png").mkdir()
     number = note.stat().st_ino
     lost = next(note.parent.glob("*.png"))
     lost.unlink()
@@ -335,12 +336,14 @@ def test_a_users_own_file_among_exported_pictures_stays(small: Run, tmp_path: Pa
     assert (note.parent / "link").is_symlink()
     assert lost.exists()
     assert not (note.parent / "9999.png").exists()
+    assert (note.parent / "9998.png").is_dir()
 
 
 def test_masks_of_another_model_than_the_table_says_are_not_exported(small: Run, tmp_path: Path) -> None:
     """A worker that was stopped for as long as a run with another model took commits late."""
     _, out = small
     key = keys_of(out)[0]
+    assert export(out, tmp_path / "earlier", "nifti")[0] == 0
     masks = read_masks(out / "masks.zarr", key)
     late = replace(masks, facts=replace(masks.facts, model_sha256="0" * 64))
     write_masks(out / "masks.zarr", key, late)
@@ -350,6 +353,11 @@ def test_masks_of_another_model_than_the_table_says_are_not_exported(small: Run,
         " ".join(said.split())
     )
     assert not list((tmp_path / "nifti").glob(f"{key}*"))
+    write_masks(out / "masks.zarr", key, masks)
+    table = read_table(out / "burden.parquet", BURDEN)
+    of_another = pl.when(pl.col("series_key") == key).then(pl.lit("0" * 64)).otherwise("model_sha256")
+    write_table(out / "burden.parquet", table.with_columns(of_another.alias("model_sha256")), BURDEN, {})
+    assert export(out, tmp_path / "earlier", "nifti")[0] == 3, "not up to date: the table tells of another model now"
 
 
 def test_an_export_that_dies_between_file_and_marker_is_not_taken_for_an_earlier_one(

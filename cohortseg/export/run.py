@@ -161,7 +161,7 @@ def _export_one(
     paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
     marker = target / _MARKERS / f"{record.series_key}-{form}.json"
     try:
-        made_of = _made_of(record, masks_hash(store, record.series_key), form, cohort)
+        made_of = [*_made_of(record, masks_hash(store, record.series_key), form, cohort), model_sha256]
         before = _recorded(marker)
         if before is not None and before["made_of"] == made_of and _is_unchanged(before["sizes"], paths):
             return "up to date", None
@@ -263,15 +263,15 @@ def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for name, path in paths.items():
         if path.is_dir():
-            sizes[name] = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if _is_picture(file)}
+            sizes[name] = {file.name: file.lstat().st_size for file in sorted(path.iterdir()) if _is_picture(file)}
         elif path.exists():
             sizes[name] = path.stat().st_size
     return sizes
 
 
 def _is_picture(path: Path) -> bool:
-    """Return whether a file in a folder of pictures is ours, by its name; others are a user's own."""
-    return _PICTURE_NAME.fullmatch(path.name) is not None
+    """Return whether what lies in a folder of pictures is ours, by its name; folders and others are a user's own."""
+    return _PICTURE_NAME.fullmatch(path.name) is not None and (path.is_symlink() or not path.is_dir())
 
 
 def _contents(record: SeriesRecord, masks: SeriesMasks, form: ExportFormat, cohort: Path | None) -> dict[str, bytes]:

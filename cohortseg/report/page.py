@@ -62,8 +62,8 @@ def report_html(
         "<h2>Patients</h2>",
         table_html(("patient", *_PATIENT_COLUMNS.values()), _patient_rows(patients, numbers)),
         "<h2>Series</h2>",
-        "<p>Where the mirror image differs most (flip_disagreement_pct), the outline of lesions is least certain: look "
-        "at these first.</p>",
+        "<p>Of series of similar opacity, look first at those whose mirror image differs most (flip_disagreement_pct): "
+        "there the outline of lesions is least certain.</p>",
         table_html(
             ("patient", "series", *_SERIES_COLUMNS.values(), "stands for its day", "status", "flags"),
             _series_rows(burden, numbers, timeline),

@@ -167,7 +167,7 @@ _DOUBT = (
         "confidence",
         _REAL,
         "mean discriminator confidence over lesion pixels, 0 to 1 (computed from probabilities that include the "
-        "model's class offsets); it does not tell wrong lesions from right ones (model card). Null without lesion, or "
+        "model's class offsets); a low value does not mean a worse outline (model card). Null without lesion, or "
         "for a model of phase 1, in which the discriminator does not learn",
     ),
     Column(
