@@ -33,7 +33,8 @@ def measures(model: LoadedModel, image: torch.Tensor, truth: torch.Tensor) -> li
     lesion = functional.interpolate(truth.float()[None, None], size=size, mode="nearest-exact")[0, 0] > 0
     prediction = model.predict(seen, flips=True)
     found = prediction.prob[0].argmax(dim=0) > 0
-    changed = prediction.flip_change[0, 0] > 0 if prediction.flip_change is not None else torch.zeros_like(found)
+    assert prediction.flip_change is not None, "asked for with flips"
+    changed = prediction.flip_change[0, 0] > 0
     return [
         float(2 * (found & lesion).sum() / (found.sum() + lesion.sum()).clamp_min(1)),
         float(changed.sum() / (found | changed).sum().clamp_min(1)),
@@ -41,6 +42,12 @@ def measures(model: LoadedModel, image: torch.Tensor, truth: torch.Tensor) -> li
         float(torch.special.entr(prediction.prob[0]).sum(dim=0).mean() / math.log(prediction.prob.shape[1])),
         float(found.float().mean()),
     ]
+
+
+def correlation(rows: np.ndarray, column: int) -> float:
+    """Return the rank correlation of a column with the Dice, over the images in which a lesion was found."""
+    measured = rows[~np.isnan(rows).any(axis=1)]
+    return round(float(spearmanr(measured[:, 0], measured[:, column])[0]), 2)
 
 
 def main() -> None:
@@ -69,13 +76,9 @@ def main() -> None:
         raise SystemExit(f"no model of row {arguments.row} in {', '.join(map(str, arguments.comparison))}")
     result: dict[str, object] = {"images": sum(map(len, by_fold.values()))}
     for column, name in enumerate(_MEASURES, 1):
-        pairs = {fold: rows[~np.isnan(rows).any(axis=1)] for fold, rows in by_fold.items()}
-        everywhere = np.concatenate([*pairs.values()])
         result[name] = {
-            "all": round(float(spearmanr(everywhere[:, 0], everywhere[:, column])[0]), 2),
-            "by fold": {
-                fold: round(float(spearmanr(rows[:, 0], rows[:, column])[0]), 2) for fold, rows in sorted(pairs.items())
-            },
+            "all": correlation(np.concatenate([*by_fold.values()]), column),
+            "by fold": {fold: correlation(rows, column) for fold, rows in sorted(by_fold.items())},
         }
         print(name, result[name])
     print(json.dumps(result))

@@ -161,7 +161,7 @@ def _export_one(
     paths = _paths(target, record.series_key, form, with_ct=cohort is not None)
     marker = target / _MARKERS / f"{record.series_key}-{form}.json"
     try:
-        made_of = [*_made_of(record, masks_hash(store, record.series_key), form, cohort), model_sha256]
+        made_of = _made_of(record, masks_hash(store, record.series_key), model_sha256, form, cohort)
         before = _recorded(marker)
         if before is not None and before["made_of"] == made_of and _is_unchanged(before["sizes"], paths):
             return "up to date", None
@@ -235,9 +235,14 @@ def _paths(target: Path, series_key: str, form: ExportFormat, *, with_ct: bool) 
     return {"all": target / (f"{series_key}.dcm" if form == "dicom-seg" else series_key)}
 
 
-def _made_of(record: SeriesRecord, masks_sha256: str, form: ExportFormat, cohort: Path | None) -> list[str]:
-    """Return what the outputs of a series depend on: masks, CT, version and, for a DICOM SEG, the identity in it."""
-    made_of = [masks_sha256, record.fingerprint, __version__]
+def _made_of(
+    record: SeriesRecord, masks_sha256: str, model_sha256: str, form: ExportFormat, cohort: Path | None
+) -> list[str]:
+    """Return what the outputs of a series depend on.
+
+    That is its masks, the model that its row tells of, CT, version and, for a DICOM SEG, the identity in it.
+    """
+    made_of = [masks_sha256, model_sha256, record.fingerprint, __version__]
     if form == "dicom-seg" and cohort is not None:
         made_of.append(identity_hash(read_first_header(record, cohort)))
     return made_of
