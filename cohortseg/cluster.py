@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -238,19 +238,35 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         return
     if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(named).resolve())
-    # Ray's workers import from the working directory of the process that connects before their own packages: use one in
-    # which no user has files named like a module.
-    terminated = signal.getsignal(signal.SIGTERM)
-    with chdir("/"):
-        _init(ray, address)
-    if threading.current_thread() is threading.main_thread() and terminated is not None:
-        signal.signal(signal.SIGTERM, terminated)  # Ray's own handler prints a trace and aborts
+    others = psutil.Process().children()
+    try:
+        # Ray's workers import from the working directory of the process that connects before their own packages: use
+        # one in which no user has files named like a module.
+        with _own_sigterm(), chdir("/"):
+            _init(ray, address)
+    except BaseException:
+        ray.shutdown()
+        _kill_begun_since(others)  # Ray knows nothing yet of the processes that it was starting
+        raise
     try:
         yield connected_resources("the cluster" if address else "this machine")
     finally:
         workers = [] if address else _workers()
         ray.shutdown()
         _end(workers)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the handler of SIGTERM back that Ray replaces within the block, by one that prints a trace and aborts."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:  # of Ray's handler
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _workers() -> list[psutil.Process]:
@@ -261,6 +277,16 @@ def _workers() -> list[psutil.Process]:
             if "".join(process.cmdline()).startswith("ray::"):
                 workers.append(process)
     return workers
+
+
+def _kill_begun_since(others: Collection[psutil.Process]) -> None:
+    """Kill the processes below this one, but for those that were there before and what is below them."""
+    for child in psutil.Process().children():
+        if child not in others:
+            with suppress(psutil.Error):  # it has ended
+                child.suspend()  # so it begins no more
+                for process in (*child.children(recursive=True), child):
+                    process.kill()
 
 
 def _end(processes: list[psutil.Process]) -> None:

@@ -208,6 +208,7 @@ def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSu
     out, chosen = job.out, scan.selected
     note_unfinished(out, unfinished=True)
     burden = with_time(read_committed(out, job.tokens(chosen)))
+    _warn_of_mixed_precision(burden)
     _write_tables(scan, burden, job)
     if not job.config.resume:
         keep_clinical_of(out, _patients(scan.series))
@@ -235,6 +236,15 @@ def _finished(job: Job, scan: CohortScan, num_done: int, engine: str) -> InferSu
         num_others=len(committed_keys(out) - {record.series_key for record in chosen}),
         engine=engine,
     )
+
+
+def _warn_of_mixed_precision(burden: pl.DataFrame) -> None:
+    """Tell the user if machines of two kinds measured the series: a change over time may be that of the arithmetic."""
+    if burden["precision"].drop_nulls().n_unique() > 1:
+        _log.warning(
+            "some series were measured in bfloat16, others in float32 (column precision): their volumes may differ by "
+            "up to 5 %; with --no-resume, on machines of one kind, all are measured alike"
+        )
 
 
 def _patients(series: Iterable[SeriesRecord]) -> set[str]:

@@ -5,14 +5,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
-from typing import Final, ParamSpec, Self, TypeVar
+from multiprocessing.process import BaseProcess
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 _log: Final = logging.getLogger(__name__)
+
+_TO_END_S: Final = 2.0
+"""Time that the processes of an interrupted pool have to finish what they are at."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -45,29 +49,43 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """
     # "spawn": forking a process in which Ray or a GPU already runs is not safe.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow_parent)
+    # Not at once: a process that is ended while it sends a result leaves the pool waiting for the rest.
+    late = threading.Timer(_TO_END_S, _terminate_all_but, [{*multiprocessing.active_children()}])
     try:
         yield pool
+    except KeyboardInterrupt:  # it reaches this process alone, and others may be at work for long
+        late.start()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        with uninterrupted():
+            pool.shutdown(cancel_futures=True)
+            late.cancel()
+
+
+def _terminate_all_but(others: Collection[BaseProcess]) -> None:
+    for child in multiprocessing.active_children():
+        if child not in others:
+            child.terminate()
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold back signals that interrupt a run until the block ends, and Ctrl-C for good from processes started in it.
 
-    A pool waits forever if it is interrupted while work is submitted, or if one of its processes (a terminal sends
-    Ctrl-C to all) is interrupted while it sends a result.
+    A pool waits forever if it is interrupted while work is submitted or it shuts down, or if one of its processes (a
+    terminal sends Ctrl-C to all) is interrupted while it sends a result. A lost terminal, too, ends this process alone.
     """
-    resource_tracker.ensure_running()  # else the first process starts it, which lets SIGINT through again
     received: list[int] = []
     handlers = {}
-    # A mask holds for one thread, and any other may take the signal; Python then calls its handler in the main thread.
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if callable(signal.getsignal(number)):
-                handlers[number] = signal.signal(number, lambda number, _frame: received.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a mask that processes inherit
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # a mask that processes inherit
     try:
+        resource_tracker.ensure_running()  # else the first process starts it, which lets SIGINT through again
+        # A mask holds for one thread, and any other may take the signal; Python then calls its handler in the main one.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if callable(signal.getsignal(number)):
+                    handlers[number] = signal.signal(number, lambda number, _frame: received.append(number))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         for held, handler in handlers.items():
@@ -92,8 +110,8 @@ class Apart:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
 
     def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function that may end its process, as decoders of damaged pixels do, and return its result.

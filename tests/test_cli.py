@@ -43,7 +43,12 @@ def test_closed_or_full_standard_output_costs_no_results(tmp_path):
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         assert (tmp_path / f"m{number}.parquet").exists()
-    assert "standard output cannot be written: No space left on device" in done.stderr
+    told = "error: standard output cannot be written: No space left on device"
+    assert told in done.stderr
+    version = ["bash", "-c", f"{sys.executable} -m cohortseg --version >/dev/full"]
+    done = subprocess.run(version, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert done.stderr.startswith(told)
 
 
 def test_of_damaged_pixels_a_quiet_run_says_one_line(tmp_path, model_path):
@@ -272,6 +277,58 @@ if __name__ == "__main__":
     assert (done.returncode, done.stdout) == (1, "went on\n")
     assert done.stderr.splitlines()[-1] == "error: interrupted"
     assert not (tmp_path / "m.parquet").exists()
+
+
+@pytest.mark.parametrize("place", ["typer.main.get_command", "typer.core.TyperGroup.make_context"])
+def test_an_interruption_before_the_command_begins_is_one_line(tmp_path, place):
+    done = run_script(
+        tmp_path,
+        f"""
+import os, signal
+import typer.main, typer.core
+from cohortseg.cli import main
+real = {place}
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return real(*arguments, **options)
+{place} = interrupted
+main()
+""",
+        "info",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_second_signal_while_an_interrupted_command_ends_changes_nothing(tmp_path, is_early):
+    """torch alone takes a second to end."""
+    done = run_script(
+        tmp_path,
+        f"""
+import atexit, os, signal
+import cohortseg.dicom.scan as scan
+from cohortseg.cli import main
+def second():
+    os.kill(os.getpid(), signal.SIGTERM)
+def scan_cohort(*_, **__):
+    if not {is_early}:
+        atexit.register(second)
+    os.kill(os.getpid(), signal.SIGINT)
+if {is_early}:
+    atexit.register(second)
+scan.scan_cohort = scan_cohort
+main()
+""",
+        "scan",
+        str(tmp_path),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: interrupted\n")
+
+
+def run_script(folder, text, *arguments):
+    script = folder / "script.py"
+    script.write_text(text)
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_the_model_s_folder_holds_its_notice_and_card():

@@ -134,6 +134,26 @@ def test_a_ray_that_was_imported_too_early_to_listen_on_loopback_is_refused(monk
         pass
 
 
+def test_a_signal_while_ray_starts_interrupts_and_what_had_started_is_ended(monkeypatch):
+    """Ray puts a handler of its own in place, and leaves it there."""
+    ended = []
+
+    def init(**_):
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: ended.append(True))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for name, value in {**cluster._EVERYWHERE, **cluster._LOCAL}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), connected(None):
+        pass
+    assert ended
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def run_slurm(tmp_path, *arguments, starts=True, ends=0, **slurm):
     """Run the script with commands in place of Slurm's, Ray's and ours; ours notes its arguments."""
     token = 'if [ "$1" = get-auth-token ]; then mkdir -p ~/.ray; echo secret | tee ~/.ray/auth_token; exit; fi\n'

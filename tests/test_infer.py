@@ -69,6 +69,17 @@ def test_second_run_does_nothing_until_something_changes(
     assert run(mine, out, model_path, resume=False).num_done == 5
 
 
+def test_a_cohort_measured_in_two_precisions_is_told_of(
+    cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for bf16, rules in ((False, ("patient_id = B",)), (True, ())):
+        monkeypatch.setattr("cohortseg.weights.model_file.has_fast_bf16", lambda _, bf16=bf16: bf16)
+        assert "precision" not in caplog.text
+        burden = run(cohort, tmp_path / "out", model_path, select=rules).burden
+    assert "some series were measured in bfloat16, others in float32 (column precision)" in caplog.text
+    assert set(burden["precision"].drop_nulls()) == {"bfloat16", "float32"}
+
+
 def test_a_failed_series_is_done_again_only_on_request(
     cohort: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

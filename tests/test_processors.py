@@ -48,6 +48,34 @@ def test_ctrl_c_while_processes_begin_and_send_results_ends_them_all_silently(tm
     assert said.count(b"Traceback") == 1, "of the process that was asked"
 
 
+def test_a_second_ctrl_c_while_the_pool_ends_does_not_leave_it_waiting(tmp_path: Path) -> None:
+    (tmp_path / "sleep.py").write_text("""
+import os, time
+from cohortseg.processors import process_pool, uninterrupted
+
+if __name__ == "__main__":
+    with process_pool(1) as pool:
+        with uninterrupted():
+            begun, asleep = pool.submit(os.getpid), pool.submit(time.sleep, 120)
+        begun.result()
+        print("asleep", flush=True)
+        asleep.result()
+""")
+    command = [sys.executable, tmp_path / "sleep.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as run:
+        assert run.stdout is not None
+        run.stdout.readline()
+        try:
+            for _ in range(2):
+                run.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            run.communicate(timeout=30)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == -signal.SIGINT
+
+
 def test_what_interrupts_a_run_waits_while_work_is_handed_in() -> None:
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -64,7 +92,8 @@ def test_what_interrupts_a_run_waits_while_work_is_handed_in() -> None:
                 time.sleep(0.05)
                 assert not received
             assert sorted(received) == sorted(numbers)
-            assert blocked.result() == {signal.SIGINT}, "the other process can be ended, but not by Ctrl-C"
+            ignored = {signal.SIGINT, signal.SIGHUP}
+            assert blocked.result() == ignored, "the other process can be ended, but not by Ctrl-C or a lost terminal"
     finally:
         over.set()
         other.join()

@@ -153,7 +153,27 @@ def test_weights_that_do_not_fit_or_are_not_finite_are_refused(model_file):
     with pytest.raises(ModelError, match="finite"):
         load_model(model_file)
     model_file.write_bytes(model_file_bytes(header, {key: value for key, value in tensors.items() if key != name}))
-    with pytest.raises(ModelError, match="do not fit"):
+    with pytest.raises(ModelError, match=rf"1 weights do not fit .* such as {name}, none in place of \(3,\)"):
+        load_model(model_file)
+
+
+def test_networks_larger_than_the_weights_take_no_memory(model_file, monkeypatch):
+    header, made = _header(model_file), []
+    header["model"]["discriminator_channels"] = 128
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda module, **_: made.append(module))
+    model_file.write_bytes(model_file_bytes(header, load_file(model_file)))
+    with pytest.raises(ModelError, match=r"weights do not fit .* in place of \(128,\)"):
+        load_model(model_file)
+    assert not made
+
+
+@pytest.mark.parametrize("lost", ["sha256", "teachers"])
+def test_a_model_file_of_an_earlier_version_is_not_called_damaged(model_file, lost):
+    with safe_open(model_file, framework="pt") as file:
+        header = json.loads(file.metadata()["cohortseg"])
+    del header[lost]
+    save_file(load_file(model_file), model_file, metadata={"cohortseg": json.dumps(header)})
+    with pytest.raises(ModelError, match="not a model file of this version of cohortseg"):
         load_model(model_file)
 
 

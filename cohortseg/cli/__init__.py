@@ -4,13 +4,15 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 import typer
 
 from cohortseg import __version__
 from cohortseg.cli import compare, evaluate, export, infer, info, interrupt, report, sample, scan, train
-from cohortseg.cli.console import print_error, set_verbosity
+from cohortseg.cli.console import out, print_error, set_verbosity
 from cohortseg.errors import CohortSegError, ConfigError
 
 _HOW_TO_GO_ON: Final = {
@@ -35,11 +37,39 @@ _ADVICE: Final = dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), ("give another
 _EPILOG: Final = "Every command takes -q (results and errors only) and -v (details), too."
 
 
-class _Group(typer.core.TyperGroup):
-    """The one error boundary: an error meant for the user is one line on stderr; anything else keeps its traceback.
+@contextmanager
+def _boundary(ctx: Any = None) -> Iterator[None]:
+    """Turn an error meant for the user into one line on stderr and an exit code; anything else keeps its traceback."""
+    try:
+        yield
+    except CohortSegError as error:
+        print_error(str(error))
+        raise typer.Exit(error.exit_code) from None
+    except PermissionError as error:  # in a folder without rights, even whether a file exists is unknown
+        print_error(f"{error.filename or 'a file'}: {error.strerror}; you have no rights to it or to its folder")
+        raise typer.Exit(ConfigError.exit_code) from None
+    except OSError as error:
+        if error.filename is None or error.errno not in _ADVICE:
+            raise
+        advice, code = _ADVICE[error.errno]
+        print_error(f"{error.filename}: {error.strerror}; {advice}")
+        raise typer.Exit(code) from None
+    except RuntimeError as error:
+        if not str(error).startswith(_LINKS):
+            raise
+        print_error(f"{error}; give another path")
+        raise typer.Exit(ConfigError.exit_code) from None
+    except MemoryError:
+        print_error("memory ran out; give the program more, or let less run beside it")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        interrupt.leave()
+        print_error(f"interrupted{_HOW_TO_GO_ON.get(ctx and ctx.invoked_subcommand, '')}")
+        raise typer.Exit(interrupt.EXIT_CODE) from None
 
-    The program's own options may stand before or after the command.
-    """
+
+class _Group(typer.core.TyperGroup):
+    """The program's own options may stand before or after the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if any(_EMPTY.fullmatch(argument) for argument in args):
@@ -49,32 +79,13 @@ class _Group(typer.core.TyperGroup):
         rest = [argument for argument in args[:end] if argument not in _ANYWHERE]
         return super().parse_args(ctx, found + rest + args[end:])
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _boundary():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _boundary(ctx):
             return super().invoke(ctx)
-        except CohortSegError as error:
-            print_error(str(error))
-            raise typer.Exit(error.exit_code) from None
-        except PermissionError as error:  # in a folder without rights, even whether a file exists is unknown
-            print_error(f"{error.filename or 'a file'}: {error.strerror}; you have no rights to it or to its folder")
-            raise typer.Exit(ConfigError.exit_code) from None
-        except OSError as error:
-            if error.filename is None or error.errno not in _ADVICE:
-                raise
-            advice, code = _ADVICE[error.errno]
-            print_error(f"{error.filename}: {error.strerror}; {advice}")
-            raise typer.Exit(code) from None
-        except RuntimeError as error:
-            if not str(error).startswith(_LINKS):
-                raise
-            print_error(f"{error}; give another path")
-            raise typer.Exit(ConfigError.exit_code) from None
-        except MemoryError:
-            print_error("memory ran out; give the program more, or let less run beside it")
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print_error(f"interrupted{_HOW_TO_GO_ON.get(ctx.invoked_subcommand, '')}")
-            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -90,7 +101,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        sys.stdout.write(f"cohortseg {__version__}\n")
+        out.print(f"cohortseg {__version__}")
         raise typer.Exit
 
 
@@ -116,4 +127,10 @@ def main() -> None:
     """Run the program."""
     interrupt.listen()
     os.environ["MPLBACKEND"] = "agg"  # Jupyter's own, which its shell commands inherit, may not be installed here
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command line is read
+        print_error("interrupted")
+        sys.exit(interrupt.EXIT_CODE)
+    finally:
+        interrupt.leave()

@@ -1,6 +1,5 @@
 """Printing for all commands: messages and progress on stderr, results on stdout."""
 
-import io
 import logging
 import os
 import sys
@@ -57,8 +56,12 @@ class _Out(Console):
             raise StdoutError(error.strerror) from error
 
 
-class _Messages(io.TextIOBase):
-    """Standard error, whatever it is now; what cannot be written is dropped, since no work is to be lost for it."""
+class _Messages:
+    """Standard error, whatever it is now; what cannot be written is dropped, since no work is to be lost for it.
+
+    As much of a `TextIO` as consoles need. It is no `io.IOBase`: those flush when they are deleted, at the exit of the
+    interpreter too, when the names used here are gone.
+    """
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
@@ -79,7 +82,7 @@ class _Messages(io.TextIOBase):
         return self._stream.fileno()
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # the stub has an attribute
+    def encoding(self) -> str:
         return self._stream.encoding
 
     @property

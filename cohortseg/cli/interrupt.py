@@ -1,22 +1,29 @@
 """Interruption: SIGTERM (from `timeout`, Slurm or Kubernetes) and a lost terminal end a command as Ctrl-C does."""
 
+import atexit
+import os
 import signal
 import threading
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
+EXIT_CODE: Final = 1
+"""Exit code of a command that was interrupted."""
+_DEFAULTS: Final = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 _received: Final[list[int]] = []
+_leaving: Final = threading.Event()
 
 
 def listen() -> None:
     """Make the signals that ask a command to end interrupt it, unless they are ignored, as under ``nohup``."""
-    for number, default in (
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGTERM, signal.SIG_DFL),
-        (signal.SIGHUP, signal.SIG_DFL),
-    ):
+    for number, default in _DEFAULTS.items():
         if signal.getsignal(number) is default:
             signal.signal(number, _interrupt)
+    atexit.register(_ignore)  # as the last function: from then on Python calls no handler
 
 
 def heed() -> None:
@@ -34,6 +41,19 @@ def heed() -> None:
         raise KeyboardInterrupt
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+def leave() -> None:
+    """Say that the command is over: a signal then ends the process at once, which may be cleaning up for a second."""
+    _leaving.set()
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    if _leaving.is_set():
+        os._exit(EXIT_CODE)
     _received.append(number)
     raise KeyboardInterrupt
+
+
+def _ignore() -> None:
+    for number in _DEFAULTS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_IGN)

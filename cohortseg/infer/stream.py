@@ -1,6 +1,5 @@
 """Many series in one process, in parallel in a few threads; those that killed a process alone, in a second process."""
 
-import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
@@ -109,7 +108,6 @@ def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
             (done,) = segment_many(job, model, [record])
             return done
         attempts = attempts_of(job, record)
-        others = multiprocessing.active_children()
         with process_pool(1) as pool:
             try:
                 with uninterrupted():
@@ -121,10 +119,6 @@ def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
                         "a second process ended before it began its series (short of memory?); "
                         "make room and run the same command again"
                     ) from error
-            except KeyboardInterrupt:  # Ctrl-C reaches this process alone; the pool would wait for its own
-                for child in {*multiprocessing.active_children()} - {*others}:
-                    child.terminate()
-                raise
     return Done(record.series_key, committed_status(job.out, record.series_key), 0)
 
 

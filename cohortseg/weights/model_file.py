@@ -273,15 +273,20 @@ def load_model(
     device = device or find_device()
     reuse_memory()
     limit_threads()
-    segmenter, discriminator = Segmenter(card.model), Discriminator(card.model.discriminator_channels)
+    with torch.device("meta"):  # without memory: the header may ask for any size
+        segmenter, discriminator = Segmenter(card.model), Discriminator(card.model.discriminator_channels)
+    needed = {name: tuple(value.shape) for name, value in _tensors(segmenter, discriminator)}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if misfits := [name for name in sorted({*needed, *found}) if needed.get(name) != found.get(name)]:
+        name = misfits[0]
+        raise ModelError(
+            f"{path}: {len(misfits)} weights do not fit the settings in the header, such as {name}, "
+            f"{found.get(name, 'none')} in place of {needed.get(name, 'none')}"
+        )
     for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator)):
-        state = {
-            name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")
-        }
-        try:
-            module.load_state_dict({name: value.float() for name, value in state.items()})
-        except RuntimeError as error:
-            raise ModelError(f"{path}: the {prefix}'s weights do not fit its settings: {error}") from error
+        module.to_empty(device="cpu").load_state_dict(
+            {name: tensors[f"{prefix}.{name}"].float() for name in module.state_dict()}
+        )
         if not all(torch.isfinite(value).all() for value in module.state_dict().values()):
             raise ModelError(f"{path}: the {prefix}'s weights are not all finite numbers")
         module.eval().requires_grad_(requires_grad=False)
@@ -308,9 +313,12 @@ def _read(path: Path) -> tuple[ModelCard, dict[str, torch.Tensor], str]:
         header = parse_json((parse_json(content[8:end]).get("__metadata__") or {}).get(_HEADER_KEY, "null"))
     except (OSError, LookupError, SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise ModelError(f"{path}: not a model file of this version of cohortseg (its header lacks format {_FORMAT})")
-    if header.pop(_DIGEST, None) != _digest(header, tensors):
+    if not isinstance(header, dict) or header.get("format") != _FORMAT or not {_DIGEST, *_HASHES} <= header.keys():
+        raise ModelError(
+            f"{path}: not a model file of this version of cohortseg (its header lacks format {_FORMAT} or what belongs "
+            "to it); train it again, or use the version that wrote it"
+        )
+    if header.pop(_DIGEST) != _digest(header, tensors):
         raise ModelError(f"{path}: damaged: it does not hold what was written (by its SHA-256); get or train it again")
     del header["format"]
     try:
