@@ -108,8 +108,10 @@ def test_padding_of_a_value_that_tissue_has_is_only_around_the_picture(tmp_path:
 def test_values_in_the_upper_bits_and_a_high_bit_that_is_wrong(tmp_path: Path, shifted: bool) -> None:
     bits = {"BitsStored": 12, "HighBit": 15, "PixelRepresentation": 0}
     shape = (4, 32, 24)
-    write_series(tmp_path / "plain", shape=shape)
-    stored = (body_hu(shape) + 1024) * (16 if shifted else 1)
+    hu = body_hu(shape)
+    hu[:, 16] = -1008  # 16, whose lower bits are empty whichever they are
+    write_series(tmp_path / "plain", shape=shape, hu=hu)
+    stored = (hu + 1024) * (16 if shifted else 1)
     write_series(
         tmp_path / "upper",
         shape=shape,
@@ -118,6 +120,13 @@ def test_values_in_the_upper_bits_and_a_high_bit_that_is_wrong(tmp_path: Path, s
         attributes=bits | {"RescaleIntercept": "-1024"},
     )
     np.testing.assert_array_equal(read_only(tmp_path / "upper").volume_hu, read_only(tmp_path / "plain").volume_hu)
+
+
+def test_every_frame_with_values_in_the_upper_bits_is_shifted(tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, shape=(1, 8, 8), hu=160, intercept=0, attributes={"PixelRepresentation": 0})
+    dataset = pydicom.dcmread(path)
+    dataset.update({"NumberOfFrames": 2, "BitsStored": 12, "HighBit": 15, "PixelData": 2 * dataset.PixelData})
+    assert [stored_values(dataset, "", frame)[0, 0] for frame in (0, 1)] == [10, 10]
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
@@ -276,6 +285,20 @@ def test_transfer_syntaxes_give_the_same_volume(tmp_path: Path, syntax: str) -> 
     np.testing.assert_array_equal(read_only(tmp_path).volume_hu, body_hu(LARGE))
 
 
+def test_an_image_of_noise_that_rle_does_not_make_smaller_is_read(tmp_path: Path) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 1000, (1, 256, 256))
+    write_series(tmp_path, shape=hu.shape, hu=hu, transfer_syntax=RLELossless)
+    assert np.array_equal(stored_values(pydicom.dcmread(tmp_path / "0000.dcm"), "") - 1024, hu[0])
+
+
+@pytest.mark.parametrize("size", [{"Rows": 32}, {"Columns": 40}], ids=str)
+def test_a_compressed_image_larger_than_the_header_says_is_not_cut_to_it(tmp_path: Path, size: dict[str, int]) -> None:
+    """As the decoder of JPEG-LS would."""
+    (path,) = write_series(tmp_path, shape=(1, 64, 80), transfer_syntax=JPEGLSLossless, attributes=size)
+    with pytest.raises(DicomError, match="the compressed image is 64 x 80, the header says"):
+        stored_values(pydicom.dcmread(path), path.name)
+
+
 def test_real_scanner_file_agrees_with_simpleitk(tmp_path: Path) -> None:
     path = copy_testdata("CT_small.dcm", tmp_path)
     expected = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
@@ -387,6 +410,13 @@ def test_bare_data_sets_are_read_as_they_stand_and_flagged(tmp_path: Path, synta
     bare = read_only(tmp_path / "bare")
     np.testing.assert_array_equal(bare.volume_hu, read_only(tmp_path / "whole").volume_hu)
     assert "transfer_syntax_missing" in bare.qc_flags
+
+
+def test_big_endian_pixels_are_read_so_where_no_syntax_tells(tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path, shape=(1, 8, 8), hu=40, transfer_syntax=ExplicitVRBigEndian)
+    dataset = pydicom.dcmread(path)
+    del dataset.file_meta.TransferSyntaxUID
+    assert (stored_values(dataset, "") == 1064).all()
 
 
 def test_pixels_that_are_native_whatever_the_syntax_says_are_read_so(tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ def test_head_is_up_even_if_the_cosines_point_down() -> None:
     assert stack.affine[2, 0] == pytest.approx(3)
 
 
+@pytest.mark.parametrize("turn", [0.1, -0.1, np.pi - 0.1, np.pi + 0.1])
+def test_head_is_up_in_slices_that_lean(turn: float) -> None:
+    leaning = (1, 0, 0, 0, np.cos(turn), np.sin(turn))
+    assert slice_normal(leaning)[2] == pytest.approx(np.cos(0.1))
+    assert stack_slices([(0, 0, 5), (0, 0, 0)], leaning, (1, 1)).order == (1, 0)
+
+
+def test_cosines_a_little_too_long_do_not_lengthen_the_spacing() -> None:
+    stack = stack_slices([(0, 0, 0), (0, 0, 2.5)], [1.0009 * value for value in AXIAL], (1, 1))
+    assert stack.spacing_z_mm == 2.5
+
+
 @pytest.mark.parametrize(
     ("orientation", "plane"),
     [

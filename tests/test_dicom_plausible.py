@@ -40,6 +40,14 @@ def test_a_small_patient_in_a_wide_field_is_one(pad: int, *, fits: bool) -> None
         check_hu(np.where(wide > -500, wide + np.int16(1000), wide), "0123")
 
 
+def test_a_little_soft_tissue_among_much_that_is_denser_is_no_small_patient() -> None:
+    wide = np.pad(chest(), [(0, 0), (30, 30), (30, 30)], constant_values=-1000)
+    dense = np.where((wide > -500) & (np.arange(108) % 4 > 0), wide + np.int16(1000), wide)
+    assert 0.01 <= np.mean((dense >= -200) & (dense <= 200)) < 0.05
+    with pytest.raises(NotEvaluableError, match="like soft tissue"):
+        check_hu(dense, "0123")
+
+
 def with_slice(hu: NDArray[np.int16], z: int, image: NDArray[np.int16]) -> NDArray[np.int16]:
     return np.where(np.arange(len(hu))[:, None, None] == z, image, hu).astype(np.int16)
 
@@ -87,6 +95,26 @@ def test_slices_that_cannot_be_right_raise_a_flag(
     damage: Callable[[NDArray[np.int16]], NDArray[np.int16]], flags: tuple[str, ...]
 ) -> None:
     assert check_hu(damage(chest()), "0123") == flags
+
+
+@pytest.mark.parametrize(("z", "offset_hu", "is_odd"), [(4, 70, False), (4, 90, True), (7, 140, False), (7, 190, True)])
+def test_a_slice_is_odd_from_80_hu_on_and_the_last_from_twice_that(z: int, offset_hu: int, *, is_odd: bool) -> None:
+    moved = with_slice(chest(), z, chest()[z] + np.int16(offset_hu))
+    assert check_hu(moved, "0123") == (("odd_slices",) if is_odd else ())
+    if is_odd:
+        with pytest.raises(NotEvaluableError, match="1 of 8 slices have another rescale than most"):
+            check_hu(moved, "0123", ["other" if one == z else "same" for one in range(8)])
+
+
+def test_air_is_dense_though_a_table_lies_at_the_border_and_lung_at_all_of_it_is_no_air() -> None:
+    dense = (0.9 * chest()).astype(np.int16)
+    dense[:, -3:] = 45
+    assert check_hu(dense, "0123") == ("hu_shifted",)
+    rng = np.random.default_rng(0)
+    border = rng.integers(-900, -600, (8, 24, 24))
+    border = np.where(rng.random(border.shape) < 0.4, rng.integers(-930, -920, border.shape), border)
+    lung = np.pad(np.maximum(chest()[:, 14:34, 14:34], -920), [(0, 0), (2, 2), (2, 2)], constant_values=HU_MIN)
+    assert check_hu(np.where(lung == HU_MIN, border, lung).astype(np.int16), "0123") == ()
 
 
 def test_blank_slices_between_others_and_slices_of_another_rescale_are_refused() -> None:

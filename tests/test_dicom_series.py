@@ -164,6 +164,7 @@ def test_a_syntax_that_always_loses_tells_of_loss_where_no_attribute_does(tmp_pa
         ({"attributes": {"SliceThickness": "1.0"}}, "sparse_slices"),
         ({"attributes": {"LossyImageCompression": "01"}}, "lossy_compression"),
         ({"attributes": lambda z: {"LossyImageCompression": "01" if z == 2 else "00"}}, "lossy_compression"),
+        ({"attributes": lambda z: {"ImageType": ["DERIVED", "REFORMATTED"]} if z == 2 else {}}, "derived_reformat"),
         ({"spacing_mm": (2.5, 0.8, 4.1)}, "coarse_pixels"),
         ({"attributes": {"SeriesDescription": "CHEST EXPIRATION 3mm"}}, "expiration"),
         ({"attributes": {"PhotometricInterpretation": "MONOCHROME1"}}, "monochrome1"),
@@ -182,6 +183,24 @@ def test_findings_that_do_not_stop_a_series(tmp_path: Path, options: dict[str, A
     write_series(tmp_path, **options)
     record = only_series(tmp_path)
     assert (record.decision, record.qc_flags) == ("selected", (flag,))
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "thickness", "flags"),
+    [
+        ((5.0, 0.8, 0.6), "5", ()),
+        ((5.0, 0.8, 0.6), "5.1", ("thick_slices",)),
+        ((3.0, 0.8, 0.6), "2", ()),
+        ((3.1, 0.8, 0.6), "2", ("sparse_slices",)),
+        ((2.5, 4.0, 4.0), "2.5", ()),
+        ((2.5, 4.05, 4.0), "2.5", ("coarse_pixels",)),
+    ],
+)
+def test_slices_are_thick_above_5_mm_sparse_above_half_as_much_again_and_pixels_coarse_above_4_mm(
+    tmp_path: Path, spacing_mm: tuple[float, float, float], thickness: str, flags: tuple[str, ...]
+) -> None:
+    write_series(tmp_path, spacing_mm=spacing_mm, attributes={"SliceThickness": thickness})
+    assert only_series(tmp_path).qc_flags == flags
 
 
 @pytest.mark.parametrize("patient_id", ["ANON-0001", "TEST 7", "0001", "Patient 1", "X12", "NA-03", "患者"])

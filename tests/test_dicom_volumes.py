@@ -385,6 +385,19 @@ def test_images_that_track_a_bolus_do_not_cost_the_scan(
     assert (tracking.decision, tracking.n_slices) == ("skipped", 6)
 
 
+@pytest.mark.parametrize(("count", "decisions"), [(11, {"selected", "skipped"}), (10, {"skipped"})])
+def test_a_scan_beside_images_of_one_place_has_more_than_ten_slices(
+    tmp_path: Path, count: int, decisions: set[str]
+) -> None:
+    write_series(tmp_path / "scan", shape=(count, 16, 16), attributes={"AcquisitionNumber": 1})
+    place = {"AcquisitionNumber": 2}
+    positions = [(-10.0, -20.0, 110.0)] * 2
+    write_series(
+        tmp_path / "place", shape=(2, 16, 16), positions=positions, attributes=lambda z: own_uid(z) | place, hu=40
+    )
+    assert {record.decision for record in scan_cohort(tmp_path).series} == decisions
+
+
 @pytest.mark.parametrize("name", ["SeriesDescription", "SliceThickness"])
 def test_a_chest_and_an_abdomen_of_another_spacing_in_one_series_are_two_volumes(tmp_path: Path, name: str) -> None:
     write_series(tmp_path / "a", shape=(90, 8, 8), spacing_mm=(2.5, 1, 1), origin=(0, 0, 0), attributes={name: "2"})
@@ -852,16 +865,17 @@ def test_halves_of_one_scan_are_no_persons_whatever_lies_beside_them(tmp_path: P
     assert "mixed: files of 2 patients" in (found[40].reason or "")
 
 
-def test_pictures_in_a_series_do_not_count_as_its_strays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [True, False])
+def test_pictures_in_a_series_do_not_count_as_its_strays(tmp_path: Path, lost: bool) -> None:
     write_series(
         tmp_path / "a",
         shape=(20, 16, 16),
-        attributes=lambda z: {"ImageOrientationPatient": None} if z == 19 else {},
+        attributes=lambda z: {"ImageOrientationPatient": None} if lost and z == 19 else {},
     )
     picture = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
     write_series(tmp_path / "b", shape=(2, 16, 16), attributes=lambda z: own_uid(z) | picture)
     (scan,) = [record for record in scan_cohort(tmp_path).series if record.decision == "selected"]
-    assert (scan.n_slices, "files_unreadable" in scan.qc_flags) == (19, True)
+    assert (scan.n_slices, "files_unreadable" in scan.qc_flags) == ((19, True) if lost else (20, False))
 
 
 @pytest.mark.parametrize("lost", [0, 7], ids=["an end", "between others"])

@@ -122,6 +122,8 @@ def test_dicom_seg_puts_the_lesions_of_every_odd_series_in_their_place(quirks: R
         assert segmentation.StudyInstanceUID == masks.facts.study_instance_uid
         referred = segmentation.ReferencedSeriesSequence[0]
         assert referred.SeriesInstanceUID == source.SeriesInstanceUID
+        measures = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert measures.get("SpacingBetweenSlices") == pytest.approx(masks.facts.spacing_mm[0])
         for number, label in enumerate(LESIONS, start=1):
             described = segmentation.get_segment_description(number)
             assert (described.segment_label, described.segmented_property_type.value) == (
@@ -629,10 +631,10 @@ def test_an_enhanced_file_without_shared_groups_becomes_a_segmentation(
 def test_each_stack_of_an_enhanced_file_keeps_its_own_orientation(
     quirks_sample: Path, model_path: Path, tmp_path: Path
 ) -> None:
-    """The first stack is the second one, stored with its columns from the patient's left to the right."""
+    """The first stack is the second one with columns from the left to the right; both begin at the head."""
     (path,) = (file for file in (quirks_sample / "dicom/enhanced_grid_a_frame").rglob("*") if file.is_file())
     dataset = pydicom.dcmread(path)
-    pixels, frames = dataset.pixel_array, list(dataset.PerFrameFunctionalGroupsSequence)
+    pixels, frames = dataset.pixel_array[::-1], list(dataset.PerFrameFunctionalGroupsSequence)[::-1]
     mirrored = deepcopy(frames)
     for frame in mirrored:
         x, y, z = frame.PlanePositionSequence[0].ImagePositionPatient

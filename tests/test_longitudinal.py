@@ -76,7 +76,7 @@ def test_changes_start_at_the_first_evaluable_date_but_days_at_the_first_date() 
     assert timeline["delta_po_pct"].to_list() == [None, 0.0, None, -6.0]
     (patient,) = patients_table(frame).to_dicts()
     assert (patient["n_timepoints"], patient["n_evaluable"], patient["days_to_peak"]) == (4, 2, 5)
-    assert patient["delta_po_pct"] == -6.0
+    assert (patient["delta_po_pct"], patient["delta_opacity_volume_ml"]) == (-6.0, -60.0)
 
 
 def test_series_that_stands_for_a_date() -> None:
@@ -403,6 +403,14 @@ def test_single_slices_have_changes_among_themselves_only() -> None:
     (patient,) = patients_table(frame).to_dicts()
     assert (patient["n_timepoints"], patient["n_evaluable"]) == (4, 2)
     assert (patient["first_po_pct"], patient["peak_po_pct"], patient["days_to_peak"]) == (5.0, 5.0, 2)
+
+
+def test_single_slices_are_no_part_of_changes_beside_parts_of_the_lungs() -> None:
+    area = series("A", 1, "area", 30.0, opacity_volume_ml=None)
+    bases = series("A", 5, "bases", 10.0, lung_volume_ml=400.0, qc_flags=PART)
+    frame = burden(area, bases)
+    assert timeline_table(frame)["evaluable"].to_list() == [False, True]
+    assert patients_table(frame)["peak_po_pct"].to_list() == [10.0]
 
 
 def test_two_volumes_of_one_series_are_one_time_point() -> None:

@@ -147,6 +147,9 @@ def test_padding_beyond_the_measured_circle_is_shown_as_tissue():
     air = canonical_batch(padded, no_lung, [box], config)[0, 0]
     assert air[32, 32] < plain[32, 32]
     assert air[-1, -1] < plain[32, 32]
+    padded[0, 0, 0], padded[0, :, 1:9] = HU_MIN, -1000  # all corners as padding, but not all between them
+    padded[0, 1:9] = -1000
+    assert canonical_batch(padded, no_lung, [box], config)[0, 0, -1, -1] < plain[32, 32]
 
 
 def test_air_at_the_lowest_hu_within_the_circle_is_no_padding():
@@ -170,6 +173,15 @@ def test_air_around_a_body_is_shown_as_tissue():
     low, high = config.window_hu
     expected = np.where(np.hypot(x, y) < 26, hu, TISSUE_LANDMARK_HU)
     assert shown == pytest.approx((expected.clip(low, high) - low) / (high - low), abs=1e-6)
+
+
+def test_air_around_lungs_that_are_wider_below_is_shown_as_tissue_above():
+    y, x = np.indices((64, 64)) - 31.5
+    lung = (abs(y) < 16) & (abs(x) > 2) & (abs(x) < 6 + 0.5 * (y + 16))
+    hu = np.full((1, 64, 64), -1000, np.int16)
+    shown = canonical_batch(hu, lung[None], [CropBox(0, 64, 0, 64)], CanonicalConfig(size=64))[0, 0]
+    assert shown[20, [16, 47]].min() > 0.9
+    assert shown[45, 31] < 0.3, "between the lungs"
 
 
 @given(arrays(np.bool_, (16, 16)))
