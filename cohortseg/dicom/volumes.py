@@ -190,7 +190,7 @@ def _are_scans(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> 
     if any(np.abs(origin - origins[0]).max() > _ORIGIN_MM for origin in origins):
         return True
     distances_mm = np.diff(np.sort(np.concatenate([group @ normal for group in points])))
-    if distances_mm.min(initial=np.inf) <= SAME_POSITION_MM or distances_mm.max(initial=0.0) > _BROKEN_MM:
+    if distances_mm.min() <= SAME_POSITION_MM or distances_mm.max() > _BROKEN_MM:
         return True
     few_lost = np.median(distances_mm) * len(distances_mm) * _FEW_LOST >= distances_mm.sum()
     return not few_lost or not on_grid(distances_mm)
