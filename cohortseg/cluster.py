@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -238,7 +238,6 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         return
     if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(named).resolve())
-    others = psutil.Process().children()
     try:
         # Ray's workers import from the working directory of the process that connects before their own packages: use
         # one in which no user has files named like a module.
@@ -246,7 +245,8 @@ def connected(address: str | None = None) -> Iterator[Resources]:
             _init(ray, address)
     except BaseException:
         ray.shutdown()
-        _kill_begun_since(others)  # Ray knows nothing yet of the processes that it was starting
+        if not address:
+            _kill_ray_below(Path(ray.__file__).parent)  # Ray itself may not know yet what it was starting
         raise
     try:
         yield connected_resources("the cluster" if address else "this machine")
@@ -258,7 +258,7 @@ def connected(address: str | None = None) -> Iterator[Resources]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Put the handler of SIGTERM back that Ray replaces within the block, by one that prints a trace and aborts."""
+    """Put the handler of SIGTERM back that Ray replaces within the block: its own would end the program in its way."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -279,11 +279,11 @@ def _workers() -> list[psutil.Process]:
     return workers
 
 
-def _kill_begun_since(others: Collection[psutil.Process]) -> None:
-    """Kill the processes below this one, but for those that were there before and what is below them."""
+def _kill_ray_below(package: Path) -> None:
+    """Kill the processes that Ray, whose package lies there, has started from this one, and those that they started."""
     for child in psutil.Process().children():
-        if child not in others:
-            with suppress(psutil.Error):  # it has ended
+        with suppress(psutil.Error):  # it has ended
+            if any(argument.startswith(str(package)) for argument in child.cmdline()):
                 child.suspend()  # so it begins no more
                 for process in (*child.children(recursive=True), child):
                     process.kill()

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -49,31 +49,30 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """
     # "spawn": forking a process in which Ray or a GPU already runs is not safe.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow_parent)
-    # Not at once: a process that is ended while it sends a result leaves the pool waiting for the rest.
-    late = threading.Timer(_TO_END_S, _terminate_all_but, [{*multiprocessing.active_children()}])
     try:
         yield pool
-    except KeyboardInterrupt:  # it reaches this process alone, and others may be at work for long
+        pool.shutdown(cancel_futures=True)
+    except BaseException:  # GeneratorExit as well: of a generator that uses the pool
+        # Not at once: of a process that is ended while it sends a result, the pool waits for the rest.
+        processes = [*(pool._processes or {}).values()]  # public only from Python 3.14 on
+        late = threading.Timer(_TO_END_S, _terminate, [processes])
         late.start()
+        pool.shutdown(cancel_futures=True)  # if this is interrupted, the processes are ended all the same
+        late.cancel()
         raise
-    finally:
-        with uninterrupted():
-            pool.shutdown(cancel_futures=True)
-            late.cancel()
 
 
-def _terminate_all_but(others: Collection[BaseProcess]) -> None:
-    for child in multiprocessing.active_children():
-        if child not in others:
-            child.terminate()
+def _terminate(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold back signals that interrupt a run until the block ends, and Ctrl-C for good from processes started in it.
 
-    A pool waits forever if it is interrupted while work is submitted or it shuts down, or if one of its processes (a
-    terminal sends Ctrl-C to all) is interrupted while it sends a result. A lost terminal, too, ends this process alone.
+    A pool waits forever if it is interrupted while work is submitted, or if one of its processes (a terminal sends
+    Ctrl-C to all) is interrupted while it sends a result. A lost terminal, too, is for this process alone.
     """
     received: list[int] = []
     handlers = {}

@@ -326,6 +326,29 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: interrupted\n")
 
 
+def test_after_the_command_line_a_program_that_goes_on_can_be_interrupted_as_before(tmp_path):
+    done = run_script(
+        tmp_path,
+        """
+import os, signal, sys, time
+from cohortseg.cli import main
+for _ in range(2):
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    except KeyboardInterrupt:
+        print("interrupted")
+""",
+        "--version",
+    )
+    assert done.stdout.splitlines()[1:3] == ["0", "interrupted"], done.stderr
+    assert done.stdout.splitlines()[4:] == ["0", "interrupted"], done.stderr
+
+
 def run_script(folder, text, *arguments):
     script = folder / "script.py"
     script.write_text(text)

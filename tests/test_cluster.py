@@ -134,15 +134,22 @@ def test_a_ray_that_was_imported_too_early_to_listen_on_loopback_is_refused(monk
         pass
 
 
-def test_a_signal_while_ray_starts_interrupts_and_what_had_started_is_ended(monkeypatch):
+def test_a_signal_while_ray_starts_interrupts_and_what_ray_had_started_is_ended(monkeypatch, tmp_path):
     """Ray puts a handler of its own in place, and leaves it there."""
-    ended = []
+    raylet, of_another = (tmp_path / name / "sleep.py" for name in ("ray", "other"))
+    for script in (raylet, of_another):
+        script.parent.mkdir()
+        script.write_text("import time; time.sleep(60)")
+    children = [subprocess.Popen([sys.executable, of_another])]
 
     def init(**_):
+        children.append(subprocess.Popen([sys.executable, raylet]))
         signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: ended.append(True))
+    ray = SimpleNamespace(
+        __file__=str(tmp_path / "ray/__init__.py"), is_initialized=lambda: False, init=init, shutdown=lambda: None
+    )
     monkeypatch.setitem(sys.modules, "ray", ray)
     for name, value in {**cluster._EVERYWHERE, **cluster._LOCAL}.items():
         monkeypatch.setenv(name, value)
@@ -150,8 +157,12 @@ def test_a_signal_while_ray_starts_interrupts_and_what_had_started_is_ended(monk
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), connected(None):
         pass
-    assert ended
     assert signal.getsignal(signal.SIGTERM) is before
+    other, started = children
+    assert started.wait(timeout=10) == -signal.SIGKILL
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def run_slurm(tmp_path, *arguments, starts=True, ends=0, **slurm):

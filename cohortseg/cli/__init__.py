@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Final
 
 import typer
@@ -63,8 +63,8 @@ def _boundary(ctx: Any = None) -> Iterator[None]:
         print_error("memory ran out; give the program more, or let less run beside it")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        interrupt.leave()
-        print_error(f"interrupted{_HOW_TO_GO_ON.get(ctx and ctx.invoked_subcommand, '')}")
+        with suppress(KeyboardInterrupt):  # a second one changes nothing
+            print_error(f"interrupted{_HOW_TO_GO_ON.get(ctx and ctx.invoked_subcommand, '')}")
         raise typer.Exit(interrupt.EXIT_CODE) from None
 
 

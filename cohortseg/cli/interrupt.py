@@ -20,10 +20,11 @@ _leaving: Final = threading.Event()
 
 def listen() -> None:
     """Make the signals that ask a command to end interrupt it, unless they are ignored, as under ``nohup``."""
+    _received.clear()
     for number, default in _DEFAULTS.items():
         if signal.getsignal(number) is default:
             signal.signal(number, _interrupt)
-    atexit.register(_ignore)  # as the last function: from then on Python calls no handler
+    atexit.register(_ignore)  # among the last functions: soon after it Python calls no handler any more
 
 
 def heed() -> None:
@@ -42,8 +43,8 @@ def heed() -> None:
 
 
 def leave() -> None:
-    """Say that the command is over: a signal then ends the process at once, which may be cleaning up for a second."""
-    _leaving.set()
+    """Say that the command is over: once Python ends, which may take a second, a signal ends the process at once."""
+    atexit.register(_leaving.set)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
