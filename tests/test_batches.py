@@ -129,6 +129,17 @@ def test_about_half_of_the_slices_are_mirrored():
     assert 12 <= (left > right).sum() <= 28
 
 
+def test_slices_are_turned_little_and_much():
+    images = torch.zeros(40, 1, 64, 64)
+    images[:, :, 32:] = 1
+    changed, _ = augment(images, torch.zeros(40, 64, 64, dtype=torch.uint8), [(seed,) for seed in range(40)])
+    heights = (changed[:, 0] > changed.mean(dim=(1, 2, 3))[:, None, None]).sum(dim=1).float()
+    rise = heights[:, 40:56].mean(dim=1) - heights[:, 8:24].mean(dim=1)
+    turned_deg = torch.rad2deg(torch.atan(rise / 32)).abs()
+    assert turned_deg.min() < 1
+    assert 6 < turned_deg.max() < 20
+
+
 def test_a_seed_changes_its_slice_in_the_same_way_whatever_its_neighbours():
     images, labels = torch.rand(3, 1, 64, 64), torch.randint(0, 3, (3, 64, 64), dtype=torch.uint8)
     together = augment(images, labels, [(1,), (2,), (3,)])

@@ -92,6 +92,19 @@ def test_tissue_up_to_the_corners_is_no_padding(tmp_path: Path) -> None:
     assert "undeclared_padding" not in volume.qc_flags
 
 
+def test_tissue_that_borders_on_undeclared_padding_of_its_value_stays(tmp_path: Path) -> None:
+    def hu(shape: tuple[int, int, int]) -> np.ndarray:
+        made = round_picture(0)(shape)
+        made[:, 28:36, :20] = 0  # from the image's side inwards
+        return made
+
+    write_series(tmp_path, shape=(4, 64, 64), hu=hu)
+    volume = read_only(tmp_path)
+    assert "undeclared_padding" in volume.qc_flags
+    assert (volume.volume_hu[:, 0, 0] == -1024).all()
+    assert (volume.volume_hu[:, 30:34, 10:20] == 0).all()
+
+
 def test_padding_of_a_value_that_tissue_has_is_only_around_the_picture(tmp_path: Path) -> None:
     def hu(shape: tuple[int, int, int]) -> np.ndarray:
         made = round_picture(0)(shape)

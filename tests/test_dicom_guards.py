@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,16 @@ def test_deflated_data_are_measured_before_they_are_inflated(tmp_path: Path) -> 
         assert not inflates_too_far(io.BytesIO(variant), 4 << 20)
 
 
+def test_deflated_files_that_expand_too_far_count_as_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "b", series="2", transfer_syntax=DeflatedExplicitVRLittleEndian)
+    assert scan_cohort(tmp_path).num_unreadable == 0
+    monkeypatch.setattr("cohortseg.dicom.headers.inflates_too_far", partial(inflates_too_far, limit=1000))
+    assert scan_cohort(tmp_path).num_unreadable == 4
+
+
 def _box(kind: bytes, content: bytes, *, extended: bool = False) -> bytes:
     if extended:
         return b"\0\0\0\1" + kind + (16 + len(content)).to_bytes(8, "big") + content
@@ -77,6 +88,7 @@ SIGNATURE = _box(b"jP  ", b"\r\n\x87\n")
     ("syntax", "frame"),
     [
         (JPEGLosslessSV1, JPEG),
+        (JPEGLosslessSV1, JPEG.replace(FRAME_HEADER, b"\xff" + FRAME_HEADER)),  # a fill byte: T.81 B.1.1.2
         (JPEGLSLossless, JPEG.replace(b"\xff\xc3", b"\xff\xf7")),
         (JPEG2000, _siz(80 + 3, 64 + 2, 3, 2)),
         (HTJ2KLossless, _siz(80, 64)),
@@ -198,4 +210,7 @@ def test_a_repair_changes_the_fingerprint_so_that_a_run_notices(tmp_path: Path) 
 
 
 def test_of_paths_that_begin_alike_the_whole_one_is_left_out_of_a_message():
-    assert without_path("A: DOE JOHN.dcm: no pixel data", ["A", "A: DOE JOHN.dcm"]) == "no pixel data"
+    paths = ["A", "A: DOE JOHN.dcm"]
+    assert without_path("A: DOE JOHN.dcm: no pixel data", paths) == "no pixel data"
+    assert without_path("A: no pixel data", paths) == "no pixel data"
+    assert without_path("no pixel data", paths) == "no pixel data"

@@ -456,6 +456,26 @@ def test_groups_do_not_hide_what_the_top_level_states(tmp_path: Path) -> None:
     assert {"lossy_compression", "other_body_part"} & {*record.qc_flags} == {"lossy_compression"}
 
 
+@pytest.mark.parametrize(
+    ("shared", "own", "lossy"),
+    [(None, None, False), ("00", "00", False), ("00", "01", True), ("01", "00", True), (None, "01", True)],
+)
+def test_a_frame_is_lossy_if_any_group_says_so(
+    tmp_path: Path, shared: str | None, own: str | None, lossy: bool
+) -> None:
+    file = enhanced_file(chest_slices("enhanced"))
+    for extent, groups, told in (
+        ("Shared", file.SharedFunctionalGroupsSequence, shared),
+        ("PerFrame", file.PerFrameFunctionalGroupsSequence, own),
+    ):
+        for group in groups if told else ():
+            unassigned = Dataset()
+            unassigned.LossyImageCompression = told
+            setattr(group, f"Unassigned{extent}ConvertedAttributesSequence", [unassigned])
+    write_files(tmp_path, [file])
+    assert ("lossy_compression" in only_series(tmp_path).qc_flags) == lossy
+
+
 def test_an_odd_value_in_a_functional_group_costs_no_more_than_itself(tmp_path: Path) -> None:
     (path,) = write_files(tmp_path, [enhanced_file(chest_slices("enhanced"))])
     dataset = pydicom.dcmread(path)

@@ -205,6 +205,26 @@ def test_a_part_of_the_chest_is_not_preferred_to_all_of_it_since_it_is_original(
     assert decisions(tmp_path) == {"whole": "selected", "part": "alternative"}
 
 
+def test_a_scan_is_preferred_to_a_thinner_one_computed_from_another(tmp_path: Path) -> None:
+    named(tmp_path, "scan", 50)
+    named(tmp_path, "computed", 250, 1.0, ImageType="DERIVED\\SECONDARY\\AXIAL")
+    assert decisions(tmp_path) == {"scan": "selected", "computed": "alternative"}
+
+
+def test_a_scan_is_preferred_to_a_thinner_one_that_has_to_be_resampled(tmp_path: Path) -> None:
+    named(tmp_path, "even", 50)
+    positions = [(0.0, 0.0, 1.0 * z + (z > 100)) for z in range(245)]
+    write_series(tmp_path / "gap", series="gap", shape=(245, 8, 8), spacing_mm=(1, 1, 1), positions=positions)
+    assert decisions(tmp_path, repair=("resample",)) == {"even": "selected", "gap": "alternative"}
+
+
+def test_a_slice_of_unknown_thickness_comes_after_thick_ones(tmp_path: Path) -> None:
+    named(tmp_path, "thick", 2, 10.0)
+    attributes = {"SliceThickness": None}
+    write_series(tmp_path / "unknown", series="unknown", shape=(1, 8, 8), attributes=attributes)
+    assert decisions(tmp_path, prefer=("thin",)) == {"thick": "selected", "unknown": "alternative"}
+
+
 def test_what_is_called_a_projection_is_an_alternative(tmp_path: Path) -> None:
     named(tmp_path, "slices", 50)
     named(tmp_path, "slab", 100, 2.5, SeriesDescription="AX MIPS 8x2.5")
@@ -221,7 +241,7 @@ def test_what_is_called_a_projection_is_an_alternative(tmp_path: Path) -> None:
         (100.0, 20, "ABDOMEN", False),
         (100.0, 20, "EXPIRATION", False),
         (100.0, 20, "LUNG MIP", False),
-        (100.0, 2, "", False),
+        (150.0, 12, "", False),
     ],
 )
 def test_lungs_that_go_on_are_looked_for_in_a_series_that_reaches_farther(

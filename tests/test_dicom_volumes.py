@@ -609,13 +609,14 @@ def test_a_small_scan_is_no_fragment_of_another_patients_or_studys(tmp_path: Pat
 def test_series_of_one_exam_filed_apart_are_flagged(
     tmp_path: Path, other: dict[str, str], flag: str, frame: str
 ) -> None:
-    """As when an archive corrects one of two reconstructions."""
+    """As when an archive corrects one of three reconstructions."""
     common = {"StudyInstanceUID": "1.2.5", "FrameOfReferenceUID": frame and "1.2.3"}
     write_series(tmp_path / "a", attributes=common)
     sharp = {"ConvolutionKernel": "B70f", "SeriesInstanceUID": "1.2.6", "FrameOfReferenceUID": frame}
     write_series(tmp_path / "b", attributes=lambda z: own_uid(z) | common | sharp | other)
+    write_series(tmp_path / "c", series="3", attributes=common)
     records = scan_cohort(tmp_path, config=ScanConfig(select=("all",))).series
-    assert [flag in record.qc_flags for record in records] == [frame == "1.2.3"] * 2
+    assert [flag in record.qc_flags for record in records] == [frame == "1.2.3"] * 3
 
 
 @pytest.mark.parametrize("other", [{"PatientID": "P2"}, {"StudyDate": "20200420"}], ids=["patient", "date"])

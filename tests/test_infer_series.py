@@ -22,7 +22,7 @@ from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
 from cohortseg.infer.segmenter import MEASURES, segment_series
 from cohortseg.lungs import LUNG_METHOD
-from cohortseg.overlays import overview_slices
+from cohortseg.overlays import overlay_slice, overview_slices
 from cohortseg.volume import HU_MIN, Volume
 from cohortseg.weights import Prediction, load_model
 
@@ -318,3 +318,12 @@ def test_opacity_does_not_depend_on_how_a_patient_lies(ny_sbu: Path) -> None:
         turned = ndimage.rotate(volume.volume_hu, degrees, axes=(1, 2), reshape=False, order=1, cval=HU_MIN)
         opacity.append(segmented(record, replace(volume, volume_hu=turned), model).burden["po_pct"])
     assert max(opacity) - min(opacity) < 4
+
+
+def test_colours_of_lesions_lie_over_the_gray_of_the_lung_window_by_hand() -> None:
+    volume_hu = np.array([[-1350, -1350, 150, 150, -600]], np.int16)
+    labels = np.array([[0, 1, 2, 0, 0]], np.uint8)
+    shown = overlay_slice(volume_hu, labels)[0].tolist()
+    assert shown[1] == pytest.approx([103.5, 18, 18], abs=0.6)  # .45 of (230, 40, 40) over black
+    assert shown[2] == [158, 230, 167]  # .55 of white and .45 of (40, 200, 60)
+    assert [shown[0], shown[3], shown[4]] == [[0] * 3, [255] * 3, [128] * 3]

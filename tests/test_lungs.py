@@ -501,6 +501,16 @@ def test_constant_volumes_hold_no_lung() -> None:
         assert not segment_lungs(np.full((3, 64, 64), value, np.int16), (5.0, 3.0, 3.0)).mask.any()
 
 
+@pytest.mark.parametrize(("side", "corner"), [(RIGHT, -1), (LEFT, 0)], ids=["lower right", "upper left"])
+def test_lung_in_a_corner_of_a_picture_is_kept(chest: Chest, side: int, corner: int) -> None:
+    lung = chest.truth[14] == side
+    y, x = (int(np.median(axis)) for axis in np.nonzero(lung))
+    seen = np.s_[:y, : x + 10] if corner else np.s_[y - 30 :, x:]
+    assert lung[seen][corner, corner]
+    found = segment_lungs(np.ascontiguousarray(chest.volume_hu[14][seen])[None], (None, *chest.spacing_mm[1:]))
+    assert dice(found.mask[0] > 0, chest.truth[14][seen] > 0) > 0.95
+
+
 def test_picture_cropped_to_the_lungs_keeps_lung_that_touches_the_frame(chest: Chest) -> None:
     z = 14
     rows, columns = (np.flatnonzero((chest.truth[z] > 0).any(axis=axis)) for axis in (1, 0))
