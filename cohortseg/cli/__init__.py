@@ -69,7 +69,7 @@ def _boundary(ctx: Any = None) -> Iterator[None]:
 
 
 class _Group(typer.core.TyperGroup):
-    """The program's own options may stand before or after the command."""
+    """The program, whose own options may stand before or after the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if any(_EMPTY.fullmatch(argument) for argument in args):

@@ -280,7 +280,7 @@ def load_model(
     if misfits := [name for name in sorted({*needed, *found}) if needed.get(name) != found.get(name)]:
         name = misfits[0]
         raise ModelError(
-            f"{path}: {len(misfits)} weights do not fit the settings in the header, such as {name}, "
+            f"{path}: its weights do not fit the settings in its header, such as {name}, "
             f"{found.get(name, 'none')} in place of {needed.get(name, 'none')}"
         )
     for prefix, module in (("segmenter", segmenter), ("discriminator", discriminator)):
