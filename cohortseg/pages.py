@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from PIL import Image
 
 _FIGURE_DPI: Final = 110
 _JPEG_SIZE: Final = (1320, 13200)
+_opening: Final = threading.Lock()
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1c1c1c }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
@@ -77,9 +79,13 @@ def figure_png(figure: Figure) -> bytes:
 def smaller_jpeg(png: bytes) -> bytes:
     """Return a picture as JPEG, at most 1320 pixels wide: small enough to put dozens into one page."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is ours, however large
-        with Image.open(io.BytesIO(png)) as image:
-            image.thumbnail(_JPEG_SIZE, Image.Resampling.BILINEAR)
-            image.convert("RGB").save(buffer, format="JPEG", quality=82)
+    with _open(png) as image:
+        image.thumbnail(_JPEG_SIZE, Image.Resampling.BILINEAR)
+        image.convert("RGB").save(buffer, format="JPEG", quality=82)
     return buffer.getvalue()
+
+
+def _open(png: bytes) -> Image.Image:
+    with _opening, warnings.catch_warnings():  # whose filters hold for all threads
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is ours, however large
+        return Image.open(io.BytesIO(png))

@@ -207,7 +207,7 @@ def canonical_batch(
         (B, 1, size, size) float32 in [0, 1].
     """
     low, high = config.window_hu
-    batch = torch.empty(len(boxes), 1, config.size, config.size)
+    batch = torch.empty(len(boxes), 1, config.size, config.size, dtype=torch.float32, device="cpu")
     for index, (slice_hu, lung, box) in enumerate(zip(slices_hu, lungs, boxes, strict=True)):
         inside = np.s_[box.y0 : box.y1, box.x0 : box.x1]
         crop = slice_hu[inside].astype(np.float32)
@@ -271,7 +271,7 @@ def restore(prob: torch.Tensor, box: CropBox, shape: tuple[int, int]) -> torch.T
     torch.Tensor
         (C, Y, X) float32; outside the crop the background has probability 1.
     """
-    result = torch.zeros(prob.shape[0], *shape)
+    result = torch.zeros(prob.shape[0], *shape, dtype=torch.float32, device="cpu")
     result[0] = 1.0
     result[:, box.y0 : box.y1, box.x0 : box.x1] = restore_crop(prob, box)
     return result

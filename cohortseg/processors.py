@@ -15,6 +15,8 @@ from typing import Any, Final, ParamSpec, Self, TypeVar
 
 _log: Final = logging.getLogger(__name__)
 
+NO_PROCESS: Final = "no second process can begin (a script without __main__ guard?): %s in this one"
+"""Message of a log, about what is done in this process then."""
 _TO_END_S: Final = 2.0
 """Time that the processes of an interrupted pool have to finish what they are at."""
 
@@ -135,7 +137,7 @@ class Apart:
     def _begin(self) -> None:
         if not can_begin_processes():
             self._is_alone = True
-            _log.warning("no second process can begin (no usable /dev/shm?): pixels are decoded in this one")
+            _log.warning("no second process can begin (no usable /dev/shm?): risky work is done in this one")
             return
         pool = self._stack.enter_context(process_pool(1))
         try:
@@ -143,9 +145,7 @@ class Apart:
                 begun = pool.submit(os.getpid)
             begun.result()
         except (BrokenProcessPool, AssertionError):  # AssertionError: in daemons of multiprocessing
-            _log.warning(
-                "no second process can begin (a script without __main__ guard?): pixels are decoded in this one"
-            )
+            _log.warning(NO_PROCESS, "risky work is done")
             self._is_alone = True
         else:
             self._pool = pool

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.errors import ConfigError
-from cohortseg.report.scan_tables import file_rows
+from cohortseg.report.scan_tables import file_rows, write_scan
 from cohortseg.store.schemas import MANIFEST
 from cohortseg.store.tables import read_table, table_from_rows
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
@@ -291,6 +292,51 @@ def test_a_file_that_vanishes_before_its_pixels_are_compared_is_told_of(tmp_path
     assert ["files_unreadable" in record.qc_flags for record in found.series] == [True, True]
 
 
+def test_slices_that_vanish_with_all_their_copies_are_no_different_pixels(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a")
+    write_series(tmp_path / "b")
+
+    def report(_number: int, _total: int, title: str) -> None:
+        if title.startswith("series:"):
+            for folder in ("a", "b"):
+                (tmp_path / folder / paths[2].name).unlink(missing_ok=True)
+
+    found = scan_cohort(tmp_path, report)
+    assert found.num_unreadable == 1
+    (record,) = found.series
+    assert (record.decision, record.reason) == ("selected", None)
+
+
+def test_threads_that_scan_at_once_leave_warnings_and_validation_as_they_were() -> None:
+    before = warnings.filters[:], pydicom.config.settings.reading_validation_mode
+    first, second = quiet_pydicom(), quiet_pydicom()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert (warnings.filters[:], pydicom.config.settings.reading_validation_mode) == before
+
+
+def test_where_no_process_can_begin_headers_are_read_in_this_one(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    script = f"""
+from pathlib import Path
+from cohortseg.dicom.scan import scan_cohort
+
+print(len(scan_cohort(Path({str(tmp_path)!r}), workers=2).series))
+"""
+    ended = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr
+    assert "headers are read in this one" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["a**b.parquet", "a[b.parquet"])
+def test_a_manifest_may_be_called_like_a_pattern(tmp_path: Path, name: str) -> None:
+    write_series(tmp_path / "cohort")
+    write_scan(scan_cohort(tmp_path / "cohort"), {}, manifest=tmp_path / name)
+    assert (tmp_path / name).exists()
+
+
 def test_an_absurd_number_in_one_header_costs_the_cohort_nothing(tmp_path: Path) -> None:
     from cohortseg.cli import app
 
@@ -332,7 +378,7 @@ KILLED_SCAN = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.report.scan_tables import file_rows
+from cohortseg.report.scan_tables import file_rows, write_scan
 
 def report(done, total, what):
     if done:

@@ -20,7 +20,7 @@ from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.infer.commit import SeriesResult
-from cohortseg.infer.segmenter import MEASURES, segment_series
+from cohortseg.infer.segmenter import MEASURES, segment_series, segment_slices
 from cohortseg.lungs import LUNG_METHOD
 from cohortseg.overlays import overlay_slice, overview_slices
 from cohortseg.volume import HU_MIN, Volume
@@ -318,6 +318,24 @@ def test_opacity_does_not_depend_on_how_a_patient_lies(ny_sbu: Path) -> None:
         turned = ndimage.rotate(volume.volume_hu, degrees, axes=(1, 2), reshape=False, order=1, cval=HU_MIN)
         opacity.append(segmented(record, replace(volume, volume_hu=turned), model).burden["po_pct"])
     assert max(opacity) - min(opacity) < 4
+
+
+def test_what_a_program_set_for_its_own_numbers_changes_nothing(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=(24, 96, 80), spacing_mm=(12, 3.2, 3.8), hu=ill_body)
+    model = load_model()
+    (expected, _), default = segment(tmp_path, model), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with np.errstate(all="raise"):
+            result, _ = segment(tmp_path, model)
+    finally:
+        torch.set_default_dtype(default)
+    assert result.burden == expected.burden
+
+
+def test_lungs_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="lungs must be of the shape of upright_hu"):
+        segment_slices(np.zeros((2, 64, 64), np.int16), np.zeros((1, 64, 64), np.uint8), Thresholds(), InferConfig())
 
 
 def test_colours_of_lesions_lie_over_the_gray_of_the_lung_window_by_hand() -> None:

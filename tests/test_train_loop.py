@@ -34,7 +34,7 @@ from cohortseg.train.loop import LOG_EVERY, MODEL, PHASE_1_MODEL, learning_rate_
 from cohortseg.train.page import RunPage
 from cohortseg.train.phases import Workers, adversarial_step, supervised_step
 from cohortseg.train.pictures import draw_labeled, draw_unlabeled
-from cohortseg.train.state import TrainState, check_same_settings, is_whole, undone
+from cohortseg.train.state import TrainState, check_same_settings, is_whole, save_state, undone
 from cohortseg.weights import load_model
 
 SMALL = ModelConfig(
@@ -481,6 +481,13 @@ def alone(state: TrainState) -> Workers:
         device=torch.device("cpu"),
         bf16=False,
     )
+
+
+def test_a_checkpoint_on_a_full_disk_names_file_and_cause(tmp_path):
+    (tmp_path / "state.pt").symlink_to("/dev/full")
+    state = loop.build_state(WEIGHTED, torch.device("cpu"))
+    with pytest.raises(StoreError, match=r"state\.pt: cannot be written: .*No space left on device"):
+        save_state(state, tmp_path)
 
 
 def test_phase_1_ends_early_once_its_loss_is_saturated(tmp_path):

@@ -43,7 +43,7 @@ _DAMAGED: Final = "damaged copy of a slice of its series that is there whole"
 _UNDECODED: Final = "at the place of a slice that is there whole; its own pixels cannot be decoded: not compared"
 _EQUAL: Final = "copy of a slice of its series, with the same pixels"
 _LOSSY: Final = "lossy copy of a slice of its series that is there without loss"
-_UNREAD: Final = "at the place of a slice that is there whole; it cannot be read any more: not compared"
+_UNREAD: Final = "at the place of another slice of its series; it cannot be read any more: not compared"
 
 
 class Copy(NamedTuple):
@@ -142,11 +142,14 @@ def _repeats(
     wholes = [path for path, content in contents.items() if content.whole]
     uids = {path: tuple(header.sop_instance_uid for header in file) for path, file in group.items()}
     exact = {uids[path]: path for path in reversed(wholes) if not group[path][0].lossy}  # the first of each
+    best = [*wholes, *(path for path, content in contents.items() if not content.unread), *contents][0]
     first_of: dict[str, str] = {}
     repeats: dict[str, tuple[str, str]] = {}
     for path, content in contents.items():
-        if wholes and not content.whole:
-            repeats[path] = wholes[0], _UNREAD if content.unread else _UNDECODED if content.undecoded else _DAMAGED
+        if content.unread and path != best:
+            repeats[path] = best, _UNREAD
+        elif wholes and not content.whole:
+            repeats[path] = wholes[0], _UNDECODED if content.undecoded else _DAMAGED
         elif group[path][0].lossy and uids[path] in exact:
             repeats[path] = exact[uids[path]], _LOSSY
         elif (first := first_of.setdefault(content.digest, path)) != path:

@@ -4,10 +4,11 @@ import io
 import math
 import re
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from functools import cache, lru_cache
 from typing import Any, BinaryIO, Final, Self
@@ -63,12 +64,40 @@ PIXEL_TAGS: Final = frozenset({0x7FE0_0008, 0x7FE0_0009, 0x7FE0_0010})
 _Element = RawDataElement | DataElement
 
 
+class _Silence:
+    """What `quiet_pydicom` changes holds for all threads: the first changes it, and the last restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._changed = ExitStack()
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._changed.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                self._changed.enter_context(disable_value_validation())
+            self._inside += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._changed.close()
+
+
+_silence: Final = _Silence()
+
+
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """Silence pydicom's warnings about odd values: they quote the values, which can be a patient's name."""
-    with warnings.catch_warnings(), disable_value_validation():
-        warnings.simplefilter("ignore")
+    _silence.begin()
+    try:
         yield
+    finally:
+        _silence.end()
 
 
 def silence_pydicom() -> None:

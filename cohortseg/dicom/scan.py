@@ -34,7 +34,7 @@ from cohortseg.dicom.volumes import (
 )
 from cohortseg.errors import ConfigError, WorkerError, unexpected
 from cohortseg.identity import series_key
-from cohortseg.processors import Apart, can_begin_processes, num_processors, process_pool, uninterrupted
+from cohortseg.processors import NO_PROCESS, Apart, can_begin_processes, num_processors, process_pool, uninterrupted
 from cohortseg.progress import Report, silent
 
 _log: Final = logging.getLogger(__name__)
@@ -344,25 +344,38 @@ def _headers_of(
         workers = min(num_processors(), len(paths) // FILES_PER_WORKER)
     report(0, len(paths), "reading headers")
     done = 0
-    if workers <= 1 or not can_begin_processes():
-        for chunk in chunks:
-            yield from _read_chunk(root, chunk)
-            done += len(chunk)
-            report(done, len(paths), "reading headers")
-        return
-    with process_pool(workers) as pool:
+    for found in _read_chunks(root, chunks, workers):
+        yield from found
+        done += len(found)
+        report(done, len(paths), "reading headers")
+
+
+def _read_chunks(
+    root: Path, chunks: Sequence[Sequence[str]], workers: int
+) -> Iterator[list[list[Header] | SkippedFile]]:
+    """Yield the results of each chunk, read by several processes, or by this one if no other can begin."""
+    read, num_read = partial(_read_chunk, root), 0
+    if workers > 1 and can_begin_processes():
         try:
-            with uninterrupted():
-                results = pool.map(partial(_read_chunk, root), chunks)
-            for chunk, found in zip(chunks, results, strict=True):
-                yield from found
-                done += len(chunk)
-                report(done, len(paths), "reading headers")
+            with process_pool(workers) as pool:
+                with uninterrupted():
+                    results = pool.map(read, chunks)
+                for found in results:
+                    yield found
+                    num_read += 1
         except BrokenProcessPool as error:
-            raise WorkerError(
-                f"a process that reads headers was ended from outside (short of memory?) after {done} of {len(paths)} "
-                "files; make room and run the same command again"
-            ) from error
+            if num_read:
+                raise WorkerError(
+                    "a process that reads headers was ended from outside (short of memory?) after "
+                    f"{sum(map(len, chunks[:num_read]))} of {sum(map(len, chunks))} files; make room and run the same "
+                    "command again"
+                ) from error
+            _log.warning(NO_PROCESS, "headers are read")
+        except AssertionError:  # in daemons of multiprocessing
+            if num_read:
+                raise
+            _log.warning(NO_PROCESS, "headers are read")
+    yield from map(read, chunks[num_read:])
 
 
 def _read_chunk(root: Path, paths: Sequence[str]) -> list[list[Header] | SkippedFile]:

@@ -128,6 +128,8 @@ def segment_slices(
     doubt
         The columns ``confidence``, ``lung_entropy`` and ``flip_disagreement_pct`` of the burden table.
     """
+    if lungs.shape != upright_hu.shape:
+        raise ValueError(f"lungs must be of the shape of upright_hu, {upright_hu.shape}, got {lungs.shape}")
     labels = np.zeros(upright_hu.shape, np.uint8)
     sums = _DoubtSums()
     boxes = {z: box for z, box in enumerate(lung_boxes(lungs > 0, model.card.canonical)) if box is not None}

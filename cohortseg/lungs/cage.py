@@ -84,16 +84,17 @@ def rib_cage_cavities(items: Sequence[LungSlice], heights_mm: Reals, dense: Sequ
     """
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     apart = np.abs(heights_mm[:, None] - heights_mm) / _ALONG_MM
-    near = np.exp(-(apart**2) / 2)
-    near /= near.sum(axis=1, keepdims=True)
-    centres = [(float(row), float(column)) for row, column in near @ np.array([_centre(item) for item in items])]
-    costs = np.stack(
-        [
-            _wall_cost(item, at, angles, int(210 / item.pixel_mm), dense_back=dense_back)
-            for item, at, dense_back in zip(items, centres, dense, strict=True)
-        ]
-    )
-    walls = _closed_paths(np.tensordot(near.astype(np.float32), costs, 1), reach=4, bend=0.04)
+    with np.errstate(under="ignore"):  # far apart, it is 0, whatever else a program that calls this asks of NumPy
+        near = np.exp(-(apart**2) / 2)
+        near /= near.sum(axis=1, keepdims=True)
+        centres = [(float(row), float(column)) for row, column in near @ np.array([_centre(item) for item in items])]
+        costs = np.stack(
+            [
+                _wall_cost(item, at, angles, int(210 / item.pixel_mm), dense_back=dense_back)
+                for item, at, dense_back in zip(items, centres, dense, strict=True)
+            ]
+        )
+        walls = _closed_paths(np.tensordot(near.astype(np.float32), costs, 1), reach=4, bend=0.04)
     return [
         _within(wall, centre, costs.shape[2], item.hu.shape) | item.aerated
         for item, centre, wall in zip(items, centres, walls, strict=True)

@@ -1,5 +1,6 @@
 """The tables of a scan, the same for ``scan`` and for ``infer``."""
 
+import glob
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ def write_scan(
         If one cannot be written.
     """
     for path in filter(None, (manifest, files)):
-        sweep_temporaries(path.parent, path.name, older_than_s=_KILLED_S)
+        sweep_temporaries(path.parent, glob.escape(path.name), older_than_s=_KILLED_S)
     if manifest is not None:
         write_table(manifest, tables_from_rows(map(asdict, scan.series), MANIFEST), MANIFEST, provenance)
     if files is not None:

@@ -21,6 +21,7 @@ LOCK: Final = ".lock"
 _TEMPORARY: Final = ".tmp"
 _OURS: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 _RENAME_ATTEMPTS: Final = 5
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -205,7 +206,8 @@ def locked(
     except filelock.Timeout:
         raise StoreError(busy()) from None
     except OSError as error:
-        raise StoreError(f"{folder}: cannot be used as {use}: {error}") from error
+        advice = "; its storage has no file locks: choose another" if error.errno in _NO_LOCKS else ""
+        raise StoreError(f"{folder}: cannot be used as {use}: {error}{advice}") from error
     try:
         yield
     finally:

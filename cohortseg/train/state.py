@@ -192,7 +192,13 @@ def save_state(state: TrainState, folder: Path) -> None:
         document[name] = None if module is None else module.state_dict()
     document["config"] = asdict(state.config)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(document, folder / _FILE)
+    with store_errors(folder / _FILE, "cannot be written"), (folder / _FILE).open("wb") as file:
+        try:
+            torch.save(document, file)
+        except RuntimeError as error:  # torch's own, of a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 @contextmanager
