@@ -1,4 +1,4 @@
-"""One self-contained HTML page: headings, tables and pictures in one file, no script and no link."""
+"""One self-contained HTML page: headings, tables and pictures in one file, no script, links within the page only."""
 
 import base64
 import html
@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from matplotlib import style
 from matplotlib.figure import Figure
@@ -27,6 +27,14 @@ td.text:last-child { overflow-wrap: anywhere } h2, h3 { break-after: avoid } img
 """
 
 
+class Link(NamedTuple):
+    """A table cell that leads to another part of the page."""
+
+    text: str
+    target: str
+    """The ``id`` of an element."""
+
+
 def page_html(title: str, parts: Iterable[str]) -> str:
     """Return a whole page; the parts are HTML, the title is plain text and also the heading."""
     body = "\n".join(parts)
@@ -38,15 +46,21 @@ def page_html(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def table_html(header: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 0) -> str:
-    """Return a table whose last ``num_text`` columns are aligned as text; cells are plain text, not HTML."""
+def table_html(header: Sequence[str], rows: Iterable[Sequence[str | Link]], num_text: int = 0) -> str:
+    """Return a table whose last ``num_text`` columns are aligned as text; cells are plain text or links, not HTML."""
 
-    def line(cells: Sequence[str], tag: str) -> str:
+    def line(cells: Sequence[str | Link], tag: str) -> str:
         classes = [""] * (len(cells) - num_text) + [' class="text"'] * num_text
-        return "".join(f"<{tag}{c}>{html.escape(cell)}</{tag}>" for cell, c in zip(cells, classes, strict=True))
+        return "".join(f"<{tag}{c}>{_cell_html(cell)}</{tag}>" for cell, c in zip(cells, classes, strict=True))
 
     body = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
     return f"<table>\n<tr>{line(header, 'th')}</tr>\n{body}\n</table>"
+
+
+def _cell_html(cell: str | Link) -> str:
+    if isinstance(cell, Link):
+        return f'<a href="#{html.escape(cell.target)}">{html.escape(cell.text)}</a>'
+    return html.escape(cell)
 
 
 def image_html(content: bytes, text: str, kind: str = "png") -> str:

@@ -1,11 +1,13 @@
 """The rules of time points and changes, on tables made by hand."""
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from PIL import Image
 
 from cohortseg.longitudinal import is_end_of_another_part, patients_table, timeline_table, with_time
 from cohortseg.report.page import report_html
@@ -430,6 +432,19 @@ def test_in_the_report_only_series_of_a_known_patient_have_a_number(tmp_path: Pa
     page = report_html(frame, timeline_table(frame), patients_table(frame), b"", tmp_path)
     assert "<td>1</td><td>aaaaaaaa</td>" in page
     assert "<td>-</td><td>bbbbbbbb</td>" in page
+
+
+def test_the_table_of_the_report_leads_to_the_pictures_it_shows(tmp_path: Path) -> None:
+    """Series of one name in the table (the first digits of a key) have different targets."""
+    keys = [f"{'a' * 8}{number:08x}" for number in range(42)]
+    frame = burden(*(series("A", 1, key, 10.0, series_key=key) for key in keys))
+    for key in keys[1:]:
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{key}.png")
+    page = report_html(frame, timeline_table(frame), patients_table(frame), b"", tmp_path)
+    assert re.findall(r'<a href="#(\w+)">aaaaaaaa</a>', page) == keys[1:41]
+    assert re.findall(r'id="(\w+)"', page) == keys[1:41]
+    assert page.count("<td>aaaaaaaa</td>") == 2  # one without a picture, one beyond the most that are shown
+    assert "1 more in pictures/" in page
 
 
 def test_several_studies_of_one_date_are_flagged() -> None:

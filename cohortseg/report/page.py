@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no script, no link, no identifier; patients are numbered as in patients.parquet."""
+"""One self-contained HTML page: no script, no identifier; patients are numbered as in patients.parquet."""
 
 import html
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from cohortseg.pages import image_html, number_text, page_html, smaller_jpeg, table_html
+from cohortseg.pages import Link, image_html, number_text, page_html, smaller_jpeg, table_html
 from cohortseg.processors import num_processors
 
 _PATIENT_COLUMNS: Final = {
@@ -49,6 +49,8 @@ def report_html(
     pictures
         Folder of the overlay pictures, ``<series_key>.png``; those of the first 40 series that have one are put in.
     """
+    pictured = [key for key in burden["series_key"] if (pictures / f"{key}.png").is_file()]
+    shown, num_more = pictured[:_MOST_PICTURES], len(pictured[_MOST_PICTURES:])
     numbers = {person: number for number, person in enumerate(patients["patient_id"], start=1) if person is not None}
     counts = burden["status"].value_counts().sort("count", "status", descending=[True, False]).rows()
     parts = [
@@ -66,10 +68,10 @@ def report_html(
         "there the outline of lesions is least certain.</p>",
         table_html(
             ("patient", "series", *_SERIES_COLUMNS.values(), "stands for its day", "status", "flags"),
-            _series_rows(burden, numbers, timeline),
+            _series_rows(burden, numbers, timeline, set(shown)),
             num_text=3,
         ),
-        *_figures(burden, numbers, pictures),
+        *_figures(burden.filter(pl.col("series_key").is_in(shown)), numbers, pictures, num_more),
     ]
     return page_html("Lesion burden", parts)
 
@@ -86,8 +88,13 @@ def _patient_rows(patients: pl.DataFrame, numbers: dict[str, int]) -> Iterable[l
         yield [_person(row, numbers), *(number_text(row[name]) for name in _PATIENT_COLUMNS)]
 
 
-def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], timeline: pl.DataFrame) -> Iterable[list[str]]:
-    """Yield a row per series; one that stands for its day has the flags of the timeline, some raised by other dates."""
+def _series_rows(
+    burden: pl.DataFrame, numbers: dict[str, int], timeline: pl.DataFrame, shown: set[str]
+) -> Iterable[list[str | Link]]:
+    """Yield a row per series, with a link to its picture if it is shown.
+
+    One that stands for its day has the flags of the timeline, some of them raised by other dates.
+    """
     standing: dict[str, list[str]] = dict(timeline.select("series_key", "qc_flags").iter_rows())
     for row in burden.iter_rows(named=True):
         flags = ", ".join(standing.get(row["series_key"], row["qc_flags"]))
@@ -95,26 +102,27 @@ def _series_rows(burden: pl.DataFrame, numbers: dict[str, int], timeline: pl.Dat
         stands = number_text(None)
         if row["study_date"] is not None:
             stands = "yes" if row["series_key"] in standing else "no"
-        yield [_person(row, numbers), _short(row), *values, stands, row["status"], flags]
+        name = Link(_short(row), row["series_key"]) if row["series_key"] in shown else _short(row)
+        yield [_person(row, numbers), name, *values, stands, row["status"], flags]
 
 
-def _figures(burden: pl.DataFrame, numbers: dict[str, int], pictures: Path) -> Iterable[str]:
-    """Yield the overlays, in the order of the table."""
-    rows = [row for row in burden.iter_rows(named=True) if (pictures / f"{row['series_key']}.png").is_file()]
+def _figures(shown: pl.DataFrame, numbers: dict[str, int], pictures: Path, num_more: int) -> Iterable[str]:
+    """Yield the overlays of the rows ``shown``, and how many more there are."""
+    rows = shown.rows(named=True)
     if rows:
         yield "<h2>Overlays</h2>"
-    shown = rows[:_MOST_PICTURES]
     with ThreadPoolExecutor(num_processors()) as pool:
-        jpegs = pool.map(_jpeg, (pictures / f"{row['series_key']}.png" for row in shown))
-        for row, jpeg in zip(shown, jpegs, strict=True):
+        jpegs = pool.map(_jpeg, (pictures / f"{row['series_key']}.png" for row in rows))
+        for row, jpeg in zip(rows, jpegs, strict=True):
             day = number_text(row["days_since_baseline"])
             title = f"Patient {_person(row, numbers)}, day {day}, series {_short(row)}"
+            yield f'<h3 id="{row["series_key"]}">{title}</h3>'
             if jpeg is None:
-                yield f"<h3>{title}</h3><p>This picture is damaged; remove it and run infer again.</p>"
+                yield "<p>This picture is damaged; remove it and run infer again.</p>"
             else:
-                yield f"<h3>{title}</h3>{image_html(jpeg, title, 'jpeg')}"
-    if len(rows) > _MOST_PICTURES:
-        yield f"<p>{len(rows) - _MOST_PICTURES} more in pictures/.</p>"
+                yield image_html(jpeg, title, "jpeg")
+    if num_more:
+        yield f"<p>{num_more} more in pictures/.</p>"
 
 
 def _jpeg(path: Path) -> bytes | None:
