@@ -64,7 +64,8 @@ SAME_AS_OTHER_PATIENT: Final = "same_as_other_patient"
 
 HEADER_FLAGS: Final = {
     SINGLE_SLICE: "one slice only: percents are of area; volumes and the spacing between slices are not known",
-    DERIVED_REFORMAT: "axial, but computed from another series (ImageType says DERIVED or names a reformat)",
+    DERIVED_REFORMAT: "axial, but computed from another series (ImageType names a reformat, or says DERIVED and no "
+    "lossy compression explains it)",
     SPECTRAL_IMAGE: "computed from several energies (monoenergetic, without iodine), or one of them: not HU of a plain "
     "scan",
     LOSSY_COMPRESSION: "pixels were compressed with loss before they came here (LossyImageCompression is 01, or the "

@@ -501,6 +501,13 @@ def test_lost_rescale_is_an_error(tmp_path: Path) -> None:
         read_volume(record, tmp_path)
 
 
+@pytest.mark.parametrize("keyword", ["BitsAllocated", "BitsStored", "PixelRepresentation"])
+def test_a_lost_pixel_format_is_named(tmp_path: Path, keyword: str) -> None:
+    write_series(tmp_path, attributes={keyword: None})
+    with pytest.raises(DicomError, match=rf"\.dcm: {keyword} is missing"):
+        read_volume(only_series(tmp_path), tmp_path)
+
+
 def test_errors_hold_no_identity(tmp_path: Path) -> None:
     write_series(tmp_path, patient_id="Secret7", attributes={"Rows": 4096, "Columns": 4096})
     with pytest.raises(DicomError) as caught:

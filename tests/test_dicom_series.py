@@ -139,6 +139,27 @@ def test_axial_reformat_is_segmented_and_flagged(tmp_path: Path) -> None:
     assert (record.decision, record.qc_flags) == ("selected", ("derived_reformat",))
 
 
+@pytest.mark.parametrize(
+    ("image_type", "flags"),
+    [
+        (["DERIVED", "PRIMARY", "AXIAL"], {"maybe_projection", "lossy_compression"}),
+        (["DERIVED", "SECONDARY", "AXIAL"], None),
+        (["DERIVED", "PRIMARY", "MPR"], None),
+    ],
+)
+def test_an_original_compressed_with_loss_is_no_reformat(
+    tmp_path: Path, image_type: list[str], flags: set[str] | None
+) -> None:
+    """PS3.3 C.7.6.1.1.2: it becomes DERIVED; of a reformat a description would be believed that says MIP."""
+    lossy = {"ImageType": image_type, "LossyImageCompression": "01", "SeriesDescription": "LUNG MIP"}
+    write_series(tmp_path, attributes=lossy)
+    record = only_series(tmp_path)
+    if flags is None:
+        assert (record.reason or "").startswith("projection")
+    else:
+        assert (record.decision, {*record.qc_flags}) == ("selected", flags)
+
+
 def test_single_slice_is_segmented_without_spacing(tmp_path: Path) -> None:
     write_series(tmp_path, shape=(1, 32, 24))
     record = only_series(tmp_path)

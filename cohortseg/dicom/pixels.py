@@ -35,6 +35,7 @@ jpeg12.register()
 
 _OPENJPEG: Final = "pylibjpeg"
 """Plugin for JPEG 2000: GDCM, which pydicom would try first, ends the process at damaged data."""
+_PIXEL_FORMAT: Final = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _RLE_SLACK: Final = 4096
 """Bytes of header and segment padding beyond the worst case of RLE, which is less than twice the image."""
 
@@ -95,6 +96,8 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
         raise DicomError(
             f"{path}: no pixel data; the file was cut off (copy it again), or keeps its pixels in private elements"
         )
+    if missing := [keyword for keyword in _PIXEL_FORMAT if dataset.get(keyword) is None]:
+        raise DicomError(f"{path}: {missing[0]} is missing, so what the pixel data mean is not known")
     syntax = _transfer_syntax(dataset, path)
     try:
         decoder = get_decoder(syntax)

@@ -46,7 +46,7 @@ MAX_UNTILTED_DEG: Final = 30.0
 MAX_FILLED: Final = 3.0
 """Most slices that resampling may make per slice that exists; more would be invented rather than measured."""
 _OTHER_UNITS: Final = {"OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
-REFORMAT_WORDS: Final = {"DERIVED", "REFORMATTED", "MPR"}
+_REFORMAT_WORDS: Final = {"DERIVED", "REFORMATTED", "MPR"}
 # ImageType and FrameType of the vendors, and the terms of PS3.3 C.8.16.2: volume calculation, derived pixel contrast.
 _PROJECTION_WORDS: Final = {
     *("MIP", "MINIP", "MAXIP", "MPROJECTION", "PROJECTION", "PROJECTIONIMAGE", "MAXIMUM", "MINIMUM", "MAX", "MIN"),
@@ -87,6 +87,16 @@ def _words(image_type: tuple[str, ...]) -> frozenset[str]:
     words = {word for value in values for word in re.split(r"[^A-Z0-9]+", value)}
     words |= {re.sub(r"[^A-Z0-9]+", "", value) for value in values}
     return frozenset(words - {"", "PERFUSION" if "ORIGINAL" in words else ""})
+
+
+def reformat_words(header: Header) -> frozenset[str]:
+    """Return the words of ImageType by which an image is computed from others.
+
+    DERIVED is none of them where a lossy compression explains it: that makes an original image DERIVED, and leaves it
+    PRIMARY (PS3.3 C.7.6.1.1.2).
+    """
+    words = image_type_words(header)
+    return words & _REFORMAT_WORDS - ({"DERIVED"} if header.lossy and "PRIMARY" in words else set())
 
 
 def names_projection(header: Header) -> bool:
@@ -160,13 +170,13 @@ def _source_problem(headers: Sequence[Header]) -> str | None:
 def _image_type_problem(headers: Sequence[Header]) -> str | None:
     """Return why files are scouts, projections, maps or pictures, or None.
 
-    ImageType decides; if it is absent or DERIVED, SeriesDescription can also name a projection.
+    ImageType decides; if it is absent or names a reformat, SeriesDescription can also name a projection.
     """
     words = set().union(*map(image_type_words, headers))
     if words & _SCOUT_WORDS:
         return "localizer (scout), not a slice"
     # Where ImageType says that slices are original, a description is no proof: it only raises a flag.
-    by_name = (not words or words & REFORMAT_WORDS) and any(map(names_projection, headers))
+    by_name = (not words or any(map(reformat_words, headers))) and any(map(names_projection, headers))
     if words & _PROJECTION_WORDS or by_name:
         return "projection, rendering or map (for example MIP): its values are not those of one slice"
     if words & _MATERIAL_WORDS:
@@ -283,7 +293,7 @@ def _mixed_reason(headers: Sequence[Header]) -> str:
 
 
 def _not_axial_reason(header: Header, orientation: str) -> str:
-    noun = "reformat" if image_type_words(header) & REFORMAT_WORDS else "slices"
+    noun = "reformat" if reformat_words(header) else "slices"
     angle = f" ({angle_to_axis_deg(header.image_orientation_patient or ()):.0f} degrees off the nearest axis)"
     limit = "" if orientation != "oblique" else f", up to {AXIS_TOLERANCE_DEG:g} degrees off, tilted ones too"
     return f"{orientation} {noun}{angle if orientation == 'oblique' else ''}: only axial series are segmented{limit}"

@@ -27,13 +27,12 @@ from cohortseg.dicom.geometry import (
 from cohortseg.dicom.headers import Header, common, common_spacing
 from cohortseg.dicom.names import names_expiration, names_other_parts
 from cohortseg.dicom.rules import (
-    REFORMAT_WORDS,
     content_problem,
     geometry_problem,
-    image_type_words,
     is_spectral,
     names_projection,
     needed_repairs,
+    reformat_words,
 )
 from cohortseg.identity import series_key
 
@@ -281,7 +280,7 @@ def _flags(
     cosines = headers[0].image_orientation_patient
     found: dict[str, bool] = {
         qc.SINGLE_SLICE: selected and len(headers) == 1,
-        qc.DERIVED_REFORMAT: selected and any(image_type_words(header) & REFORMAT_WORDS for header in headers),
+        qc.DERIVED_REFORMAT: selected and any(map(reformat_words, headers)),
         qc.SPECTRAL_IMAGE: selected and any(map(is_spectral, headers)),
         qc.LOSSY_COMPRESSION: any(header.lossy for header in headers),
         qc.BURNED_IN_ANNOTATION: selected and any(header.burned_in_annotation == "YES" for header in headers),

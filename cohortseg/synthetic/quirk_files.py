@@ -160,7 +160,10 @@ def _transcode(path: Path, syntax: UID) -> None:
 
 
 def enhanced_file(slices: Sequence[FileDataset]) -> FileDataset:
-    """Return the slices as one enhanced CT, whose frames keep the given order and their own rescale (PS3.3 A.38)."""
+    """Return the slices as one enhanced CT, whose frames keep the given order and their own rescale (PS3.3 A.38).
+
+    It has the functional groups of geometry and values; those of the acquisition are left out, so validators object.
+    """
     first = slices[0]
     file = FileDataset("", first, file_meta=first.file_meta, preamble=b"\0" * 128)
     file.SOPClassUID = EnhancedCTImageStorage

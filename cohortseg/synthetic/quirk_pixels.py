@@ -61,7 +61,18 @@ _SIMPLE: Final = (
     _Simple("rtstruct", "contours", {"Modality": "RTSTRUCT", "SOPClassUID": RTStructureSetStorage}, "is RTSTRUCT"),
     _Simple("segmentation", "a mask", {"Modality": "SEG", "SOPClassUID": SegmentationStorage}, "modality is SEG"),
     _Simple("pdf", "a scanned report", {"SOPClassUID": EncapsulatedPDFStorage}, "Encapsulated PDF"),
-    _Simple("derived_axial", "an axial reformat", {"ImageType": ["DERIVED", "SECONDARY"]}, flags=("derived_reformat",)),
+    _Simple(
+        "derived_axial",
+        "an axial reformat",
+        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]},
+        flags=("derived_reformat",),
+    ),
+    _Simple(
+        "lossy_original",
+        "an original that an archive compressed with loss, and so DERIVED",
+        {"ImageType": ["DERIVED", "PRIMARY", "AXIAL"], "LossyImageCompression": "01"},
+        flags=("lossy_compression",),
+    ),
     _Simple(
         "material_map",
         "an iodine map of a scan of two energies",
