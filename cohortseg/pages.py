@@ -5,8 +5,8 @@ import html
 import io
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from matplotlib import style
@@ -15,6 +15,8 @@ from PIL import Image
 
 _FIGURE_DPI: Final = 110
 _JPEG_SIZE: Final = (1320, 13200)
+own_style: Final = partial(style.context, "default")
+"""Decorator of functions that draw: with matplotlib's defaults, whatever a ``matplotlibrc`` says."""
 _opening: Final = threading.Lock()
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1c1c1c }
@@ -74,13 +76,6 @@ def number_text(value: float | None, digits: int = 1) -> str:
     if value is None:
         return "\N{EN DASH}"
     return str(value) if isinstance(value, int) else f"{value:z.{digits}f}"
-
-
-@contextmanager
-def own_style() -> Iterator[None]:
-    """Draw with matplotlib's defaults, whatever a ``matplotlibrc`` says; also a decorator of functions that draw."""
-    with style.context("default"):
-        yield
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -96,7 +96,7 @@ ORIENTATIONS: Final[dict[ImageOrientation, Orientation]] = {
 
 @dataclass(frozen=True)
 class CropBox:
-    """Pixels [y0, y1) x [x0, x1) of an upright slice; never beyond the slice."""
+    """Pixels [y0, y1) x [x0, x1) of an upright slice; those that `lung_boxes` returns never reach beyond it."""
 
     y0: int
     y1: int
@@ -209,11 +209,10 @@ def canonical_batch(
     low, high = config.window_hu
     batch = torch.empty(len(boxes), 1, config.size, config.size, dtype=torch.float32, device="cpu")
     for index, (slice_hu, lung, box) in enumerate(zip(slices_hu, lungs, boxes, strict=True)):
-        inside = np.s_[box.y0 : box.y1, box.x0 : box.x1]
-        crop = slice_hu[inside].astype(np.float32)
-        crop[_around(lung[inside]) & (crop < _AROUND_HU)] = TISSUE_LANDMARK_HU
+        crop = slice_hu[box.pixels].astype(np.float32)
+        crop[_around(lung[box.pixels]) & (crop < _AROUND_HU)] = TISSUE_LANDMARK_HU
         if _has_padded_corners(slice_hu):
-            near = beyond_circle(slice_hu.shape, SMALLEST_CIRCLE)[inside]
+            near = beyond_circle(slice_hu.shape, SMALLEST_CIRCLE)[box.pixels]
             padding = cv2.morphologyEx((near & (crop == HU_MIN)).view(np.uint8), cv2.MORPH_OPEN, _THICK)
             crop[padding > 0] = TISSUE_LANDMARK_HU
         image = ((torch.from_numpy(crop) - low) / (high - low)).clamp_(0, 1)
@@ -248,7 +247,7 @@ def _has_padded_corners(slice_hu: NDArray[np.int16] | NDArray[np.float32]) -> bo
 
 def canonical_labels(labels: NDArray[np.uint8], box: CropBox, size: int) -> NDArray[np.uint8]:
     """Return an upright label map (Y, X) on the canonical grid (size, size) by nearest neighbour: invents no class."""
-    crop = torch.from_numpy(np.ascontiguousarray(labels[box.y0 : box.y1, box.x0 : box.x1]))
+    crop = torch.from_numpy(np.ascontiguousarray(labels[box.pixels]))
     # "nearest-exact" samples at pixel centres, as the image's interpolation does; "nearest" would shift by half a pixel
     resized = functional.interpolate(crop[None, None].float(), size=(size, size), mode="nearest-exact")
     return resized[0, 0].to(torch.uint8).numpy()
@@ -273,7 +272,7 @@ def restore(prob: torch.Tensor, box: CropBox, shape: tuple[int, int]) -> torch.T
     """
     result = torch.zeros(prob.shape[0], *shape, dtype=torch.float32, device="cpu")
     result[0] = 1.0
-    result[:, box.y0 : box.y1, box.x0 : box.x1] = restore_crop(prob, box)
+    result[:, *box.pixels] = restore_crop(prob, box)
     return result
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-Report = Callable[[int, int | None, str], None]
-"""Takes the amount done, the total (None: not known yet), and a short text."""
+Report = Callable[[int, int, str], None]
+"""Takes the amount done, the total, and a short text."""
 Progress = Callable[[str], AbstractContextManager[Report]]
 """Opens the progress display of one stage, named by its title."""
 
 
-def silent(_done: int, _total: int | None, _text: str) -> None:
+def silent(_done: int, _total: int, _text: str) -> None:
     """Report nothing."""
 
 

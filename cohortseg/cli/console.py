@@ -151,7 +151,7 @@ def progress(title: str) -> Iterator[Report]:
     """
     with _shown(title) as show:
 
-        def report(done: int, total: int | None, text: str) -> None:
+        def report(done: int, total: int, text: str) -> None:
             heed()
             show(done, total, text)
 
@@ -181,10 +181,10 @@ def _shown(title: str) -> Iterator[Report]:
 
 def _plain_reporter(title: str) -> Report:
     last = time.monotonic()
-    first: tuple[float, int, int | None] | None = None
+    first: tuple[float, int, int] | None = None
     before = 0
 
-    def report(done: int, total: int | None, text: str) -> None:
+    def report(done: int, total: int, text: str) -> None:
         nonlocal first, last, before
         now = time.monotonic()
         # The rate counts from the first report: starting takes time, and a resumed training has iterations already.
@@ -197,6 +197,6 @@ def _plain_reporter(title: str) -> Report:
         last = now
         rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate and total else ""
-        err.print(escape(f"{title}: {done}/{total or '?'}{left} {text}".rstrip()), soft_wrap=True)
+        err.print(escape(f"{title}: {done}/{total}{left} {text}".rstrip()), soft_wrap=True)
 
     return report

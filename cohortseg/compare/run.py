@@ -204,7 +204,7 @@ def _check_same(settings: Path, now: Mapping[str, Any], config: TrainConfig) -> 
         The hash of the unlabelled images that it was begun with; None if it has not used any.
     """
     try:
-        before = {"folds": None} | parse_json(settings.read_bytes())  # which were fixed, and not recorded, at first
+        before = parse_json(settings.read_bytes())
         version, saved, folds, images, weights, unlabeled = (before[name] for name in now)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(f"{settings}: cannot be read: {error}; choose another -o") from error

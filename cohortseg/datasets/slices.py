@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from cohortseg.config import CanonicalConfig
 from cohortseg.dicom.decode import read_volume
@@ -163,7 +163,7 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels; at most 4096 x 4096 are read")
             yield _as_shown(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: not a readable {kind}: {error}") from error
 
 
@@ -325,7 +325,7 @@ def _canonical_of_image(
 def _warn_of_lost_lesions(mask_path: Path, labels: NDArray[np.uint8], box: CropBox | None) -> None:
     """Warn of labelled lesions (H, W, upright) that lie outside the crop, where the network sees nothing of them."""
     total = np.count_nonzero(labels)
-    lost = total if box is None else total - np.count_nonzero(labels[box.y0 : box.y1, box.x0 : box.x1])
+    lost = total if box is None else total - np.count_nonzero(labels[box.pixels])
     if lost > _LOST_SHARE * total:
         what = "no lung was found there" if box is None else "outside the lung that was found, and the network's view"
         _log.warning("%s: %.0f %% of its labelled lesions are lost: %s", mask_path, 100 * lost / total, what)

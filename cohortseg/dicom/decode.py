@@ -101,11 +101,12 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         del dataset.PixelData  # only the header is needed from here on
     stack = _checked_stack(slices, record)
     spacing_z, affine = stack.spacing_z_mm, stack.affine
-    uids = [str(Attributes.of(item).text("SOPInstanceUID")) for item in slices]
+    stated = [Attributes.of(item) for item in slices]
+    uids = [str(item.text("SOPInstanceUID")) for item in stated]
     flags = record.qc_flags
     if fill_undeclared_padding(volume_hu):
         flags = (*flags, qc.UNDECLARED_PADDING)
-    rescales = [(item.real("RescaleSlope"), item.real("RescaleIntercept")) for item in map(Attributes.of, slices)]
+    rescales = [(item.real("RescaleSlope"), item.real("RescaleIntercept")) for item in stated]
     flags = (*flags, *check_hu(volume_hu, record.series_key, rescales))
     if record.repairs:
         volume_hu, affine, nearest = _repaired(volume_hu, slices, stack, record)
@@ -116,7 +117,7 @@ def read_volume(record: SeriesRecord, root: Path) -> Volume:
         spacing_mm=(spacing_z, *_pixel_spacing(slices[0], record)),
         series_instance_uid=record.series_instance_uid,
         sop_instance_uids=tuple(uids),
-        frame_of_reference_uid=next(filter(None, map(_frame_of_reference, slices)), None),
+        frame_of_reference_uid=next(filter(None, (item.text("FrameOfReferenceUID") for item in stated)), None),
         qc_flags=flags,
     )
 
@@ -226,10 +227,6 @@ def _read_dataset(root: Path, path: str, record: SeriesRecord, *, headers_only: 
     if [stated.whole(keyword) for keyword in ("Rows", "Columns")] != [record.rows, record.columns]:
         raise DicomError(f"{path}: image size differs from what the scan saw; {_REMEDY}")
     return dataset
-
-
-def _frame_of_reference(dataset: Dataset) -> str | None:
-    return Attributes.of(dataset).text("FrameOfReferenceUID")
 
 
 def _pixel_spacing(dataset: Dataset, record: SeriesRecord) -> tuple[float, float]:

@@ -33,7 +33,6 @@ READ_ERRORS: Final = (
     TypeError,
     LookupError,
     AttributeError,
-    NotImplementedError,
     RuntimeError,
     ArithmeticError,
     MemoryError,
@@ -101,7 +100,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def silence_pydicom() -> None:
-    """Silence pydicom's warnings in all threads for the rest of this process (`quiet_pydicom` is for one thread)."""
+    """Silence pydicom's warnings for the rest of this process; `quiet_pydicom` does so for a block."""
     warnings.filterwarnings("ignore", module="pydicom")
 
 

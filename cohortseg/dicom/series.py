@@ -34,6 +34,7 @@ from cohortseg.dicom.rules import (
     needed_repairs,
     reformat_words,
 )
+from cohortseg.dicom.visits import MIDNIGHT_DAYS
 from cohortseg.identity import series_key
 
 THICK_MM: Final = 5.05
@@ -223,7 +224,7 @@ def _phase(headers: Sequence[Header]) -> str | None:
 
 def _are_days_apart(one: date | None, other: date | None) -> bool:
     """Return whether two known dates differ by more than a night."""
-    return one is not None and other is not None and abs(one - other) > timedelta(days=1)
+    return one is not None and other is not None and abs(one - other) > timedelta(days=MIDNIGHT_DAYS)
 
 
 def _fingerprint(headers: Sequence[Header], repairs: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """The picture of an evaluated slice: input, truth, prediction, and what VQ-VAE branch and discriminator make of it."""
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,22 +22,11 @@ from cohortseg.figures import (
 from cohortseg.losses import refined_pseudo_labels
 from cohortseg.overlays import Compared, compared_tiles, gray_slice, wrapped_sheet
 from cohortseg.preprocess import CropBox, restore_crop
-from cohortseg.weights import LoadedModel
+from cohortseg.weights import Inspection, LoadedModel
 
 _MOST_IN_A_ROW: Final = 4
 _A_ROW: Final = 3
 """Pictures in each row if there are more than four, as a page shows a row at most 1320 pixels wide."""
-
-
-class Inside(NamedTuple):
-    """What the networks make of one slice besides its classes; None: the model cannot tell."""
-
-    confidence: torch.Tensor | None
-    """(1, size, size) float32 in [0, 1]."""
-    reconstruction: torch.Tensor | None
-    """(1, size, size) float32 in [0, 1]."""
-    code_counts: torch.Tensor | None
-    """(2, codes) int64."""
 
 
 def trust_threshold(model: LoadedModel) -> float | None:
@@ -78,7 +67,7 @@ def notes(model: LoadedModel) -> list[str]:
 
 
 def slice_picture(
-    item: SourceSlice, case: Case, inside: Inside | None, config: CanonicalConfig, threshold: float | None
+    item: SourceSlice, case: Case, inside: Inspection | None, config: CanonicalConfig, threshold: float | None
 ) -> Image.Image:
     """Return the picture of a slice, upright, as a radiologist reads it.
 
@@ -107,7 +96,7 @@ def slice_picture(
 
 
 def _inner_tiles(
-    inside: Inside, box: CropBox, prob: NDArray[np.float32], config: CanonicalConfig, threshold: float | None
+    inside: Inspection, box: CropBox, prob: NDArray[np.float32], config: CanonicalConfig, threshold: float | None
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield captions and tiles on the pixels of the crop, on which the probabilities (3, Y, X) lie too."""
     if inside.reconstruction is not None:

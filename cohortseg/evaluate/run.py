@@ -25,7 +25,7 @@ from cohortseg.datasets.slices import (
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.evaluate.maps import remove_pictures, write_maps, write_picture
 from cohortseg.evaluate.page import evaluation_html
-from cohortseg.evaluate.pictures import Inside, notes, slice_picture, trust_threshold
+from cohortseg.evaluate.pictures import notes, slice_picture, trust_threshold
 from cohortseg.evaluate.score import Case, score_images, summarise
 from cohortseg.evaluate.tables import IMAGES, METRICS
 from cohortseg.figures import codebook_png
@@ -36,7 +36,7 @@ from cohortseg.store.files import held, store_errors, visible_files, write_file
 from cohortseg.store.layout import PAGE, PICTURES
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import write_table
-from cohortseg.weights import LoadedModel, load_model
+from cohortseg.weights import Inspection, LoadedModel, load_model
 
 _log: Final = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Predicted(NamedTuple):
 
     source: SourceSlice
     case: Case
-    inside: Inside | None
+    inside: Inspection | None
     """None: not asked for, or a slice without lung, which the networks do not see."""
 
 
@@ -185,7 +185,7 @@ def predicted_cases(
 
 def _outputs(
     images: torch.Tensor, model: LoadedModel, *, inspect: bool
-) -> Iterator[tuple[torch.Tensor, Inside | None]]:
+) -> Iterator[tuple[torch.Tensor, Inspection | None]]:
     """Yield the canonical probabilities of each image, and what else the networks tell of it if that is asked for."""
     if not inspect:
         for prob in model.probabilities(images, flips=InferConfig.flips):
@@ -193,7 +193,7 @@ def _outputs(
         return
     output = model.inspect(images, flips=InferConfig.flips)
     for index, prob in enumerate(output.prob):
-        yield prob, Inside(*(None if maps is None else maps[index] for maps in output[1:]))
+        yield prob, Inspection(prob, *(None if maps is None else maps[index] for maps in output[1:]))
 
 
 def _case(item: SourceSlice, canonical_prob: torch.Tensor | None, model: LoadedModel) -> Case:

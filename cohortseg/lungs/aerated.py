@@ -95,8 +95,8 @@ class SliceView:
     """Padding, and air and table around the body."""
     unmeasured: Mask
     """Padding beyond the circle that was measured."""
-    cropped: bool
-    """Whether the frame lies within the body."""
+    looks_cropped: bool
+    """Whether the frame lies within the body, as far as this slice tells."""
 
 
 def slice_view(hu: Image, pixel_mm: float) -> SliceView:
@@ -107,8 +107,14 @@ def slice_view(hu: Image, pixel_mm: float) -> SliceView:
     # Beyond the circle only: air that has the lowest HU reaches as far as the skin.
     unmeasured = padding & beyond_circle(padding.shape, SMALLEST_CIRCLE)
     outside = _outside(hu, smooth, tissue, padding, pixel_mm)
-    cropped = _is_cropped(smooth, outside, unmeasured)
-    return SliceView(hu=hu, smooth=smooth, tissue=tissue, outside=outside, unmeasured=unmeasured, cropped=cropped)
+    return SliceView(
+        hu=hu,
+        smooth=smooth,
+        tissue=tissue,
+        outside=outside,
+        unmeasured=unmeasured,
+        looks_cropped=_is_cropped(smooth, outside, unmeasured),
+    )
 
 
 def aerated_slice(view: SliceView, pixel_mm: float, *, cropped: bool) -> LungSlice:
@@ -178,7 +184,7 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: fl
     share = along / max(1, edge.sum())
     walled = pieces.pixels(_between(tissue.T).T) > 0.7 * area
     found = pieces.touching(corner_pixels(hu.shape)) & ((share > 0.5) | (area < 0.03 * hu.size))
-    for index in np.flatnonzero(((share > 0) & ~walled) | (share > 0.3)):
+    for index in np.flatnonzero(share > 0):
         inner = hu[erode(pieces.mask(index), _BLURRED)]
         if inner.size:
             median, bright = np.percentile(inner, (50, 95))

@@ -98,7 +98,7 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     shape = working_shape(volume_hu.shape[1:], spacing_mm[1:])
     pixel_mm = math.sqrt(math.prod(spacing_mm[1:]) * math.prod(volume_hu.shape[1:]) / math.prod(shape))
     views = [slice_view(area_mean(volume_hu[z], shape), pixel_mm) for z in planes]
-    cropped = bool(np.mean([view.cropped for view in views]) > 0.5)  # one field of view for all
+    cropped = bool(np.mean([view.looks_cropped for view in views]) > 0.5)  # one field of view for all
     slices = [aerated_slice(view, pixel_mm, cropped=cropped) for view in views]
     heights_mm = (planes * (spacing_mm[0] or 0.0)).astype(np.float64)
     air = np.stack([item.aerated for item in slices])

@@ -22,7 +22,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     The statistics never change, so that workers agree.
     """
 
-    def __init__(self, channels: int, eps: float) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__(channels, eps=eps)
         self.eval()
 

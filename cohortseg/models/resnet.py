@@ -14,12 +14,6 @@ from cohortseg.models.resnet_weights import find_imagenet, read_resnet
 
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-_TORCHVISION_EPSILON: Final = 1e-5
-
-
-def frozen_norm(channels: int) -> nn.Module:
-    """Return torchvision's batch normalisation with ImageNet's statistics."""
-    return FrozenBatchNorm2d(channels, eps=_TORCHVISION_EPSILON)
 
 
 class BasicBlock(nn.Module):
@@ -90,7 +84,7 @@ class ResNetEncoder(nn.Module):
     def __init__(self, name: str, *, imagenet: bool, width: int = 64) -> None:
         super().__init__()
         self._name, self._imagenet = name, imagenet
-        chosen_norm: Norm = frozen_norm if imagenet else norm
+        chosen_norm: Norm = FrozenBatchNorm2d if imagenet else norm
         block, depths = _DEPTHS[name]
         widths = (width, 2 * width, 4 * width, 8 * width)
         outputs = [block.expansion * channels for channels in widths]

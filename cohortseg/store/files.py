@@ -25,7 +25,7 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def _temporary_beside(path: Path) -> Path:
-    """Return a new name beside a path that `_is_temporary` recognises."""
+    """Return a new name beside a path that `_OURS` recognises."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
 
 
@@ -271,18 +271,13 @@ def file_sizes(root: Path, folder: str) -> Iterator[tuple[str, int]]:
                 yield f"{folder}/{entry.name}", entry.stat().st_size
 
 
-def _is_temporary(path: Path) -> bool:
-    """Return whether, by its name, this is a temporary file or folder that has not been put in place."""
-    return _OURS.fullmatch(path.name) is not None
-
-
 def sweep_temporaries(folder: Path, name: str = "*", *, older_than_s: float = 0.0) -> None:
     """Remove temporary files and folders that killed runs left; ``name`` is a pattern for the final names.
 
     Call it only with the folder locked, or with an age: another process may be writing one.
     """
     for path in folder.glob(f".{name}.*{_TEMPORARY}"):
-        if not _is_temporary(path) or _age_s(path) < older_than_s:
+        if not _OURS.fullmatch(path.name) or _age_s(path) < older_than_s:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

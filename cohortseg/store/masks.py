@@ -7,7 +7,6 @@ group's attributes carry NGFF 0.5 image-label metadata under ``ome`` and geometr
 """
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -196,12 +195,10 @@ def create_mask_store(path: Path) -> None:
 
 
 def sweep_masks(path: Path) -> None:
-    """Remove temporary files that killed processes left; ``.tmp-*`` are those of earlier versions."""
+    """Remove temporary files that killed processes left."""
     sweep_temporaries(path)
     for leftover in path.glob("zarr.*.partial"):  # zarr's own
         leftover.unlink(missing_ok=True)
-    for leftover in path.glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_masks(path: Path, series_key: str, masks: SeriesMasks) -> None:

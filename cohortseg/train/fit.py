@@ -155,11 +155,9 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         what = "Ray could not start the workers" if starts else "Ray ended the training"
         said = last_line(str(failure)) if "Traceback" in str(failure) else " ".join(str(failure).split())
         raise WorkerError(f"{what}: {said}; go on with --resume") from error
-    except Exception as error:
-        if isinstance(error, ray.exceptions.RayActorError):
-            what = f"training ended with one of Ray's own processes: {type(error).__name__}; go on with --resume"
-            raise WorkerError(what) from error
-        raise
+    except ray.exceptions.RayActorError as error:
+        what = f"training ended with one of Ray's own processes: {type(error).__name__}; go on with --resume"
+        raise WorkerError(what) from error
     if isinstance(outcome, CohortSegError):
         raise outcome
     return outcome
