@@ -61,8 +61,8 @@ def start(cohort: Path, out: Path, address: str, *options: str) -> subprocess.Po
     command = [sys.executable, "-m", "cohortseg", "-q", "infer", cohort, "-o", out, "--workers", "2", "--engine", "ray"]
     return subprocess.Popen(
         [*map(str, command), "--address", address, *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
@@ -89,7 +89,7 @@ def num_done(out: Path) -> int:
 
 
 def ended(run: subprocess.Popen[str], limit_s: float) -> tuple[int, str]:
-    """Return the exit code of a run and what it wrote on stderr; one that does not end in time is killed.
+    """Return the exit code of a run and what it wrote; one that does not end in time is killed.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def ended(run: subprocess.Popen[str], limit_s: float) -> tuple[int, str]:
         If it did not end.
     """
     try:
-        _, messages = run.communicate(timeout=limit_s)
+        messages, _ = run.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         run.kill()
         run.communicate()

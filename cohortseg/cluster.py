@@ -8,6 +8,7 @@ Import ``ray`` only within `connected`, since ray reads some of its settings on 
 import hashlib
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -34,14 +35,14 @@ _log: Final = logging.getLogger(__name__)
 _EVERYWHERE: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Its C++ side writes harmless errors on stderr for every pool of actors.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOCAL: Final = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # The one way to make Ray's servers bind 127.0.0.1 rather than every interface; read while ray is imported.
     _LOOPBACK: "0",
-    # Its C++ side writes harmless errors on stderr for every pool of actors.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _OBJECT_STORE_BYTES: Final = 256 * 1024**2
 _ANSWER_S: Final = 10.0
@@ -53,6 +54,14 @@ _HERE: Final = "local"
 _RUNNING_HERE: Final = "auto"
 _EXIT_S: Final = 5.0
 """Longest wait for a process to end, first by itself, then as it is told."""
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+_TRACEBACK: Final = re.compile(r'Traceback|File "[^"]*", line \d')
+_ADVICE: Final = {
+    "No module named 'cohortseg'": "install the same cohortseg on every node of the cluster",
+    "connectFullMesh": "set GLOO_SOCKET_IFNAME to the nodes' network interface before Ray starts on them, "
+    "as cluster/README.md says",
+}
+"""What to do about causes that a repetition does not mend, by a part of their text."""
 
 
 def _package_sha256() -> str:
@@ -248,12 +257,31 @@ def connected(address: str | None = None) -> Iterator[Resources]:
         if not address:
             _kill_ray_below(Path(ray.__file__).parent)  # Ray itself may not know yet what it was starting
         raise
+    with _messages_logged():
+        try:
+            yield connected_resources("the cluster" if address else "this machine")
+        finally:
+            workers = [] if address else _workers()
+            ray.shutdown()
+            _end(workers)
+
+
+@contextmanager
+def _messages_logged() -> Iterator[None]:
+    """Log what Ray tells of lost nodes and actors within the block, for those who ask for details.
+
+    Ray prints it on stdout, which belongs to results, and ``log_to_driver=False`` does not keep it from that.
+    """
+    from ray._private import worker
+
+    def log(data: dict[str, Any], ignore_prefix: bool) -> None:
+        _log.debug("Ray: %s", one_line("\n".join(data["lines"])))
+
+    printed, worker.print_to_stdstream = worker.print_to_stdstream, log
     try:
-        yield connected_resources("the cluster" if address else "this machine")
+        yield
     finally:
-        workers = [] if address else _workers()
-        ray.shutdown()
-        _end(workers)
+        worker.print_to_stdstream = printed
 
 
 @contextmanager
@@ -363,8 +391,18 @@ def require_answer(address: str | None) -> None:
 
 
 def last_line(message: str) -> str:
-    """Return the last line of a traceback in Ray's words, which names the cause."""
-    return message.strip().rpartition("\n")[2].strip()
+    """Return the last line of a message of Ray's, which names the cause, without the codes that colour it."""
+    return _COLOUR.sub("", message).strip().rpartition("\n")[2].strip()
+
+
+def one_line(message: str) -> str:
+    """Return a message of Ray's on one line: of a traceback the last, which names the cause."""
+    return last_line(message) if _TRACEBACK.search(message) else " ".join(_COLOUR.sub("", message).split())
+
+
+def advice(cause: str, otherwise: str) -> str:
+    """Return what to do about a cause; ``otherwise`` is for those that are not known."""
+    return next((f"{known}, and then {otherwise}" for part, known in _ADVICE.items() if part in cause), otherwise)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Which workers fit on which nodes, and what one gets who asks for nothing."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,9 +17,11 @@ from cohortseg import cluster
 from cohortseg.cluster import (
     Resources,
     WorkerRequest,
+    advice,
     cluster_address,
     connected,
     local_resources,
+    one_line,
     require_answer,
     worker_request,
 )
@@ -219,6 +222,26 @@ def test_a_training_that_slurm_requeued_goes_on_if_it_had_begun(tmp_path, given)
     assert arguments(*command) == [*before, "--resume"]
     assert "--resume" not in arguments("infer", "cohort", "-o", "my run")
     assert "--resume" not in arguments("train", "-o", "another")
+
+
+GLOO = """\x1b[36mray::execute._setup_torch_process_group()\x1b[39m (pid=3444, ip=10.77.0.10)
+  File "/venv/torch/distributed/distributed_c10d.py", line 2169, in _new_process_group_helper
+    backend_class = ProcessGroupGloo(
+                    ^^^^^^^^^^^^^^^^^
+RuntimeError: Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: remote=[127.0.1.1]:25481
+"""
+"""What a training on two hosts ended with, shortened."""
+
+
+def test_of_a_traceback_in_rays_words_the_cause_is_told_and_what_to_do_about_it():
+    said = one_line(GLOO)
+    assert said.startswith("RuntimeError: Gloo connectFullMesh failed with [pair.cc:152]")
+    assert "\n" not in said
+    assert re.fullmatch(r"set GLOO_SOCKET_IFNAME to .*, and then go on", advice(said, "go on"))
+    lacking = "ModuleNotFoundError: No module named 'cohortseg'"
+    assert "on every node" in advice(lacking, "go on")
+    assert one_line("no room\n  for 3 workers\n") == "no room for 3 workers"
+    assert advice("no room", "go on") == "go on"
 
 
 def test_ray_of_another_version_is_named_as_such(monkeypatch):

@@ -470,7 +470,7 @@ def test_lost_workers_are_told_once_and_so_are_their_return_and_the_end(
         "Ray has room for 1 of 2 workers now",
         "Ray has room for 0 of 2 workers now; waiting up to 30 minutes for more",
         "Ray has room for 2 of 2 workers now",
-        "Ray's head node is gone: this run ends in a minute; run the same command again",
+        "Ray's head node does not answer: if that lasts, this run ends in a few minutes; run the same command again",
     ]
 
 

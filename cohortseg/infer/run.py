@@ -20,6 +20,7 @@ from cohortseg.cluster import (
     RayStartError,
     Resources,
     WorkerRequest,
+    advice,
     cluster_address,
     connected,
     connected_resources,
@@ -256,7 +257,8 @@ def _run_ray(job: Job, pending: Sequence[SeriesRecord], tally: "_Tally", address
             kind, _, said = last.partition(": ")
             if (ours := _ERRORS.get(kind)) is not None:
                 raise ours(said) from error
-            raise WorkerError(f"the run on Ray ended early: {last}; run the same command again") from error
+            what_next = advice(last, "run the same command again")
+            raise WorkerError(f"the run on Ray ended early: {last}; {what_next}") from error
 
 
 @contextmanager
@@ -265,14 +267,17 @@ def room_watched(workers: int, gpus: float, has_begun: Callable[[], bool]) -> It
 
     Ray itself waits in silence, for other jobs of the cluster too.
 
-    Without a head node Ray ends this process after 60 seconds, and does not say why.
+    Without a head node Ray ends this process after one to three minutes, and does not say why.
     """
 
     def watch(over: threading.Event) -> None:
         before, slow_at = workers, time.monotonic() + _SLOW_START_S
         while not over.wait(WATCH_EVERY_S):
             if not head_answers():
-                _log.error("Ray's head node is gone: this run ends in a minute; run the same command again")
+                _log.error(
+                    "Ray's head node does not answer: if that lasts, this run ends in a few minutes; run the same "
+                    "command again"
+                )
                 return
             room = _room(workers, gpus)
             if room != before:

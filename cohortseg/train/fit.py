@@ -14,9 +14,10 @@ import torch.distributed
 from cohortseg.cluster import (
     PACKAGE_SHA256,
     WorkerRequest,
+    advice,
     connected,
     followed,
-    last_line,
+    one_line,
     require_same_package,
     worker_request,
 )
@@ -153,8 +154,8 @@ def _run_trainer(config: TrainConfig, run: Path, request: WorkerRequest) -> dict
         failure = error.controller_failure
         starts = type(failure).__name__.startswith("WorkerGroupStartup")
         what = "Ray could not start the workers" if starts else "Ray ended the training"
-        said = last_line(str(failure)) if "Traceback" in str(failure) else " ".join(str(failure).split())
-        raise WorkerError(f"{what}: {said}; go on with --resume") from error
+        said = one_line(str(failure))
+        raise WorkerError(f"{what}: {said}; {advice(said, 'go on with --resume')}") from error
     except ray.exceptions.RayActorError as error:
         what = f"training ended with one of Ray's own processes: {type(error).__name__}; go on with --resume"
         raise WorkerError(what) from error

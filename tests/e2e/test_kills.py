@@ -119,6 +119,7 @@ def test_a_run_outlives_two_killed_actors_and_two_killed_nodes(
         assert f"{kind} killed" in kill_log.kill_one(kind, run, cluster, random)
     code, messages = kill_log.ended(run, LIMIT_S)
     assert code == 0, messages
+    assert "(raylet)" not in messages, "what Ray tells of it belongs neither to results nor, unasked, to messages"
     assert kill_log.differences(out, unbroken) == []
     again = infer(cohort, out, cluster, options)
     assert (again.exit_code, "nothing to do" in again.stderr) == (0, True)
