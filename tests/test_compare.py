@@ -28,8 +28,9 @@ from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import ModelConfig, TrainConfig, resolve_config
 from cohortseg.datasets.covid_semiseg import SAME_SCAN, labeled_slices, unlabeled_slices
 from cohortseg.datasets.preparation import prepare
-from cohortseg.datasets.prepared import write_prepared
+from cohortseg.datasets.prepared import load_prepared, write_prepared
 from cohortseg.errors import ConfigError, WorkerError
+from cohortseg.store.files import LOCK
 from cohortseg.store.layout import DATA
 from cohortseg.store.provenance import read_run_json, write_run_json
 from cohortseg.store.tables import read_table, table_from_rows
@@ -374,6 +375,26 @@ def test_a_start_that_failed_or_was_killed_early_does_not_stand_in_the_way(tmp_p
     blocked = CliRunner().invoke(app, arguments)
     assert blocked.exit_code == 1, blocked.output
     assert "plain-1: cannot be written or read" in " ".join(blocked.output.split())
+
+
+def test_slices_that_a_killed_start_prepared_of_other_images_are_not_trained_on(tmp_path, tiny, monkeypatch):
+    trained_on = []
+
+    class Ended(Exception):
+        pass
+
+    def record(job, _report):
+        trained_on.append(load_prepared(job.data))
+        raise Ended
+
+    monkeypatch.setattr("cohortseg.compare.run.run_fold", record)
+    images = labeled_slices(tiny.data, "all")
+    canonical = resolve_config(TrainConfig, tiny.config, {}).canonical
+    write_prepared(tmp_path / fold.LABELED_DATA, prepare(images[:2], [], canonical, "", lambda *_: None))
+    (tmp_path / LOCK).touch()
+    with pytest.raises(Ended):
+        CliRunner().invoke(app, tiny.arguments(tmp_path, "plain", "1"), catch_exceptions=False)
+    assert [len(data.labeled) for data in trained_on] == [len(images)]
 
 
 def test_rows_without_phase_2_need_no_unlabelled_images(tmp_path, tiny):

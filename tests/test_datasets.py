@@ -23,7 +23,7 @@ from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
 from cohortseg.datasets.preparation import prepare
 from cohortseg.datasets.prepared import load_prepared, write_prepared
 from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_image, read_mask, read_slices
-from cohortseg.errors import ConfigError, DataError
+from cohortseg.errors import ConfigError, DataError, StoreError
 from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT, CropBox, within_black_frame
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
@@ -693,6 +693,13 @@ assert len(load_prepared(path).unlabeled) == 20
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "data.safetensors: cannot be written" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["data.safetensors"]
+
+
+def test_prepared_data_that_cannot_be_put_in_place_are_told_of(tmp_path):
+    (tmp_path / "data.safetensors").mkdir()
+    with pytest.raises(StoreError, match=r"data\.safetensors: cannot be written"):
+        write_prepared(tmp_path / "data.safetensors", prepared())
     assert [path.name for path in tmp_path.iterdir()] == ["data.safetensors"]
 
 

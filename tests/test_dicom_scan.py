@@ -93,6 +93,15 @@ def test_a_link_in_circles_costs_its_folder_nothing(tmp_path: Path) -> None:
     assert all("cannot be read" in file.reason for file in found.skipped)
 
 
+def test_files_are_told_in_the_order_of_their_paths_where_others_lie_between_those_of_a_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a")
+    notes = [path.with_suffix(".txt") for path in paths[1:]]
+    for path in notes:
+        path.write_text("no DICOM")
+    told = [row["path"] for row in file_rows(scan_cohort(tmp_path))]
+    assert told == sorted(str(path.relative_to(tmp_path)) for path in (*paths, *notes))
+
+
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     paths = write_series(tmp_path)
     paths[3].rename(tmp_path / os.fsdecode(b"M\xfcller"))

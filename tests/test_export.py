@@ -319,6 +319,17 @@ def test_the_ct_stays_beside_masks_that_are_the_same(small: Run, model_path: Pat
     assert {path: path.read_bytes() for path in (tmp_path / "nifti").glob("*_ct.nii.gz")} == before
 
 
+def test_a_ct_that_the_last_export_did_not_write_is_written_again(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    target = tmp_path / "nifti"
+    assert export(out, target, "nifti", "--cohort", cohort)[0] == 0
+    for path in target.glob("*_labels.nii.gz"):
+        path.unlink()
+    assert export(out, target, "nifti")[0] == 0
+    code, said = export(out, target, "nifti", "--cohort", cohort)
+    assert (code, "written │ 2" in " ".join(said.split())) == (0, True), said
+
+
 def test_a_users_own_file_among_exported_pictures_stays(small: Run, tmp_path: Path) -> None:
     cohort, out = small
     assert export(out, tmp_path / "png", "png", "--cohort", cohort)[0] == 0
@@ -330,6 +341,8 @@ def test_a_users_own_file_among_exported_pictures_stays(small: Run, tmp_path: Pa
     (note.parent / "link").symlink_to(tmp_path / "elsewhere")
     (note.parent / "9999.png").write_bytes(b"of a slice that no longer has lung")
     (note.parent / "9998.png").mkdir()
+    killed = note.parent / f".0001.png.{'a' * 32}.tmp"
+    killed.touch()
     number = note.stat().st_ino
     lost = next(note.parent.glob("*.png"))
     lost.unlink()
@@ -339,6 +352,7 @@ def test_a_users_own_file_among_exported_pictures_stays(small: Run, tmp_path: Pa
     assert lost.exists()
     assert not (note.parent / "9999.png").exists()
     assert (note.parent / "9998.png").is_dir()
+    assert not killed.exists(), "a killed export left it"
 
 
 def test_masks_of_another_model_than_the_table_says_are_not_exported(small: Run, tmp_path: Path) -> None:
@@ -838,6 +852,7 @@ def test_headers_that_highdicom_refuses_and_infer_does_not(model_path: Path, tmp
         "thickness": {"SliceThickness": None},
         "orientation": lambda z: {"ImageOrientationPatient": ["1", "0", f"{z % 2}e-6", "0", "1", "0"]},
         "sex": {"PatientSex": "MALE"},
+        "a known sex": {"PatientSex": "F"},
         "no reference in the first": lambda z: {"FrameOfReferenceUID": "1.2.3" if z else None},
         "no reference in the third": lambda z: {"FrameOfReferenceUID": None if z == 2 else "1.2.3"},
     }
@@ -858,6 +873,7 @@ def test_headers_that_highdicom_refuses_and_infer_does_not(model_path: Path, tmp
         assert reference is not None, patient
         assert segmentation.FrameOfReferenceUID == reference, patient
         assert str(segmentation.PatientName) == "Secret^Name"
+        assert segmentation.PatientSex == ("F" if patient == "a known sex" else ""), patient
         assert segmentation.get_volume().spacing == (5.0, 3.0, 3.5)
         assert segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 5.0
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from cohortseg.longitudinal import is_end_of_another_part, patients_table, timeline_table, with_time
 from cohortseg.report.page import report_html
-from cohortseg.store.schemas import BURDEN, PATIENTS, TIMELINE
-from cohortseg.store.tables import table_from_rows
+from cohortseg.report.write import write_report
+from cohortseg.store.schemas import BURDEN, CLINICAL, PATIENTS, TIMELINE
+from cohortseg.store.tables import table_from_rows, write_table
 
 
 def series(patient: str | None, day: int | None, uid: str, po: float | None = None, **columns: Any) -> dict[str, Any]:
@@ -438,13 +439,34 @@ def test_the_table_of_the_report_leads_to_the_pictures_it_shows(tmp_path: Path) 
     """Series of one name in the table (the first digits of a key) have different targets."""
     keys = [f"{'a' * 8}{number:08x}" for number in range(42)]
     frame = burden(*(series("A", 1, key, 10.0, series_key=key) for key in keys))
+    tables = (frame, timeline_table(frame), patients_table(frame))
+    without = report_html(*tables, b"", tmp_path)
+    assert "Overlays" not in without
+    assert "without identifier," not in without
     for key in keys[1:]:
         Image.new("RGB", (8, 8)).save(tmp_path / f"{key}.png")
-    page = report_html(frame, timeline_table(frame), patients_table(frame), b"", tmp_path)
+    page = report_html(*tables, b"", tmp_path)
+    assert page.count("data:image/jpeg") == 40
     assert re.findall(r'<a href="#(\w+)">aaaaaaaa</a>', page) == keys[1:41]
     assert re.findall(r'id="(\w+)"', page) == keys[1:41]
     assert page.count("<td>aaaaaaaa</td>") == 2  # one without a picture, one beyond the most that are shown
     assert "1 more in pictures/" in page
+
+
+def test_an_onset_by_the_day_of_the_last_scan_is_not_told_as_after_all_scans(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans = [
+        series(patient, day, f"{patient}{day}", 10.0, series_key=f"{patient.lower()}{day}".ljust(16, "0"))
+        for patient in "AB"
+        for day in (1, 9)
+    ]
+    onsets = [{"patient_id": "A", "onset_date": date(2020, 3, 5)}, {"patient_id": "B", "onset_date": date(2020, 3, 9)}]
+    write_table(tmp_path / BURDEN.file_name, burden(*scans), BURDEN, {})
+    write_table(tmp_path / CLINICAL.file_name, table_from_rows(onsets, CLINICAL), CLINICAL, {})
+    timeline = write_report(tmp_path).timeline
+    assert timeline["days_since_onset"].to_list() == [-4, 4, -8, 0]
+    assert "onset" not in caplog.text
 
 
 def test_several_studies_of_one_date_are_flagged() -> None:

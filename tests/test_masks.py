@@ -196,6 +196,14 @@ def test_store_whose_root_is_damaged_is_refused(tmp_path: Path, content: str) ->
         create_mask_store(tmp_path)
 
 
+def test_masks_that_cannot_be_put_in_their_place_are_told_of(store: Path) -> None:
+    (store / KEY).write_bytes(b"a file of someone else")
+    with pytest.raises(StoreError, match=f"{KEY} cannot be written"):
+        write_masks(store, KEY, masks(volume()))
+    assert (store / KEY).read_bytes() == b"a file of someone else"
+    assert not list(store.glob(".*"))
+
+
 def test_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "masks.zarr"
     path.write_text("not a store")

@@ -17,7 +17,7 @@ from cohortseg.models.fold import fold_batch_norms
 from cohortseg.models.resnet import ResNetEncoder
 from cohortseg.models.segmenter import Segmenter
 from cohortseg.models.vqvae import VectorQuantizer, codebook_use, revive_codes, update_usage
-from cohortseg.train.state import imagenet_sha256
+from cohortseg.train.state import build_state, imagenet_sha256
 
 SMALL = ModelConfig(
     encoder_width=16, decoder_channels=(32, 16, 16, 8), codebook_size=16, code_dim=8, discriminator_channels=8
@@ -143,6 +143,18 @@ def test_imagenet_weights_load_without_internet_and_are_checked(tmp_path):
         encoder.load_imagenet(tmp_path / "other.pth")
     with pytest.raises(ModelError, match="cannot be read"):
         encoder.load_imagenet(tmp_path / "missing.pth")
+
+
+def test_training_begins_with_imagenet_weights_where_they_are_asked_for():
+    model = ModelConfig(encoder="efficientnet-lite0", imagenet=True, codebook_size=8, code_dim=4)
+    published = EfficientNetLite0Encoder()
+    published.load_imagenet()
+    state = build_state(TrainConfig(model=model, ema_decay=0.99), torch.device("cpu"))
+    assert state.averaged is not None
+    for network in (state.segmenter, state.averaged.module):
+        found = network.encoder.state_dict()
+        for name, value in published.state_dict().items():
+            assert torch.equal(found[name], value), name
 
 
 def test_imagenet_statistics_stay_in_training():

@@ -430,7 +430,42 @@ def test_s_is_taught_its_own_predictions_of_unlabelled_slices():
     state, batch = loop.build_state(replace(QUICK, confidence_threshold=0.0), torch.device("cpu")), drawn()
     logits = state.segmenter(torch.cat([batch.labeled, batch.unlabeled])).logits[2:]
     expected = torch.nn.functional.cross_entropy(logits, logits.argmax(dim=1))
-    assert adversarial_step(state, alone(state), batch)["semi"] == pytest.approx(expected.item(), rel=1e-3)
+    losses = adversarial_step(state, alone(state), batch)
+    assert losses["semi"] == pytest.approx(expected.item(), rel=1e-3)
+    assert losses["trusted"] == 1, "a share of the pixels"
+
+
+@pytest.mark.parametrize("step", [supervised_step, adversarial_step])
+def test_a_step_learns_from_its_own_batch_alone(step):
+    """Gradients of the batches before would add up."""
+    state = loop.build_state(replace(QUICK, model=replace(SMALL, vq_branch=False)), torch.device("cpu"))
+    for optimizer in (state.segmenter_optimizer, state.discriminator_optimizer):
+        optimizer.param_groups[0]["lr"] = 0.0
+    networks = [state.segmenter] if step is supervised_step else [state.segmenter, state.discriminator]
+    batch, seen = drawn(), []
+    for _ in range(2):
+        step(state, alone(state), batch)
+        seen.append([weight.grad.clone() for network in networks for weight in network.parameters()])
+    assert all(grad.any() for grad in seen[0])
+    for first, second in zip(*seen, strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-6)
+
+
+def test_codes_begin_as_latents_and_dead_ones_are_revived_every_25_iterations():
+    state, batch = loop.build_state(QUICK, torch.device("cpu")), drawn()
+    assert state.segmenter.vq is not None
+    quantizer = state.segmenter.vq.quantizer
+    state.segmenter_optimizer.param_groups[0]["lr"] = 0.0
+    revived = {}
+    for iteration in (0, 1, 23, 24, 25):
+        state.iteration = iteration
+        quantizer.usage.fill_(1.0)
+        quantizer.usage[3] = 0.0  # below a tenth of an equal share, also after this batch
+        before = quantizer.codes.detach().clone()
+        supervised_step(state, alone(state), batch)
+        revived[iteration] = (quantizer.codes != before).any(dim=1).nonzero().flatten().tolist()
+    everything = list(range(SMALL.codebook_size))
+    assert revived == {0: everything, 1: [], 23: [], 24: [3], 25: []}
 
 
 def same(one: Any, other: Any) -> bool:

@@ -27,13 +27,14 @@ from cohortseg.cli import app
 from cohortseg.cluster import WorkerRequest, connected
 from cohortseg.config import PRESETS, Preset, TrainConfig, config_from_mapping, preset_config
 from cohortseg.datasets.prepared import load_prepared
-from cohortseg.errors import ConfigError, StoreError, WorkerError
+from cohortseg.errors import ConfigError, DataError, StoreError, WorkerError
 from cohortseg.processors import num_processors
 from cohortseg.store.files import replacing
 from cohortseg.store.layout import DATA
 from cohortseg.train import fit, loop
 from cohortseg.train.folder import SETTINGS, DataOptions, begin_run, claimed_run, reopen_run, saved_settings
 from cohortseg.train.history import read_history
+from cohortseg.train.run import train_model
 from cohortseg.weights import load_model
 
 TINY = """
@@ -353,6 +354,17 @@ def test_own_labelled_images_alone_are_enough_for_phase_1(tmp_path, monkeypatch)
     assert "non-commercial" not in begun[0].terms
 
 
+def test_a_run_whose_data_cannot_be_used_leaves_nothing_so_that_the_same_command_works_later(tmp_path):
+    own = own_slices(tmp_path / "own")
+    whole = (own / "images/s1.png").read_bytes()
+    (own / "images/s1.png").write_bytes(whole[:100])
+    config = TrainConfig(semi_supervised=False)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"s1\.png"):
+            train_model(config, tmp_path / "run", DataOptions(labeled=str(own)))
+        assert not (tmp_path / "run").exists()
+
+
 def test_more_workers_than_cores_are_refused_with_the_flags_that_fit_before_ray_is_started(tmp_path, monkeypatch):
     monkeypatch.setattr("cohortseg.cluster._init", lambda *_: pytest.fail("Ray is started"))
     cores = num_processors()
@@ -451,6 +463,23 @@ def test_a_second_start_leaves_what_the_first_is_writing(tmp_path):
         assert (run / "data.safetensors").read_bytes() == b"whole"
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '{"seed": '])
+def test_damaged_settings_of_a_run_are_named(tmp_path, content):
+    begin_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(tmp_path)))
+    (tmp_path / "run/settings.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"settings\.json: (cannot be read|holds no settings)"):
+        reopen_run(tmp_path / "run", TrainConfig())
+
+
+def test_pictures_that_a_killed_run_left_half_drawn_go_once_it_is_resumed(tmp_path):
+    begin_run(tmp_path / "run", TrainConfig(), DataOptions(data=str(tmp_path)))
+    (tmp_path / "run/pictures").mkdir()
+    for name in ("labeled.png", f".labeled.png.{'a' * 32}.tmp"):
+        (tmp_path / "run/pictures" / name).touch()
+    with claimed_run(tmp_path / "run", new=False):
+        assert [path.name for path in (tmp_path / "run/pictures").iterdir()] == ["labeled.png"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -458,6 +487,7 @@ def test_a_second_start_leaves_what_the_first_is_writing(tmp_path):
         (("--data", "x", "--orientation", "upright"), "--orientation goes with --labeled"),
         (("--orientation", "upright"), "--orientation goes with --labeled"),
         (("--data", "x", "--labeled", "y", "--unlabeled", "z"), "exclude each other"),
+        (("--preset", "student", "--teacher", "x", "--labeled", "y"), "teachers label what --unlabeled holds: add it"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(tmp_path, options, words):
@@ -471,6 +501,24 @@ def test_a_recipe_is_no_setting_of_a_file(tmp_path):
     result = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "a.toml"), "-o", str(tmp_path / "run")])
     assert result.exit_code == 2
     assert "give it as --preset cpu" in " ".join(result.stderr.split())
+
+
+def test_options_hold_from_whichever_folder_a_run_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = DataOptions(labeled="own", unlabeled="more", teachers=("a.safetensors", "../b.safetensors"))
+    assert given.resolved() == DataOptions(
+        labeled=str(tmp_path / "own"),
+        unlabeled=str(tmp_path / "more"),
+        teachers=(str(tmp_path / "a.safetensors"), str(tmp_path.parent / "b.safetensors")),
+    )
+
+
+def test_a_resumed_run_may_be_told_one_of_its_folders_alone(tmp_path):
+    began = DataOptions(labeled=str(tmp_path / "own"), unlabeled=str(tmp_path / "more"))
+    begin_run(tmp_path / "run", TrainConfig(), began)
+    done = train("--unlabeled", tmp_path / "other", "-o", tmp_path / "run", "--resume")
+    assert done.exit_code == 2
+    assert "cannot resume on other data: unlabeled was" in " ".join(done.stderr.split())
 
 
 def test_a_run_is_resumed_on_the_data_that_it_began_with(tmp_path):
