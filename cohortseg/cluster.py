@@ -35,14 +35,15 @@ _log: Final = logging.getLogger(__name__)
 _EVERYWHERE: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Its C++ side writes harmless errors on stderr for every pool of actors.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOCAL: Final = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # The one way to make Ray's servers bind 127.0.0.1 rather than every interface; read while ray is imported.
     _LOOPBACK: "0",
+    # Its C++ side writes harmless errors on stderr for every pool of actors; on a cluster, where the head can be lost,
+    # it is the only one to say why it then ends this process.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _OBJECT_STORE_BYTES: Final = 256 * 1024**2
 _ANSWER_S: Final = 10.0

@@ -508,6 +508,16 @@ def test_a_lost_pixel_format_is_named(tmp_path: Path, keyword: str) -> None:
         read_volume(only_series(tmp_path), tmp_path)
 
 
+def test_a_damaged_pixel_format_is_an_error_of_its_file(tmp_path: Path) -> None:
+    path, *_ = write_series(tmp_path)
+    bits = b"\x28\x00\x00\x01US\x02\x00\x10\x00"
+    whole = path.read_bytes()
+    assert whole.count(bits) == 1
+    path.write_bytes(whole.replace(bits, b"\x28\x00\x00\x01US\x03\x00\x10\x00\x00"))
+    with pytest.raises(DicomError, match=r"\.dcm: pixel data .* cannot be decoded: BytesLengthException"):
+        read_volume(only_series(tmp_path), tmp_path)
+
+
 def test_errors_hold_no_identity(tmp_path: Path) -> None:
     write_series(tmp_path, patient_id="Secret7", attributes={"Rows": 4096, "Columns": 4096})
     with pytest.raises(DicomError) as caught:

@@ -96,8 +96,6 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
         raise DicomError(
             f"{path}: no pixel data; the file was cut off (copy it again), or keeps its pixels in private elements"
         )
-    if missing := [keyword for keyword in _PIXEL_FORMAT if dataset.get(keyword) is None]:
-        raise DicomError(f"{path}: {missing[0]} is missing, so what the pixel data mean is not known")
     syntax = _transfer_syntax(dataset, path)
     try:
         decoder = get_decoder(syntax)
@@ -108,6 +106,8 @@ def stored_values(dataset: Dataset, path: str, frame: int = 0) -> NDArray[np.int
     if not decoder.is_available:
         raise DicomError(f"{path}: {syntax.name} needs one of: {'; '.join(decoder.missing_dependencies)}")
     try:
+        if missing := [keyword for keyword in _PIXEL_FORMAT if dataset.get(keyword) is None]:
+            raise DicomError(f"{path}: {missing[0]} is missing, so what the pixel data mean is not known")
         dataset.setdefault("SamplesPerPixel", 1)  # one grey channel is all that a CT slice can be (PS3.3 C.8.2.1)
         if syntax.is_encapsulated:
             _index_frames(dataset)

@@ -93,7 +93,7 @@ def reformat_words(header: Header) -> frozenset[str]:
     """Return the words of ImageType by which an image is computed from others.
 
     DERIVED is none of them where a lossy compression explains it: that makes an original image DERIVED, and leaves it
-    PRIMARY (PS3.3 C.7.6.1.1.2).
+    PRIMARY (PS3.3 C.7.6.1.1.2). (With PERFUSION it still counts as a map, as those are DERIVED and PRIMARY, too.)
     """
     words = image_type_words(header)
     return words & _REFORMAT_WORDS - ({"DERIVED"} if header.lossy and "PRIMARY" in words else set())
