@@ -137,6 +137,8 @@ def test_dicom_seg_puts_the_lesions_of_every_odd_series_in_their_place(quirks: R
         if not rows[key]["repairs"]:
             uids = masks.facts.sop_instance_uids
             assert Counter(sources_of(segmentation)) == Counter({uid: 2 * n for uid, n in Counter(uids).items()})
+    n_repaired = sum(bool(rows[key]["repairs"]) for key in keys_of(out))
+    assert f"{n_repaired} of them are of repaired series" in " ".join(said.split())
 
 
 def sources_of(segmentation: pydicom.Dataset) -> list[str]:

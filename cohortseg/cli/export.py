@@ -59,5 +59,10 @@ def export(
         say("no series was measured: there is nothing to export")
     elif set(summary.fates) & {"written", "up to date"}:
         say(f"{form} files are in {target}")
+        if form == "dicom-seg" and summary.repaired:
+            say(
+                f"{summary.repaired} of them are of repaired series (column repairs of manifest.parquet): viewers that "
+                "draw on the original slices show those in part or not at all; --format nifti does without the slices"
+            )
     if not summary.complete:
         raise typer.Exit(3)

@@ -57,6 +57,8 @@ class ExportSummary:
     """Why series were not exported, by series key; without file paths."""
     left_over: tuple[str, ...]
     """Keys of series that the target holds files of but ``out`` does not measure (any more)."""
+    repaired: int
+    """Number of exported series whose masks lie on a grid of their own (``infer --repair``), not on their slices."""
 
     @property
     def complete(self) -> bool:
@@ -128,6 +130,7 @@ def export_masks(
     models: dict[str, str] = dict(burden.select("series_key", "model_sha256").iter_rows())
     fates: Counter[Fate] = Counter()
     failures: dict[str, str] = {}
+    repaired = 0
     with (
         held(target, _COMMAND, folders=[target / _MARKERS]),
         progress("Exporting") as report,
@@ -142,13 +145,15 @@ def export_masks(
             fates[fate] += 1
             if failure is not None:
                 failures[record.series_key] = failure
+            elif record.repairs and fate != "without lesion":
+                repaired += 1
         report(len(manifest), len(manifest), "")
         exported = {path.name.removesuffix(f"-{form}.json") for path in (target / _MARKERS).glob(f"*-{form}.json")}
         unmeasured = sorted(exported - set(measured))
         left_over = [key for key in unmeasured if _sizes(_paths(target, key, form, with_ct=True))]
         timings = {"total_s": round(time.perf_counter() - start, 1)}
         _record(target, form, facts | {"counts": dict(fates), "timings": timings}, finished=True)
-    return ExportSummary(fates=fates, failures=failures, left_over=tuple(left_over))
+    return ExportSummary(fates=fates, failures=failures, left_over=tuple(left_over), repaired=repaired)
 
 
 def _export_one(
