@@ -104,7 +104,7 @@ class CropBox:
     x1: int
 
     @property
-    def pixels(self) -> tuple[slice, slice]:
+    def index(self) -> tuple[slice, slice]:
         """Index of the pixels in an upright slice."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
@@ -209,10 +209,10 @@ def canonical_batch(
     low, high = config.window_hu
     batch = torch.empty(len(boxes), 1, config.size, config.size, dtype=torch.float32, device="cpu")
     for index, (slice_hu, lung, box) in enumerate(zip(slices_hu, lungs, boxes, strict=True)):
-        crop = slice_hu[box.pixels].astype(np.float32)
-        crop[_around(lung[box.pixels]) & (crop < _AROUND_HU)] = TISSUE_LANDMARK_HU
+        crop = slice_hu[box.index].astype(np.float32)
+        crop[_around(lung[box.index]) & (crop < _AROUND_HU)] = TISSUE_LANDMARK_HU
         if _has_padded_corners(slice_hu):
-            near = beyond_circle(slice_hu.shape, SMALLEST_CIRCLE)[box.pixels]
+            near = beyond_circle(slice_hu.shape, SMALLEST_CIRCLE)[box.index]
             padding = cv2.morphologyEx((near & (crop == HU_MIN)).view(np.uint8), cv2.MORPH_OPEN, _THICK)
             crop[padding > 0] = TISSUE_LANDMARK_HU
         image = ((torch.from_numpy(crop) - low) / (high - low)).clamp_(0, 1)
@@ -247,7 +247,7 @@ def _has_padded_corners(slice_hu: NDArray[np.int16] | NDArray[np.float32]) -> bo
 
 def canonical_labels(labels: NDArray[np.uint8], box: CropBox, size: int) -> NDArray[np.uint8]:
     """Return an upright label map (Y, X) on the canonical grid (size, size) by nearest neighbour: invents no class."""
-    crop = torch.from_numpy(np.ascontiguousarray(labels[box.pixels]))
+    crop = torch.from_numpy(np.ascontiguousarray(labels[box.index]))
     # "nearest-exact" samples at pixel centres, as the image's interpolation does; "nearest" would shift by half a pixel
     resized = functional.interpolate(crop[None, None].float(), size=(size, size), mode="nearest-exact")
     return resized[0, 0].to(torch.uint8).numpy()
@@ -272,7 +272,7 @@ def restore(prob: torch.Tensor, box: CropBox, shape: tuple[int, int]) -> torch.T
     """
     result = torch.zeros(prob.shape[0], *shape, dtype=torch.float32, device="cpu")
     result[0] = 1.0
-    result[:, *box.pixels] = restore_crop(prob, box)
+    result[:, *box.index] = restore_crop(prob, box)
     return result
 
 
@@ -299,7 +299,7 @@ def within_black_frame(gray: NDArray[np.uint8]) -> CropBox:
     rows, columns = bounding_box(gray > _BLACK)
     whole = CropBox(0, gray.shape[0], 0, gray.shape[1])
     content = CropBox(rows.start, rows.stop, columns.start, columns.stop)
-    inside = gray[content.pixels]
+    inside = gray[content.index]
     return content if inside.size and (inside <= _BLACK).mean() < _AIR_SHARE else whole
 
 

@@ -96,7 +96,7 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(taken)
 
 
-class Apart:
+class SecondProcess:
     """Calls functions in a second process, started at the first call, and again after a call that ended it.
 
     Where no process can start (in a script without ``if __name__ == "__main__"``, or in a process that may have no

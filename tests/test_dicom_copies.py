@@ -21,7 +21,7 @@ from runs import only_series
 
 from cohortseg.config import ScanConfig
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.processors import Apart
+from cohortseg.processors import SecondProcess
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
 
@@ -333,14 +333,14 @@ def test_a_copy_that_ends_the_process_that_decodes_it_is_dropped_by_its_name(
     write_series(tmp_path / "b", transfer_syntax=RLELossless)
     killed: list[Path] = []
 
-    class Killed(Apart):
+    class Killed(SecondProcess):
         def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if args[0] == tmp_path / "b" / paths[2].name:
                 killed.append(args[0])
                 return super().call(os.abort)
             return super().call(function, *args, **kwargs)
 
-    monkeypatch.setattr("cohortseg.dicom.scan.Apart", Killed)
+    monkeypatch.setattr("cohortseg.dicom.scan.SecondProcess", Killed)
     found = scan_cohort(tmp_path)
     assert [(record.decision, record.n_slices) for record in found.series] == [("selected", 4)]
     reasons = {file.path: file.reason for file in found.copies}

@@ -51,8 +51,8 @@ def test_pieces_are_scipys(mask: Mask, other: Mask) -> None:
     if pieces.count:
         theirs = np.array(ndimage.center_of_mass(mask, pieces.labels, numbers))
         np.testing.assert_allclose(pieces.centres(), theirs)
-    assert pieces.pixels().tolist() == [int((pieces.labels == number).sum()) for number in numbers]
-    assert pieces.pixels(there).tolist() == [int((there & (pieces.labels == number)).sum()) for number in numbers]
+    assert pieces.areas().tolist() == [int((pieces.labels == number).sum()) for number in numbers]
+    assert pieces.areas(there).tolist() == [int((there & (pieces.labels == number)).sum()) for number in numbers]
     assert pieces.touching(there).tolist() == [bool((there & (pieces.labels == number)).any()) for number in numbers]
     keep = numbers % 2 == 1
     assert np.array_equal(pieces.chosen(keep), np.isin(pieces.labels, numbers[keep]))

@@ -15,7 +15,7 @@ import pytest
 from phantoms import write_series
 
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.processors import Apart, process_pool, uninterrupted
+from cohortseg.processors import SecondProcess, process_pool, uninterrupted
 
 WORK = """
 from cohortseg.processors import process_pool, uninterrupted
@@ -108,22 +108,22 @@ def test_what_interrupts_a_run_waits_while_work_is_handed_in() -> None:
 
 
 def test_a_call_that_ends_its_process_costs_that_call_only() -> None:
-    with Apart() as apart:
-        assert apart.call(int, "12", base=8) == 10
+    with SecondProcess() as second:
+        assert second.call(int, "12", base=8) == 10
         with pytest.raises(BrokenProcessPool):
-            apart.call(os.abort)
-        assert apart.call(os.getpid) != os.getpid()
+            second.call(os.abort)
+        assert second.call(os.getpid) != os.getpid()
         with pytest.raises(ValueError, match="invalid literal"):
-            apart.call(int, "x")
+            second.call(int, "x")
 
 
 def test_where_no_process_can_begin_calls_are_done_in_this_one() -> None:
     script = """
 import os
-from cohortseg.processors import Apart
+from cohortseg.processors import SecondProcess
 
-with Apart() as apart:
-    print(apart.call(os.getpid) == os.getpid())
+with SecondProcess() as second:
+    print(second.call(os.getpid) == os.getpid())
 """
     ended = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "True\n")
@@ -135,8 +135,8 @@ def test_without_shared_memory_work_is_done_in_this_process(monkeypatch, tmp_pat
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", no_semaphore)
-    with Apart() as apart:
-        assert apart.call(os.getpid) == os.getpid()
+    with SecondProcess() as second:
+        assert second.call(os.getpid) == os.getpid()
     assert "no usable /dev/shm" in caplog.text
     write_series(tmp_path)
     assert len(scan_cohort(tmp_path, workers=2).series) == 1

@@ -12,7 +12,7 @@ import typer
 
 from cohortseg import __version__
 from cohortseg.cli import compare, evaluate, export, infer, info, interrupt, report, sample, scan, train
-from cohortseg.cli.console import out, print_error, set_verbosity
+from cohortseg.cli.console import print_error, results, set_verbosity
 from cohortseg.errors import CohortSegError, ConfigError
 
 _HOW_TO_GO_ON: Final = {
@@ -101,7 +101,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        out.print(f"cohortseg {__version__}")
+        results.print(f"cohortseg {__version__}")
         raise typer.Exit
 
 

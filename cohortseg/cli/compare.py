@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from cohortseg.cli.console import number, out, progress, say
+from cohortseg.cli.console import number, progress, results, say
 from cohortseg.cli.options import Address, Data, Seed, TrainSettings
 from cohortseg.compare.rows import ROWS
 from cohortseg.config import TrainConfig, preset_config, resolve_config
@@ -59,7 +59,7 @@ def compare(
         address=address,
         progress=progress,
     )
-    out.print(_table(comparison.table))
+    results.print(_table(comparison.table))
     if not comparison.num_done:
         say("every row and fold asked for was done before")
     say(f"every number: {output / PAGE}, comparison.parquet and held_out.parquet beside it")

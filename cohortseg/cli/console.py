@@ -92,7 +92,9 @@ class _Messages:
         return stream
 
 
-out = _Out(highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
+results = _Out(
+    highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH
+)
 """Results: standard output."""
 _messages: Final = cast("TextIO", _Messages())
 err = Console(file=_messages, highlight=False, emoji=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 from rich.table import Table
 
-from cohortseg.cli.console import number, out, progress, say
+from cohortseg.cli.console import number, progress, results, say
 from cohortseg.cli.options import Data, Model
 from cohortseg.config import ImageOrientation
 from cohortseg.errors import ConfigError
@@ -96,9 +96,9 @@ def _warn(result: "Evaluation") -> None:
 
 def _print(result: "Evaluation", source: str) -> None:
     count = result.images["image"].n_unique()
-    out.print(f"{result.model} on {count} images ({source})", markup=False)
+    results.print(f"{result.model} on {count} images ({source})", markup=False)
     for table in (_toolbox_table(result.metrics), _overlap_table(result.metrics), _area_table(result.metrics)):
-        out.print(table)
+        results.print(table)
 
 
 def _toolbox_table(metrics: "pl.DataFrame") -> Table:

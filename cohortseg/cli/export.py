@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cohortseg.cli.console import name_of, progress, say
-from cohortseg.cli.console import out as console
+from cohortseg.cli.console import name_of, progress, results, say
 from cohortseg.config import ExportFormat
 
 
@@ -49,7 +48,7 @@ def export(
     table.columns[1].justify = "right"
     for fate, count in summary.fates.items():
         table.add_row(fate, str(count))
-    console.print(table)
+    results.print(table)
     for key, reason in summary.failures.items():
         say(f"series {key}: {reason.removeprefix(f'series {key}: ')}")
     if summary.left_over:

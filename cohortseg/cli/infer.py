@@ -8,8 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cohortseg.cli.console import name_of, number, progress, say
-from cohortseg.cli.console import out as console
+from cohortseg.cli.console import name_of, number, progress, results, say
 from cohortseg.cli.options import Address, Model, Prefer, Repair, Select, selection_options
 from cohortseg.cli.scan import archives_message
 from cohortseg.config import Engine, InferConfig, resolve_config
@@ -104,7 +103,7 @@ def _show(summary: "InferSummary", target: Path) -> None:
     """Print the series on standard output, and where everything lies on standard error."""
     title = f"{len(summary.burden)} of {summary.num_found} series were chosen; percents are of the lung"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    shown = [name for name in _COLUMNS if name not in _LEFT_OUT or console.width >= _WIDE]
+    shown = [name for name in _COLUMNS if name not in _LEFT_OUT or results.width >= _WIDE]
     for name in shown:
         least = _LEAST_REMARKS if name == _REMARKS else None
         table.add_column(name, justify=_COLUMNS[name], no_wrap=name != _REMARKS, overflow="fold", min_width=least)
@@ -113,7 +112,7 @@ def _show(summary: "InferSummary", target: Path) -> None:
         remarks = escape(summary.reasons.get(row["series_key"]) or ", ".join(row["qc_flags"]))
         cells = [row["series_key"][:8], str(row["study_date"] or "-"), _STATUS[row["status"]], *numbers, remarks]
         table.add_row(*(cell for name, cell in zip(_COLUMNS, cells, strict=True) if name in shown))
-    console.print(table)
+    results.print(table)
     if len(summary.burden) > _MOST_ROWS:
         say(f"the first {_MOST_ROWS} of {len(summary.burden)} series are shown; all are in burden.parquet")
     if summary.num_done == 0 and len(summary.burden):

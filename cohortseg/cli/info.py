@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cohortseg.cli.console import out
+from cohortseg.cli.console import results
 from cohortseg.cli.options import Address
 
 
@@ -53,7 +53,7 @@ def info(
                 facts["cluster"] = {"cpus": cluster.num_cpus, "gpus": cluster.num_gpus, "nodes": nodes}
     finally:  # what is wrong with the cluster is said below the rest
         if as_json:
-            out.print(json.dumps(facts, indent=2), markup=False, soft_wrap=True)
+            results.print(json.dumps(facts, indent=2), markup=False, soft_wrap=True)
         else:
             _print_tables(facts)
 
@@ -68,4 +68,4 @@ def _print_tables(facts: dict[str, dict[str, Any]]) -> None:
         table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(name, escape(str(value)))
-        out.print(table)
+        results.print(table)

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cohortseg.cli.console import out as console
-from cohortseg.cli.console import say
+from cohortseg.cli.console import results, say
 
 
 def report(
@@ -41,5 +40,5 @@ def report(
     }
     table = Table(*counts, title="Report", title_justify="left")
     table.add_row(*map(str, counts.values()))
-    console.print(table)
+    results.print(table)
     say(f"timeline.parquet, patients.parquet and {written.page.name} are in {out}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohortseg.cli.console import number, out, progress, say
+from cohortseg.cli.console import number, progress, results, say
 from cohortseg.cli.options import Prefer, Repair, Select, selection_options
 from cohortseg.config import InferConfig, ScanConfig, resolve_config
 from cohortseg.errors import ConfigError
@@ -77,7 +77,7 @@ def scan(
     _print_series(found, "alternative", "Alternatives: another of their study is preferred", show_ids=show_ids)
     _print_reasons(found)
     selected = len(found.selected)
-    out.print(f"{len(found.series)} series, {selected} to be segmented; {len(found.skipped)} other files")
+    results.print(f"{len(found.series)} series, {selected} to be segmented; {len(found.skipped)} other files")
     for title, path in (("manifest", output), ("files", files)):
         if path is not None:
             say(f"{title}: {path}")
@@ -114,9 +114,9 @@ def _print_series(found: "CohortScan", decision: "Decision", title: str, *, show
     for record in records[:MAX_LINES]:
         table.add_row(*_cells(record, show_ids=show_ids))
     if records:
-        out.print(table)
+        results.print(table)
     if len(records) > MAX_LINES:
-        out.print(f"... and {len(records) - MAX_LINES} more; --output writes them all")
+        results.print(f"... and {len(records) - MAX_LINES} more; --output writes them all")
 
 
 def _series_table(title: str, last: str, *, show_ids: bool) -> "Table":
@@ -127,7 +127,7 @@ def _series_table(title: str, last: str, *, show_ids: bool) -> "Table":
     for name in (*(("patient",) if show_ids else ()), "series", "date"):
         table.add_column(name, no_wrap=name != "patient", overflow="fold")
     table.add_column("slices", justify="right", overflow="fold")
-    if out.width >= _WIDE:
+    if results.width >= _WIDE:
         table.add_column("spacing z, y, x mm", justify="right", overflow="fold")
         table.add_column("kernel", overflow="fold")
     table.add_column(last, overflow="fold", min_width=_LEAST_FINDINGS)
@@ -140,7 +140,7 @@ def _cells(record: "SeriesRecord", *, show_ids: bool) -> list[str]:
     spacing = (record.spacing_z_mm, record.spacing_y_mm, record.spacing_x_mm)
     cells = [escape((record.patient_id or "-")[:_TEXT_SHOWN])] if show_ids else []
     cells += [record.series_key, str(record.study_date or "-"), str(record.n_slices)]
-    if out.width >= _WIDE:
+    if results.width >= _WIDE:
         cells += [" ".join(number(value, 2) for value in spacing)]
         cells += [escape((record.convolution_kernel or "-")[:_TEXT_SHOWN])]
     return [*cells, escape(record.reason or ", ".join(record.qc_flags))]
@@ -165,4 +165,4 @@ def _print_reasons(found: "CohortScan") -> None:
     if copies:
         table.add_row(f"{copies} files", "copies of a slice of the same series, with the same pixels or damaged")
     if table.row_count:
-        out.print(table)
+        results.print(table)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cohortseg.cli.console import out, progress, say
+from cohortseg.cli.console import progress, results, say
 from cohortseg.cli.options import Address, Data, Seed, TrainSettings
 from cohortseg.config import ImageOrientation, Preset, TrainConfig, preset_config, resolve_config
 from cohortseg.errors import ConfigError
@@ -88,4 +88,4 @@ def train(
     if settings.semi_supervised:
         say(f"phase 1 alone: {output / PHASE_1_MODEL}")
     say(f"page: {output / PAGE}; for TensorBoard: {output / 'tensorboard'}")
-    out.print(str(model), soft_wrap=True, markup=False)
+    results.print(str(model), soft_wrap=True, markup=False)

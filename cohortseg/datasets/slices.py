@@ -289,7 +289,7 @@ def _read_image(source: ImageSlice) -> tuple[NDArray[np.float32], CropBox, NDArr
     content = within_black_frame(upright)
     hu = np.full(upright.shape, HU_MIN, np.float32)
     try:
-        hu[content.pixels] = hu_from_image(upright[content.pixels])
+        hu[content.index] = hu_from_image(upright[content.index])
     except DataError as error:
         raise DataError(f"{source.image_path}: {error}") from error
     return hu, content, labels
@@ -303,7 +303,7 @@ def _canonical_of_image(
     config: CanonicalConfig,
 ) -> CanonicalSlice:
     """Return an image's content in canonical form; one without recognised lung is not cropped any further."""
-    hu = np.ascontiguousarray(upright_hu[content.pixels])
+    hu = np.ascontiguousarray(upright_hu[content.index])
     lungs = segment_lungs(whole_hu(hu)[None], _IMAGE_SPACING_MM).mask > 0
     found = lung_boxes(lungs, config)[0]
     inner = found or CropBox(0, hu.shape[0], 0, hu.shape[1])
@@ -325,7 +325,7 @@ def _canonical_of_image(
 def _warn_of_lost_lesions(mask_path: Path, labels: NDArray[np.uint8], box: CropBox | None) -> None:
     """Warn of labelled lesions (H, W, upright) that lie outside the crop, where the network sees nothing of them."""
     total = np.count_nonzero(labels)
-    lost = total if box is None else total - np.count_nonzero(labels[box.pixels])
+    lost = total if box is None else total - np.count_nonzero(labels[box.index])
     if lost > _LOST_SHARE * total:
         what = "no lung was found there" if box is None else "outside the lung that was found, and the network's view"
         _log.warning("%s: %.0f %% of its labelled lesions are lost: %s", mask_path, 100 * lost / total, what)

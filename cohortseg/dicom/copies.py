@@ -22,7 +22,7 @@ from cohortseg.dicom.pixels import is_whole, num_frames, stored_values
 from cohortseg.dicom.rules import image_kind
 from cohortseg.errors import DicomError
 from cohortseg.hashes import file_sha256
-from cohortseg.processors import Apart
+from cohortseg.processors import SecondProcess
 
 _OFTEN_LOST: Final = (
     "patient_id",
@@ -56,7 +56,7 @@ class Copy(NamedTuple):
     """Whether the StudyDates of the two files differ; it is not known which is right."""
 
 
-def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[list[Header], list[Copy]]:
+def drop_copies(root: Path, headers: Sequence[Header], second: SecondProcess) -> tuple[list[Header], list[Copy]]:
     """Return the files of one series to keep, and the copies to drop; the most complete copy is kept, or the first.
 
     Copies can differ in what splits a series later, its date above all: the same version is kept of all slices, the one
@@ -73,7 +73,7 @@ def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[li
         The cohort's folder.
     headers
         Files with one SeriesInstanceUID.
-    apart
+    second
         The process in which pixels are decoded: a decoder can end it, and such pixels are not compared.
     """
     kept: dict[str, list[Header]] = {}
@@ -81,7 +81,7 @@ def drop_copies(root: Path, headers: Sequence[Header], apart: Apart) -> tuple[li
     groups = _groups(headers)
     ranks = _ranks(groups) if any(len(group) > 1 for group in groups) else {}
     for group in groups:
-        repeats = _repeats(root, group, ranks, apart) if len(group) > 1 else {}
+        repeats = _repeats(root, group, ranks, second) if len(group) > 1 else {}
         kept |= {path: file for path, file in group.items() if path not in repeats}
         for path, (_, reason) in repeats.items():
             of = _original(path, repeats)
@@ -134,11 +134,11 @@ def _ranks(groups: Sequence[Mapping[str, Sequence[Header]]]) -> dict[Hashable, i
 
 
 def _repeats(
-    root: Path, group: Mapping[str, Sequence[Header]], ranks: Mapping[Hashable, int], apart: Apart
+    root: Path, group: Mapping[str, Sequence[Header]], ranks: Mapping[Hashable, int], second: SecondProcess
 ) -> dict[str, tuple[str, str]]:
     """Return, for each file to drop among those at one place, the path of the file it repeats and the reason."""
     best_first = sorted(group, key=lambda path: (*_lost(group[path], ranks), path))
-    contents = _contents(root, {path: group[path] for path in best_first}, apart)
+    contents = _contents(root, {path: group[path] for path in best_first}, second)
     wholes = [path for path, content in contents.items() if content.whole]
     uids = {path: tuple(header.sop_instance_uid for header in file) for path, file in group.items()}
     exact = {uids[path]: path for path in reversed(wholes) if not group[path][0].lossy}  # the first of each
@@ -225,13 +225,13 @@ class _Content(NamedTuple):
     """Whether the file is gone or can no longer be read, although its header was."""
 
 
-def _contents(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -> dict[str, _Content]:
+def _contents(root: Path, group: Mapping[str, Sequence[Header]], second: SecondProcess) -> dict[str, _Content]:
     """Return the contents of files at one place; pixels are decoded where their bytes do not tell.
 
     That is where files store them otherwise, or where compressed copies of one image differ: one may be damaged.
     """
     if len({file[0].transfer_syntax_uid for file in group.values()}) > 1:
-        return {path: _decoded(root / path, apart) for path in group}
+        return {path: _decoded(root / path, second) for path in group}
     contents = {path: _content(root / path) for path in group}
     forms = {path: content.form for path, content in contents.items()}
     compressed = {
@@ -241,13 +241,13 @@ def _contents(root: Path, group: Mapping[str, Sequence[Header]], apart: Apart) -
     }
     differ = len({uid for uid, _ in compressed}) < len(compressed)
     if differ or len(set(forms.values())) > 1:
-        return {path: _decoded(root / path, apart) for path in group}
+        return {path: _decoded(root / path, second) for path in group}
     return contents
 
 
-def _decoded(path: Path, apart: Apart) -> _Content:
+def _decoded(path: Path, second: SecondProcess) -> _Content:
     try:
-        return apart.call(_content, path, decode=True)
+        return second.call(_content, path, decode=True)
     except BrokenProcessPool:
         return _by_file(path, undecoded=True)
 

@@ -17,10 +17,10 @@ _RING_SHARE: Final = 0.5
 def joined_to_frame(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the parts of a (Y, X) mask that reach the image's outermost pixels."""
     # Imported here because it takes a seventh of a second, which reading headers need not spend.
-    from cohortseg.lungs.morphology import Pieces, frame_pixels
+    from cohortseg.lungs.morphology import Pieces, border_pixels
 
     pieces = Pieces.of(mask)
-    return pieces.chosen(pieces.touching(frame_pixels(mask.shape)))
+    return pieces.chosen(pieces.touching(border_pixels(mask.shape)))
 
 
 def fill_undeclared_padding(volume_hu: NDArray[np.int16]) -> bool:

@@ -34,7 +34,14 @@ from cohortseg.dicom.volumes import (
 )
 from cohortseg.errors import ConfigError, WorkerError, unexpected
 from cohortseg.identity import series_key
-from cohortseg.processors import NO_PROCESS, Apart, can_begin_processes, num_processors, process_pool, uninterrupted
+from cohortseg.processors import (
+    NO_PROCESS,
+    SecondProcess,
+    can_begin_processes,
+    num_processors,
+    process_pool,
+    uninterrupted,
+)
 from cohortseg.progress import Report, silent
 
 _log: Final = logging.getLogger(__name__)
@@ -123,12 +130,12 @@ def scan_cohort(
         raise ConfigError(f"{root}: no DICOM series found ({len(paths)} files looked at{mostly})")
     unreadable = {posixpath.dirname(file.path) for file in skipped if file.unreadable}
     series: list[SeriesRecord] = []
-    with quiet_pydicom(), Apart() as apart:
+    with quiet_pydicom(), SecondProcess() as second:
         sorted_out = []
         for number, headers in enumerate(by_series.values()):
             report(number, len(by_series), "series: order of slices, and copies by their pixels")
             with _costing_no_other(headers, skipped):
-                sorted_out.append((*drop_copies(root, headers, apart), _incomplete(headers)))
+                sorted_out.append((*drop_copies(root, headers, second), _incomplete(headers)))
         copies = [copy.file for _, dropped, _ in sorted_out for copy in dropped]
         unreadable |= {posixpath.dirname(copy.path) for copy in copies if copy.unreadable}
         for kept, dropped, incomplete in sorted_out:

@@ -88,10 +88,10 @@ def slice_picture(
     tiles = compared_tiles(Compared(item.upright_hu, truth, labels))
     if inside is not None and item.canonical is not None:
         box = item.canonical.box
-        prob = item.orientation.to_upright(case.prob)[:, *box.pixels]
+        prob = item.orientation.to_upright(case.prob)[:, *box.index]
         for caption, tile in _inner_tiles(inside, box, prob, config, threshold):
             tiles[caption] = np.zeros((*truth.shape, *tile.shape[2:]), np.uint8)
-            tiles[caption][box.pixels] = tile
+            tiles[caption][box.index] = tile
     return wrapped_sheet(tiles, len(tiles) if len(tiles) <= _MOST_IN_A_ROW else _A_ROW)
 
 

@@ -143,7 +143,7 @@ def segment_slices(
         # The maps of doubt are added as further channels, so that the same inverse restores them.
         channels = [prob, confidence, entropy] + ([] if flip_change is None else [flip_change])
         for z, maps in zip(batch, torch.cat(channels, dim=1), strict=True):
-            box = batch[z].pixels  # all lung of the slice lies in it
+            box = batch[z].index  # all lung of the slice lies in it
             restored = restore_crop(maps, batch[z])
             inside, classes_there = lungs[z][box] > 0, restored[:classes].max(dim=0).indices.numpy()
             labels[z][box] = np.where(inside, classes_there, 0)

@@ -14,7 +14,7 @@ from cohortseg.errors import ModelError, WorkerError
 from cohortseg.infer.attempts import suspects
 from cohortseg.infer.commit import committed_status
 from cohortseg.infer.job import Done, Job, attempts_of, give_up, segment_and_commit
-from cohortseg.processors import Apart
+from cohortseg.processors import SecondProcess
 from cohortseg.weights import LoadedModel, load_model
 
 _MOST_LANES: Final = 4
@@ -104,11 +104,11 @@ def segment_all(job: Job, model: LoadedModel, records: Sequence[SeriesRecord]) -
 
 def _segment_apart(job: Job, model: LoadedModel, record: SeriesRecord) -> Done:
     """Segment a series in a second process; where none can begin, in this one: if it dies, that is one more attempt."""
-    with Apart() as apart:
+    with SecondProcess() as second:
         while not give_up(job, model.sha256, record):
             attempts = attempts_of(job, record)
             try:
-                return apart.call(_segment_alone, job, torch.get_num_threads(), record)
+                return second.call(_segment_alone, job, torch.get_num_threads(), record)
             except BrokenProcessPool as error:
                 if attempts_of(job, record) == attempts:  # not the series' fault
                     raise WorkerError(

@@ -14,12 +14,12 @@ from cohortseg.lungs.morphology import (
     Mask,
     Pieces,
     blur,
+    border_pixels,
     closing,
     corner_pixels,
     dilate,
     erode,
     fill_holes,
-    frame_pixels,
     opening,
 )
 from cohortseg.volume import HU_MIN, SMALLEST_CIRCLE, beyond_circle
@@ -151,7 +151,7 @@ def _tissue(smooth: Image, pixel_mm: float) -> Mask:
     pieces = Pieces.of(opening(smooth > AIR_HU, 2.5 / pixel_mm))
     if not pieces.count:
         return np.zeros(smooth.shape, bool)
-    tissue = pieces.mask(int(pieces.pixels().argmax()))
+    tissue = pieces.mask(int(pieces.areas().argmax()))
     aerated, body = (smooth > EMPTY_HU) & (smooth < _DENSE_HU), fill_holes(tissue)
     least = _OPENED_MM2 / pixel_mm**2
     if np.count_nonzero(aerated & ~body) < least / 2:
@@ -159,15 +159,15 @@ def _tissue(smooth: Image, pixel_mm: float) -> Mask:
     wall = tissue | ((smooth > AIR_HU) & dilate(tissue, _WALL_MM / pixel_mm))
     inside = fill_holes(closing(wall, _GAP_WIDTH_MM / 2 / pixel_mm)) & ~body
     pieces = Pieces.of(opening(inside, _OPENED_MM / pixel_mm))
-    area = pieces.pixels()
-    opened = pieces.chosen((area >= least) & (pieces.pixels(aerated) > 0.5 * area))
+    area = pieces.areas()
+    opened = pieces.chosen((area >= least) & (pieces.areas(aerated) > 0.5 * area))
     return tissue | (dilate(opened, _OPENED_MM / pixel_mm) & inside)
 
 
 def _padding_around(hu: Image) -> Mask:
     """Return regions at the lowest HU that hold a corner of the image, or run along much of its frame."""
-    pieces, frame = Pieces.of(hu < _PADDING_HU), frame_pixels(hu.shape)
-    return pieces.chosen((pieces.pixels(frame) > 0.3 * frame.sum()) | pieces.touching(corner_pixels(hu.shape)))
+    pieces, border = Pieces.of(hu < _PADDING_HU), border_pixels(hu.shape)
+    return pieces.chosen((pieces.areas(border) > 0.3 * border.sum()) | pieces.touching(corner_pixels(hu.shape)))
 
 
 def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: float) -> Mask:
@@ -178,11 +178,11 @@ def _outside(hu: Image, smooth: Image, tissue: Mask, padding: Mask, pixel_mm: fl
     lung. Room and table in front of and behind the body are outside, too: lung there would have lost its chest wall
     with the rest of the picture.
     """
-    edge = (frame_pixels(hu.shape) | dilate(padding, _BLURRED)) & ~padding
+    edge = (border_pixels(hu.shape) | dilate(padding, _BLURRED)) & ~padding
     pieces = Pieces.of((smooth < -500) & ~padding & ~tissue)
-    area, along = pieces.pixels(), pieces.pixels(edge)
+    area, along = pieces.areas(), pieces.areas(edge)
     share = along / max(1, edge.sum())
-    walled = pieces.pixels(_between(tissue.T).T) > 0.7 * area
+    walled = pieces.areas(_between(tissue.T).T) > 0.7 * area
     found = pieces.touching(corner_pixels(hu.shape)) & ((share > 0.5) | (area < 0.03 * hu.size))
     for index in np.flatnonzero(share > 0):
         inner = hu[erode(pieces.mask(index), _BLURRED)]
@@ -201,7 +201,7 @@ def _is_cropped(smooth: Image, outside: Mask, unmeasured: Mask) -> bool:
     and the lungs come near the frame there. A circular field of view set to the lungs, recognised by the padding in the
     corners, mostly has the walls in view.
     """
-    edge = (frame_pixels(outside.shape) | dilate(unmeasured, _BLURRED)) & ~unmeasured
+    edge = (border_pixels(outside.shape) | dilate(unmeasured, _BLURRED)) & ~unmeasured
     air = outside & ~unmeasured
     if unmeasured.mean() > 0.1 or air.mean() >= 0.12 or air[edge].mean() >= 0.3:
         return False
@@ -228,9 +228,9 @@ def _body(view: SliceView, cropped: bool, pixel_mm: float) -> Mask:
     pieces = Pieces.of((view.smooth < AIR_HU) & ~body & ~outside)
     padding = padded_pixels(hu) & outside
     # the opening removes walls up to 5 mm wide; from one side of such a wall to the other it is a pixel more
-    cut = pieces.touching(dilate(frame_pixels(hu.shape) | padding, 5 / pixel_mm + 1))
-    area = pieces.pixels()
-    walled, flanked = (pieces.pixels(where) > 0.7 * area for where in (_between(tissue.T).T, _between(tissue)))
+    cut = pieces.touching(dilate(border_pixels(hu.shape) | padding, 5 / pixel_mm + 1))
+    area = pieces.areas()
+    walled, flanked = (pieces.areas(where) > 0.7 * area for where in (_between(tissue.T).T, _between(tissue)))
     for index in np.flatnonzero(cut & ~walled & (not cropped)):
         median = np.median(hu[pieces.mask(index)])
         large = area[index] * pixel_mm**2 > _SMALL_LUNG_MM2
@@ -259,7 +259,7 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
     mostly lungs, so that a dark lateral piece in it is a bulla rather than stomach.
     """
     pieces, inner = Pieces.of(air), erode(air, 1.5)
-    area_mm2 = pieces.pixels() * pixel_mm**2
+    area_mm2 = pieces.areas() * pixel_mm**2
     lateral_mm = np.abs(pieces.centres()[:, 1] - midline) * pixel_mm
     thin = ~pieces.touching(inner)
     gas = np.zeros(pieces.count, bool)
@@ -285,7 +285,7 @@ def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
     aerated = np.stack([item.aerated for item in slices])
     if len(slices) >= 3:
         pieces = Pieces(*ndimage.label(aerated))
-        size = pieces.pixels()
+        size = pieces.areas()
         aerated = pieces.chosen(size > 0.02 * size.max(initial=0))
     aerated[: _first_of_lungs(aerated, heights_mm)] = False
     airways = _airways_throughout(slices, heights_mm)
@@ -313,7 +313,7 @@ def with_gray_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
             px = item.pixel_mm
             around = dilate(fill_holes(closing(near.aerated, 6 / px)), 4 / px)
             gray = Pieces.of(opening((item.smooth < _GRAY_HU[1]) & item.body & ~item.airway & around, 4 / px))
-            keep = gray.pixels() * px**2 > _SMALL_LUNG_MM2
+            keep = gray.areas() * px**2 > _SMALL_LUNG_MM2
             for index in np.flatnonzero(keep):
                 keep[index] = np.percentile(item.smooth[gray.mask(index)], 25) > _GRAY_HU[0]
             slices[z] = replace(item, aerated=gray.chosen(keep))

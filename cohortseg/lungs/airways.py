@@ -39,9 +39,9 @@ def follow_airways(hu: Image, smooth: Image, lung: Mask, near: Mask, pixel_mm: f
     around = dilate(near, 1.0)
     cores = Pieces.of(opening((smooth < _airway_level(hu, lung)) & dilate(around, 1.0), 1.0))
     before = Pieces.of(near)
-    inner = before.pixels(erode(near, _WALL))
+    inner = before.areas(erode(near, _WALL))
     airway = np.zeros(lung.shape, bool)
-    for index, area in enumerate(cores.pixels()):
+    for index, area in enumerate(cores.areas()):
         core = cores.mask(index)
         area_before = inner[before.touching(core)].sum()
         if area * pixel_mm**2 > _CORE_MM2[0] and area <= 1.5 * area_before and not (core & ~around).any():

@@ -11,13 +11,13 @@ from cohortseg.lungs.morphology import (
     Mask,
     Pieces,
     blur,
+    border_pixels,
     closing,
     convex_hull,
     dilate,
     disc,
     distance_to,
     erode,
-    frame_pixels,
     opening,
 )
 
@@ -172,7 +172,7 @@ def _homogeneous_cores(item: LungSlice, dense: Mask, regions: _Regions) -> _Core
     central = Pieces.of(opening(dense & regions.medial, 10 / px))
     front = central.chosen(central.touching(np.broadcast_to(middle, dense.shape)))
     lateral = Pieces.of(opening(dense & regions.lateral & ~front & ~regions.dorsal, 14 / px))
-    front |= lateral.chosen(lateral.pixels() * px**2 > 1000)
+    front |= lateral.chosen(lateral.areas() * px**2 > 1000)
     return _Cores(front, opening(dense & regions.lateral, 24 / px))
 
 
@@ -219,7 +219,7 @@ def _rounded(lung: Mask, signs: Mask, item: LungSlice) -> Mask:
     px = item.pixel_mm
     lung = opening(lung, 5 / px) | opening(lung & closing(signs, 4 / px), 1.5) | item.aerated
     pieces = Pieces.of(lung)
-    return pieces.chosen(pieces.touching(item.aerated) | (pieces.pixels() * px**2 >= 100))
+    return pieces.chosen(pieces.touching(item.aerated) | (pieces.areas() * px**2 >= 100))
 
 
 def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
@@ -240,5 +240,5 @@ def _wall_rim(lung: Mask, item: LungSlice) -> Mask:
 def _fill_small_holes(lung: Mask, core: Mask, airway: Mask, pixel_mm: float) -> Mask:
     """Return the lung with vessels and lesions inside it filled, but not the liver's dome or an airway."""
     holes = Pieces.of(~lung)
-    kept = holes.touching(frame_pixels(lung.shape) | airway) | (holes.pixels(core) * pixel_mm**2 >= 400)
+    kept = holes.touching(border_pixels(lung.shape) | airway) | (holes.areas(core) * pixel_mm**2 >= 400)
     return lung | holes.chosen(~kept)

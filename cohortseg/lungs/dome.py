@@ -63,7 +63,7 @@ def _islands(spots: Mask, base: Mask, lung: Mask, mixed: Mask, rise_mm: float, i
     spots = _large(opening(spots, 3 / item.pixel_mm), item)
     pieces, below = Pieces.of(spots), Pieces.of(base)
     apart = ~pieces.touching(dilate(~lung & ~item.airway, 1.5))
-    area_mm2, below_mm2 = (found.pixels() * item.pixel_mm**2 for found in (pieces, below))
+    area_mm2, below_mm2 = (found.areas() * item.pixel_mm**2 for found in (pieces, below))
     for index in np.flatnonzero(apart):
         spot = pieces.mask(index)
         tapers = area_mm2[index] < below_mm2[below.touching(spot)].max() - _TAPER_MM * rise_mm
@@ -73,4 +73,4 @@ def _islands(spots: Mask, base: Mask, lung: Mask, mixed: Mask, rise_mm: float, i
 
 def _large(spots: Mask, item: LungSlice) -> Mask:
     pieces = Pieces.of(spots)
-    return pieces.chosen(pieces.pixels() * item.pixel_mm**2 >= _CAP_MM2)
+    return pieces.chosen(pieces.areas() * item.pixel_mm**2 >= _CAP_MM2)

@@ -81,7 +81,7 @@ class Pieces:
         count, labels = cv2.connectedComponents(_bytes(mask), connectivity=4, ltype=cv2.CV_32S)
         return cls(labels.astype(np.int32, copy=False), count - 1)
 
-    def pixels(self, where: Mask | None = None) -> NDArray[np.intp]:
+    def areas(self, where: Mask | None = None) -> NDArray[np.intp]:
         """Return the number of pixels of each piece; with a mask, of those in it."""
         labels = self.labels.ravel() if where is None else self.labels[where]
         return np.bincount(labels, minlength=self.count + 1)[1:]
@@ -97,7 +97,7 @@ class Pieces:
         rows, columns = np.nonzero(self.labels)
         found = self.labels[rows, columns]
         sums = [np.bincount(found, at, minlength=self.count + 1)[1:] for at in (rows, columns)]
-        means: Reals = np.stack(sums, axis=1) / np.maximum(self.pixels(), 1)[:, None]
+        means: Reals = np.stack(sums, axis=1) / np.maximum(self.areas(), 1)[:, None]
         return means
 
     def mask(self, index: int) -> Mask:
@@ -112,7 +112,7 @@ class Pieces:
 
 
 @lru_cache(maxsize=64)
-def frame_pixels(shape: tuple[int, ...]) -> Mask:
+def border_pixels(shape: tuple[int, ...]) -> Mask:
     """Return a mask of the outermost pixels; read-only, since it is cached."""
     frame: Mask = np.ones(shape, bool)
     frame[1:-1, 1:-1] = False
@@ -132,7 +132,7 @@ def corner_pixels(shape: tuple[int, ...]) -> Mask:
 def fill_holes(mask: Mask) -> Mask:
     """Return the mask with all that it encloses filled."""
     holes = Pieces.of(~mask)
-    return mask | holes.chosen(~holes.touching(frame_pixels(mask.shape)))
+    return mask | holes.chosen(~holes.touching(border_pixels(mask.shape)))
 
 
 def blur(image: Image, sigma: float) -> Image:
