@@ -1,6 +1,10 @@
 """The COVID-SemiSeg layout and folders of one's own: what is found, how it lies, and what is refused."""
 
+import contextlib
+import gzip
 import os
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -8,12 +12,14 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 import torch
 from phantoms import body_hu, write_series
 from PIL import Image
+from runs import run
 from training_data import canonical_of, lesion_slice, prepared, write_covid_semiseg
 
 from cohortseg.config import CanonicalConfig
@@ -22,8 +28,9 @@ from cohortseg.datasets.covid_semiseg import SAME_SCAN, VALIDATION, find_data, l
 from cohortseg.datasets.folders import labeled_folder, unlabeled_folder
 from cohortseg.datasets.preparation import prepare
 from cohortseg.datasets.prepared import load_prepared, write_prepared
-from cohortseg.datasets.slices import DicomSlices, ImageSlice, read_image, read_mask, read_slices
+from cohortseg.datasets.slices import DicomSlices, ImageSlice, check_source, read_image, read_mask, read_slices
 from cohortseg.errors import ConfigError, DataError, StoreError
+from cohortseg.export.run import export_masks
 from cohortseg.preprocess import QUARTER_TURNED, TRANSPOSED, UPRIGHT, CropBox, within_black_frame
 from cohortseg.synthetic.quirk_files import chest_slices, enhanced_file, write_files
 
@@ -386,6 +393,96 @@ def test_slices_stored_transposed_have_the_lungs_of_upright_ones(tmp_path):
     assert np.array_equal(upright, turned)
 
 
+def write_labels(path, labels, *, spacing_mm=(2.5, 0.8, 0.6), origin=(-10.0, -20.0, 100.0)):
+    """Write labels (Z, Y, X) of a series of `write_series` as NIfTI."""
+    affine = np.diag([-spacing_mm[2], -spacing_mm[1], spacing_mm[0], 1.0])
+    affine[:3, 3] = np.multiply(origin, (-1, -1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(labels.transpose(2, 1, 0)), affine), path)
+
+
+def some_labels(shape=(4, 32, 24)):
+    return np.random.default_rng(0).integers(0, 3, shape, np.uint8)
+
+
+@pytest.mark.parametrize("named_by", ["key", "uid", "folder"])
+def test_one_volume_holds_the_labels_of_a_series(tmp_path, named_by):
+    write_series(tmp_path / "images/a/b", shuffle=1)
+    write_labels(tmp_path / "masks/a/b.nii.gz", some_labels())
+    (source,) = labeled_folder(tmp_path, UPRIGHT)
+    names = {"key": f"{source.record.series_key}_labels.nii", "uid": f"{source.record.series_instance_uid}.nii.gz"}
+    if named_by != "folder":
+        (tmp_path / "masks/a/b.nii.gz").unlink()
+        write_labels(tmp_path / "masks" / names[named_by], some_labels())
+        (source,) = labeled_folder(tmp_path, UPRIGHT)
+    found = [item.stored_labels for item in read_slices(source, CANONICAL)]
+    np.testing.assert_array_equal(found, some_labels())
+    assert check_source(source) == {0, 1, 2}
+    write_labels(tmp_path / "masks" / f"{source.record.series_key}_labels.nii.gz", some_labels())
+    with pytest.raises(DataError, match=r"(are label maps of one series|is there twice)"):
+        labeled_folder(tmp_path, UPRIGHT)
+
+
+def test_a_label_volume_of_no_series_or_of_two_is_refused(tmp_path):
+    write_series(tmp_path / "images/a", shape=(4, 32, 24))
+    write_labels(tmp_path / "masks/a.nii.gz", some_labels())
+    write_labels(tmp_path / "masks/._a.nii.gz", some_labels())
+    write_labels(tmp_path / "masks/b.nii", some_labels())
+    with pytest.raises(DataError, match=r"b\.nii: is the label map of no series that can be used"):
+        labeled_folder(tmp_path, UPRIGHT)
+    (tmp_path / "masks/b.nii").unlink()
+    for path in write_series(tmp_path / "images/c", series="2"):
+        path.rename(tmp_path / "images/a" / f"2-{path.name}")
+    with pytest.raises(DataError, match=r"a\.nii\.gz: is the label map of two series; give each its own, named \w"):
+        labeled_folder(tmp_path, UPRIGHT)
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"labels": some_labels()[:3]}, "holds 3 x 24 x 32 voxels, and its series 4 x 24 x 32"),
+        ({"origin": (-10.0, -20.0, 102.5)}, "its voxels lie elsewhere"),
+        ({"spacing_mm": (2.5, 0.8, 0.65)}, "its voxels lie elsewhere"),
+        ({"spacing_mm": (-2.5, 0.8, 0.6)}, "its voxels lie elsewhere"),
+        ({"labels": np.zeros((80, 320, 240), np.uint8)}, "holds more voxels than its series"),
+        ({"labels": some_labels() + np.uint8(1)}, r"labels must be 0, 1, 2, found \[1, 2, 3\]"),
+        ({"labels": some_labels() / np.float32(2)}, r"labels must be 0, 1, 2, found \[0\.0, 0\.5, 1\.0\]"),
+        ({"labels": np.zeros((4, 32, 24), [(c, np.uint8) for c in "RGB"])}, "holds no volume of numbers"),
+    ],
+)
+def test_label_volumes_that_would_be_misread_are_refused(tmp_path, changed, problem):
+    write_series(tmp_path / "images/a")
+    write_labels(tmp_path / "masks/a.nii.gz", **{"labels": some_labels()} | changed)
+    (source,) = labeled_folder(tmp_path, UPRIGHT)
+    with pytest.raises(DataError, match=rf"a\.nii\.gz: {problem}"):
+        check_source(source)
+
+
+def test_a_damaged_label_volume_is_refused_by_name(tmp_path):
+    write_series(tmp_path / "images/a")
+    path = tmp_path / "masks/a.nii.gz"
+    write_labels(path, some_labels())
+    (source,) = labeled_folder(tmp_path, UPRIGHT)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for end in (0, 1, 40, 400, len(whole) - 20, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(DataError, match=r"a\.nii\.gz: "):
+            check_source(source)
+    plain = gzip.decompress(whole)
+    flat = bytearray(plain)
+    flat[280:296] = bytes(16)  # srow_x
+    path.write_bytes(gzip.compress(flat))
+    with pytest.raises(DataError, match=r"a\.nii\.gz: its voxels lie elsewhere"):
+        check_source(source)
+    for _ in range(300):  # whatever a header claims, an error names the file
+        mutated = np.frombuffer(plain, np.uint8).copy()
+        mutated[random.integers(0, 352, 3)] = random.integers(0, 256, 3)
+        path.write_bytes(gzip.compress(mutated.tobytes(), 1))
+        with contextlib.suppress(DataError):
+            check_source(source)
+
+
 def test_dicom_of_two_folders_never_share_a_label_map(tmp_path):
     for folder in ("a", "b"):
         paths = write_series(tmp_path / "images" / folder, series=str(ord(folder)))
@@ -440,12 +537,18 @@ def test_a_copy_among_labelled_dicom_is_refused_by_name(tmp_path):
         labeled_folder(tmp_path, UPRIGHT)
 
 
-def test_labelled_multi_frame_dicom_is_refused(tmp_path):
+def test_labelled_multi_frame_dicom_needs_a_volume(tmp_path, model_path):
     for name in ("images", "masks"):
         (tmp_path / "own" / name).mkdir(parents=True)
     write_files(tmp_path / "own/images", [enhanced_file(chest_slices("enhanced"))])
-    with pytest.raises(DataError, match="the slices of a multi-frame file have one name"):
+    with pytest.raises(DataError, match="the slices of a multi-frame file have one name") as refused:
         labeled_folder(tmp_path / "own", UPRIGHT)
+    path = Path(re.search(r"give one volume, (.*)", str(refused.value))[1])
+    run(tmp_path / "own/images", tmp_path / "out", model_path)
+    export_masks(tmp_path / "out", tmp_path / "nifti", form="nifti", cohort=None)
+    shutil.copy(tmp_path / "nifti" / path.name, path)
+    (source,) = labeled_folder(tmp_path / "own", UPRIGHT)
+    assert check_source(source) >= {0}
 
 
 def test_a_picture_beside_a_tree_of_dicom_is_not_taken_for_the_data(tmp_path):

@@ -395,7 +395,7 @@ def test_dicom_of_ones_own_is_predicted_as_infer_does(model_path: Path, tmp_path
     assert images["image"].n_unique() == 12
     assert images["predicted_pixels"].sum() > 100
     wrong = (images["truth_pixels"] + images["predicted_pixels"] - 2 * images["true_positive_pixels"]).sum()
-    assert wrong <= 0.002 * images["predicted_pixels"].sum(), "batches of another size round otherwise"
+    assert wrong <= 0.01 * images["predicted_pixels"].sum(), "batches of another size round otherwise"
     empty = images.filter(pl.col("image").str.ends_with("-0005"))
     assert (len(empty), empty["predicted_pixels"].sum()) == (6, 0)
     key = manifest["series_key"][0]
@@ -406,6 +406,18 @@ def test_dicom_of_ones_own_is_predicted_as_infer_does(model_path: Path, tmp_path
         assert seen.height > 2 * without_lung.height, "of which the networks have nothing to tell"
     stored = np.asarray(Image.open(tmp_path / f"scores/labels/{key}-0002.png"))
     assert (stored == read_masks(tmp_path / "out/masks.zarr", key).labels[2]).mean() > 0.999
+    volumes = tmp_path / "volumes"
+    volumes.mkdir()
+    (volumes / "images").symlink_to(tmp_path / "images")
+    code, _, stderr = run("export", tmp_path / "out", "--format", "nifti", "-o", volumes / "masks")
+    assert code == 0, stderr
+    command = ["evaluate", "--model", model_path, "--labeled", volumes, "-o", tmp_path / "of-volumes"]
+    code, _, stderr = run(*command)
+    assert (code, f"{key}_lungs.nii.gz: is the label map of no series" in " ".join(stderr.split())) == (2, True)
+    for unneeded in (volumes / "masks").glob("*_lungs.nii.gz"):
+        unneeded.unlink()
+    assert run(*command)[0] == 0
+    assert read_table(tmp_path / "of-volumes/images.parquet", IMAGES).equals(images)
     before = {path: path.read_bytes() for path in (tmp_path / "scores").rglob("*.*")}
     Image.fromarray(labels[1:]).save(path)
     code, _, stderr = run("evaluate", "--model", model_path, "--labeled", tmp_path, "-o", tmp_path / "scores")

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -33,6 +34,8 @@ from typer.testing import CliRunner
 
 from cohortseg.cli import app
 from cohortseg.config import REPAIRS
+from cohortseg.datasets.label_volumes import read_label_volume
+from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import record_from_row
 from cohortseg.errors import StoreError
 from cohortseg.export.dicom_seg import segmentation_bytes
@@ -205,6 +208,32 @@ def test_nifti_lies_where_simpleitk_puts_the_dicom_series(quirks: Run, tmp_path:
             there = source.TransformIndexToPhysicalPoint(index)
             np.testing.assert_allclose(mine.TransformIndexToPhysicalPoint(index), there, atol=0.02)
     assert compared > 20
+
+
+def test_exported_labels_are_read_back_whatever_the_order_of_their_axes(quirks: Run, tmp_path: Path) -> None:
+    """As other tools save them: turned to other axes by nibabel, and written again by SimpleITK (with a qform)."""
+    cohort, out = quirks
+    assert export(out, tmp_path / "nifti", "nifti")[0] == 0
+    manifest = pl.read_parquet(out / "manifest.parquet").filter(pl.col("series_key").is_in(keys_of(out)))
+    rows = [row for row in manifest.iter_rows(named=True) if not row["repairs"]]
+    for row, codes in zip(rows, itertools.cycle(["LPS", "PIR", "SAL", "RAS", "IRP"]), strict=False):
+        path = tmp_path / f"nifti/{row['series_key']}_labels.nii.gz"
+        volume = read_volume(record_from_row(row), cohort)
+        expected = read_masks(out / "masks.zarr", row["series_key"]).labels
+        assert np.unique(expected).tolist() == [0, 1, 2]
+        np.testing.assert_array_equal(read_label_volume(path, volume), expected)
+        if len(expected) == 1:
+            continue
+        turned = nib.load(path)
+        turned = turned.as_reoriented(
+            nib.orientations.ornt_transform(
+                nib.orientations.io_orientation(turned.affine), nib.orientations.axcodes2ornt(codes)
+            )
+        )
+        nib.save(turned, tmp_path / "turned.nii")
+        np.testing.assert_array_equal(read_label_volume(tmp_path / "turned.nii", volume), expected)
+        sitk.WriteImage(sitk.Cast(sitk.ReadImage(path), sitk.sitkFloat64), tmp_path / "again.nii.gz")
+        np.testing.assert_array_equal(read_label_volume(tmp_path / "again.nii.gz", volume), expected)
 
 
 def test_a_single_slice_becomes_a_flat_nifti_without_an_invented_thickness(model_path: Path, tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from PIL import Image
 from pydicom.misc import is_dicom
 
 from cohortseg.config import ScanConfig
+from cohortseg.datasets.label_volumes import LABEL_VOLUME_ENDINGS
 from cohortseg.datasets.slices import IMAGE_ENDINGS, DicomSlices, ImageSlice
 from cohortseg.dicom.scan import scan_cohort
+from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, DataError
 from cohortseg.preprocess import UPRIGHT, Orientation
 from cohortseg.store.files import require_utf8, visible_files
@@ -30,10 +33,11 @@ _MASK_FOLDERS: Final = ("GT", "masks")
 
 
 def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | DicomSlices]:
-    """Return the slices in a folder's ``Imgs`` or ``images``, each with its label map (PNG) in ``GT`` or ``masks``.
+    """Return the slices in a folder's ``Imgs`` or ``images``, each with its label map in ``GT`` or ``masks``.
 
     A label map has the name of its image or DICOM file with the ending ``.png``, the same size, and values 0, 1, 2.
     For a DICOM file in a subfolder of ``images``, it lies in the same subfolder of ``masks``, or in ``masks`` itself.
+    A DICOM series may have one NIfTI volume instead (`_label_volume`).
 
     Parameters
     ----------
@@ -60,6 +64,7 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
 
     owners: dict[Path, str] = {}
     label_maps = cache(_label_maps)
+    volumes = _label_volumes(masks)
 
     def mask_of(name: str) -> Path:
         beside = masks / _mask_name(name)
@@ -74,23 +79,69 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
             raise DataError(f"{path}: is the label map of two slices; {advice}")
         return path
 
+    def of_series(source: DicomSlices) -> DicomSlices:
+        record = source.record
+        volume = _label_volume(record, volumes)
+        if volume is not None:
+            if volume in owners:
+                keys = f"{owners[volume]}_labels and {record.series_key}_labels"
+                raise DataError(f"{volume}: is the label map of two series; give each its own, named {keys}")
+            owners[volume] = record.series_key
+            return DicomSlices(record=record, root=source.root, label_volume=volume)
+        if record.frames:
+            raise DataError(
+                f"{images / record.files[0]}: the slices of a multi-frame file have one name, so that their label maps "
+                f"cannot be told apart; give one volume, {masks / record.series_key}_labels.nii.gz"
+            )
+        return DicomSlices(record=record, root=source.root, mask_paths=tuple(map(mask_of, record.files)))
+
     sources: list[ImageSlice | DicomSlices] = [
         ImageSlice(name=path.stem, image_path=path, mask_path=mask_of(path.name), orientation=orientation)
         for path in _image_files(images)
     ]
     if not sources:
-        for source in _dicom_series(images, all_needed=True):
-            if source.record.frames:
-                raise DataError(
-                    f"{images / source.record.files[0]}: the slices of a multi-frame file have one name, so that their "
-                    "label maps cannot be told apart; write it as one file a slice"
-                )
-            names = tuple(mask_of(name) for name in source.record.files)
-            sources.append(DicomSlices(record=source.record, root=source.root, mask_paths=names))
+        sources += map(of_series, _dicom_series(images, all_needed=True))
     for path in sorted(path for path in masks.rglob("*") if path.suffix.lower() == ".png"):
         if path not in owners and not path.name.startswith("."):
             raise DataError(f"{path}: is the label map of no slice that can be used; add its image, or take it out")
+    for path in volumes.values():
+        if path not in owners:
+            raise DataError(
+                f"{path}: is the label map of no series that can be used; a label volume is named <series_key>_labels, "
+                "by the SeriesInstanceUID, or by the folder of the series. Rename it, or take it out"
+            )
     return sources
+
+
+def _label_volumes(masks: Path) -> dict[str, Path]:
+    """Return the NIfTI files of a tree by their paths in it, without the ending."""
+    found: dict[str, Path] = {}
+    for path in sorted(masks.rglob("*")):
+        ending = next((ending for ending in LABEL_VOLUME_ENDINGS if path.name.lower().endswith(ending)), None)
+        if ending is not None and not path.name.startswith("."):
+            name = path.relative_to(masks).as_posix()[: -len(ending)]
+            if name in found:
+                raise DataError(f"{path}: is there twice, as {found[name].name} too; keep one of them")
+            found[name] = path
+    return found
+
+
+def _label_volume(record: SeriesRecord, volumes: Mapping[str, Path]) -> Path | None:
+    """Return the label volume of a series; None if it has none.
+
+    It is named as ``export --format nifti`` names it, by the SeriesInstanceUID, or by the folder of the series' files.
+
+    Raises
+    ------
+    DataError
+        If there are several.
+    """
+    folders = {PurePosixPath(name).parent.as_posix() for name in record.files}
+    names = [f"{record.series_key}_labels", record.series_instance_uid, *(folders if len(folders) == 1 else ())]
+    found = {volumes[name] for name in names if name in volumes}
+    if len(found) > 1:
+        raise DataError(f"{' and '.join(map(str, sorted(found)))}: are label maps of one series; keep one of them")
+    return found.pop() if found else None
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:

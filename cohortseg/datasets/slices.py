@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from cohortseg.config import CanonicalConfig
+from cohortseg.datasets.label_volumes import read_label_volume
 from cohortseg.dicom.decode import read_volume
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import DataError
@@ -34,7 +35,7 @@ from cohortseg.preprocess import (
     whole_hu,
     within_black_frame,
 )
-from cohortseg.volume import HU_MIN
+from cohortseg.volume import HU_MIN, Volume
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
 """Endings of 8-bit images."""
@@ -82,13 +83,15 @@ class ImageSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class DicomSlices:
-    """One axial DICOM series, with a label map for each slice or for none."""
+    """One axial DICOM series, with a label map for each slice, one for all of them, or none."""
 
     record: SeriesRecord
     root: Path
     """Folder that the record's files are relative to."""
     mask_paths: tuple[Path, ...] | None = None
-    """In slice order."""
+    """PNG files, in slice order."""
+    label_volume: Path | None = None
+    """In place of these: a NIfTI file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +272,17 @@ def check_source(source: ImageSlice | DicomSlices) -> set[int]:
     if isinstance(source, ImageSlice):
         _, _, labels = _read_image(source)
         return set() if labels is None else {*np.unique(labels).tolist()}
-    shape = read_volume(source.record, source.root).volume_hu.shape[1:]
-    return {int(label) for path in source.mask_paths or () for label in np.unique(_read_mask_of(path, shape))}
+    labels = _labels_of_series(source, read_volume(source.record, source.root))
+    return set() if labels is None else {*np.unique(labels).tolist()}
+
+
+def _labels_of_series(source: DicomSlices, volume: Volume) -> NDArray[np.uint8] | None:
+    """Return the labels of a series (Z, Y, X), as stored; None without any."""
+    if source.label_volume is not None:
+        return read_label_volume(source.label_volume, volume)
+    if source.mask_paths is None:
+        return None
+    return np.stack([_read_mask_of(path, volume.volume_hu.shape[1:]) for path in source.mask_paths])
 
 
 def _read_mask_of(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -346,11 +358,12 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
     orientation = orientation_from_affine(volume.affine)
     hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
     lungs = segment_lungs(hu, orientation.upright_spacing(volume.spacing_mm)).mask > 0
+    stored = _labels_of_series(source, volume)
     for index, box in enumerate(lung_boxes(lungs, config)):
-        labels = None
-        if source.mask_paths is not None:
-            labels = _read_mask_of(source.mask_paths[index], volume.volume_hu.shape[1:])
-            _warn_of_lost_lesions(source.mask_paths[index], orientation.to_upright(labels), box)
+        labels = None if stored is None else stored[index]
+        path = source.label_volume if source.mask_paths is None else source.mask_paths[index]
+        if labels is not None and path is not None:
+            _warn_of_lost_lesions(path, orientation.to_upright(labels), box)
         name = names[index]
         canonical = None
         if box is not None:
