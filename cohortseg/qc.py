@@ -104,7 +104,8 @@ HEADER_FLAGS: Final = {
     GANTRY_TILT: "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
     CONFLICTING_SLICES: "different pixels (or several frames) at the same position, or one SOPInstanceUID with two "
     "orientations or spacings; skipped",
-    OTHER_BODY_PART: "body_part or SeriesDescription name other parts of the body, and not the chest",
+    OTHER_BODY_PART: "SeriesDescription or body_part name other parts of the body, and not the chest; or, if they name "
+    "none, ProtocolName or StudyDescription do",
     EXPIRATION: "its description names an expiration: less lung, and more of it dense, than in a scan breathed in",
     RESAMPLED: "slices were interpolated to one spacing (--repair resample): volumes are estimates",
     UNTILTED: "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",

@@ -101,7 +101,8 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
     ],
 )
 def test_names_of_other_parts_than_the_chest(names: tuple[str | None, str | None], others_only: bool) -> None:
-    assert names_other_parts(*names) is others_only
+    body_part, description = names
+    assert names_other_parts(description, body_part) is others_only
 
 
 @pytest.mark.parametrize(

@@ -471,6 +471,24 @@ def test_a_scan_taken_on_another_date_than_that_of_its_study_is_flagged(tmp_path
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "flagged"),
+    [
+        ({"StudyDescription": "NEURO CT HEAD BRAIN WO", "SeriesDescription": "5mm Axial"}, True),
+        ({"StudyDescription": "CT TRAUMA", "ProtocolName": "Head Routine"}, True),
+        ({"StudyDescription": "CT ABDOMEN PELVIS", "ProtocolName": "Thorax"}, False),
+        ({"StudyDescription": "CT HEAD, CHEST, ABDOMEN", "SeriesDescription": "5mm Axial"}, False),
+        ({"StudyDescription": "CT HEAD", "BodyPartExamined": "CHEST"}, False),
+        ({"StudyDescription": "Radiation therapy planning"}, False),
+    ],
+)
+def test_the_study_names_the_part_of_the_body_if_the_series_does_not(
+    tmp_path: Path, names: dict[str, str], flagged: bool
+) -> None:
+    write_series(tmp_path, attributes={"BodyPartExamined": "", "SeriesDescription": ""} | names)
+    assert ("other_body_part" in only_series(tmp_path).qc_flags) is flagged
+
+
 def test_what_an_enhanced_file_tells_in_codes_or_of_two_tubes(tmp_path: Path) -> None:
     file = enhanced_file(chest_slices("enhanced"))
     agents, (shared,) = [Dataset(), Dataset(), Dataset()], file.SharedFunctionalGroupsSequence

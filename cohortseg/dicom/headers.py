@@ -110,6 +110,8 @@ class Header:
     modality: str | None = _from(Attributes.text, "Modality")
     series_description: str | None = _from(Attributes.text, "SeriesDescription")
     body_part: str | None = _from(Attributes.text, "BodyPartExamined")
+    protocol_name: str | None = _from(Attributes.text, "ProtocolName")
+    study_description: str | None = _from(Attributes.text, "StudyDescription")
     image_type: tuple[str, ...] = _from(Attributes.texts, "ImageType")
     volume_calculation: str | None = _from(Attributes.text, "VolumeBasedCalculationTechnique")
     """VolumeBasedCalculationTechnique (0008,9207) of an enhanced CT: MAX_IP, VOLUME_RENDER, ..."""

@@ -50,12 +50,13 @@ _ONE_TUBE: Final = re.compile(r"(?<!\S)[AB]_(SN)?\d{2,3} ?KV", re.IGNORECASE)
 """Siemens dual-source images of one tube, A_80kV or B_Sn140kV; the mix of both (M_0.5) has the HU of a plain scan."""
 
 
-def names_other_parts(body_part: str | None, description: str | None) -> bool:
+def names_other_parts(*names: str | None) -> bool:
     """Return whether a series is named after parts of the body other than the chest.
 
-    SeriesDescription decides if it names any part, because BodyPartExamined is often that of the whole protocol.
+    The first name that tells of any part decides: SeriesDescription is to come first, because BodyPartExamined is often
+    that of the whole protocol.
     """
-    for name in (description, body_part):
+    for name in names:
         text = _spaced(name)
         if _SPINE.search(text) and not _CHEST.search(_THORACIC.sub("", text)):
             return True

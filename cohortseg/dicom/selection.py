@@ -112,7 +112,7 @@ def select_next(
 
 def _is_of_their_kind(record: SeriesRecord, others: Sequence[SeriesRecord]) -> bool:
     """Return whether a stack may show the chest, is no projection, and an expiration only if one of the others is."""
-    if _extent_mm(record) < STACK_MM or names_other_parts(record.body_part, record.series_description):
+    if _extent_mm(record) < STACK_MM or names_other_parts(record.series_description, record.body_part):
         return False
     breathed_out = any(names_expiration(one.series_description) for one in others)
     return qc.MAYBE_PROJECTION not in record.qc_flags and (
@@ -182,7 +182,7 @@ def _choose(members: Sequence[SeriesRecord], prefer: Sequence[str]) -> list[Seri
     that have one and show the chest as well come first.
     """
     # The largest among those that may show a chest: a series of the abdomen can be longer.
-    chests = [record for record in members if not names_other_parts(record.body_part, record.series_description)]
+    chests = [record for record in members if not names_other_parts(record.series_description, record.body_part)]
     largest = _Largest(
         extent_mm=min(LUNG_HEIGHT_MM, max(map(_extent_mm, chests or members))),
         width_mm=min(FIELD_MM, max(map(_width_mm, chests or members))),
@@ -300,7 +300,7 @@ _PREFERENCES: Final = {
     ),
     "chest": _Preference(
         # Many chest series name no part of the body, and one that does is no better for it.
-        lambda record, _largest: names_other_parts(record.body_part, record.series_description),
+        lambda record, _largest: names_other_parts(record.series_description, record.body_part),
         lambda _one, _best: "its names tell of other parts of the body only",
     ),
     "plain": _Preference(

@@ -288,7 +288,10 @@ def _flags(
         qc.THICK_SLICES: selected and max(thickness, spacing) > THICK_MM,
         qc.SPARSE_SLICES: selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
         qc.COARSE_PIXELS: selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,
-        qc.OTHER_BODY_PART: selected and names_other_parts(record.body_part, record.series_description),
+        qc.OTHER_BODY_PART: selected
+        and names_other_parts(
+            record.series_description, record.body_part, headers[0].protocol_name, headers[0].study_description
+        ),
         qc.EXPIRATION: selected and names_expiration(record.series_description),
         qc.MAYBE_PROJECTION: selected and any(names_projection(header) for header in headers),
         qc.ROTATED_IN_PLANE: selected and cosines is not None and max(map(abs, cosines[:3])) < _COS_AXIS_TOLERANCE,
