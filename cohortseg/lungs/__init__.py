@@ -11,7 +11,8 @@ A plain threshold at -500 HU loses consolidated lung, which is no longer air. He
 3. *Dense lung*: soft tissue of that cavity near signs of air (dark inclusions such as air bronchograms count), unless
    it lies in a thick homogeneous core: heart, great vessels, liver, or effusion.
 4. *Domes*: tissue that looks gray because the diaphragm or the heart ends within the slice is removed; the slices below
-   and above tell it from a lesion. Tissue with lung on all sides, above and below too, is added.
+   and above tell it from a lesion. Tissue with lung on all sides, above and below too, is added, and so are the lungs'
+   ends: pieces too small for step 1 that go on from lung of the next slice.
 
 A large homogeneous region without a sign of air cannot be told from effusion by HU alone; it is left out, and flagged.
 Lengths of anatomy are in mm, so that spacing does not matter; rims of a pixel or two, where air and tissue mix, are in

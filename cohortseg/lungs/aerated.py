@@ -49,6 +49,8 @@ _GRAY_HU: Final = (-550.0, -200.0)
 """Lung without aerated parts has a 25th percentile above the first value, and lies below the second throughout."""
 _SMALL_LUNG_MM2: Final = 800.0
 """Larger pieces of air with vessels in them are lung by themselves."""
+_WIDE_MM2: Final = 60.0
+"""Smaller pieces of air are lung only near larger ones."""
 _GAP_WIDTH_MM: Final = 16.0
 """Gaps in the body wall up to this width are closed."""
 _WALL_MM: Final = 24.0
@@ -71,6 +73,8 @@ class LungSlice:
     smooth: Image
     body: Mask
     aerated: Mask
+    small: Mask
+    """Other pieces of air, no gas, that are too small to be lung by themselves."""
     airway: Mask
     cropped: bool
     """Whether the field of view lies within the body; decided for the whole volume."""
@@ -79,7 +83,7 @@ class LungSlice:
 
     def part(self, box: tuple[slice, slice]) -> Self:
         """Return the part of the slice within a box of rows and columns."""
-        maps = {name: getattr(self, name)[box] for name in ("hu", "smooth", "body", "aerated", "airway")}
+        maps = {name: getattr(self, name)[box] for name in ("hu", "smooth", "body", "aerated", "small", "airway")}
         return replace(self, **maps, midline=self.midline - box[1].start)
 
 
@@ -126,7 +130,7 @@ def aerated_slice(view: SliceView, pixel_mm: float, *, cropped: bool) -> LungSli
     air = (smooth < AIR_HU) & body
     if not cropped and air.any():
         air &= ~dilate(view.outside & ~view.unmeasured, 6 / pixel_mm) & ~dilate(view.unmeasured, _BLURRED)
-    aerated = _lung_pieces(hu, air, midline, cropped, pixel_mm)
+    aerated, small = _lung_pieces(hu, air, midline, cropped, pixel_mm)
     found = np.flatnonzero(aerated.any(axis=0))
     if found.size and (found[0] - midline) * (found[-1] - midline) < 0:
         midline = 0.5 * midline + 0.25 * float(found[0] + found[-1])
@@ -136,6 +140,7 @@ def aerated_slice(view: SliceView, pixel_mm: float, *, cropped: bool) -> LungSli
         smooth=smooth,
         body=body,
         aerated=aerated & ~airway,
+        small=small & ~airway,
         airway=airway,
         cropped=cropped,
         midline=midline,
@@ -252,8 +257,10 @@ def padded_pixels(hu: Image) -> Mask:
     return opening(hu < _PADDING_HU, 3.0)
 
 
-def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: float) -> Mask:
+def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: float) -> tuple[Mask, Mask]:
     """Return the pieces of air that are lung: large ones with vessels in them, and small ones beside those.
+
+    The second mask has the other pieces that are neither gas nor narrow: lung, perhaps, if the next slices hold lung.
 
     Gas is dark throughout (95th percentile below -840 HU); lung, even emphysema, holds vessels. A cropped image shows
     mostly lungs, so that a dark lateral piece in it is a bulla rather than stomach.
@@ -268,12 +275,14 @@ def _lung_pieces(hu: Image, air: Mask, midline: float, cropped: bool, pixel_mm: 
         gas[index] = median < -920 and bright < -840
     if cropped:
         gas &= (lateral_mm < 45) & (area_mm2 < 2500)
-    lung = pieces.chosen((area_mm2 > _SMALL_LUNG_MM2) & ~gas & ~thin)
-    if not lung.any():
-        return lung
+    large = (area_mm2 > _SMALL_LUNG_MM2) & ~gas & ~thin
+    wide = ~thin & (area_mm2 > _WIDE_MM2)
+    if not large.any():
+        return pieces.chosen(large), pieces.chosen(wide & ~gas)
     small = (area_mm2 >= 12) & ~gas & (lateral_mm >= 35)
-    near = pieces.touching(dilate(lung, 15 / pixel_mm))
-    return lung | pieces.chosen(small & (near | (~thin & (area_mm2 > 60)) | cropped))
+    near = pieces.touching(dilate(pieces.chosen(large), 15 / pixel_mm))
+    lung = large | (small & (near | wide | cropped))
+    return pieces.chosen(lung), pieces.chosen(wide & ~gas & ~lung)
 
 
 def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[LungSlice]:
@@ -318,6 +327,31 @@ def with_gray_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
                 keep[index] = np.percentile(item.smooth[gray.mask(index)], 25) > _GRAY_HU[0]
             slices[z] = replace(item, aerated=gray.chosen(keep))
     return slices
+
+
+def lung_ends(slices: list[LungSlice], lung: Mask, heights_mm: NDArray[np.float64]) -> dict[int, Mask]:
+    """Return lung of slices beyond the ends of the lungs (Z, Y, X), where its pieces are too small to be told by size.
+
+    They lie over or under lung of the slice before, no larger than that, and at most `NEAR_MM` from lung that was told
+    by its size. Airways, and gas of bowel, are no such pieces.
+    """
+    found: dict[int, Mask] = {}
+    for step in (-1, 1):
+        before, height_mm = None, 0.0
+        for z in range(len(slices))[::step]:
+            if lung[z].any():
+                before, height_mm = lung[z], heights_mm[z]
+                continue
+            if before is None or abs(heights_mm[z] - height_mm) > NEAR_MM:
+                continue
+            item = slices[z]
+            pieces = Pieces.of(item.small & ~item.airway)
+            near = dilate(before, 4 / item.pixel_mm)
+            end = pieces.chosen(pieces.areas(near) > 0.5 * pieces.areas())
+            before = None
+            if end.any() and end.sum() <= lung[z - step].sum() + (found[z - step].sum() if z - step in found else 0):
+                before = found[z] = fill_holes(closing(end, 3 / item.pixel_mm)) & ~item.airway
+    return found
 
 
 def _airways_throughout(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -> list[Mask]:

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from cohortseg.lungs.aerated import (
     aerated_slice,
+    lung_ends,
     slice_view,
     supported_slices,
     with_gray_slices,
@@ -22,8 +23,10 @@ from cohortseg.lungs.grid import area_mean, to_full_grid, working_planes, workin
 from cohortseg.lungs.morphology import Mask, padded_box
 from cohortseg.lungs.zones import split_sides
 
-LUNG_METHOD: Final = "cohortseg-threshold 14"
+LUNG_METHOD: Final = "cohortseg-threshold 15"
 """Name and version of the method; the version rises whenever masks change."""
+_LEAST_MM2: Final = 1500.0
+"""With less than this in the largest slice of a stack, what was found is no lung: the sinuses of a head have 11 cm2."""
 _MARGIN_MM: Final = 15.0
 """Margin that is cut out with a cavity: pixels farther away do not change the lung found within."""
 
@@ -52,7 +55,8 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     Returns
     -------
     Lungs
-        Without lung in view the mask is zero throughout and there are no flags.
+        Without lung in view, or with less than 15 cm2 of it in each slice of a stack, the mask is zero throughout and
+        there are no flags.
 
     Raises
     ------
@@ -89,9 +93,14 @@ def segment_lungs(volume_hu: NDArray[np.int16], spacing_mm: tuple[float | None, 
     lung = without_domes(lung, slices, heights_mm)
     box = padded_box(np.logical_or.reduce(lung), 1)
     lung[:, *box] |= _enclosed(lung[:, *box], np.stack([item.airway[box] for item in slices]))
+    for z, end in lung_ends(slices, lung, heights_mm).items():
+        lung[z], boxes[z] = end, padded_box(end, 1)
     coarse = np.zeros(lung.shape, np.uint8)
     for z, box in boxes.items():
         coarse[z][box] = split_sides(lung[z][box], slices[z].part(box))
+    largest_mm2 = np.count_nonzero(coarse, axis=(1, 2)).max() * pixel_mm**2
+    if len(slices) >= FEWEST_SLICES and largest_mm2 < _LEAST_MM2:
+        return Lungs(mask=np.zeros(volume_hu.shape, np.uint8), flags=())
     mask = to_full_grid(coarse, planes, volume_hu)
     flags = find_flags(
         mask,
