@@ -15,7 +15,7 @@ import polars as pl
 from cohortseg import __version__
 from cohortseg.cluster import cluster_address, connected
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig
-from cohortseg.dicom.scan import CohortScan, scan_cohort
+from cohortseg.dicom.scan import CohortScan, require_cohort, scan_cohort
 from cohortseg.dicom.selection import select_next
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError
@@ -158,6 +158,7 @@ def infer_cohort(
                 "to remove them"
             )
         with _cluster(job, scan, address):
+            require_cohort(cohort)  # before results are removed or written anew
             if of_another:
                 _forget_cohort(out)
             _make_ready(job)

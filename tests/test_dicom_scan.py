@@ -32,7 +32,7 @@ from cohortseg.dicom.elements import Attributes, first_attributes, quiet_pydicom
 from cohortseg.dicom.guards import BoundedFile
 from cohortseg.dicom.headers import Header, SkippedFile, read_headers
 from cohortseg.dicom.scan import scan_cohort
-from cohortseg.errors import ConfigError
+from cohortseg.errors import ConfigError, StoreError
 from cohortseg.report.scan_tables import file_rows, write_scan
 from cohortseg.store.schemas import MANIFEST
 from cohortseg.store.tables import read_table, table_from_rows
@@ -81,6 +81,35 @@ def test_links_do_not_loop_or_double(tmp_path: Path) -> None:
     (tmp_path / "again").symlink_to(tmp_path / "a")
     record = only_series(tmp_path)
     assert (record.n_files, record.n_duplicates) == (4, 0)
+
+
+def test_folders_of_two_disks_that_share_a_number_are_both_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As below one FUSE mount, or with subvolumes of btrfs."""
+    for name in ("a", "b"):
+        write_series(tmp_path / name, series=str(ord(name)))
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    stat = Path.stat
+
+    def alike(path: Path, **options: bool) -> os.stat_result:
+        found = tuple(stat(path, **options))
+        return os.stat_result((found[0], 256, *found[2:10]))
+
+    monkeypatch.setattr(Path, "stat", alike)
+    assert [(record.n_files, record.n_duplicates) for record in scan_cohort(tmp_path).series] == [(4, 0), (4, 0)]
+
+
+def test_a_cohort_that_goes_while_it_is_read_is_no_smaller_cohort(tmp_path: Path) -> None:
+    write_series(tmp_path / "cohort/a")
+    write_series(tmp_path / "cohort/b", series="2")
+
+    def unmounted(done: int, _of: int, what: str) -> None:
+        if (done, what) == (0, "reading headers"):
+            (tmp_path / "cohort").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(StoreError, match="the cohort has gone"):
+        scan_cohort(tmp_path / "cohort", unmounted)
 
 
 def test_a_link_in_circles_costs_its_folder_nothing(tmp_path: Path) -> None:

@@ -390,6 +390,30 @@ def test_cohort_on_a_lost_mount_ends_the_run(
     assert ended.counts == {"failed": 5}
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_cohort_that_vanishes_while_it_is_scanned_costs_no_result(
+    cohort: Path, model_path: Path, tmp_path: Path, resume: bool
+) -> None:
+    out, root = tmp_path / "out", tmp_path / "cohort"
+    shutil.copytree(cohort, root)
+    run(root, out, model_path)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    @contextmanager
+    def progress(title: str) -> Iterator[Callable[..., None]]:
+        def report(done: int, *_: Any) -> None:
+            if title == "Scanning" and done == 4:
+                root.rename(tmp_path / "unmounted")
+
+        yield report
+
+    with pytest.raises(StoreError, match="the cohort has gone"):
+        infer_cohort(
+            root, out, config=InferConfig(engine="local", resume=resume), model_path=model_path, progress=progress
+        )
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("leaves_a_folder", [False, True])
 def test_vanished_cohort_ends_the_run_and_fails_no_series(
     cohort: Path, model_path: Path, tmp_path: Path, leaves_a_folder: bool

@@ -97,7 +97,7 @@ def test_a_worker_whose_run_ends_while_it_works_commits_nothing(tmp_path: Path, 
     with claimed(out), ExitStack() as this_run:
         create_mask_store(out / MASKS)
         this_run.enter_context(attempts_noted(out, mine.run_id))
-        with pytest.raises(StoreError, match="the run of this worker has ended"):
+        with pytest.raises(StoreError, match="this run has ended, or another one has begun"):
             segment_and_commit(mine, model, record, this_run.close)
         assert not mine.is_done(record)
         assert not committed_keys(out)

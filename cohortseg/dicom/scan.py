@@ -1,5 +1,6 @@
 """From any tree of files to series: walk, read headers, group, drop copies, decide. File names play no part."""
 
+import errno
 import logging
 import os
 import posixpath
@@ -32,7 +33,7 @@ from cohortseg.dicom.volumes import (
     split_volumes,
     volumes_like,
 )
-from cohortseg.errors import ConfigError, WorkerError, unexpected
+from cohortseg.errors import ConfigError, StoreError, WorkerError, unexpected
 from cohortseg.identity import series_key
 from cohortseg.processors import (
     NO_PROCESS,
@@ -108,6 +109,8 @@ def scan_cohort(
     ------
     ConfigError
         If ``root`` is no readable folder, holds no DICOM series, or a selection rule is not valid.
+    StoreError
+        If the cohort's folder goes while it is read.
     WorkerError
         If a process that reads headers is killed.
     """
@@ -124,6 +127,8 @@ def scan_cohort(
             for header in found:
                 by_series[header.series_instance_uid].append(header)
                 persons.add(header)
+    if any(file.unreadable for file in skipped):
+        require_cohort(root)
     if not by_series:
         reasons = Counter(file.reason for file in skipped).most_common(1)
         mostly = f"; most often: {reasons[0][0]} ({reasons[0][1]})" if reasons else ""
@@ -142,6 +147,8 @@ def scan_cohort(
             with _costing_no_other(kept, skipped):
                 series += _describe(kept, dropped, incomplete, config.repair, persons, unreadable)
         report(len(by_series), len(by_series), "series")
+    if any(file.unreadable for file in (*skipped, *copies)):
+        require_cohort(root)
     series.sort(
         key=lambda record: (
             *(record.patient_id is None, record.patient_id or ""),
@@ -168,6 +175,23 @@ def require_folder(root: Path) -> None:
     if not root.is_dir():
         problem = "is a file; give the folder it lies in" if root.exists() else "does not exist"
         raise ConfigError(f"{root}: {problem}")
+
+
+def require_cohort(root: Path) -> None:
+    """Refuse to go on with a cohort of which files cannot be read because its folder has gone, as with a lost mount.
+
+    Raises
+    ------
+    StoreError
+        If the folder is not there, or empty, as the place of such a mount is.
+    """
+    try:
+        with os.scandir(root) as entries:
+            gone = next(entries, None) is None
+    except OSError as error:
+        gone = error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    if gone:
+        raise StoreError(f"{root}: the cohort has gone; make it reachable and run the command again")
 
 
 def _describe(
@@ -297,15 +321,17 @@ def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:
     """Return all files below a folder, relative to it and sorted, and the entries that cannot be used."""
     files: list[str] = []
     skipped: list[SkippedFile] = []
-    visited: set[tuple[int, int]] = set()
+    visited: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
     pending = [""]
     while pending:
         folder = pending.pop()
         try:
             status = (root / folder).stat()
-            if (status.st_dev, status.st_ino) in visited:  # a link back up, or to a folder already read
+            alike = visited[status.st_dev, status.st_ino]
+            # A link back up, or to a folder already read. Folders of several disks below one FUSE can share a number.
+            if alike and os.path.realpath(root / folder) in (os.path.realpath(root / other) for other in alike):
                 continue
-            visited.add((status.st_dev, status.st_ino))
+            alike.append(folder)
             with os.scandir(root / folder) as entries:
                 listed = sorted((entry.name, _is_folder(entry)) for entry in entries)
         except OSError as error:

@@ -93,7 +93,7 @@ def require_run(out: Path, run_id: str) -> None:
     with store_errors(out):
         goes_on = _folder(out, run_id).is_dir()
     if not goes_on:
-        raise StoreError(f"{out}: the run of this worker has ended")
+        raise StoreError(f"{out}: this run has ended, or another one has begun there")
 
 
 def end_attempts(out: Path, series_key: str) -> None:

@@ -71,9 +71,9 @@ def _refuse_foreign(out: Path) -> None:
 
 def _remove_if_unused(out: Path) -> None:
     """Remove a new output folder in which no work began: the cohort holds no DICOM, or a rule leaves nothing."""
-    if (out / MASKS).exists():
-        return
     with suppress(OSError):
+        if (out / MASKS).exists():
+            return
         for name in STATE_FOLDERS:
             (out / STATE / name).rmdir()
         (out / PICTURES).rmdir()

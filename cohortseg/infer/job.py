@@ -1,7 +1,5 @@
 """The job of a run, and the work on one series, from its files to its marker; a bad series is a row with a reason."""
 
-import errno
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
@@ -14,8 +12,9 @@ from cohortseg import __version__
 from cohortseg.cluster import PACKAGE_SHA256
 from cohortseg.config import EXECUTION_SETTINGS, InferConfig, ScanConfig
 from cohortseg.dicom.decode import read_volume
+from cohortseg.dicom.scan import require_cohort
 from cohortseg.dicom.series import SeriesRecord
-from cohortseg.errors import CohortSegError, NotEvaluableError, StoreError, unexpected
+from cohortseg.errors import CohortSegError, NotEvaluableError, unexpected
 from cohortseg.identity import without_path
 from cohortseg.infer.attempts import begin_attempt, count_attempts, note_given_up, require_run, suspects
 from cohortseg.infer.commit import SeriesResult, check_rows, commit, is_done, result_token
@@ -144,8 +143,8 @@ def _result(
         status, reason, flags = "not_evaluable", str(error), (*flags, *error.qc_flags)
     except CohortSegError as error:
         status, reason, final = "failed", str(error), not _may_pass(error.__cause__)
-        if not final and _is_gone(job.root):
-            raise StoreError(f"{job.root}: the cohort has gone; make it reachable and run the command again") from error
+        if not final:
+            require_cohort(job.root)
     except Exception as error:  # noqa: BLE001 - a boundary: the rest of the cohort must go on
         status, (reason, frames) = "failed", unexpected(error)
         # PyTorch reports a lack of memory as a RuntimeError.
@@ -154,15 +153,6 @@ def _result(
         return result, frames
     row = series_row(record, model.sha256) | {"status": status, "reason": reason, "qc_flags": list(flags)}
     return SeriesResult(burden=row, final=final), frames
-
-
-def _is_gone(root: Path) -> bool:
-    """Return whether a folder is not there, or empty, as the place of a mount is that was lost."""
-    try:
-        with os.scandir(root) as entries:
-            return next(entries, None) is None
-    except OSError as error:
-        return error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def _may_pass(cause: BaseException | None) -> bool:
