@@ -116,3 +116,17 @@ def test_the_readme_s_way_to_csv_works_for_every_table(sample: Path, tmp_path: P
         table = eval(f"table.{recipe}", {"table": pl.read_parquet(path), "cs": cs, "pl": pl})
         table.write_csv(tmp_path / "table.csv")
         assert pl.read_csv(tmp_path / "table.csv", infer_schema=False).shape == table.shape
+
+
+def test_burden_of_corrected_labels_is_measured_as_docs_tell(sample: Path, tmp_path: Path) -> None:
+    """With the model's own labels it is that of the table."""
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(code, names := {})
+    cohort = ROOT / "sample_data/cohort/dicom"
+    assert CliRunner().invoke(app, ["export", str(sample), "--format", "nifti", "-o", str(tmp_path)]).exit_code == 0
+    for row in pl.read_parquet(sample / "burden.parquet").rows(named=True):
+        labels = tmp_path / f"{row['series_key']}_labels.nii.gz"
+        found = names["corrected_burden"](sample, cohort, labels, row["series_key"])
+        assert len(found) > 30
+        assert found == {name: row[name] for name in found}

@@ -71,13 +71,10 @@ def segment_series(
         reason = "no lung was found in any slice"
         return SeriesResult(burden=row | {"status": "not_evaluable", "reason": reason, "n_lung_slices": 0})
     labels, doubt = segment_slices(upright_hu, lungs.mask, model, config, between_steps)
-    box = bounding_box(lungs.mask)  # only the lungs are measured: a quarter of the volume, and of the memory
-    inside = lungs.mask[box]
-    row["noise_hu"] = noise_hu = soft_tissue_noise(upright_hu[box[0]], upright_mm[1:])
+    row["noise_hu"] = noise_hu = soft_tissue_noise(upright_hu[bounding_box(lungs.mask)[0]], upright_mm[1:])
     if noise_hu is not None and noise_hu >= NOISY_HU:
         row["qc_flags"].append(qc.NOISY)
-    zones = zone_thirds(lungs.mask[:, *box[1:]])[box[0]]
-    row |= series_burden(labels[box], inside, zones, upright_hu[box], volume.voxel_volume_ml)
+    row |= measure(upright_hu, labels, lungs.mask, volume.voxel_volume_ml)
     row |= doubt | ({} if model.has_trained_discriminator else {"confidence": None}) | {"status": "ok"}
     row |= {"device": model.device.type, "precision": "bfloat16" if model.bf16 else "float32"}
     masks = SeriesMasks(
@@ -149,6 +146,30 @@ def segment_slices(
             labels[z][box] = np.where(inside, classes_there, 0)
             sums.add(inside, is_opacity(labels[z][box]), restored[classes:].numpy())
     return labels, sums.columns()
+
+
+def measure(
+    upright_hu: NDArray[np.int16],
+    labels: NDArray[np.uint8],
+    lungs: NDArray[np.uint8],
+    voxel_volume_ml: float | None,
+) -> dict[str, float | int | None]:
+    """Return the burden of an upright series by the names of the burden table's columns.
+
+    Parameters
+    ----------
+    upright_hu : (Z, Y, X) HU
+        Anterior up, the patient's right on the left.
+    labels : (Z, Y, X) uint8
+        0 background, 1 ground-glass opacity, 2 consolidation; labels outside the lungs do not count.
+    lungs : (Z, Y, X) uint8
+        0 none, 1 the right lung, 2 the left; not empty.
+    voxel_volume_ml
+        None for a single slice, which has percents and no volumes.
+    """
+    box = bounding_box(lungs)  # only the lungs are measured: a quarter of the volume, and of the memory
+    zones = zone_thirds(lungs[:, *box[1:]])[box[0]]
+    return series_burden(labels[box], lungs[box], zones, upright_hu[box], voxel_volume_ml)
 
 
 @dataclass
