@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -54,7 +55,7 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
         If a slice has no label map, or shares it with another slice, or a DICOM series cannot be used.
     """
     images = _one_of(folder, _IMAGE_FOLDERS)
-    masks = _one_of(folder, _MASK_FOLDERS)
+    label_maps = _LabelMaps(_one_of(folder, _MASK_FOLDERS))
     if folder.name.startswith(_COVID_SEMISEG) and orientation == UPRIGHT:
         _log.warning(
             "%s: the labelled images of COVID-SemiSeg lie transposed, and are read upright here; give --data in place "
@@ -62,55 +63,86 @@ def labeled_folder(folder: Path, orientation: Orientation) -> list[ImageSlice | 
             folder,
         )
 
-    owners: dict[Path, str] = {}
-    label_maps = cache(_label_maps)
-    volumes = _label_volumes(masks)
-
-    def mask_of(name: str) -> Path:
-        beside = masks / _mask_name(name)
-        places = (beside, masks / beside.name)
-        path = next((found for place in places if (found := label_maps(place.parent).get(place.name))), None)
-        if path is None:
-            others = [other.name for other in visible_files(masks) if other.name.startswith(f"{beside.stem}.")]
-            hint = f"; {others[0]} is none: label maps are .png files with their image's name" if others else ""
-            raise DataError(f"{beside}: the label map of {name} is missing{hint}")
-        if owners.setdefault(path, name) != name:
-            advice = f"put that of {name} at {beside}" if path != beside else f"rename {name} or {owners[path]}"
-            raise DataError(f"{path}: is the label map of two slices; {advice}")
-        return path
-
-    def of_series(source: DicomSlices) -> DicomSlices:
-        record = source.record
-        volume = _label_volume(record, volumes)
-        if volume is not None:
-            if volume in owners:
-                keys = f"{owners[volume]}_labels and {record.series_key}_labels"
-                raise DataError(f"{volume}: is the label map of two series; give each its own, named {keys}")
-            owners[volume] = record.series_key
-            return DicomSlices(record=record, root=source.root, label_volume=volume)
-        if record.frames:
-            raise DataError(
-                f"{images / record.files[0]}: the slices of a multi-frame file have one name, so that their label maps "
-                f"cannot be told apart; give one volume, {masks / record.series_key}_labels.nii.gz"
-            )
-        return DicomSlices(record=record, root=source.root, mask_paths=tuple(map(mask_of, record.files)))
-
     sources: list[ImageSlice | DicomSlices] = [
-        ImageSlice(name=path.stem, image_path=path, mask_path=mask_of(path.name), orientation=orientation)
+        ImageSlice(name=path.stem, image_path=path, mask_path=label_maps.of_slice(path.name), orientation=orientation)
         for path in _image_files(images)
     ]
     if not sources:
-        sources += map(of_series, _dicom_series(images, all_needed=True))
-    for path in sorted(path for path in masks.rglob("*") if path.suffix.lower() == ".png"):
-        if path not in owners and not path.name.startswith("."):
-            raise DataError(f"{path}: is the label map of no slice that can be used; add its image, or take it out")
-    for path in volumes.values():
-        if path not in owners:
-            raise DataError(
-                f"{path}: is the label map of no series that can be used; a label volume is named <series_key>_labels, "
-                "by the SeriesInstanceUID, or by the folder of the series. Rename it, or take it out"
-            )
+        sources += [label_maps.with_labels(source) for source in _dicom_series(images, all_needed=True)]
+    label_maps.refuse_left_over()
     return sources
+
+
+class _LabelMaps:
+    """The label maps in a folder, each of which belongs to one slice or one series."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._volumes = _label_volumes(folder)
+        self._listed = cache(_label_maps)
+        self._owners: dict[Path, str] = {}
+
+    def of_slice(self, name: str) -> Path:
+        """Return the label map of an image or DICOM file, named by its path.
+
+        Raises
+        ------
+        DataError
+            If there is none, or another slice has it.
+        """
+        beside = self._folder / _mask_name(name)
+        places = (beside, self._folder / beside.name)
+        path = next((found for place in places if (found := self._listed(place.parent).get(place.name))), None)
+        if path is None:
+            others = [other.name for other in visible_files(self._folder) if other.name.startswith(f"{beside.stem}.")]
+            hint = f"; {others[0]} is none: label maps are .png files with their image's name" if others else ""
+            raise DataError(f"{beside}: the label map of {name} is missing{hint}")
+        if self._owners.setdefault(path, name) != name:
+            advice = f"put that of {name} at {beside}" if path != beside else f"rename {name} or {self._owners[path]}"
+            raise DataError(f"{path}: is the label map of two slices; {advice}")
+        return path
+
+    def with_labels(self, source: DicomSlices) -> DicomSlices:
+        """Return a series with its label volume, or else with one label map for each slice.
+
+        Raises
+        ------
+        DataError
+            If there are none, or they belong to another series, too.
+        """
+        record = source.record
+        volume = _label_volume(record, self._volumes)
+        if volume is not None:
+            if volume in self._owners:
+                keys = f"{self._owners[volume]}_labels and {record.series_key}_labels"
+                raise DataError(f"{volume}: is the label map of two series; give each its own, named {keys}")
+            self._owners[volume] = record.series_key
+            return replace(source, label_volume=volume)
+        if record.frames:
+            raise DataError(
+                f"{source.root / record.files[0]}: the slices of a multi-frame file have one name, so that their label "
+                f"maps cannot be told apart; give one volume, {self._folder / record.series_key}_labels.nii.gz"
+            )
+        return replace(source, mask_paths=tuple(map(self.of_slice, record.files)))
+
+    def refuse_left_over(self) -> None:
+        """Refuse label maps that no slice and no series took: they are named wrongly, or their images are missing.
+
+        Raises
+        ------
+        DataError
+            If there are any; the message names the first.
+        """
+        for path in sorted(path for path in self._folder.rglob("*") if path.suffix.lower() == ".png"):
+            if path not in self._owners and not path.name.startswith("."):
+                raise DataError(f"{path}: is the label map of no slice that can be used; add its image, or take it out")
+        for path in self._volumes.values():
+            if path not in self._owners:
+                raise DataError(
+                    f"{path}: is the label map of no series that can be used; a label volume is named "
+                    "<series_key>_labels, by the SeriesInstanceUID, or by the folder of the series. Rename it, or take "
+                    "it out"
+                )
 
 
 def _label_volumes(masks: Path) -> dict[str, Path]:

@@ -303,7 +303,7 @@ def supported_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
     if held.any():
         midlines[held] = ndimage.median_filter(midlines[held], size=min(9, int(held.sum())), mode="nearest")
     return [
-        replace(item, aerated=lung & ~airway, airway=airway, midline=float(midline))
+        replace(item, aerated=lung & ~airway, small=item.small & ~airway, airway=airway, midline=float(midline))
         for item, lung, airway, midline in zip(slices, aerated, airways, midlines, strict=True)
     ]
 
@@ -339,18 +339,15 @@ def lung_ends(slices: list[LungSlice], lung: Mask, heights_mm: NDArray[np.float6
     for step in (-1, 1):
         before, height_mm = None, 0.0
         for z in range(len(slices))[::step]:
+            item = slices[z]
             if lung[z].any():
                 before, height_mm = lung[z], heights_mm[z]
-                continue
-            if before is None or abs(heights_mm[z] - height_mm) > NEAR_MM:
-                continue
-            item = slices[z]
-            pieces = Pieces.of(item.small & ~item.airway)
-            near = dilate(before, 4 / item.pixel_mm)
-            end = pieces.chosen(pieces.areas(near) > 0.5 * pieces.areas())
-            before = None
-            if end.any() and end.sum() <= lung[z - step].sum() + (found[z - step].sum() if z - step in found else 0):
-                before = found[z] = fill_holes(closing(end, 3 / item.pixel_mm)) & ~item.airway
+            elif before is not None and abs(heights_mm[z] - height_mm) <= NEAR_MM:
+                pieces = Pieces.of(item.small)
+                end = pieces.chosen(pieces.areas(dilate(before, 4 / item.pixel_mm)) > 0.5 * pieces.areas())
+                before = end if 0 < np.count_nonzero(end) <= np.count_nonzero(before) else None
+                if before is not None:
+                    found[z] = fill_holes(closing(end, 3 / item.pixel_mm)) & ~item.airway
     return found
 
 
