@@ -31,6 +31,7 @@ UNEVEN_SPACING: Final = "uneven_spacing"
 GANTRY_TILT: Final = "gantry_tilt"
 CONFLICTING_SLICES: Final = "conflicting_slices"
 OTHER_BODY_PART: Final = "other_body_part"
+STUDY_OF_OTHER_PART: Final = "study_of_other_part"
 EXPIRATION: Final = "expiration"
 RESAMPLED: Final = "resampled"
 UNTILTED: Final = "untilted"
@@ -104,8 +105,9 @@ HEADER_FLAGS: Final = {
     GANTRY_TILT: "slices are sheared against their normal by more than 0.5 degrees; skipped unless repaired",
     CONFLICTING_SLICES: "different pixels (or several frames) at the same position, or one SOPInstanceUID with two "
     "orientations or spacings; skipped",
-    OTHER_BODY_PART: "SeriesDescription or body_part name other parts of the body, and not the chest; or, if they name "
-    "none, ProtocolName or StudyDescription do",
+    OTHER_BODY_PART: "body_part or SeriesDescription name other parts of the body, and not the chest",
+    STUDY_OF_OTHER_PART: "body_part and SeriesDescription name no part of the body, and ProtocolName and "
+    "StudyDescription others than the chest, or a disease of them: look at the picture",
     EXPIRATION: "its description names an expiration: less lung, and more of it dense, than in a scan breathed in",
     RESAMPLED: "slices were interpolated to one spacing (--repair resample): volumes are estimates",
     UNTILTED: "slices were moved in their planes to an upright grid (--repair untilt): volumes are estimates",

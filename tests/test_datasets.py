@@ -398,7 +398,7 @@ def write_labels(path, labels, *, spacing_mm=(2.5, 0.8, 0.6), origin=(-10.0, -20
     affine = np.diag([-spacing_mm[2], -spacing_mm[1], spacing_mm[0], 1.0])
     affine[:3, 3] = np.multiply(origin, (-1, -1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(labels.transpose(2, 1, 0)), affine), path)
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(labels.T), affine), path)
 
 
 def some_labels(shape=(4, 32, 24)):
@@ -418,9 +418,43 @@ def test_one_volume_holds_the_labels_of_a_series(tmp_path, named_by):
     found = [item.stored_labels for item in read_slices(source, CANONICAL)]
     np.testing.assert_array_equal(found, some_labels())
     assert check_source(source) == {0, 1, 2}
-    write_labels(tmp_path / "masks" / f"{source.record.series_key}_labels.nii.gz", some_labels())
-    with pytest.raises(DataError, match=r"(are label maps of one series|is there twice)"):
+    write_labels(source.label_volume, some_labels()[None])  # a series of one volume
+    assert check_source(source) == {0, 1, 2}
+    write_labels(tmp_path / "masks/a/other.nii.gz", some_labels())
+    with pytest.raises(DataError, match=r"other\.nii\.gz: is the label map of no series"):
         labeled_folder(tmp_path, UPRIGHT)
+
+
+def test_a_volume_named_otherwise_is_told_of(tmp_path):
+    write_series(tmp_path / "images/a")
+    write_labels(tmp_path / "masks/b.nii.gz", some_labels())
+    with pytest.raises(
+        DataError, match=r"0000\.dcm is missing, and so is .*, \w+_labels\.nii\.gz \(volumes there: b\.nii"
+    ):
+        labeled_folder(tmp_path, UPRIGHT)
+
+
+def test_two_series_of_one_folder_may_each_have_a_volume(tmp_path):
+    write_series(tmp_path / "images/a")
+    for path in write_series(tmp_path / "images/c", series="2"):
+        path.rename(tmp_path / "images/a" / f"2-{path.name}")
+    (tmp_path / "images/c").rmdir()
+    keys = [source.record.series_key for source in unlabeled_folder(tmp_path / "images", UPRIGHT)]
+    write_labels(tmp_path / "masks/a.nii.gz", some_labels())
+    write_labels(tmp_path / f"masks/{keys[1]}_labels.nii.gz", some_labels())
+    found = {source.record.series_key: source.label_volume.name for source in labeled_folder(tmp_path, UPRIGHT)}
+    assert found == {keys[0]: "a.nii.gz", keys[1]: f"{keys[1]}_labels.nii.gz"}
+
+
+def test_lesions_outside_the_crops_are_told_once_for_a_volume(tmp_path, caplog):
+    shape = (4, 128, 128)
+    write_series(tmp_path / "images/a", shape=shape, spacing_mm=(5.0, 2.6, 2.6), hu=body_hu(shape))
+    labels = np.zeros(shape, np.uint8)
+    labels[:, 2:8, 2:8] = 1
+    write_labels(tmp_path / "masks/a.nii.gz", labels, spacing_mm=(5.0, 2.6, 2.6))
+    list(read_slices(labeled_folder(tmp_path, UPRIGHT)[0], CANONICAL))
+    assert caplog.text.count("a.nii.gz: 100 % of its labelled lesions are lost: outside the lung") == 1
+    assert caplog.text.count("are lost") == 1
 
 
 def test_a_label_volume_of_no_series_or_of_two_is_refused(tmp_path):
@@ -442,6 +476,7 @@ def test_a_label_volume_of_no_series_or_of_two_is_refused(tmp_path):
     [
         ({"labels": some_labels()[:3]}, "holds 3 x 24 x 32 voxels, and its series 4 x 24 x 32"),
         ({"origin": (-10.0, -20.0, 102.5)}, "its voxels lie elsewhere"),
+        ({"labels": np.stack([some_labels()] * 2)}, "holds 2 x 4 x 24 x 32 voxels"),
         ({"spacing_mm": (2.5, 0.8, 0.65)}, "its voxels lie elsewhere"),
         ({"spacing_mm": (-2.5, 0.8, 0.6)}, "its voxels lie elsewhere"),
         ({"labels": np.zeros((80, 320, 240), np.uint8)}, "holds more voxels than its series"),

@@ -85,6 +85,12 @@ def test_kernels_of_the_vendors(kernel: str | None, kind: str | None) -> None:
             (("CHEST", name), False)
             for name in (
                 "TH.ABD.BECKEN",
+                "ABD/TH",
+                "CHE/ABD/PEL",
+                "Polytrauma Schaedel HWS Rumpf",
+                "Tumor Imaging Skull Thigh",
+                "PET-CT Head to Toe",
+                "흉복부",
                 "APEX TO ADRENALS",
                 "ARMS OVERHEAD",
                 "EXTREMELY LOW DOSE",

@@ -508,6 +508,8 @@ def test_a_scan_taken_on_another_date_than_that_of_its_study_is_flagged(tmp_path
         ({"StudyDescription": "CT ABDOMEN PELVIS", "ProtocolName": "Thorax"}, False),
         ({"StudyDescription": "CT HEAD, CHEST, ABDOMEN", "SeriesDescription": "5mm Axial"}, False),
         ({"StudyDescription": "CT HEAD", "BodyPartExamined": "CHEST"}, False),
+        ({"StudyDescription": "CT HEAD", "SeriesDescription": "ABDOMEN 5.0"}, False),
+        ({"StudyDescription": "CT CHEST ABDOMEN PELVIS", "ProtocolName": "5.8 ABD/PEL ROUTINE"}, False),
         ({"StudyDescription": "Radiation therapy planning"}, False),
     ],
 )
@@ -515,7 +517,7 @@ def test_the_study_names_the_part_of_the_body_if_the_series_does_not(
     tmp_path: Path, names: dict[str, str], flagged: bool
 ) -> None:
     write_series(tmp_path, attributes={"BodyPartExamined": "", "SeriesDescription": ""} | names)
-    assert ("other_body_part" in only_series(tmp_path).qc_flags) is flagged
+    assert ("study_of_other_part" in only_series(tmp_path).qc_flags) is flagged
 
 
 def test_what_an_enhanced_file_tells_in_codes_or_of_two_tubes(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ class _LabelMaps:
         self._listed = cache(_label_maps)
         self._owners: dict[Path, str] = {}
 
-    def of_slice(self, name: str) -> Path:
-        """Return the label map of an image or DICOM file, named by its path.
+    def of_slice(self, name: str, series_key: str | None = None) -> Path:
+        """Return the label map of an image, or of a DICOM file of a series, named by its path.
 
         Raises
         ------
@@ -93,6 +93,13 @@ class _LabelMaps:
         beside = self._folder / _mask_name(name)
         places = (beside, self._folder / beside.name)
         path = next((found for place in places if (found := self._listed(place.parent).get(place.name))), None)
+        if path is None and series_key is not None:
+            volumes = [other.name for other in sorted(self._folder.rglob("*")) if _ending(other) in _VOLUME_ENDINGS]
+            there = f" (volumes there: {', '.join(volumes[:3])})" if volumes else ""
+            raise DataError(
+                f"{beside}: the label map of {name} is missing, and so is one volume for its series, "
+                f"{series_key}_labels.nii.gz{there}"
+            )
         if path is None:
             others = [other.name for other in visible_files(self._folder) if other.name.startswith(f"{beside.stem}.")]
             hint = f"; {others[0]} is none: label maps are .png files with their image's name" if others else ""
@@ -123,7 +130,7 @@ class _LabelMaps:
                 f"{source.root / record.files[0]}: the slices of a multi-frame file have one name, so that their label "
                 f"maps cannot be told apart; give one volume, {self._folder / record.series_key}_labels.nii.gz"
             )
-        return replace(source, mask_paths=tuple(map(self.of_slice, record.files)))
+        return replace(source, mask_paths=tuple(self.of_slice(name, record.series_key) for name in record.files))
 
     def refuse_left_over(self) -> None:
         """Refuse label maps that no slice and no series took: they are named wrongly, or their images are missing.
@@ -161,19 +168,12 @@ def _label_volumes(masks: Path) -> dict[str, Path]:
 def _label_volume(record: SeriesRecord, volumes: Mapping[str, Path]) -> Path | None:
     """Return the label volume of a series; None if it has none.
 
-    It is named as ``export --format nifti`` names it, by the SeriesInstanceUID, or by the folder of the series' files.
-
-    Raises
-    ------
-    DataError
-        If there are several.
+    It is named as ``export --format nifti`` names it, by the SeriesInstanceUID, or else by the folder of the series'
+    files. Of several the first such name counts.
     """
     folders = {PurePosixPath(name).parent.as_posix() for name in record.files}
     names = [f"{record.series_key}_labels", record.series_instance_uid, *(folders if len(folders) == 1 else ())]
-    found = {volumes[name] for name in names if name in volumes}
-    if len(found) > 1:
-        raise DataError(f"{' and '.join(map(str, sorted(found)))}: are label maps of one series; keep one of them")
-    return found.pop() if found else None
+    return next((volumes[name] for name in names if name in volumes), None)
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:

@@ -61,6 +61,8 @@ def read_label_volume(path: Path, volume: Volume) -> NDArray[np.uint8]:
         if image.get_data_dtype().kind not in "iuf":
             raise DataError(f"{path}: holds no volume of numbers")
         shape = (*image.shape, 1) if len(image.shape) == 2 else tuple(image.shape)
+        while len(shape) > 3 and shape[-1] == 1:  # a series of one volume
+            shape = shape[:-1]
         axes, flipped = _placed(path, shape, np.asarray(image.affine), volume)
         stored = np.asarray(image.dataobj).reshape(shape)
     except _READ_ERRORS as error:

@@ -3,7 +3,7 @@
 import logging
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -321,7 +321,7 @@ def _canonical_of_image(
     inner = found or CropBox(0, hu.shape[0], 0, hu.shape[1])
     box = inner.moved(content.y0, content.x0)
     if labels is not None and source.mask_path is not None and found is not None:
-        _warn_of_lost_lesions(source.mask_path, source.orientation.to_upright(labels), box)
+        _warn_of_lost_lesions(source.mask_path, source.orientation.to_upright(labels)[None], [box])
     return CanonicalSlice(
         name=source.name,
         image=canonical_batch(hu[None], lungs, [inner], config)[0],
@@ -334,13 +334,14 @@ def _canonical_of_image(
     )
 
 
-def _warn_of_lost_lesions(mask_path: Path, labels: NDArray[np.uint8], box: CropBox | None) -> None:
-    """Warn of labelled lesions (H, W, upright) that lie outside the crop, where the network sees nothing of them."""
+def _warn_of_lost_lesions(mask_path: Path, labels: NDArray[np.uint8], boxes: Sequence[CropBox | None]) -> None:
+    """Warn of labelled lesions (Z, Y, X, upright) outside the crops, where the network sees nothing of them."""
     total = np.count_nonzero(labels)
-    lost = total if box is None else total - np.count_nonzero(labels[box.index])
-    if lost > _LOST_SHARE * total:
-        what = "no lung was found there" if box is None else "outside the lung that was found, and the network's view"
-        _log.warning("%s: %.0f %% of its labelled lesions are lost: %s", mask_path, 100 * lost / total, what)
+    seen = sum(np.count_nonzero(labels[z][box.index]) for z, box in enumerate(boxes) if box is not None)
+    if total - seen > _LOST_SHARE * total:
+        found = any(box is not None for box in boxes)
+        what = "outside the lung that was found, and the network's view" if found else "no lung was found there"
+        _log.warning("%s: %.0f %% of its labelled lesions are lost: %s", mask_path, 100 * (1 - seen / total), what)
 
 
 def _canonical_labels(
@@ -359,11 +360,13 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
     hu = np.ascontiguousarray(orientation.to_upright(volume.volume_hu))
     lungs = segment_lungs(hu, orientation.upright_spacing(volume.spacing_mm)).mask > 0
     stored = _labels_of_series(source, volume)
-    for index, box in enumerate(lung_boxes(lungs, config)):
+    boxes = lung_boxes(lungs, config)
+    if stored is not None and source.label_volume is not None:
+        _warn_of_lost_lesions(source.label_volume, orientation.to_upright(stored), boxes)
+    for index, box in enumerate(boxes):
         labels = None if stored is None else stored[index]
-        path = source.label_volume if source.mask_paths is None else source.mask_paths[index]
-        if labels is not None and path is not None:
-            _warn_of_lost_lesions(path, orientation.to_upright(labels), box)
+        if labels is not None and source.mask_paths is not None:
+            _warn_of_lost_lesions(source.mask_paths[index], orientation.to_upright(labels)[None], [box])
         name = names[index]
         canonical = None
         if box is not None:

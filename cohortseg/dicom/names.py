@@ -1,6 +1,7 @@
 """Body part, breathing and energy, as read from names in headers, which vendors and hospitals write as they like."""
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -11,7 +12,9 @@ _CHEST: Final = re.compile(
     # Regions that include the chest: CH/ABD/PEL, TX ABD (not a transplant), whole body, head to pelvis.
     r"|\bCHST\b|\bCH/|/CH/|\bCH[ +-]*(?=ABD)|\bCHST(?=ABD)|(?<!RENAL )(?<!LIVER )(?<!KIDNEY )\bTX[ /+-]*(?=ABD)"
     r"|(?<!\d )\b(TH|THO|THOR)[ ./+-]*(?=ABD)|(WHOLE|TOTAL).?BODY|\bTRUNK\b|\bWB\b|\bCA[ /-]*(?=PELVI)"
-    r"|(HEAD|SKULL|NECK|HALS|KOPF)( BASE)? ?(TO|-) ?(MID.?)?(PELVI|THIGH|BECKEN)|PELVI\w* ?(TO|-) ?NECK",
+    r"|흉복|RUMPF|\bABD[ /+-]*TH\b|\bCHE/"
+    r"|(HEAD|SKULL|NECK|HALS|KOPF)( BASE)? ?(TO|-) ?(MID.?)?(PELVI|THIGH|BECKEN|TOE)|SKULL THIGH"
+    r"|PELVI\w* ?(TO|-) ?NECK",
     re.IGNORECASE,
 )
 _ELSEWHERE: Final = re.compile(
@@ -50,21 +53,32 @@ _ONE_TUBE: Final = re.compile(r"(?<!\S)[AB]_(SN)?\d{2,3} ?KV", re.IGNORECASE)
 """Siemens dual-source images of one tube, A_80kV or B_Sn140kV; the mix of both (M_0.5) has the HU of a plain scan."""
 
 
-def names_other_parts(*names: str | None) -> bool:
+def names_other_parts(series_description: str | None, body_part: str | None) -> bool:
     """Return whether a series is named after parts of the body other than the chest.
 
-    The first name that tells of any part decides: SeriesDescription is to come first, because BodyPartExamined is often
-    that of the whole protocol.
+    SeriesDescription decides if it names any part, because BodyPartExamined is often that of the whole protocol.
     """
-    for name in names:
-        text = _spaced(name)
-        if _SPINE.search(text) and not _CHEST.search(_THORACIC.sub("", text)):
-            return True
-        if _CHEST.search(text):
-            return False
-        if _ELSEWHERE.search(text):
-            return True
-    return False
+    return next((found for found in map(_is_elsewhere, (series_description, body_part)) if found is not None), False)
+
+
+def named_after_other_study(header_names: Sequence[str | None], study_names: Sequence[str | None]) -> bool:
+    """Return whether a series is named after no part of the body, and its study after others than the chest.
+
+    ``study_names`` are judged together: one of them may name the chest, and another a part or a disease of another one.
+    """
+    if any(_is_elsewhere(name) is not None for name in header_names):
+        return False
+    return bool(_is_elsewhere(" / ".join(name for name in study_names if name)))
+
+
+def _is_elsewhere(name: str | None) -> bool | None:
+    """Return whether a name tells of parts of the body other than the chest; None if it tells of none."""
+    text = _spaced(name)
+    if _SPINE.search(text) and not _CHEST.search(_THORACIC.sub("", text)):
+        return True
+    if _CHEST.search(text):
+        return False
+    return True if _ELSEWHERE.search(text) else None
 
 
 def names_expiration(description: str | None) -> bool:

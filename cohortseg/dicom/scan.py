@@ -321,17 +321,21 @@ def _walk(root: Path) -> tuple[list[str], list[SkippedFile]]:
     """Return all files below a folder, relative to it and sorted, and the entries that cannot be used."""
     files: list[str] = []
     skipped: list[SkippedFile] = []
-    visited: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+    first: dict[tuple[int, int], str] = {}
+    others: defaultdict[tuple[int, int], set[str]] = defaultdict(set)
     pending = [""]
     while pending:
         folder = pending.pop()
         try:
             status = (root / folder).stat()
-            alike = visited[status.st_dev, status.st_ino]
-            # A link back up, or to a folder already read. Folders of several disks below one FUSE can share a number.
-            if alike and os.path.realpath(root / folder) in (os.path.realpath(root / other) for other in alike):
-                continue
-            alike.append(folder)
+            number = status.st_dev, status.st_ino
+            # A link back up, or to a folder already read? Folders of several disks below one FUSE can share a number.
+            if number in first:
+                real = os.path.realpath(root / folder)
+                if real in others[number] or real == os.path.realpath(root / first[number]):
+                    continue
+                others[number].add(real)
+            first.setdefault(number, folder)
             with os.scandir(root / folder) as entries:
                 listed = sorted((entry.name, _is_folder(entry)) for entry in entries)
         except OSError as error:

@@ -25,7 +25,7 @@ from cohortseg.dicom.geometry import (
     stack_slices,
 )
 from cohortseg.dicom.headers import Header, common, common_spacing
-from cohortseg.dicom.names import names_expiration, names_other_parts
+from cohortseg.dicom.names import named_after_other_study, names_expiration, names_other_parts
 from cohortseg.dicom.rules import (
     content_problem,
     geometry_problem,
@@ -288,9 +288,10 @@ def _flags(
         qc.THICK_SLICES: selected and max(thickness, spacing) > THICK_MM,
         qc.SPARSE_SLICES: selected and 0 < round(SPARSE_RATIO * thickness, SPACING_DIGITS) < spacing,
         qc.COARSE_PIXELS: selected and max(record.spacing_y_mm or 0.0, record.spacing_x_mm or 0.0) > COARSE_PIXEL_MM,
-        qc.OTHER_BODY_PART: selected
-        and names_other_parts(
-            record.series_description, record.body_part, headers[0].protocol_name, headers[0].study_description
+        qc.OTHER_BODY_PART: selected and names_other_parts(record.series_description, record.body_part),
+        qc.STUDY_OF_OTHER_PART: selected
+        and named_after_other_study(
+            (record.series_description, record.body_part), (headers[0].protocol_name, headers[0].study_description)
         ),
         qc.EXPIRATION: selected and names_expiration(record.series_description),
         qc.MAYBE_PROJECTION: selected and any(names_projection(header) for header in headers),

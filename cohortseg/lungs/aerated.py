@@ -332,22 +332,22 @@ def with_gray_slices(slices: list[LungSlice], heights_mm: NDArray[np.float64]) -
 def lung_ends(slices: list[LungSlice], lung: Mask, heights_mm: NDArray[np.float64]) -> dict[int, Mask]:
     """Return lung of slices beyond the ends of the lungs (Z, Y, X), where its pieces are too small to be told by size.
 
-    They lie over or under lung of the slice before, no larger than that, and at most `NEAR_MM` from lung that was told
-    by its size. Airways, and gas of bowel, are no such pieces.
+    Above the highest slice of a mask that holds lung, and below the lowest, they lie over or under lung of the slice
+    before, no larger than that, and at most `NEAR_MM` away. Airways, and gas of bowel, are no such pieces.
     """
+    held = np.flatnonzero(lung.any(axis=(1, 2)))
     found: dict[int, Mask] = {}
-    for step in (-1, 1):
-        before, height_mm = None, 0.0
-        for z in range(len(slices))[::step]:
+    for end, beyond in ((held[0], range(held[0])[::-1]), (held[-1], range(held[-1] + 1, len(slices)))):
+        before = lung[end]
+        for z in beyond:
             item = slices[z]
-            if lung[z].any():
-                before, height_mm = lung[z], heights_mm[z]
-            elif before is not None and abs(heights_mm[z] - height_mm) <= NEAR_MM:
-                pieces = Pieces.of(item.small)
-                end = pieces.chosen(pieces.areas(dilate(before, 4 / item.pixel_mm)) > 0.5 * pieces.areas())
-                before = end if 0 < np.count_nonzero(end) <= np.count_nonzero(before) else None
-                if before is not None:
-                    found[z] = fill_holes(closing(end, 3 / item.pixel_mm)) & ~item.airway
+            pieces = Pieces.of(item.small)
+            tip = pieces.chosen(pieces.areas(dilate(before, 4 / item.pixel_mm)) > 0.5 * pieces.areas())
+            is_tip = 0 < np.count_nonzero(tip) <= np.count_nonzero(before)
+            if not is_tip or abs(heights_mm[z] - heights_mm[end]) > NEAR_MM:
+                break
+            before = tip
+            found[z] = fill_holes(closing(tip, 3 / item.pixel_mm)) & ~item.airway
     return found
 
 
