@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from cohortseg.cli import app
 from cohortseg.cluster import Resources, WorkerRequest
 from cohortseg.compare import fold, on_ray
+from cohortseg.compare.page import comparison_html
 from cohortseg.compare.rows import FOLDS, ROWS, check_rows, row_config
 from cohortseg.compare.tables import COMPARISON, HELD_OUT, comparison_table
 from cohortseg.config import ModelConfig, TrainConfig, resolve_config
@@ -117,6 +118,27 @@ def test_what_was_not_measured_is_null():
         0,
         None,
     )
+
+
+def test_the_picture_has_a_point_for_each_gain_and_above_them_the_mean_and_what_is_known_of_its_interval(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("cohortseg.compare.page.figure_png", lambda figure: drawn.append(figure) or b"")
+    rows = scores("plain", {"a": 0.5, "b": 0.6, "c": 0.1}) + scores("prop", {"a": 0.7})
+    held_out = table_from_rows(rows + scores("full", {"a": 0.6, "b": 0.5, "c": 0.4}), HELD_OUT)
+    table = comparison_table(held_out)
+    comparison_html(table, held_out)
+    full = line(table, "full")
+    expected = [
+        ([0.2], [0]),
+        ([0.2], [-0.25]),
+        ([0.1, -0.1, 0.3], [1, 1, 1]),
+        ([full["dice_gain"]], [0.75]),
+        ([full["dice_gain_low"], full["dice_gain_high"]], [0.75, 0.75]),
+    ]
+    ggo, consolidation = ([one.get_data() for one in axes.lines[:-1]] for axes in drawn[0].axes)  # the last: no gain
+    for (x, y), (gains, heights) in zip(ggo, expected, strict=True):
+        assert (list(x), list(y)) == (pytest.approx(gains), pytest.approx(heights))
+    assert not any(len(x) for x, _ in consolidation)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +261,17 @@ def test_the_first_teacher_of_a_student_is_the_network_of_row_plain_trained_once
     weights, trained = (load_file(path) for path in (plain, alone / "folds/student-1/teacher-0/model.safetensors"))
     for name, value in weights.items():
         assert torch.equal(value, trained[name]), name
+
+
+def test_the_iterations_of_teachers_and_student_are_reported_as_those_of_one_training(compared, tiny, tmp_path):
+    out = shutil.copytree(compared, tmp_path / "out")
+    images = tuple(labeled_slices(tiny.data, "all"))
+    config = resolve_config(TrainConfig, tiny.config, {})
+    job = fold.FoldJob(out=out, images=images, config=config, row="student", fold=1)
+    reported: list[int] = []
+    fold.run_fold(job, reported.append)
+    assert reported == sorted(set(reported))
+    assert reported[-1] == job.iterations
 
 
 def test_a_finished_comparison_is_not_trained_again(compared, tiny):

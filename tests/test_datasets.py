@@ -457,6 +457,21 @@ def test_lesions_outside_the_crops_are_told_once_for_a_volume(tmp_path, caplog):
     assert caplog.text.count("are lost") == 1
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_label_volumes_of_both_versions_of_nifti_and_either_byte_order_are_read(tmp_path, kind, order):
+    write_series(tmp_path / "images/a")
+    path = tmp_path / "masks/a.nii"
+    write_labels(path, some_labels())
+    (source,) = labeled_folder(tmp_path, UPRIGHT)
+    image = nib.load(path)
+    header = kind.header_class.from_header(image.header).as_byteswapped(order)
+    content = kind(np.asarray(image.dataobj), image.affine, header).to_bytes()
+    assert (content[0] == 0) == (order == ">")
+    path.write_bytes(content)
+    np.testing.assert_array_equal([item.stored_labels for item in read_slices(source, CANONICAL)], some_labels())
+
+
 def test_a_label_volume_of_no_series_or_of_two_is_refused(tmp_path):
     write_series(tmp_path / "images/a", shape=(4, 32, 24))
     write_labels(tmp_path / "masks/a.nii.gz", some_labels())
@@ -493,7 +508,7 @@ def test_label_volumes_that_would_be_misread_are_refused(tmp_path, changed, prob
         check_source(source)
 
 
-def test_a_damaged_label_volume_is_refused_by_name(tmp_path):
+def test_a_damaged_label_volume_is_refused_by_name(tmp_path, capfd):
     write_series(tmp_path / "images/a")
     path = tmp_path / "masks/a.nii.gz"
     write_labels(path, some_labels())
@@ -516,6 +531,7 @@ def test_a_damaged_label_volume_is_refused_by_name(tmp_path):
         path.write_bytes(gzip.compress(mutated.tobytes(), 1))
         with contextlib.suppress(DataError):
             check_source(source)
+    assert not any(capfd.readouterr())
 
 
 def test_dicom_of_two_folders_never_share_a_label_map(tmp_path):
@@ -599,6 +615,14 @@ def test_dicom_without_ending_beside_a_picture_is_not_passed_over(tmp_path):
     gray, _ = lesion_slice(0)
     Image.fromarray(gray).save(tmp_path / "preview.png")
     with pytest.raises(ConfigError, match=r"holds images \(preview\.png\) and also 1\.2\.0000"):
+        unlabeled_folder(tmp_path, UPRIGHT)
+
+
+def test_dicom_without_prefix_beside_a_picture_is_known_by_its_ending(tmp_path):
+    gray, _ = lesion_slice(0)
+    Image.fromarray(gray).save(tmp_path / "preview.png")
+    (tmp_path / "0000.DCM").write_bytes(b"\x08\x00\x05\x00")
+    with pytest.raises(ConfigError, match=r"holds images \(preview\.png\) and also 0000\.DCM"):
         unlabeled_folder(tmp_path, UPRIGHT)
 
 
@@ -839,6 +863,11 @@ def test_prepared_data_that_cannot_be_put_in_place_are_told_of(tmp_path):
     with pytest.raises(StoreError, match=r"data\.safetensors: cannot be written"):
         write_prepared(tmp_path / "data.safetensors", prepared())
     assert [path.name for path in tmp_path.iterdir()] == ["data.safetensors"]
+
+
+def test_a_folder_of_unlabelled_images_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere: no such folder"):
+        unlabeled_folder(tmp_path / "nowhere", UPRIGHT)
 
 
 def test_why_no_unlabelled_series_can_be_used_is_said(tmp_path):

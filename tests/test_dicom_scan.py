@@ -330,6 +330,19 @@ def test_a_file_that_vanishes_before_its_pixels_are_compared_is_told_of(tmp_path
     assert ["files_unreadable" in record.qc_flags for record in found.series] == [True, True]
 
 
+def test_a_cohort_that_goes_before_pixels_are_compared_is_no_cohort_of_other_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_series(tmp_path / "cohort" / name)
+
+    def unmounted(done: int, _of: int, what: str) -> None:
+        if (done, what.split(":")[0]) == (0, "series"):
+            (tmp_path / "cohort").rename(tmp_path / "elsewhere")
+            (tmp_path / "cohort").mkdir()
+
+    with pytest.raises(StoreError, match="the cohort has gone"):
+        scan_cohort(tmp_path / "cohort", unmounted)
+
+
 def test_slices_that_vanish_with_all_their_copies_are_no_different_pixels(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "a")
     write_series(tmp_path / "b")

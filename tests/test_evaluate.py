@@ -130,6 +130,7 @@ def test_page_shows_every_image_the_worst_first(data: Path, model_path: Path, tm
     assert hashlib.sha256(model_path.read_bytes()).hexdigest() in page
     shown = re.findall(r"<h3>(\d+)</h3><p>ggo Dice ([0-9.\u2013]+).*?consolidation Dice ([0-9.\u2013]+)", page)
     assert {name for name, *_ in shown} == VALIDATION
+    assert "more in pictures/" not in page
     means = [np.mean([float(text) for text in dice if text != "\u2013"]) for _, *dice in shown]
     assert means == sorted(means)
     pooled = result.metrics.filter(protocol="pooled", class_name="opacity")["dice"].item()

@@ -10,15 +10,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from numpy.typing import NDArray
 from phantoms import ill_body, write_series
 from pydicom.uid import RLELossless
@@ -29,7 +33,9 @@ from cohortseg.config import InferConfig
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
 from cohortseg.errors import ConfigError, DicomError, StoreError
+from cohortseg.infer import stream
 from cohortseg.infer.attempts import suspects
+from cohortseg.infer.job import Done, Job
 from cohortseg.infer.run import choose_engine, room_watched, worker_shares
 from cohortseg.pipeline import infer_cohort, report_cohort
 from cohortseg.store.schemas import BURDEN, MANIFEST, TIMELINE
@@ -633,3 +639,28 @@ def test_the_address_of_no_cluster_is_refused_before_results_are_removed(
 def test_local_engine_refuses_workers(cohort: Path, model_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="engine local is one process, got 4 workers"):
         run(cohort, tmp_path / "out", model_path, workers=4)
+
+
+def test_series_are_segmented_side_by_side_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2, timeout=10)
+    shares: list[int] = []
+
+    def segment_and_commit(_job: Job, _model: object, record: Any, between_steps: Callable[[], None]) -> Done:
+        together.wait()
+        between_steps()
+        shares.append(torch.get_num_threads())
+        together.wait()
+        return Done(record.series_key, "ok", 0)
+
+    monkeypatch.setattr(stream, "segment_and_commit", segment_and_commit)
+    records = [SimpleNamespace(series_key=str(number)) for number in range(6)]
+    cores = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        done = list(stream.segment_many(None, None, records))
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(cores)
+    assert sorted(one.series_key for one in done) == [record.series_key for record in records]
+    assert shares == [1] * 6

@@ -16,7 +16,10 @@ from scipy import ndimage
 
 from cohortseg.labels import LEFT, LOWER, MIDDLE, RIGHT, UPPER
 from cohortseg.lungs import LUNG_METHOD, Lungs, segment_lungs, zone_thirds
-from cohortseg.lungs.aerated import LungSlice
+from cohortseg.lungs.aerated import LungSlice, lung_ends
+from cohortseg.lungs.cage import Depths
+from cohortseg.lungs.dense import LeftOut
+from cohortseg.lungs.findings import find_flags
 from cohortseg.lungs.zones import split_sides
 
 
@@ -286,6 +289,40 @@ def test_stool_close_below_the_diaphragm_is_flagged(fine_chest: Chest) -> None:
     assert "air_below_lungs" in filled.flags
 
 
+def flags_of_blocks(
+    mask: NDArray[np.uint8], aerated: NDArray[np.bool_], step_mm: float, depths: dict[int, Depths]
+) -> tuple[str, ...]:
+    """Return the findings about lungs of this shape, in pixels of 2.5 mm."""
+    hu, none = np.zeros(mask.shape[1:], np.float32), np.zeros(mask.shape[1:], bool)
+    masks = {"body": ~none, "small": none, "airway": none}
+    slices = [
+        LungSlice(hu=hu, smooth=hu, **masks, aerated=air, cropped=False, midline=50.0, pixel_mm=2.5) for air in aerated
+    ]
+    heights_mm = step_mm * np.arange(len(mask))
+    left_out = [LeftOut()] * len(mask)
+    return find_flags(
+        mask, (step_mm, 2.5, 2.5), mask, slices, heights_mm, air=aerated, left_out=left_out, depths=depths
+    )
+
+
+@pytest.mark.parametrize(("step_mm", "followed"), [(10.0, True), (12.0, False)])
+def test_air_apart_from_the_lungs_is_followed_between_near_slices_only(step_mm: float, followed: bool) -> None:
+    mask = np.zeros((6, 60, 100), np.uint8)
+    mask[1:, 10:50, 10:40], mask[1:, 10:50, 60:90] = RIGHT, LEFT
+    mask[0, 20:40, 40:60] = RIGHT  # 25 cm2
+    assert ("air_below_lungs" in flags_of_blocks(mask, mask > 0, step_mm, {})) == followed
+
+
+@pytest.mark.parametrize(("count", "flagged"), [(1, False), (2, True)])
+def test_two_slices_with_lung_that_goes_on_behind_its_air_are_flagged(count: int, flagged: bool) -> None:
+    mask = np.zeros((6, 60, 100), np.uint8)
+    mask[:, 10:50, 10:40], mask[:, 10:50, 60:90] = RIGHT, LEFT
+    aerated = mask > 0
+    aerated[:count, 44:] = False  # 15 mm
+    depths = dict.fromkeys(range(count), Depths(0.05, 0.6))
+    assert ("dense_region_excluded" in flags_of_blocks(mask, aerated, 10.0, depths)) == flagged
+
+
 def stomach_under_dome(chest: Chest, wall_mm: float) -> tuple[Lungs, NDArray[np.bool_]]:
     """Return the lungs found over a left dome full of gas, and the gas; its wall is blurred as by a scanner."""
     z, y, x = positions_mm(chest)
@@ -486,6 +523,19 @@ def test_lungs_end_in_pieces_that_are_small(end: str) -> None:
     assert not found[last + 3 * step].any(), "15 mm from lung that is told by its size"
     hu[tips] = -990
     assert not segment_lungs(hu, chest.spacing_mm).mask[tips].any(), "gas"
+
+
+@pytest.mark.parametrize(("radius_mm", "is_lung"), [(6, True), (8, False)])
+def test_what_is_larger_than_the_end_of_a_lung_does_not_go_on_from_it(radius_mm: float, is_lung: bool) -> None:
+    away = np.hypot(*(np.mgrid[:40, :40] - 20))
+    none, hu = np.zeros(away.shape, bool), np.full(away.shape, -850, np.float32)
+    masks = {"body": ~none, "aerated": none, "airway": none}
+    slices = [
+        LungSlice(hu=hu, smooth=hu, **masks, small=small, cropped=False, midline=20.0, pixel_mm=1.0)
+        for small in (none, away < radius_mm)
+    ]
+    found = lung_ends(slices, np.stack([away < 7, none]), np.array([0.0, 5.0]))
+    assert list(found) == [1] * is_lung
 
 
 def test_a_stack_without_a_slice_of_fifteen_square_centimetres_holds_no_lung() -> None:

@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +28,9 @@ from cohortseg.datasets.batches import Batch, Batches
 from cohortseg.datasets.prepared import PreparedData
 from cohortseg.errors import CohortSegError, ConfigError, StoreError
 from cohortseg.losses import softened_truth
-from cohortseg.train import loop, phases
+from cohortseg.store.files import write_file
+from cohortseg.store.provenance import write_run_json
+from cohortseg.train import fit, loop, phases
 from cohortseg.train.checkpoints import checkpoint_name, newest_whole, tidy_checkpoints
 from cohortseg.train.history import HISTORY, History, read_history
 from cohortseg.train.loop import LOG_EVERY, MODEL, PHASE_1_MODEL, learning_rate_at
@@ -729,3 +732,34 @@ def test_learning_rate_ramps_up_then_decays_to_zero():
     assert learning_rate_at(0, 1000, 0.01) == pytest.approx(0.01 / 20)
     assert learning_rate_at(500, 1000, 0.01) == pytest.approx(0.01 * 0.5**0.9)
     assert learning_rate_at(1000, 1000, 0.01) == 0.0
+
+
+def test_lines_of_the_history_are_passed_on_once_but_those_that_a_resumed_run_writes_again(tmp_path, monkeypatch):
+    found: SimpleQueue[list[dict[str, Any]]] = SimpleQueue()
+    passed: list[int] = []
+
+    def read(run: Path) -> list[dict[str, Any]]:
+        rows = read_history(run)
+        found.put(rows)
+        return rows
+
+    monkeypatch.setattr(fit, "read_history", read)
+    monkeypatch.setattr(fit, "_POLL_S", 0.01)
+    (tmp_path / HISTORY).write_text('{"iteration": 10}\n{"iteration": 20}\n{"iteration": 30}\n')
+    with fit._following(tmp_path, lambda row: passed.append(row["iteration"])):
+        assert len(found.get(timeout=10)) == 3
+        for iterations in ([10], [10, 20], [10, 20, 40]):
+            rows = [{"iteration": number} for number in iterations]
+            write_file(tmp_path / HISTORY, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            while found.get(timeout=10) != rows:
+                pass
+    assert passed == [20, 40]
+
+
+def test_a_run_is_finished_once_its_model_and_its_record_are_there(tmp_path):
+    (tmp_path / MODEL).touch()
+    assert not fit.is_finished(tmp_path)
+    write_run_json(tmp_path, "train", {})
+    assert fit.is_finished(tmp_path)
+    (tmp_path / MODEL).unlink()
+    assert not fit.is_finished(tmp_path)

@@ -9,6 +9,7 @@ from typing import Final
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -57,7 +58,8 @@ def read_label_volume(path: Path, volume: Volume) -> NDArray[np.uint8]:
     try:
         content = _content(path, 8 * volume.volume_hu.size + _MOST_HEADER_BYTES)
         kind = nib.Nifti2Image if content[:4] in _NIFTI2 else nib.Nifti1Image
-        image = kind.from_bytes(content)
+        with LoggingOutputSuppressor():  # of nibabel, about what it then raises or mends
+            image = kind.from_bytes(content)
         if image.get_data_dtype().kind not in "iuf":
             raise DataError(f"{path}: holds no volume of numbers")
         shape = (*image.shape, 1) if len(image.shape) == 2 else tuple(image.shape)
