@@ -324,6 +324,28 @@ def test_an_export_repeated_does_nothing_until_the_masks_change(small: Run, tmp_
     assert not (target / f"{first}.dcm").exists()  # no lesion any more, so no old ones either
 
 
+def test_exported_labels_that_somebody_corrected_are_kept(small: Run, tmp_path: Path) -> None:
+    cohort, out = small
+    target, first = tmp_path / "nifti", keys_of(out)[0]
+    assert export(out, target, "nifti", "--cohort", cohort)[0] == 0
+    path = target / f"{first}_labels.nii.gz"
+    exported = path.read_bytes()
+    for more in ([], ["--cohort", cohort]):
+        path.write_bytes(b"a reader's work")
+        code, said = export(out, target, "nifti", *more)
+        assert (code, f"{path.name} was changed since it was exported; move it away" in " ".join(said.split())) == (
+            3,
+            True,
+        )
+        paint_lesions(out, swapped=True)
+        assert export(out, target, "nifti", *more)[0] == 3
+        assert path.read_bytes() == b"a reader's work"
+        paint_lesions(out)
+        path.unlink()
+        assert export(out, target, "nifti", *more)[0] == 0
+        assert path.read_bytes() == exported
+
+
 def test_the_ct_of_an_earlier_export_does_not_stay_beside_newer_masks(small: Run, tmp_path: Path) -> None:
     cohort, out = small
     key, other = keys_of(out)

@@ -170,6 +170,8 @@ def _export_one(
         before = _recorded(marker)
         if before is not None and before["made_of"] == made_of and _is_unchanged(before["sizes"], paths):
             return "up to date", None
+        if form == "nifti" and before is not None and (changed := _changed(before["sizes"], record.series_key, target)):
+            return "failed", f"{changed} was changed since it was exported; move it away to export the series again"
         masks = read_masks(store, record.series_key)
         if masks.facts.model_sha256 != model_sha256:
             return "failed", f"its masks are of another model than its row in {BURDEN.file_name}; run infer again"
@@ -266,6 +268,13 @@ def _is_unchanged(before: Mapping[str, Any], paths: Mapping[str, Path]) -> bool:
     """Return whether all these outputs are there, with the sizes that an earlier export gave them."""
     now = _sizes(paths)
     return all(name in now and name in before and now[name] == before[name] for name in paths)
+
+
+def _changed(before: Mapping[str, Any], series_key: str, target: Path) -> str | None:
+    """Return the name of a NIfTI file with another size than an export gave it: somebody corrected it."""
+    paths = _paths(target, series_key, "nifti", with_ct=True)
+    now = _sizes(paths)
+    return next((paths[name].name for name in paths if name in now and now[name] != before.get(name, now[name])), None)
 
 
 def _sizes(paths: Mapping[str, Path]) -> dict[str, Any]:
