@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -12,7 +12,6 @@ from PIL import Image
 from pydicom.misc import is_dicom
 
 from cohortseg.config import ScanConfig
-from cohortseg.datasets.label_volumes import LABEL_VOLUME_ENDINGS
 from cohortseg.datasets.slices import IMAGE_ENDINGS, DicomSlices, ImageSlice
 from cohortseg.dicom.scan import scan_cohort
 from cohortseg.dicom.series import SeriesRecord
@@ -25,7 +24,9 @@ TERMS: Final = "Trained on data of the user's own: their terms apply. Research s
 
 _log: Final = logging.getLogger(__name__)
 _DICOM_ENDINGS: Final = {".dcm", ".dicom", ".ima"}
-_VOLUME_ENDINGS: Final = {".npy", ".npz", ".nii", ".mha", ".mhd", ".nrrd"}
+_NIFTI: Final = ".nii"
+"""Ending of label volumes, compressed or not."""
+_VOLUME_ENDINGS: Final = {".npy", ".npz", _NIFTI, ".mha", ".mhd", ".nrrd"}
 """Endings of images that other tools read and this one does not."""
 _COVID_SEMISEG: Final = "MultiClassInfection"
 """How the names of COVID-SemiSeg's folders of labelled images begin."""
@@ -78,7 +79,8 @@ class _LabelMaps:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._volumes = _label_volumes(folder)
+        self._files = [path for path in sorted(folder.rglob("*")) if not path.name.startswith(".")]
+        self._volumes = _label_volumes(folder, self._files)
         self._listed = cache(_label_maps)
         self._owners: dict[Path, str] = {}
 
@@ -94,7 +96,7 @@ class _LabelMaps:
         places = (beside, self._folder / beside.name)
         path = next((found for place in places if (found := self._listed(place.parent).get(place.name))), None)
         if path is None and series_key is not None:
-            volumes = [other.name for other in sorted(self._folder.rglob("*")) if _ending(other) in _VOLUME_ENDINGS]
+            volumes = [other.name for other in self._files if _ending(other) in _VOLUME_ENDINGS]
             there = f" (volumes there: {', '.join(volumes[:3])})" if volumes else ""
             raise DataError(
                 f"{beside}: the label map of {name} is missing, and so is one volume for its series, "
@@ -140,8 +142,8 @@ class _LabelMaps:
         DataError
             If there are any; the message names the first.
         """
-        for path in sorted(path for path in self._folder.rglob("*") if path.suffix.lower() == ".png"):
-            if path not in self._owners and not path.name.startswith("."):
+        for path in self._files:
+            if path.suffix.lower() == ".png" and path not in self._owners:
                 raise DataError(f"{path}: is the label map of no slice that can be used; add its image, or take it out")
         for path in self._volumes.values():
             if path not in self._owners:
@@ -152,13 +154,13 @@ class _LabelMaps:
                 )
 
 
-def _label_volumes(masks: Path) -> dict[str, Path]:
-    """Return the NIfTI files of a tree by their paths in it, without the ending."""
+def _label_volumes(folder: Path, files: Iterable[Path]) -> dict[str, Path]:
+    """Return the NIfTI files among those of a tree by their paths in it, without the ending."""
     found: dict[str, Path] = {}
-    for path in sorted(masks.rglob("*")):
-        ending = next((ending for ending in LABEL_VOLUME_ENDINGS if path.name.lower().endswith(ending)), None)
-        if ending is not None and not path.name.startswith("."):
-            name = path.relative_to(masks).as_posix()[: -len(ending)]
+    for path in files:
+        if _ending(path) == _NIFTI:
+            name = path.relative_to(folder).as_posix()
+            name = name[: name.lower().rindex(_NIFTI)]
             if name in found:
                 raise DataError(f"{path}: is there twice, as {found[name].name} too; keep one of them")
             found[name] = path

@@ -18,9 +18,6 @@ from cohortseg.errors import DataError
 from cohortseg.labels import NUM_CLASSES
 from cohortseg.volume import Volume
 
-LABEL_VOLUME_ENDINGS: Final = (".nii.gz", ".nii")
-"""Endings of label volumes."""
-
 _READ_ERRORS: Final = (
     *(ImageFileError, HeaderDataError, WrapStructError),
     *(OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError),

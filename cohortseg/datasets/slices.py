@@ -361,12 +361,14 @@ def _read_series(source: DicomSlices, config: CanonicalConfig) -> Iterator[Sourc
     lungs = segment_lungs(hu, orientation.upright_spacing(volume.spacing_mm)).mask > 0
     stored = _labels_of_series(source, volume)
     boxes = lung_boxes(lungs, config)
-    if stored is not None and source.label_volume is not None:
-        _warn_of_lost_lesions(source.label_volume, orientation.to_upright(stored), boxes)
+    if stored is not None:
+        upright = orientation.to_upright(stored)
+        if source.label_volume is not None:
+            _warn_of_lost_lesions(source.label_volume, upright, boxes)
+        for index, path in enumerate(source.mask_paths or ()):
+            _warn_of_lost_lesions(path, upright[index : index + 1], boxes[index : index + 1])
     for index, box in enumerate(boxes):
         labels = None if stored is None else stored[index]
-        if labels is not None and source.mask_paths is not None:
-            _warn_of_lost_lesions(source.mask_paths[index], orientation.to_upright(labels)[None], [box])
         name = names[index]
         canonical = None
         if box is not None:

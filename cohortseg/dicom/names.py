@@ -61,12 +61,12 @@ def names_other_parts(series_description: str | None, body_part: str | None) -> 
     return next((found for found in map(_is_elsewhere, (series_description, body_part)) if found is not None), False)
 
 
-def named_after_other_study(header_names: Sequence[str | None], study_names: Sequence[str | None]) -> bool:
+def named_after_other_study(series_names: Sequence[str | None], study_names: Sequence[str | None]) -> bool:
     """Return whether a series is named after no part of the body, and its study after others than the chest.
 
     ``study_names`` are judged together: one of them may name the chest, and another a part or a disease of another one.
     """
-    if any(_is_elsewhere(name) is not None for name in header_names):
+    if any(_is_elsewhere(name) is not None for name in series_names):
         return False
     return bool(_is_elsewhere(" / ".join(name for name in study_names if name)))
 
